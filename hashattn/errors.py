@@ -1,0 +1,25 @@
+"""Errors that users meet. Each message names the cause and what to do next."""
+
+
+class HashAttnError(Exception):
+    """Base class of every error that hashattn raises on purpose."""
+
+
+class SparsePathError(HashAttnError, RuntimeError):
+    """A run that was meant to be sparse read the cache densely."""
+
+
+class UnsupportedModelError(HashAttnError, ValueError):
+    """The model, or the way it is called, is outside what sparse attention supports."""
+
+
+class AttachmentError(HashAttnError, RuntimeError):
+    """attach and detach were called in an order that cannot work."""
+
+
+class HashWeightsError(HashAttnError, ValueError):
+    """Hash weights are missing, damaged, untrained or made for another model."""
+
+
+class ReceiptError(HashAttnError, ValueError):
+    """A receipt file cannot be read."""
