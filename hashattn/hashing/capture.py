@@ -1,0 +1,161 @@
+"""Queries and keys of a Hugging Face causal LM, tapped at its attention function.
+
+The model runs through transformers' AttentionInterface with the call convention that the sparse
+path uses too, so captured tensors are exactly what attention reads: post-RoPE, KV heads not
+repeated. The base model runs (no LM head) in chunks with a DynamicCache; no attention matrix of
+a sequence is ever stored.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from hashattn.errors import UnsupportedModelError
+
+NAME = "hashattn_capture"
+
+
+@dataclass(frozen=True)
+class CapturedLayer:
+    """One layer of one sequence: queries (Hq, r, D) at positions (r,), keys and values
+    (Hkv, n, D) in the model's dtype; logits are scaling * q.k, capped by softcap if set."""
+
+    layer: int
+    queries: Tensor
+    positions: Tensor
+    keys: Tensor
+    scaling: float
+    softcap: float | None = None
+    values: Tensor | None = None
+
+
+class _Tap:
+    """Collects the chosen query rows chunk by chunk; keys are the last chunk's full cache."""
+
+    def __init__(self, rows: Tensor, layers: Collection[int] | None, values: bool) -> None:
+        self.rows, self.layers, self.values = rows, layers, values
+        self.queries: dict[int, list[Tensor]] = {}
+        self.last: dict[int, tuple] = {}
+
+    def record(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float,
+               softcap: float | None) -> None:
+        if self.layers is not None and layer not in self.layers:
+            return
+        end = key.shape[2]
+        rows = self.rows[(self.rows >= end - query.shape[2]) & (self.rows < end)]
+        rows = (rows - (end - query.shape[2])).to(query.device)
+        self.queries.setdefault(layer, []).append(query[0].index_select(1, rows))
+        self.last[layer] = (key, value, scaling, softcap)
+
+    def result(self) -> dict[int, CapturedLayer]:
+        found = {}
+        for layer, (key, value, scaling, softcap) in sorted(self.last.items()):
+            found[layer] = CapturedLayer(
+                layer, torch.cat(self.queries[layer], 1), self.rows.to(key.device), key[0],
+                scaling, softcap, value[0] if self.values else None)
+        return found
+
+
+def dense_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor,
+                    attention_mask: Tensor | None, scaling: float | None = None,
+                    dropout: float = 0.0, **kwargs: object) -> tuple[Tensor, Tensor | None]:
+    """The model's own dense attention: SDPA, or its modeling file's eager function where the
+    logits are capped or have sinks, which SDPA cannot do."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    if kwargs.get("softcap") is None and kwargs.get("s_aux") is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout,
+                                      scaling=scaling, **kwargs)
+    eager = sys.modules[type(module).__module__].eager_attention_forward
+    return eager(module, query, key, value, _float_mask(attention_mask, query, key),
+                 scaling=scaling, dropout=dropout, **kwargs)
+
+
+def _float_mask(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor:
+    """Additive mask for eager attention; None means causal, rows aligned to the last keys."""
+    if mask is None:
+        q, n = query.shape[2], key.shape[2]
+        mask = torch.ones(q, n, dtype=torch.bool, device=query.device).tril(n - q)[None, None]
+    low = torch.finfo(query.dtype).min
+    return torch.zeros(mask.shape, dtype=query.dtype, device=mask.device).masked_fill(~mask, low)
+
+
+def _capture_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor,
+                       attention_mask: Tensor | None, scaling: float | None = None,
+                       dropout: float = 0.0, *, hashattn_tap: _Tap | None = None,
+                       **kwargs: object) -> tuple[Tensor, Tensor | None]:
+    if hashattn_tap is not None and kwargs.get("sliding_window") is None:
+        scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
+        hashattn_tap.record(module.layer_idx, query, key, value, scale, kwargs.get("softcap"))
+    return dense_attention(module, query, key, value, attention_mask, scaling, dropout, **kwargs)
+
+
+def _switch_to_capture(model: nn.Module) -> None:
+    """Route attention through the tap, or raise UnsupportedModelError."""
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+    AttentionInterface.register(NAME, _capture_attention)
+    AttentionMaskInterface.register(NAME, sdpa_mask)  # unregistered names get no mask at all
+    model.set_attn_implementation(NAME)
+    if model.config.get_text_config()._attn_implementation != NAME:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} does not route attention through transformers' "
+            "AttentionInterface, so its queries and keys cannot be captured; use a model family "
+            "that does (Llama, Mistral, Qwen, Gemma, Phi3, GPT-NeoX, ...)")
+
+
+def _check_rows(rows: Tensor | None, n: int) -> Tensor:
+    """Sorted distinct positions, all of them for None; ValueError if outside the sequence."""
+    if rows is None:
+        return torch.arange(n)
+    rows = torch.as_tensor(rows, dtype=torch.long).cpu().unique()
+    if rows.numel() and not (0 <= rows[0] and rows[-1] < n):
+        raise ValueError(f"rows span {int(rows[0])}..{int(rows[-1])} but the sequence has {n} "
+                         f"tokens: use positions from 0 to {n - 1}")
+    return rows
+
+
+@torch.no_grad()
+def capture(model: nn.Module, input_ids: Tensor, *, rows: Tensor | None = None, chunk: int = 1024,
+            layers: Collection[int] | None = None, values: bool = False
+            ) -> dict[int, CapturedLayer]:
+    """Run input_ids (n,) or (1, n) through the model and return each full-attention layer's
+    queries at `rows` (all positions by default), keys and, if asked, values.
+
+    The model is left as it was: implementation and training mode are restored, also on errors.
+    Raises ValueError for a bad shape, rows or chunk; UnsupportedModelError where the model's
+    attention cannot be tapped or a requested layer has no full attention.
+    """
+    from transformers import DynamicCache
+
+    ids = input_ids.reshape(1, -1) if input_ids.dim() == 1 else input_ids
+    if ids.dim() != 2 or ids.shape[0] != 1 or ids.shape[1] == 0:
+        raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}: pass one sequence of at "
+                         "least one token, (n,) or (1, n)")
+    if chunk < 1:
+        raise ValueError(f"chunk={chunk} is not valid: use at least 1 token")
+    tap = _Tap(_check_rows(rows, ids.shape[1]), layers, values)
+    before, training = model.config.get_text_config()._attn_implementation, model.training
+    base, cache = model.base_model, DynamicCache(config=model.config.get_text_config())
+    try:
+        model.eval()
+        _switch_to_capture(model)
+        for part in ids.to(model.device).split(chunk, 1):
+            base(input_ids=part, past_key_values=cache, use_cache=True, hashattn_tap=tap)
+    finally:
+        model.set_attn_implementation(before)
+        if training:
+            model.train()
+    found = tap.result()
+    missing = set(layers or ()) - set(found)
+    if missing or not found:
+        raise UnsupportedModelError(
+            f"no queries and keys were seen in layers {sorted(missing) or 'of this model'}: hash "
+            "maps serve full-attention layers only; leave the others out of `layers`")
+    return found

@@ -1,0 +1,195 @@
+"""Training of one layer's hash maps on captured queries and keys."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from hashattn.hashing.capture import CapturedLayer
+from hashattn.hashing.initial import moments, spectral_maps
+from hashattn.hashing.labels import RowLabels, candidate_mask, row_labels
+from hashattn.hashing.maps import HashConfig, LayerMaps, random_maps
+from hashattn.hashing.objective import Batch, batch_loss, relax
+from hashattn.hashing.recipe import TrainRecipe
+from hashattn.hashing.validate import selection_quality
+
+SAMPLE = 65_536  # query and key vectors a head's initial statistics are taken from
+
+
+@dataclass(frozen=True)
+class TrainedLayer:
+    """Maps of raw inputs, and one record per evaluation: step, loss and selection quality."""
+
+    maps: LayerMaps
+    history: list[dict[str, float]]
+
+
+class LayerTrainer:
+    """Trains the maps of one layer on captures of many sequences."""
+
+    def __init__(self, captures: Sequence[CapturedLayer], config: HashConfig, recipe: TrainRecipe,
+                 seed: int) -> None:
+        self.captures, self.config, self.recipe = captures, config, recipe
+        self.generator = torch.Generator().manual_seed(seed)
+        self.device = captures[0].keys.device
+        self.query_stats, self.key_stats = self._statistics()
+        self.labels = [self._label(c) for c in captures]
+        start = self._initial_maps().to(self.device)
+        self.names = [name for name, _ in start.tensors()]
+        self.parameters = [t.clone().requires_grad_() for _, t in start.tensors()]
+        self.log_scale = torch.full((config.key_maps,), math.log(recipe.scale), device=self.device)
+        self.bias = torch.zeros(config.key_maps, device=self.device)
+        self.optimiser, self.scheduler = self._optimiser()
+
+    def _statistics(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        if self.recipe.normalise == "none":
+            dim, c = self.config.head_dim, self.config
+            return tuple((torch.zeros(h, dim, device=self.device),
+                          torch.ones(h, dim, device=self.device))
+                         for h in (c.query_heads, c.kv_heads))
+        return moments(self._sample("queries")), moments(self._sample("keys"))
+
+    def _sample(self, name: str) -> list[Tensor]:
+        """Evenly strided rows of every capture, about SAMPLE per head in all."""
+        tensors = [getattr(c, name) for c in self.captures]
+        stride = max(1, sum(t.shape[1] for t in tensors) // SAMPLE)
+        return [t[:, ::stride] for t in tensors]
+
+    def _initial_maps(self) -> LayerMaps:
+        if self.recipe.init == "random":
+            return random_maps(self.config, self.generator)
+        queries, keys = (torch.cat(self._sample(name), 1).float().cpu()
+                         for name in ("queries", "keys"))
+        query_stats, key_stats = (tuple(t.cpu() for t in stats)
+                                  for stats in (self.query_stats, self.key_stats))
+        return spectral_maps(queries, keys, query_stats, key_stats, self.config, self.generator)
+
+    def _label(self, captured: CapturedLayer) -> RowLabels:
+        return row_labels(captured.queries, captured.keys, captured.positions, captured.scaling,
+                          sink=self.recipe.sink, local=self.recipe.local, top=self.recipe.top,
+                          softcap=captured.softcap)
+
+    def _optimiser(self) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+        recipe, groups = self.recipe, [{"params": self.parameters}]
+        if recipe.learn_scale:
+            extra = [self.log_scale.requires_grad_(), self.bias.requires_grad_()]
+            groups.append({"params": extra, "weight_decay": 0.0})
+        optimiser = torch.optim.AdamW(groups, lr=recipe.learning_rate,
+                                      weight_decay=recipe.weight_decay)
+        if recipe.schedule == "one_cycle":
+            schedule = torch.optim.lr_scheduler.OneCycleLR(
+                optimiser, recipe.learning_rate, recipe.steps + 1, pct_start=0.1,
+                cycle_momentum=False)
+        else:
+            schedule = torch.optim.lr_scheduler.ConstantLR(optimiser, factor=1.0)
+        return optimiser, schedule
+
+    def _draw(self, count: int, limit: int) -> Tensor:
+        return torch.randperm(count, generator=self.generator)[:limit].to(self.device)
+
+    def _batch(self) -> Batch:
+        """A random sequence's random rows, against all its keys or a sample of them."""
+        number = int(torch.randint(len(self.captures), (1,), generator=self.generator))
+        captured, labels = self.captures[number], self.labels[number]
+        rows = self._draw(captured.positions.numel(), self.recipe.rows_per_step)
+        positions = captured.positions[rows]
+        labels = RowLabels(labels.tokens[:, rows], labels.mass[:, rows], labels.outside[:, rows])
+        allowed = candidate_mask(positions, captured.keys.shape[1], self.recipe.sink,
+                                 self.recipe.local)
+        batch = Batch(captured.queries[:, rows].float(), captured.keys, allowed, positions + 1,
+                      labels)
+        limit = self.recipe.keys_per_step
+        if limit is None or limit >= captured.keys.shape[1]:
+            return batch
+        return self._subsample(batch, limit)
+
+    def _subsample(self, batch: Batch, limit: int) -> Batch:
+        """Keep all label tokens of the rows and random other keys, `limit` in all if they fit."""
+        n, labels = batch.keys.shape[1], batch.labels
+        order = torch.rand(n, generator=self.generator).to(self.device)
+        order[labels.tokens[labels.valid]] = -1.0
+        limit = max(limit, int((order < 0).sum()))
+        kept = order.argsort()[:limit].sort().values
+        place = torch.zeros(n, dtype=torch.long, device=self.device)
+        place[kept] = torch.arange(limit, device=self.device)
+        labels = RowLabels(place[labels.tokens], labels.mass, labels.outside)
+        return Batch(batch.queries, batch.keys[:, kept], batch.allowed[:, kept], batch.visible,
+                     labels, limit / n)
+
+    def _maps(self, tensors: Sequence[Tensor]) -> LayerMaps:
+        return LayerMaps.from_tensors(dict(zip(self.names, tensors, strict=True)), self.config)
+
+    def step(self, number: int) -> float:
+        """One optimiser step; returns the loss."""
+        recipe, total = self.recipe, 0.0
+        progress = number / recipe.steps
+        annealed = recipe.surrogate != "tanh"
+        sharpness = 1 + (recipe.sharpness - 1) * progress if annealed else 1.0
+        hard = recipe.surrogate == "straight_through" and progress >= 1 - recipe.hard_share
+        self.optimiser.zero_grad(set_to_none=True)
+        maps = self._maps(self.parameters)
+        for _ in range(recipe.sequences_per_step):
+            batch = self._batch()
+            q = (batch.queries - self.query_stats[0][:, None]) / self.query_stats[1][:, None]
+            k = (batch.keys.float() - self.key_stats[0][:, None]) / self.key_stats[1][:, None]
+            loss = batch_loss(relax(maps.preactivations_queries(q), sharpness, hard),
+                              relax(maps.preactivations_keys(k), sharpness, hard),
+                              self.log_scale.exp(), self.bias, batch, recipe)
+            (loss / recipe.sequences_per_step).backward()
+            total += float(loss.detach()) / recipe.sequences_per_step
+        self.optimiser.step()
+        self.scheduler.step()
+        return total
+
+    def maps(self) -> LayerMaps:
+        """Current maps of raw inputs: the normalisation is folded into the first stage."""
+        maps = self._maps([p.detach().clone() for p in self.parameters])
+        group = self.config.key_maps // self.config.kv_heads
+        key_stats = [s.repeat_interleave(group, 0) for s in self.key_stats]
+        return LayerMaps(maps.key.fold_input(*key_stats), maps.query.fold_input(*self.query_stats))
+
+
+def figure_of_merit(record: dict[str, float]) -> float:
+    """What early stopping maximises: the mean of the three selection measures."""
+    return (record["recall@4"] + record["recall@32"] + record["mass"]) / 3
+
+
+def train_layer(captures: Sequence[CapturedLayer], validation: Sequence[CapturedLayer],
+                config: HashConfig, recipe: TrainRecipe, *, seed: int = 0, label: str = "layer",
+                progress: bool = True) -> TrainedLayer:
+    """Train one layer's maps; the maps of the best evaluation on `validation` are returned.
+
+    captures, validation: the layer's CapturedLayer of each sequence. history[0] is step 0, before
+    any training; later records carry the mean loss since the one before.
+    """
+    trainer = LayerTrainer(captures, config, recipe, seed)
+    started, best, best_merit, stale = time.perf_counter(), trainer.maps(), -1.0, 0
+    history: list[dict[str, float]] = []
+    losses: list[float] = []
+    bar = tqdm(range(recipe.steps + 1), desc=label, disable=not progress)
+    for number in bar:
+        if number % recipe.evaluate_every == 0 or number == recipe.steps:
+            maps = trainer.maps()
+            quality = selection_quality(maps, validation, sink=recipe.sink, local=recipe.local,
+                                        fraction=recipe.selection_fraction)
+            mean_loss = {"loss": sum(losses) / len(losses)} if losses else {}
+            history.append({"step": number, **mean_loss, **quality})
+            losses.clear()
+            bar.set_postfix({name: f"{value:.3f}" for name, value in quality.items()})
+            if figure_of_merit(quality) > best_merit:
+                best, best_merit, stale = maps, figure_of_merit(quality), 0
+            else:
+                stale += 1
+            if stale >= recipe.patience:
+                break
+        if number < recipe.steps:
+            losses.append(trainer.step(number))
+    bar.close()
+    history[-1]["seconds"] = time.perf_counter() - started
+    return TrainedLayer(best, history)

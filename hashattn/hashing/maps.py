@@ -1,0 +1,187 @@
+"""Hash maps: small feed-forward networks from post-RoPE keys or queries to pre-activations.
+
+A bit of a code is 1 where the pre-activation is positive (HashAttention, sections 1.1 and 1.2 of
+the algorithm: phi(x) = relu(sign(F(x)))). All heads of a layer are stacked, so a layer is two
+batched matrix products per linear stage, whatever the number of heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hashattn.kernels import pack_bits
+
+LAYOUTS = ("per_kv_head", "per_query_head")
+ACTIVATIONS = {"silu": F.silu, "relu": F.relu, "gelu": F.gelu, "tanh": torch.tanh}
+
+
+@dataclass(frozen=True)
+class HashConfig:
+    """Shapes of all hash maps of a model.
+
+    layout: "per_kv_head" (one key map per KV head, scores summed over the group) or
+        "per_query_head" (the paper's code: one key map per query head).
+    bits: bits per code, a multiple of 32.  depth: linear stages, 1 to 3.
+    hidden: width between stages.  layers: indices of the model layers that have maps.
+    Raises ValueError naming the field, its value and what is allowed.
+    """
+
+    layers: tuple[int, ...]
+    query_heads: int
+    kv_heads: int
+    head_dim: int
+    layout: str = "per_kv_head"
+    bits: int = 32
+    depth: int = 3
+    hidden: int = 128
+    activation: str = "silu"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", tuple(int(i) for i in self.layers))
+        rules = {
+            "layers": (
+                bool(self.layers) and len(set(self.layers)) == len(self.layers)
+                and min(self.layers) >= 0, "distinct non-negative layer indices, at least one"),
+            "query_heads": (self.query_heads > 0, "a positive integer"),
+            "kv_heads": (self.kv_heads > 0 and self.query_heads % self.kv_heads == 0,
+                         f"a divisor of query_heads ({self.query_heads})"),
+            "head_dim": (self.head_dim > 0, "a positive integer"),
+            "layout": (self.layout in LAYOUTS, " or ".join(LAYOUTS)),
+            "bits": (self.bits > 0 and self.bits % 32 == 0, "a positive multiple of 32"),
+            "depth": (self.depth in (1, 2, 3), "1, 2 or 3"),
+            "hidden": (self.hidden > 0, "a positive integer"),
+            "activation": (self.activation in ACTIVATIONS, " or ".join(ACTIVATIONS)),
+        }
+        for field, (valid, allowed) in rules.items():
+            if not valid:
+                raise ValueError(f"{field}={getattr(self, field)!r} is not valid: use {allowed}")
+
+    @property
+    def group(self) -> int:
+        """Query heads per KV head."""
+        return self.query_heads // self.kv_heads
+
+    @property
+    def key_maps(self) -> int:
+        """Key maps per layer: KV heads or query heads, by layout."""
+        return self.kv_heads if self.layout == "per_kv_head" else self.query_heads
+
+    @property
+    def words(self) -> int:
+        """int32 words per code."""
+        return self.bits // 32
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Widths of the stages' ends: head_dim, hidden ..., bits."""
+        return (self.head_dim, *[self.hidden] * (self.depth - 1), self.bits)
+
+
+@dataclass(frozen=True)
+class HashMap:
+    """One stacked feed-forward map: weights[s] (heads, in, out), biases[s] (heads, out)."""
+
+    weights: tuple[Tensor, ...]
+    biases: tuple[Tensor, ...]
+    activation: str = "silu"
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x (..., heads, n, head_dim) to pre-activations (..., heads, n, bits), in float32."""
+        x = x.float()
+        for stage, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            if stage:
+                x = ACTIVATIONS[self.activation](x)
+            x = x @ weight + bias[:, None]
+        return x
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Names ("0.weight", "0.bias", "1.weight", ...) and tensors, in a fixed order."""
+        for stage, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            yield f"{stage}.weight", weight
+            yield f"{stage}.bias", bias
+
+    def to(self, device: torch.device | str) -> HashMap:
+        """The same map on another device."""
+        return HashMap(tuple(w.to(device) for w in self.weights),
+                       tuple(b.to(device) for b in self.biases), self.activation)
+
+    def fold_input(self, mean: Tensor, std: Tensor) -> HashMap:
+        """The map of x that equals this map of (x - mean) / std; mean, std (heads, in)."""
+        first = self.weights[0] / std[..., None]
+        shift = self.biases[0] - (mean[:, None] @ first)[:, 0]
+        return HashMap((first, *self.weights[1:]), (shift, *self.biases[1:]), self.activation)
+
+
+@dataclass(frozen=True)
+class LayerMaps:
+    """The key map and the query map of one layer."""
+
+    key: HashMap
+    query: HashMap
+
+    def preactivations_keys(self, keys: Tensor) -> Tensor:
+        """keys (..., kv_heads, n, head_dim) to (..., key_maps, n, bits).
+
+        Query head h reads KV head h // group, so with one map per query head each KV head's
+        keys are read by `group` maps.
+        """
+        repeat = self.key.weights[0].shape[0] // keys.shape[-3]
+        return self.key(keys.repeat_interleave(repeat, -3) if repeat > 1 else keys)
+
+    def preactivations_queries(self, queries: Tensor) -> Tensor:
+        """queries (..., query_heads, q, head_dim) to (..., query_heads, q, bits)."""
+        return self.query(queries)
+
+    def encode_keys(self, keys: Tensor) -> Tensor:
+        """keys (..., kv_heads, n, head_dim) to codes (..., key_maps, n, words) int32."""
+        return pack_bits(self.preactivations_keys(keys))
+
+    def encode_queries(self, queries: Tensor) -> Tensor:
+        """queries (..., query_heads, q, head_dim) to codes (..., query_heads, q, words) int32."""
+        return pack_bits(self.preactivations_queries(queries))
+
+    def to(self, device: torch.device | str) -> LayerMaps:
+        """The same maps on another device."""
+        return LayerMaps(self.key.to(device), self.query.to(device))
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Names ("key.0.weight", ..., "query.2.bias") and tensors, in a fixed order."""
+        for side in ("key", "query"):
+            for name, tensor in getattr(self, side).tensors():
+                yield f"{side}.{name}", tensor
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor], config: HashConfig) -> LayerMaps:
+        """Inverse of `tensors`; KeyError for a name that is missing."""
+        def side(name: str) -> HashMap:
+            weights, biases = (
+                tuple(tensors[f"{name}.{stage}.{kind}"] for stage in range(config.depth))
+                for kind in ("weight", "bias"))
+            return HashMap(weights, biases, config.activation)
+        return cls(side("key"), side("query"))
+
+
+def expected_shapes(config: HashConfig) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor of one layer, by the names of `LayerMaps.tensors`."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for side, heads in (("key", config.key_maps), ("query", config.query_heads)):
+        for stage, (fan_in, fan_out) in enumerate(zip(config.widths, config.widths[1:],
+                                                      strict=False)):
+            shapes[f"{side}.{stage}.weight"] = (heads, fan_in, fan_out)
+            shapes[f"{side}.{stage}.bias"] = (heads, fan_out)
+    return shapes
+
+
+def random_maps(config: HashConfig, generator: torch.Generator) -> LayerMaps:
+    """Maps drawn like torch's default Linear: uniform within 1/sqrt(fan_in) (the official code)."""
+    tensors = {}
+    for name, shape in expected_shapes(config).items():
+        stage = int(name.split(".")[1])
+        bound = config.widths[stage] ** -0.5
+        tensors[name] = (torch.rand(shape, generator=generator) * 2 - 1) * bound
+    return LayerMaps.from_tensors(tensors, config)

@@ -1,0 +1,58 @@
+"""Which model is this? Attention shapes and fingerprints that survive dtype and library version."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import torch
+from torch import nn
+
+IDENTITY = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
+            "num_key_value_heads", "head_dim", "intermediate_size", "sliding_window")
+SAMPLE = 64  # rows and columns of the input embedding that are hashed
+
+
+def attention_shapes(model: nn.Module) -> dict[str, Any]:
+    """query_heads, kv_heads, head_dim and full-attention `layers` of a model's text part."""
+    config = model.config.get_text_config()
+    heads = config.num_attention_heads
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None:
+        window = getattr(config, "sliding_window", None)
+        windowed = window is not None and getattr(config, "use_sliding_window", True)
+        kinds = ["sliding_attention" if windowed else "full_attention"] * config.num_hidden_layers
+    return {"query_heads": heads,
+            "kv_heads": getattr(config, "num_key_value_heads", None) or heads,
+            "head_dim": getattr(config, "head_dim", None) or config.hidden_size // heads,
+            "layers": tuple(i for i, kind in enumerate(kinds) if kind == "full_attention")}
+
+
+def config_fingerprint(model: nn.Module) -> str:
+    """sha256 of the configuration fields that shape queries and keys."""
+    config = model.config.get_text_config()
+    rope = getattr(config, "rope_parameters", None) or {
+        name: getattr(config, name, None) for name in ("rope_theta", "rope_scaling")}
+    fields = {name: getattr(config, name, None) for name in IDENTITY} | {"rope": rope}
+    return hashlib.sha256(json.dumps(fields, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def weights_fingerprint(model: nn.Module) -> str | None:
+    """sha256 of a corner of the input embedding rounded to bfloat16, so that the same model in
+    another dtype has the same one; None where the embedding is not at hand (offloaded)."""
+    embedding = model.get_input_embeddings().weight
+    if embedding.is_meta:
+        return None
+    corner = embedding.detach()[:SAMPLE, :SAMPLE].cpu().to(torch.bfloat16).contiguous()
+    return hashlib.sha256(corner.view(torch.int16).numpy().tobytes()).hexdigest()
+
+
+def base_model_record(model: nn.Module) -> dict[str, Any]:
+    """What a card says about its model: name, revision, type and fingerprints."""
+    config = model.config
+    return {"name": getattr(config, "_name_or_path", "") or None,
+            "revision": getattr(config, "_commit_hash", None),
+            "type": config.get_text_config().model_type,
+            "config_fingerprint": config_fingerprint(model),
+            "weights_fingerprint": weights_fingerprint(model)}

@@ -1,0 +1,113 @@
+"""The training objective: scores from soft or hard codes, and what a label costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hashattn.hashing.labels import RowLabels
+from hashattn.hashing.recipe import TrainRecipe
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of one sequence with the keys they are scored against.
+
+    queries (Hq, r, D), keys (Hkv, n, D), allowed bool (r, n), visible (r,) tokens each row sees;
+    labels whose tokens index `keys`; kept: share of the candidates that `keys` holds.
+    """
+
+    queries: Tensor
+    keys: Tensor
+    allowed: Tensor
+    visible: Tensor
+    labels: RowLabels
+    kept: float = 1.0
+
+
+def relax(pre: Tensor, sharpness: float, hard: bool) -> Tensor:
+    """tanh(sharpness * pre), or its sign with that tanh's gradient (straight-through)."""
+    soft = torch.tanh(sharpness * pre)
+    if not hard:
+        return soft
+    return torch.where(pre > 0, 1.0, -1.0) + (soft - soft.detach())  # exactly +-1
+
+
+def relaxed_scores(query_bits: Tensor, key_bits: Tensor, average: bool) -> Tensor:
+    """Products of bits in [-1, 1], summed (or averaged) over bits and over a key map's queries.
+
+    query_bits (Hq, r, bits), key_bits (maps, n, bits) to (maps, r, n). The sum over the group is
+    taken before the product: sum_g <q_g, k> = <sum_g q_g, k>.
+    """
+    maps, (heads, rows, bits) = key_bits.shape[0], query_bits.shape
+    summed = query_bits.view(maps, heads // maps, rows, bits).sum(1)
+    scores = summed @ key_bits.transpose(1, 2)
+    return scores * (maps / (heads * bits)) if average else scores
+
+
+def label_weights(labels: RowLabels, mass_share: float) -> Tensor:
+    """Weight of each label, (Hq, r, top): mass_share by attention mass, the rest evenly.
+
+    Both parts sum to the number of rows over a head, so mass_share is what it says; a row that
+    attends only sink and local has little of the first part.
+    """
+    valid = labels.valid.float()
+    mass = labels.mass.clamp_min(0)
+    by_mass = mass * (mass.shape[1] / mass.sum((1, 2), keepdim=True).clamp_min(1e-6))
+    evenly = valid / valid.sum(-1, keepdim=True).clamp_min(1)
+    return mass_share * by_mass + (1 - mass_share) * evenly
+
+
+def _by_map(x: Tensor, maps: int) -> Tensor:
+    """(Hq, r, top) to (maps, r, group * top)."""
+    heads, rows, top = x.shape
+    return x.view(maps, heads // maps, rows, top).transpose(1, 2).reshape(maps, rows, -1)
+
+
+def ranking_loss(logits: Tensor, batch: Batch, recipe: TrainRecipe) -> Tensor:
+    """"cross_entropy" or "budgeted" loss of logits (maps, r, n); see TrainRecipe."""
+    maps = logits.shape[0]
+    weights = _by_map(label_weights(batch.labels, recipe.mass_share), maps)
+    masked = logits.masked_fill(~batch.allowed, torch.finfo(logits.dtype).min)
+    total = masked.logsumexp(-1, keepdim=True)
+    gap = total - masked.gather(-1, _by_map(batch.labels.tokens, maps))
+    if recipe.loss == "budgeted":
+        k = (batch.kept * batch.visible / recipe.budget_fraction).clamp_min(1)
+        gap = F.softplus(gap - k.log()[:, None])
+    return (weights * gap).sum() / weights.sum().clamp_min(1e-6)
+
+
+def bce_loss(logits: Tensor, batch: Batch, recipe: TrainRecipe) -> Tensor:
+    """The paper's loss, on logits: positives (label of any query head of the map) weigh
+    alpha + beta * n, negatives 1; the mean counts non-candidates as zeros."""
+    maps, rows, n = logits.shape
+    tokens = _by_map(batch.labels.tokens, maps)
+    valid = _by_map(batch.labels.valid.float(), maps)
+    # amax: token 0 also stands for "no label", which must not erase a true label
+    target = torch.zeros_like(logits).scatter_reduce(-1, tokens, valid, "amax")
+    weight = recipe.alpha + recipe.beta * n
+    cost = F.softplus(logits) * (1 - target) + weight * F.softplus(-logits) * target
+    return (cost * batch.allowed).sum() / (maps * rows * n)
+
+
+def bit_penalties(key_bits: Tensor, recipe: TrainRecipe) -> Tensor:
+    """balance * mean squared bit average + decorrelation * mean squared bit correlation."""
+    bits = key_bits.shape[-1]
+    penalty = recipe.balance * key_bits.mean(1).square().mean()
+    if recipe.decorrelation:
+        products = key_bits.transpose(1, 2) @ key_bits / key_bits.shape[1]
+        off = products - torch.diag_embed(products.diagonal(dim1=1, dim2=2))
+        penalty = penalty + recipe.decorrelation * off.square().sum() / (len(off) * bits * bits)
+    return penalty
+
+
+def batch_loss(query_bits: Tensor, key_bits: Tensor, scale: Tensor, bias: Tensor, batch: Batch,
+               recipe: TrainRecipe) -> Tensor:
+    """Loss of relaxed codes; scale and bias (maps,) turn scores into logits."""
+    scores = relaxed_scores(query_bits, key_bits, recipe.average_group)
+    logits = scores * scale[:, None, None] + bias[:, None, None]
+    main = bce_loss if recipe.loss == "bce" else ranking_loss
+    return main(logits, batch, recipe) + bit_penalties(key_bits, recipe)

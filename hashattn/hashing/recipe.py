@@ -1,0 +1,124 @@
+"""Training recipes: every choice of hash training by name, so that a table can vary one at a time.
+
+`TrainRecipe.official()` is the paper's (HashAttention code, train_hashattention.py);
+`TrainRecipe.default()` is this project's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+CHOICES = {
+    "loss": ("bce", "cross_entropy", "budgeted"),
+    "surrogate": ("tanh", "anneal", "straight_through"),
+    "init": ("random", "spectral"),
+    "normalise": ("none", "per_head"),
+    "schedule": ("constant", "one_cycle"),
+}
+AT_LEAST_ONE = ("top", "steps", "rows_per_step", "sequences_per_step", "evaluate_every",
+                "patience", "selection_fraction")
+SHARES = ("mass_share", "hard_share")
+NOT_NEGATIVE = ("sink", "local", "balance", "decorrelation", "weight_decay", "alpha", "beta")
+POSITIVE = ("learning_rate", "scale", "budget_fraction")
+
+
+@dataclass(frozen=True)
+class TrainRecipe:
+    """How one layer's hash maps are trained.
+
+    Labels
+      top: label tokens per query row and head. mass_share: weight of a label that follows the
+      token's attention mass (rows that attend outside sink and local count more); the rest,
+      1 - mass_share, is spread evenly over the `top` tokens of every row.
+      sink, local: tokens excluded from labels and loss.
+    Loss
+      loss: "bce" (the paper's; positive weight alpha + beta * tokens), "cross_entropy" of the
+      label weights against softmax of the scores, or "budgeted", where a label costs
+      softplus(logsumexp(scores) - log(k) - its score) with k = visible / budget_fraction, so
+      that a token stops costing once it is safely among the k best.
+      learn_scale: train scale and bias of the logits, starting at `scale`; else fixed.
+      average_group: logits are the mean over the group and bits (times scale), else the plain sum.
+      balance, decorrelation: weights of the key bits' squared mean and squared correlations.
+    Surrogate of the sign
+      "tanh"; "anneal": tanh(s * x) with s rising from 1 to `sharpness`; "straight_through":
+      anneal, then hard signs with tanh's gradient for the last hard_share of the steps.
+    Optimisation
+      Adam(W), learning_rate (the peak for "one_cycle"), steps; each step takes
+      sequences_per_step sequences, rows_per_step rows of each and, where keys_per_step is set,
+      at most that many keys (labels first, then random ones).
+      init: "random" (torch's Linear) or "spectral" (a linear hash of the directions in which
+      queries and keys interact most, exact at depths 1 to 3). normalise: inputs by mean and
+      standard deviation per head and channel, folded into the first stage when saved.
+    Validation
+      every evaluate_every steps with hard codes, selecting visible / selection_fraction tokens;
+      the best maps are kept; stop after `patience` evaluations without a better one.
+    Raises ValueError naming the field, its value and what is allowed.
+    """
+
+    top: int = 32
+    mass_share: float = 0.5
+    sink: int = 4
+    local: int = 28
+    loss: str = "budgeted"
+    budget_fraction: float = 64.0
+    alpha: float = 20.0
+    beta: float = 0.0
+    scale: float = 20.0
+    learn_scale: bool = True
+    average_group: bool = True
+    balance: float = 0.0
+    decorrelation: float = 0.0
+    surrogate: str = "anneal"
+    sharpness: float = 6.0
+    hard_share: float = 0.3
+    init: str = "spectral"
+    normalise: str = "per_head"
+    schedule: str = "one_cycle"
+    learning_rate: float = 3e-3
+    weight_decay: float = 0.0
+    steps: int = 800
+    sequences_per_step: int = 1
+    rows_per_step: int = 64
+    keys_per_step: int | None = None
+    evaluate_every: int = 100
+    patience: int = 4
+    selection_fraction: int = 32
+
+    def __post_init__(self) -> None:
+        for field, allowed in CHOICES.items():
+            self._require(field, getattr(self, field) in allowed, " or ".join(allowed))
+        for field in AT_LEAST_ONE:
+            self._require(field, getattr(self, field) >= 1, "at least 1")
+        for field in SHARES:
+            self._require(field, 0 <= getattr(self, field) <= 1, "between 0 and 1")
+        for field in NOT_NEGATIVE:
+            self._require(field, getattr(self, field) >= 0, "zero or more")
+        for field in POSITIVE:
+            self._require(field, getattr(self, field) > 0, "more than 0")
+        self._require("keys_per_step", self.keys_per_step is None or self.keys_per_step >= self.top,
+                      f"None or at least top ({self.top})")
+
+    def _require(self, field: str, valid: bool, allowed: str) -> None:
+        if not valid:
+            raise ValueError(f"{field}={getattr(self, field)!r} is not valid: use {allowed}")
+
+    def vary(self, **changes: object) -> TrainRecipe:
+        """The same recipe with some options changed (one row of an ablation table)."""
+        return dataclasses.replace(self, **changes)
+
+    @classmethod
+    def default(cls) -> TrainRecipe:
+        """This project's recipe."""
+        return cls()
+
+    @classmethod
+    def official(cls) -> TrainRecipe:
+        """The paper's: BCE on sigmoid(tanh . tanh), top-32 labels, alpha 20, beta 0, Adam 1e-3.
+
+        Differences: float32 throughout (the code trains in bfloat16, where the sigmoid
+        saturates) and a bounded number of steps, with the best validated maps kept.
+        """
+        return cls(top=32, mass_share=0.0, sink=128, local=128, loss="bce", alpha=20.0, beta=0.0,
+                   scale=1.0, learn_scale=False, average_group=False, surrogate="tanh",
+                   init="random", normalise="none", schedule="constant", learning_rate=1e-3)

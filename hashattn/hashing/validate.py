@@ -1,0 +1,62 @@
+"""How well hard codes select: recall of the true top tokens and attention mass, at a budget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hashattn.hashing.capture import CapturedLayer
+from hashattn.hashing.labels import attention_mass, candidate_mask
+from hashattn.hashing.maps import LayerMaps
+from hashattn.kernels import hamming_scores, select
+
+METRICS = ("recall@4", "recall@32", "mass")
+
+
+def selected_tokens(maps: LayerMaps, captured: CapturedLayer, *, sink: int, local: int,
+                    fraction: int) -> Tensor:
+    """Tokens the codes choose, bool (Hq, r, n): visible // fraction (at least one) of each row's
+    candidates by score, ties to the lowest index; one choice per key map."""
+    allowed = candidate_mask(captured.positions, captured.keys.shape[1], sink, local)
+    scores = hamming_scores(maps.encode_queries(captured.queries[None]),
+                            maps.encode_keys(captured.keys[None]))
+    budget = ((captured.positions + 1) // fraction).clamp_min(1)
+    indices = select(scores, budget[None], allowed[None, None],
+                     torch.zeros_like(allowed)[None, None])[0].long()
+    chosen = torch.zeros(scores.shape[1:], dtype=torch.int8, device=scores.device)
+    chosen.scatter_reduce_(-1, indices.clamp_min(0), (indices >= 0).to(torch.int8), "amax")
+    return chosen.bool().repeat_interleave(captured.queries.shape[0] // chosen.shape[0], 0)
+
+
+def _top_recall(mass: Tensor, chosen: Tensor, k: int) -> Tensor:
+    best = mass.topk(min(k, mass.shape[-1]), -1)
+    real = best.values >= 0
+    hits = (chosen.gather(-1, best.indices) & real).sum(-1)
+    return hits / real.sum(-1).clamp_min(1)
+
+
+def selection_quality(maps: LayerMaps, captures: Sequence[CapturedLayer], *, sink: int, local: int,
+                      fraction: int = 32) -> dict[str, float]:
+    """Means over query heads and rows of all captures, with visible / fraction tokens selected.
+
+    recall@k: share of the k heaviest candidates that is selected. mass: share of the attention
+    on candidates that is selected, rows weighted by how much attention their candidates get.
+    Rows without candidates do not count.
+    """
+    recalls: dict[str, list[Tensor]] = {"recall@4": [], "recall@32": []}
+    caught, outside = torch.tensor(0.0), torch.tensor(0.0)
+    for captured in captures:
+        mass = attention_mass(captured.queries, captured.keys, captured.positions,
+                              captured.scaling, captured.softcap)
+        chosen = selected_tokens(maps, captured, sink=sink, local=local, fraction=fraction)
+        allowed = candidate_mask(captured.positions, mass.shape[-1], sink, local)
+        rows = allowed.any(-1)
+        candidate = mass.masked_fill(~allowed, -1.0)[:, rows]
+        for k in (4, 32):
+            recalls[f"recall@{k}"].append(_top_recall(candidate, chosen[:, rows], k).flatten())
+        caught = caught + (mass * chosen).sum().cpu()
+        outside = outside + (mass * allowed).sum().cpu()
+    result = {name: float(torch.cat(parts).mean()) for name, parts in recalls.items()}
+    return result | {"mass": float(caught / outside.clamp_min(1e-12))}

@@ -1,0 +1,247 @@
+"""Training learns, resumes, and does not depend on what was interrupted."""
+
+import json
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from hashattn.hashing import CapturedLayer, HashConfig, HashWeights, TrainRecipe
+from hashattn.hashing import train as training
+from hashattn.hashing.layer import train_layer
+from hashattn.hashing.maps import HashMap, LayerMaps
+from hashattn.hashing.train import train_hash_weights
+from hashattn.hashing.validate import METRICS, selected_tokens, selection_quality
+from helpers import tiny_model
+
+SHAPES = dict(query_heads=4, kv_heads=2, head_dim=32)
+WINDOW = dict(sink=4, local=28)
+FAST = TrainRecipe.default().vary(steps=8, evaluate_every=4, rows_per_step=8, top=8)
+
+
+def lookup_sequence(seed, n=512, rows=48, dim=32, facts=160):
+    """Keys name one of `facts` things in half of the channels, under loud noise in the others, as
+    RoPE's fast channels are; a query asks for the thing that an earlier key named. Things come in
+    eight kinds, and telling things of a kind apart is where a linear hash wastes its bits."""
+    world = torch.Generator().manual_seed(99)
+    kinds = torch.randn(8, dim // 2, generator=world) * 2
+    names = kinds[torch.arange(facts) % 8] + torch.randn(facts, dim // 2, generator=world)
+    loud = torch.linspace(1, 4, dim // 2)
+    generator = torch.Generator().manual_seed(seed)
+    things = torch.randint(facts, (n,), generator=generator)
+    positions = torch.arange(n - rows, n)
+    asked = things[torch.randint(8, n - rows - 40, (rows,), generator=generator)]
+
+    def draw(heads, meant, loudness):
+        noise = torch.randn(heads, len(meant), dim // 2, generator=generator) * loudness
+        return torch.cat([names[meant].expand(heads, -1, -1), noise], -1)
+
+    queries, keys = draw(4, asked, 0.05) * torch.tensor(3.0), draw(2, things, loud) + 1.0
+    return CapturedLayer(0, queries, positions, keys, 0.5)
+
+
+def lsh(bits=32):
+    generator = torch.Generator().manual_seed(3)
+    planes = torch.randn(1, 32, bits, generator=generator)
+    return LayerMaps(HashMap((planes.expand(2, -1, -1),), (torch.zeros(2, bits),)),
+                     HashMap((planes.expand(4, -1, -1),), (torch.zeros(4, bits),)))
+
+
+@pytest.fixture(scope="module")
+def data():
+    return [lookup_sequence(s) for s in range(10)], [lookup_sequence(s) for s in range(50, 53)]
+
+
+@pytest.mark.parametrize("layout", ["per_kv_head", "per_query_head"])
+def test_the_default_recipe_clearly_beats_lsh_of_the_same_bits(data, layout):
+    config = HashConfig((0,), **SHAPES, layout=layout, hidden=64)
+    recipe = TrainRecipe.default().vary(steps=120, evaluate_every=40)
+    trained = train_layer(*data, config, recipe, progress=False)
+    learned = selection_quality(trained.maps, data[1], **WINDOW)
+    same_bits, more_bits = (selection_quality(lsh(b), data[1], **WINDOW) for b in (32, 256))
+    for name in ("recall@4", "mass"):
+        assert learned[name] > same_bits[name] + 0.3
+        assert learned[name] > more_bits[name] + 0.1
+        assert learned[name] > trained.history[0][name] + 0.1
+
+
+def test_the_official_recipe_learns_too(data):
+    config = HashConfig((0,), **SHAPES, layout="per_query_head", hidden=32)
+    recipe = TrainRecipe.official().vary(**WINDOW, steps=200, evaluate_every=50, top=4)
+    trained = train_layer(*data, config, recipe, progress=False)
+    start, random = trained.history[0], selection_quality(lsh(), data[1], **WINDOW)
+    learned = selection_quality(trained.maps, data[1], **WINDOW)
+    assert learned["recall@4"] > max(start["recall@4"], random["recall@4"]) + 0.15
+    assert trained.history[-1]["loss"] < trained.history[1]["loss"]
+
+
+@pytest.mark.parametrize("layout", ["per_kv_head", "per_query_head"])
+@pytest.mark.parametrize("depth, bits", [(1, 32), (2, 64), (3, 96)])
+def test_every_shape_trains(data, layout, depth, bits):
+    config = HashConfig((0,), **SHAPES, layout=layout, depth=depth, bits=bits, hidden=16)
+    trained = train_layer(data[0][:2], data[1][:1], config, FAST, progress=False)
+    assert trained.maps.encode_keys(data[0][0].keys).shape == (config.key_maps, 512, bits // 32)
+    assert set(METRICS) < set(trained.history[-1])
+
+
+@pytest.mark.parametrize("changes", [
+    {"loss": "bce"}, {"loss": "cross_entropy"}, {"surrogate": "straight_through"},
+    {"surrogate": "tanh"},
+    {"init": "random"}, {"normalise": "none"}, {"schedule": "constant"}, {"learn_scale": False},
+    {"keys_per_step": 128}, {"sequences_per_step": 2}, {"balance": 0.1, "decorrelation": 0.1},
+], ids=str)
+def test_each_option_changes_the_outcome(data, changes):
+    config = HashConfig((0,), **SHAPES, hidden=16)
+    results = [train_layer(data[0][:3], data[1][:1], config, recipe, progress=False)
+               for recipe in (FAST, FAST.vary(**changes))]
+    first, second = (r.history[-1]["loss"] for r in results)
+    assert second == second and first != second
+
+
+def test_selection_quality_by_hand():
+    """Keys carry their own score as bits; the choice and the measures are counted by hand."""
+    n, positions = 64, torch.tensor([63])
+    keys = torch.zeros(1, n, 32)
+    keys[0, :, 0] = torch.linspace(-1, 1, n)
+    queries = torch.zeros(1, 1, 32)
+    queries[..., 0] = 10.0
+    eye = torch.eye(32)[None]
+    maps = LayerMaps(HashMap((eye,), (torch.zeros(1, 32),)), HashMap((eye,), (torch.zeros(1, 32),)))
+    captured = CapturedLayer(0, queries, positions, keys, 1.0)
+    chosen = selected_tokens(maps, captured, sink=4, local=8, fraction=32)
+    assert chosen.nonzero()[:, 2].tolist() == [32, 33]  # bit 0 set from token 32: lowest ties first
+    quality = selection_quality(maps, [captured], sink=4, local=8, fraction=4)
+    logits = 10 * torch.linspace(-1, 1, n)
+    mass = logits.softmax(0)[4:56]  # candidates are tokens 4..55; chosen are 32..47
+    assert quality["recall@4"] == 0.0
+    assert quality["recall@32"] == pytest.approx(16 / 32)
+    assert quality["mass"] == pytest.approx(float(mass[28:44].sum() / mass.sum()), rel=1e-4)
+
+
+def test_early_stop_keeps_the_best_maps(data):
+    config = HashConfig((0,), **SHAPES, hidden=32)
+    bad = FAST.vary(steps=200, evaluate_every=2, patience=3, learning_rate=30.0,
+                    schedule="constant")
+    trained = train_layer(data[0][:2], data[1][:1], config, bad, progress=False)
+    assert trained.history[-1]["step"] < 200
+    kept = selection_quality(trained.maps, data[1][:1], **WINDOW)
+    best = max(trained.history, key=lambda r: sum(r[m] for m in METRICS))
+    assert kept == pytest.approx({name: best[name] for name in METRICS})
+
+
+def sequences(count=4, n=96):
+    generator = torch.Generator().manual_seed(7)
+    return [(torch.randint(3, 128, (n,), generator=generator), torch.arange(60, n, 3))
+            for _ in range(count)]
+
+
+def model_of_four_layers():
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=128, hidden_size=64, intermediate_size=96,
+                         num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2)
+    return LlamaForCausalLM(config).eval()
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing in the library may catch it."""
+
+
+def test_a_killed_run_resumes_with_the_same_weights(tmp_path, monkeypatch, capsys):
+    model, settings = model_of_four_layers(), dict(recipe=FAST, hidden=16, seed=3)
+    whole = train_hash_weights(model, sequences(), out_dir=tmp_path / "a", progress=False,
+                               **settings)
+    calls, real = [], training.train_layer
+
+    def dies_at_third(*args, **kwargs):
+        calls.append(kwargs["label"])
+        if len(calls) == 3:
+            raise Killed
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(training, "train_layer", dies_at_third)
+    with pytest.raises(Killed):
+        train_hash_weights(model, sequences(), out_dir=tmp_path / "b", **settings)
+    assert not (tmp_path / "b" / "hash_config.json").exists()
+    resumed = train_hash_weights(model, sequences(), out_dir=tmp_path / "b", **settings)
+    assert calls == ["layer 0", "layer 1", "layer 2", "layer 2", "layer 3"]
+    assert resumed.sha256 == whole.sha256
+    assert "reused 2 of 4 trained layers: [0, 1]" in capsys.readouterr().out
+    assert HashWeights.load(tmp_path / "b", model).sha256 == whole.sha256
+    assert not (tmp_path / "b" / "captured").exists()
+
+
+def test_captured_sequences_survive_a_kill(tmp_path, monkeypatch):
+    model, seen, real = tiny_model("llama"), [], training.capture
+
+    def dies_at_third(model, ids, **kwargs):
+        seen.append(ids)
+        if len(seen) == 3:
+            raise Killed
+        return real(model, ids, **kwargs)
+
+    monkeypatch.setattr(training, "capture", dies_at_third)
+    for _ in range(2):
+        if len(seen) < 3:
+            with pytest.raises(Killed):
+                train_hash_weights(model, sequences(), FAST, hidden=16, out_dir=tmp_path,
+                                   progress=False)
+        else:
+            train_hash_weights(model, sequences(), FAST, hidden=16, out_dir=tmp_path,
+                               progress=False)
+    assert len(seen) == 5  # four sequences, one of them twice
+
+
+def test_finished_layers_are_reused_only_for_the_same_settings(tmp_path, monkeypatch):
+    model, calls, real = tiny_model("llama"), [], training.train_layer
+    monkeypatch.setattr(training, "train_layer",
+                        lambda *a, **k: calls.append(k["label"]) or real(*a, **k))
+
+    def trains(data=None, **changes):
+        calls.clear()
+        train_hash_weights(model, data or sequences(), changes.pop("recipe", FAST), hidden=16,
+                           out_dir=tmp_path, progress=False, **changes)
+        return len(calls)
+
+    assert trains() == 2 and trains() == 0
+    assert trains(layers=[1]) == 0  # another choice of layers does not change a layer
+    assert trains(recipe=FAST.vary(top=4)) == 2
+    assert trains(seed=1) == 2
+    assert trains(bits=64) == 2
+    assert trains(data=sequences(5)) == 2
+
+
+def test_a_damaged_layer_file_says_what_to_delete(tmp_path):
+    model = tiny_model("llama")
+    train_hash_weights(model, sequences(), FAST, hidden=16, out_dir=tmp_path, progress=False)
+    (tmp_path / "layers" / "layer_001.safetensors").write_bytes(b"broken")
+    with pytest.raises(ValueError, match="layer_001.json to train the layer again"):
+        train_hash_weights(model, sequences(), FAST, hidden=16, out_dir=tmp_path, progress=False)
+
+
+def test_the_card_tells_how_the_weights_came_about(tmp_path):
+    model = tiny_model("qwen3")
+    weights = train_hash_weights(model, sequences(), FAST, hidden=16, out_dir=tmp_path, seed=4,
+                                 validation=sequences(2, 80), data_note="random tokens",
+                                 progress=False)
+    card = json.loads((tmp_path / "hash_config.json").read_text())["card"]
+    assert card == weights.card and card["trained"] and weights.trained
+    assert card["data"]["note"] == "random tokens" and card["seed"] == 4
+    assert card["data"]["train"]["sequences"] == 4 and card["data"]["train"]["tokens"] == 4 * 96
+    assert card["data"]["validation"]["sequences"] == 2
+    assert card["data"]["train"]["sha256"] != card["data"]["validation"]["sha256"]
+    assert card["recipe"]["steps"] == 8 and card["base_model"]["type"] == "qwen3"
+    for layer in ("0", "1"):
+        curve = card["validation"][layer]["curve"]
+        assert [record["step"] for record in curve] == [0, 4, 8]
+        assert card["validation"][layer]["best"] in curve and curve[1]["loss"] > 0
+
+
+@pytest.mark.parametrize("data, message", [
+    ([], "0 training and 0 validation"),
+    (sequences(1), "at least two sequences"),
+    ([(torch.tensor([], dtype=torch.long), torch.tensor([0]))], "0 tokens and 1 rows"),
+    ([(torch.arange(9), torch.tensor([], dtype=torch.long))], "9 tokens and 0 rows"),
+])
+def test_unusable_sequences_are_refused(tmp_path, data, message):
+    with pytest.raises(ValueError, match=message):
+        train_hash_weights(tiny_model("llama"), data, FAST, out_dir=tmp_path, progress=False)
