@@ -1,0 +1,43 @@
+"""Selectors: one method of ranking cached tokens a file, all behind hashattn.selectors.base."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+# name: (module, class); imported when asked for, so that one method does not load them all
+METHODS = {
+    "dense": ("hashattn.selectors.dense", "DenseSelector"),
+    "oracle": ("hashattn.selectors.oracle", "OracleSelector"),
+    "window": ("hashattn.selectors.window", "WindowSelector"),
+    "random": ("hashattn.selectors.random", "RandomSelector"),
+    "hash": ("hashattn.selectors.hash", "HashSelector"),
+    "lsh": ("hashattn.selectors.lsh", "LSHSelector"),
+    "double_sparsity": ("hashattn.selectors.double_sparsity", "DoubleSparsitySelector"),
+    "quest": ("hashattn.selectors.quest", "QuestSelector"),
+}
+_CLASSES = {cls: module for module, cls in METHODS.values()}
+_CLASSES |= {"Selector": "hashattn.selectors.base", "KeyView": "hashattn.selectors.base"}
+
+__all__ = ["METHODS", "make_selector", *sorted(_CLASSES)]
+
+
+def make_selector(name: str, **parameters: Any) -> Any:
+    """The selector called `name` (a key of METHODS), built with its own parameters.
+
+    Raises ValueError for a name that no method has, or a parameter that the method does not take.
+    """
+    if name not in METHODS:
+        raise ValueError(f"selector = {name!r} must be one of {sorted(METHODS)}")
+    module, cls = METHODS[name]
+    try:
+        return getattr(import_module(module), cls)(**parameters)
+    except TypeError as error:
+        given = sorted(parameters)
+        raise ValueError(f"selector {name!r} with parameters {given}: {error}") from error
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _CLASSES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_CLASSES[name]), name)

@@ -1,0 +1,102 @@
+"""The selector interface: a method that ranks cached tokens for a query.
+
+A selector never chooses tokens itself. It returns scores; sink, local and heavy tokens are
+taken from them in one place (`hashattn_kernels.select`), so all methods share one selection.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any, Literal
+from uuid import uuid4
+
+import torch
+from torch import Tensor
+
+Layout = Literal["kv_head", "query_head"]
+
+
+@dataclass(frozen=True)
+class KeyView:
+    """What a selector may look at in one layer's cache.
+
+    keys: (batch, kv_heads, n, head_dim), post-RoPE. index: the selector's own data from
+    `encode_keys`, token axis 2, length n. visible: (batch, n) bool, False for left padding, or
+    None when every token is visible. positions: (q,) cache index of each query row, or None
+    when the query rows are the last q tokens.
+    """
+
+    keys: Tensor
+    index: dict[str, Tensor] = field(default_factory=dict)
+    visible: Tensor | None = None
+    positions: Tensor | None = None
+
+    @property
+    def row_start(self) -> Tensor:
+        """Cache index of the first visible token of each row: (batch,) int64."""
+        if self.visible is None:
+            return torch.zeros(self.keys.shape[0], dtype=torch.int64, device=self.keys.device)
+        return self.visible.to(torch.int8).argmax(dim=-1)
+
+    def query_positions(self, q_len: int) -> Tensor:
+        """Cache index of each query row: (q_len,) int64."""
+        if self.positions is not None:
+            return self.positions.to(self.keys.device)
+        n = self.keys.shape[2]
+        return torch.arange(n - q_len, n, device=self.keys.device)
+
+    def causal(self, q_len: int) -> Tensor:
+        """Tokens that each query row may attend to: (batch or 1, 1, q_len, n) bool."""
+        tokens = torch.arange(self.keys.shape[2], device=self.keys.device)
+        allowed = (tokens <= self.query_positions(q_len)[:, None])[None, None]
+        return allowed if self.visible is None else allowed & self.visible[:, None, None]
+
+
+class Selector(ABC):
+    """Ranks cached tokens for queries; one subclass per method.
+
+    name: how the method is called in records. sparse: False only for the dense baseline.
+    trained: False for hash weights that were initialised at random. layout: "kv_head" gives one
+    list of tokens per KV head, "query_head" one per query head.
+    """
+
+    name: str
+    sparse: bool = True
+    trained: bool = True
+    layout: Layout = "kv_head"
+
+    def encode_keys(self, layer: int, keys: Tensor) -> dict[str, Tensor]:
+        """Data stored for new tokens, keys (batch, kv_heads, new, head_dim) -> token axis 2.
+
+        Called once per token; the attention appends the result to the cache layer.
+        """
+        return {}
+
+    @abstractmethod
+    def scores(self, layer: int, queries: Tensor, view: KeyView, scaling: float) -> Tensor:
+        """Relevance (batch, lists, q, n), larger is better, any real or integer dtype.
+
+        queries (batch, heads, q, head_dim). Scores of invisible tokens are ignored. A float
+        score of -inf means that the token is never selected as heavy; NaN is an error.
+        """
+
+    def auxiliary_bits(self, group: int, head_dim: int) -> float:
+        """Bits stored per token per KV head, `group` query heads sharing a KV head."""
+        return 0.0
+
+    def record(self) -> dict[str, Any]:
+        """JSON-able description for receipts: name, parameters, weights_sha256 or None."""
+        return {"name": self.name, "parameters": {}, "weights_sha256": None}
+
+    def lists(self, heads: int, kv_heads: int) -> int:
+        """Number of token lists for a layer with these head counts."""
+        return kv_heads if self.layout == "kv_head" else heads
+
+    @property
+    def identity(self) -> str:
+        """Key under which a cache layer stores this selector's index.
+
+        A string rather than the object, so that deepcopy(cache) does not copy hash weights.
+        """
+        if "_identity" not in self.__dict__:
+            object.__setattr__(self, "_identity", uuid4().hex)
+        return self.__dict__["_identity"]

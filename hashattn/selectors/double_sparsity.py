@@ -1,0 +1,165 @@
+"""Double Sparsity (Yang et al. 2024): rank tokens by a few strong key channels, quantised."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hashattn.selectors.base import KeyView, Selector
+from hashattn.selectors.calibration import CapturedRows, mean_by_layer, tensors_sha256
+
+LABEL_BITS = (2, 4, 8, 16)
+SCALE_BITS = 32  # a label's minimum and step, float16 each
+CHANNEL_LAYOUTS = ("per_query_head", "per_kv_head")
+SELECTIONS = ("query_head", "kv_head")
+
+
+class DoubleSparsitySelector(Selector):
+    """score = q[C].k[C] over the calibrated channels C, both sides quantised per token.
+
+    channels {layer: int64 (heads, r)}: with as many heads as the model has query heads (the
+    official "per_query_head") every query head keeps its own labels of a token; with as many as KV
+    heads ("per_kv_head") a group shares one. label_bits 2, 4 or 8: asymmetric min-max quantisation
+    over the r channels of one token, 2**bits - 1 steps, as the official code; 16: float16, no
+    scales.
+    layout "query_head" (official) selects per query head, "kv_head" sums a group's scores and
+    selects once; it needs per_kv_head labels.
+    """
+
+    name = "double_sparsity"
+    sparse = True
+    trained = True  # calibrated, there are no weights that could be random
+
+    def __init__(
+        self,
+        channels: Mapping[int, Tensor],
+        label_bits: int = 4,
+        channel_layout: str = "per_query_head",
+        layout: str = "query_head",
+    ) -> None:
+        _require("label_bits", label_bits, LABEL_BITS)
+        _require("channel_layout", channel_layout, CHANNEL_LAYOUTS)
+        _require("layout", layout, SELECTIONS)
+        if layout == "kv_head" and channel_layout == "per_query_head":
+            raise ValueError('layout = "kv_head" needs channel_layout = "per_kv_head"')
+        widths = {tensor.shape[-1] for tensor in channels.values()}
+        if len(widths) != 1:
+            raise ValueError(f"channels need the same number per head in every layer, not {widths}")
+        self.channels = {layer: c.long().sort(dim=-1).values for layer, c in channels.items()}
+        self.channels_per_head = widths.pop()
+        self.label_bits, self.channel_layout, self.layout = label_bits, channel_layout, layout
+
+    @classmethod
+    def calibrate(
+        cls,
+        captured: Iterable[CapturedRows],
+        channels_per_head: int = 16,
+        label_bits: int = 4,
+        channel_layout: str = "per_query_head",
+        layout: str = "query_head",
+    ) -> DoubleSparsitySelector:
+        """Picks the channels c with the largest mean |q_c k_c| over all pairs of captured q and k.
+
+        Over all pairs that mean is mean |q_c| times mean |k_c|, so no pair is ever formed. Per KV
+        head the group's query heads add up. Ties go to the lowest channel.
+        """
+        kept = list(captured)
+        queries = mean_by_layer(kept, lambda c: c.queries.abs())
+        keys = mean_by_layer(kept, lambda c: c.keys.abs())
+        channels = {}
+        for layer, strength in queries.items():
+            channels[layer] = _strongest(
+                strength, keys[layer], channels_per_head, channel_layout == "per_kv_head"
+            )
+        return cls(channels, label_bits, channel_layout, layout)
+
+    def encode_keys(self, layer: int, keys: Tensor) -> dict[str, Tensor]:
+        """Labels of keys (B, KV heads, n, D): uint8 (B, heads, n, r) with float16 "low" and "step"
+        (B, heads, n, 1), or float16 labels alone at 16 bits."""
+        picked = self._pick(layer, keys)
+        if self.label_bits == 16:
+            return {"labels": picked.half()}
+        labels, low, step = quantise(picked, self.label_bits)
+        return {"labels": labels, "low": low, "step": step}
+
+    def scores(self, layer: int, queries: Tensor, view: KeyView, scaling: float) -> Tensor:
+        """Estimated q.k over the channels, float32 (B, lists, q, n)."""
+        picked = self._pick(layer, queries)
+        if self.label_bits < 16:
+            labels, low, step = quantise(picked, self.label_bits)
+            picked = low.float() + step.float() * labels.float()
+        batch, heads, rows, width = picked.shape
+        labels = view.index["labels"]
+        stored = labels.shape[1]
+        picked = picked.float().reshape(batch, stored, heads // stored * rows, width)
+        estimate = picked @ labels.float().transpose(-1, -2)
+        if self.label_bits < 16:  # q.(low + step label) = low sum(q) + step q.label
+            low, step = (view.index[name].float().transpose(-1, -2) for name in ("low", "step"))
+            estimate = estimate * step + picked.sum(dim=-1, keepdim=True) * low
+        estimate = estimate.reshape(batch, heads, rows, -1)
+        if self.layout == "kv_head":
+            estimate = estimate.reshape(batch, stored, heads // stored, rows, -1).sum(dim=2)
+        return estimate
+
+    def auxiliary_bits(self, group: int, head_dim: int) -> float:
+        """r label_bits, plus 32 for the token's minimum and step below 16 bits, times the group for
+        labels per query head. The paper's own accounting leaves out the 32."""
+        scales = 0 if self.label_bits == 16 else SCALE_BITS
+        stored = group if self.channel_layout == "per_query_head" else 1
+        return float(stored * (self.channels_per_head * self.label_bits + scales))
+
+    def record(self) -> dict[str, Any]:
+        """Method and parameters; weights_sha256 covers the calibrated channels."""
+        parameters = {
+            "channels_per_head": self.channels_per_head,
+            "label_bits": self.label_bits,
+            "channel_layout": self.channel_layout,
+            "layout": self.layout,
+        }
+        sha256 = tensors_sha256(self.channels)
+        return {"name": self.name, "parameters": parameters, "weights_sha256": sha256}
+
+    def _pick(self, layer: int, x: Tensor) -> Tensor:
+        """The channels of x (B, H, n, D) that this layer's heads look at: (B, heads, n, r)."""
+        if layer not in self.channels:
+            raise ValueError(
+                f"layer {layer} has no calibrated channels, only {sorted(self.channels)}; "
+                "calibrate on a capture of it, or make it a dense layer"
+            )
+        channels = self.channels[layer].to(x.device)
+        heads = max(x.shape[1], channels.shape[0])
+        x = x.repeat_interleave(heads // x.shape[1], dim=1)
+        channels = channels.repeat_interleave(heads // channels.shape[0], dim=0)
+        index = channels[None, :, None, :].expand(x.shape[0], -1, x.shape[2], -1)
+        return x.gather(-1, index)
+
+
+def quantise(x: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(uint8 labels, float16 low, float16 step) of x over its last axis: x ~ low + step * label.
+
+    low and step are first rounded to what is stored; the labels are the nearest to x given them.
+    """
+    levels = 2**bits - 1
+    x = x.float()
+    low = x.amin(dim=-1, keepdim=True).half()
+    step = ((x.amax(dim=-1, keepdim=True) - low.float()) / levels).half()
+    divisor = step.float().masked_fill(step == 0, 1.0)
+    labels = ((x - low.float()) / divisor).round().clamp(0, levels)
+    return labels.to(torch.uint8), low, step
+
+
+def _strongest(queries: Tensor, keys: Tensor, count: int, per_kv_head: bool) -> Tensor:
+    """Channels (heads, count) with the largest mean|q_c| mean|k_c|, from means (heads, D) each."""
+    if not 0 < count <= keys.shape[-1]:
+        raise ValueError(f"channels_per_head = {count} must lie within 1..{keys.shape[-1]}")
+    strength = queries.view(*keys.shape[:1], -1, keys.shape[-1]) * keys[:, None]
+    strength = strength.sum(dim=1) if per_kv_head else strength.flatten(0, 1)
+    return strength.argsort(dim=-1, descending=True, stable=True)[:, :count]
+
+
+def _require(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} = {value!r} must be one of {list(allowed)}")

@@ -1,0 +1,66 @@
+"""HashAttention: learned codes of keys and queries, ranked by Hamming distance (section 4)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hashattn.hashing.weights import HashWeights
+from hashattn.kernels import hamming_scores
+from hashattn.selectors.base import KeyView, Selector
+
+TOKENS_AT_ONCE = 1024  # activations of a long prefill stay in the processor's cache (1.7x on a CPU)
+
+
+class HashSelector(Selector):
+    """Ranks tokens by matching bits between learned codes of the query and of the keys.
+
+    The weights' layout decides the rest: "per_query_head" (the official one) stores a code per
+    query head and selects per query head; "per_kv_head" stores a code per KV head, sums the matches
+    over the group and selects once per group.
+    """
+
+    name = "hash"
+    sparse = True
+
+    def __init__(self, weights: HashWeights) -> None:
+        self.weights = weights
+        self.trained = weights.trained
+        self.layout = "query_head" if self._per_query_head else "kv_head"
+
+    @property
+    def _per_query_head(self) -> bool:
+        return self.weights.config.layout == "per_query_head"
+
+    def encode_keys(self, layer: int, keys: Tensor) -> dict[str, Tensor]:
+        """{"codes": int32 (B, KV heads or query heads, n, words)} of keys (B, KV heads, n, D)."""
+        parts = keys.split(TOKENS_AT_ONCE, dim=2)
+        return {"codes": torch.cat([self.weights.encode_keys(layer, p) for p in parts], dim=2)}
+
+    def scores(self, layer: int, queries: Tensor, view: KeyView, scaling: float) -> Tensor:
+        """Matching bits, int32 (B, lists, q, n); summed over the group when codes are shared."""
+        return self.match(self.encode_queries(layer, queries), view.index["codes"])
+
+    def encode_queries(self, layer: int, queries: Tensor) -> Tensor:
+        """Codes int32 (B, query heads, q, words) of queries (B, query heads, q, D)."""
+        return self.weights.encode_queries(layer, queries)
+
+    def match(self, query_codes: Tensor, key_codes: Tensor) -> Tensor:
+        """Scores (B, lists, q, n) of codes; apart from encoding so that each can be timed."""
+        return hamming_scores(query_codes, key_codes)
+
+    def auxiliary_bits(self, group: int, head_dim: int) -> float:
+        """bits per KV head, times the group when every query head has its own code."""
+        bits = self.weights.config.bits
+        return float(bits * group if self._per_query_head else bits)
+
+    def record(self) -> dict[str, Any]:
+        """Method, layout, bits and the hash weights' content hash."""
+        config = self.weights.config
+        return {
+            "name": self.name,
+            "parameters": {"layout": config.layout, "bits": config.bits, "depth": config.depth},
+            "weights_sha256": self.weights.sha256,
+        }

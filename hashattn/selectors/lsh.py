@@ -1,0 +1,103 @@
+"""SimHash: random hyperplanes instead of learned maps, the data-independent baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hashattn.kernels import hamming_scores, pack_bits
+from hashattn.selectors.base import KeyView, Selector
+from hashattn.selectors.calibration import CapturedRows, mean_by_layer, tensors_sha256
+
+TOKENS_AT_ONCE = 4096  # bounds the float pre-activations while a long prefill is encoded
+LAYOUTS = ("kv_head", "query_head")
+
+
+class LSHSelector(Selector):
+    """Ranks tokens by matching bits of sign(W x), W ~ N(0, 1) drawn once (Charikar 2002).
+
+    bits: any positive multiple of 32; a bit of a query and of a key agree with probability
+    1 - angle / pi, so the count estimates their cosine. layout "kv_head": one W per KV head,
+    matches summed over the group, one selection per group; "query_head": one W and one code per
+    query head as in the official code's LSH baseline, which needs query_heads. seed and layer fix W
+    on every device. centers {layer: (KV heads, D)}: subtracted from keys before hashing (MagicPIG
+    centres keys; q.k ranks the same with or without), see calibrate. Unlike the official baseline
+    no norm coordinate is appended: its bound is the largest norm in the tensor at hand, which a
+    cache that grows token by token does not know.
+    """
+
+    name = "lsh"
+    sparse = True
+    trained = True  # nothing to train
+
+    def __init__(
+        self,
+        bits: int = 32,
+        seed: int = 0,
+        layout: str = "kv_head",
+        query_heads: int | None = None,
+        centers: Mapping[int, Tensor] | None = None,
+    ) -> None:
+        if bits <= 0 or bits % 32:
+            raise ValueError(f"bits = {bits} must be a positive multiple of 32")
+        if layout not in LAYOUTS:
+            raise ValueError(f"layout = {layout!r} must be one of {list(LAYOUTS)}")
+        if layout == "query_head" and query_heads is None:
+            raise ValueError('layout = "query_head" stores a code per query head: give query_heads')
+        self.bits, self.seed, self.layout = bits, seed, layout
+        self.query_heads = query_heads if layout == "query_head" else None
+        self.centers = dict(centers or {})
+        self._planes: dict[tuple[int, int, int, torch.device], Tensor] = {}
+
+    @classmethod
+    def calibrate(cls, captured: Iterable[CapturedRows], **parameters: Any) -> LSHSelector:
+        """An LSHSelector whose centers are the mean captured key of each layer and KV head."""
+        return cls(centers=mean_by_layer(captured, lambda c: c.keys), **parameters)
+
+    def encode_keys(self, layer: int, keys: Tensor) -> dict[str, Tensor]:
+        """{"codes": int32 (B, lists, n, bits / 32)} of keys (B, KV heads, n, D)."""
+        if layer in self.centers:
+            keys = keys - self.centers[layer].to(keys)[:, None]
+        heads = self.query_heads or keys.shape[1]
+        return {"codes": self._encode(layer, keys, self._hyperplanes(layer, heads, keys))}
+
+    def scores(self, layer: int, queries: Tensor, view: KeyView, scaling: float) -> Tensor:
+        """Matching bits, int32 (B, lists, q, n); summed over the group in layout "kv_head"."""
+        codes = view.index["codes"]
+        planes = self._hyperplanes(layer, codes.shape[1], queries)
+        return hamming_scores(self._encode(layer, queries, planes), codes)
+
+    def auxiliary_bits(self, group: int, head_dim: int) -> float:
+        """bits per KV head, times the group in layout "query_head"."""
+        return float(self.bits * (group if self.layout == "query_head" else 1))
+
+    def record(self) -> dict[str, Any]:
+        """Method and parameters; weights_sha256 covers the centers, None without them."""
+        parameters = {"bits": self.bits, "seed": self.seed, "layout": self.layout}
+        return {
+            "name": self.name,
+            "parameters": parameters | {"centred": bool(self.centers)},
+            "weights_sha256": tensors_sha256(self.centers) if self.centers else None,
+        }
+
+    def _encode(self, layer: int, x: Tensor, planes: Tensor) -> Tensor:
+        """Codes of x (B, H, n, D) under planes (P, D, bits): (B, max(H, P), n, words)."""
+        heads, sets = x.shape[1], planes.shape[0]
+        if heads < sets:  # a code per query head of keys held per KV head
+            x = x.repeat_interleave(sets // heads, dim=1)
+        elif sets < heads:  # the group's queries under their KV head's planes
+            planes = planes.repeat_interleave(heads // sets, dim=0)
+        parts = x.float().split(TOKENS_AT_ONCE, dim=2)
+        return torch.cat([pack_bits(part @ planes) for part in parts], dim=2)
+
+    def _hyperplanes(self, layer: int, heads: int, like: Tensor) -> Tensor:
+        """(heads, D, bits) float32 on the device of `like`; drawn on the CPU, the same for all."""
+        key = (layer, heads, like.shape[-1], like.device)
+        if key not in self._planes:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + layer)
+            shape = (heads, like.shape[-1], self.bits)
+            self._planes[key] = torch.randn(shape, generator=generator).to(like.device)
+        return self._planes[key]

@@ -1,0 +1,95 @@
+"""Quest (Tang et al. 2024): rank pages of tokens by an upper bound of their scores."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from hashattn.selectors.base import KeyView, Selector
+
+LAYOUTS = ("query_head", "kv_head")
+SCALE_BITS = 64  # a page's minimum and step, float32 each, when its bounds are quantised
+
+
+class QuestSelector(Selector):
+    """score(token) = sum_c max(q_c m_c, q_c M_c) over its page's channel bounds m <= k <= M.
+
+    Pages of `page` tokens start at each row's first visible token. All tokens of a page score the
+    same, so selection takes whole pages, best bound first, and cuts the last one at the budget.
+    bits 16: bounds as computed; 2, 4 or 8: quantised per page with one minimum and step, rounded
+    outwards, so they stay bounds (the benchmark's fake quantiser of q-adjusted bounds cannot be
+    stored). layout "query_head" (official) selects per query head, "kv_head" sums a group's bounds.
+    A page's bounds cover all its cached keys; with local >= page - 1 no candidate's page holds a
+    key later than the query.
+    """
+
+    name = "quest"
+    sparse = True
+    trained = True  # nothing to train
+
+    def __init__(self, page: int = 16, bits: int = 16, layout: str = "query_head") -> None:
+        if page < 1:
+            raise ValueError(f"page = {page} must be at least 1 token")
+        if bits not in (2, 4, 8, 16):
+            raise ValueError(f"bits = {bits} must be one of [2, 4, 8, 16]")
+        if layout not in LAYOUTS:
+            raise ValueError(f"layout = {layout!r} must be one of {list(LAYOUTS)}")
+        self.page, self.bits, self.layout = page, bits, layout
+
+    def scores(self, layer: int, queries: Tensor, view: KeyView, scaling: float) -> Tensor:
+        """Page bounds on q.k, float32 (B, lists, q, n); -inf where a row has no visible token."""
+        starts = view.row_start.tolist()
+        if len(set(starts)) == 1:
+            return self._from(starts[0], queries, view.keys)
+        rows = [
+            self._from(start, queries[row : row + 1], view.keys[row : row + 1])
+            for row, start in enumerate(starts)
+        ]
+        return torch.cat(rows)
+
+    def auxiliary_bits(self, group: int, head_dim: int) -> float:
+        """Two bounds a channel and page; below 16 bits also 64 for the page's minimum and step."""
+        scales = 0 if self.bits == 16 else SCALE_BITS
+        return (2 * head_dim * self.bits + scales) / self.page
+
+    def record(self) -> dict[str, Any]:
+        """Method and parameters; Quest has no weights."""
+        parameters = {"page": self.page, "bits": self.bits, "layout": self.layout}
+        return {"name": self.name, "parameters": parameters, "weights_sha256": None}
+
+    def _from(self, start: int, queries: Tensor, keys: Tensor) -> Tensor:
+        """Scores (B, lists, q, n) of keys (B, KV heads, n, D) with the first page at `start`."""
+        low, high = page_bounds(keys[:, :, start:].float(), self.page)
+        if self.bits < 16:
+            low, high = quantise_bounds(low, high, self.bits)
+        batch, heads, rows, dim = queries.shape
+        shared = low.shape[1]
+        grouped = queries.float().reshape(batch, shared, heads // shared * rows, dim)
+        bound = grouped.clamp(min=0) @ high.mT + grouped.clamp(max=0) @ low.mT
+        bound = bound.view(batch, heads, rows, -1)
+        if self.layout == "kv_head":
+            bound = bound.view(batch, shared, heads // shared, rows, -1).sum(dim=2)
+        tokens = bound.repeat_interleave(self.page, dim=-1)[..., : keys.shape[2] - start]
+        return pad(tokens, (start, 0), value=float("-inf"))
+
+
+def page_bounds(keys: Tensor, page: int) -> tuple[Tensor, Tensor]:
+    """Channel minima and maxima (B, H, pages, D) of keys (B, H, n, D); a last page may be short."""
+    missing = -keys.shape[2] % page
+    last = keys[:, :, -1:].expand(-1, -1, missing, -1)  # repeats change neither bound
+    paged = torch.cat([keys, last], dim=2).unflatten(2, (-1, page))
+    return paged.amin(dim=3), paged.amax(dim=3)
+
+
+def quantise_bounds(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """The bounds (B, H, pages, D) on a grid of 2**bits levels per page, low down and high up."""
+    levels = 2**bits - 1
+    base = low.amin(dim=-1, keepdim=True)
+    step = ((high.amax(dim=-1, keepdim=True) - base) / levels).clamp(min=1e-20)
+    down = ((low - base) / step).floor().clamp(0, levels)
+    up = ((high - base) / step).ceil().clamp(0, levels)
+    return base + step * down, base + step * up
+

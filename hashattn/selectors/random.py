@@ -1,0 +1,47 @@
+"""Random tokens: the floor that a selector has to beat."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .base import KeyView, Selector
+
+
+class RandomSelector(Selector):
+    """A random order of tokens for each query, fixed by seed, layer, KV head and positions.
+
+    Positions count from each row's first visible token, so padding does not change the order.
+    """
+
+    name = "random"
+
+    def __init__(self, seed: int = 0) -> None:
+        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+            raise ValueError(f"seed={seed!r}: must be a non-negative integer")
+        self.seed = seed
+
+    def scores(self, layer: int, queries: Tensor, view: KeyView, scaling: float) -> Tensor:
+        """(batch, kv_heads, q, n) int64, uniform in 0 .. 2^31 - 1."""
+        kv_heads, n = view.keys.shape[1:3]
+        device = view.keys.device
+        start = view.row_start[:, None, None, None]
+        rows = view.query_positions(queries.shape[2])[None, None, :, None] - start
+        tokens = torch.arange(n, device=device) - start
+        heads = torch.arange(kv_heads, device=device)[None, :, None, None]
+        mixed = torch.full((), self.seed, dtype=torch.int64, device=device)
+        for part in (layer, heads, rows, tokens):
+            mixed = _mix(mixed + part)
+        return mixed >> 32 & 0x7FFFFFFF
+
+    def record(self) -> dict[str, Any]:
+        """Name and seed."""
+        return super().record() | {"parameters": {"seed": self.seed}}
+
+
+def _mix(x: Tensor) -> Tensor:
+    """SplitMix64's finaliser (Steele et al. 2014); int64 products wrap, shifts are masked."""
+    x = x + -0x61C8864680B583EB
+    x = (x ^ (x >> 30 & 0x3FFFFFFFF)) * -0x40A7B892E31B1A47
+    x = (x ^ (x >> 27 & 0x1FFFFFFFFF)) * -0x6B2FB644ECCEEE15
+    return x ^ (x >> 31 & 0x1FFFFFFFF)
