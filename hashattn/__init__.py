@@ -1,0 +1,31 @@
+"""Learned-hash sparse attention for Hugging Face models (HashAttention).
+
+Names are imported when they are first used, so that `import hashattn` stays light.
+"""
+
+from importlib import import_module
+
+_EXPORTS = {
+    "Attachment": "hashattn.attention.sparse",
+    "attach": "hashattn.attention.sparse",
+    "Budget": "hashattn.attention.budget",
+    "HashAttnError": "hashattn.errors",
+    "HashSelector": "hashattn.selectors.hash",
+    "HashWeights": "hashattn.hashing.weights",
+    "Receipt": "hashattn.trust.receipt",
+    "SparsePathError": "hashattn.errors",
+    "make_selector": "hashattn.selectors",
+}
+__all__ = sorted(_EXPORTS)
+
+
+def __getattr__(name: str) -> object:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_EXPORTS[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

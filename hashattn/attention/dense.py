@@ -1,0 +1,50 @@
+"""Dense attention for the calls that are not sparse: the model's own, with boolean masks."""
+
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+
+def dense_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    eager: bool,
+    scaling: float | None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Attention output (batch, q, heads, head_dim) and weights (None from SDPA).
+
+    The modeling file's eager function serves models that were loaded with it, and those with a
+    logit cap or sinks, which SDPA does not compute.
+    """
+    special = kwargs.get("softcap") is not None or softmax_sinks(module, kwargs) is not None
+    if not (eager or special):
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+    if attention_mask is None and query.shape[2] > 1:
+        # no mask means causal, aligned upper left: an empty static cache is longer than q
+        q_len = query.shape[2]
+        key, value = key[:, :, :q_len], value[:, :, :q_len]
+        attention_mask = query.new_ones(q_len, q_len, dtype=torch.bool).tril()[None, None]
+    if attention_mask is not None and attention_mask.dtype == torch.bool:
+        lowest = torch.finfo(query.dtype).min
+        attention_mask = query.new_zeros(()).where(attention_mask, lowest)
+    forward = sys.modules[type(module).__module__].eager_attention_forward
+    return forward(
+        module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
+    )
+
+
+def softmax_sinks(module: nn.Module, kwargs: dict[str, Any]) -> Tensor | None:
+    """Learned extra logits of the softmax sum (gpt-oss), (heads,), or None."""
+    sinks = kwargs.get("s_aux")
+    return sinks if sinks is not None else getattr(module, "sinks", None)

@@ -1,0 +1,5 @@
+"""Records of what a run really read."""
+
+from .receipt import Receipt
+
+__all__ = ["Receipt"]

@@ -1,0 +1,103 @@
+"""The receipt: counts, files and what it refuses."""
+
+import json
+
+import pytest
+import torch
+import transformers
+from helpers import generate, left_padded, prompt, tiny_model
+
+from hashattn import Budget, Receipt, SparsePathError, attach
+from hashattn.errors import ReceiptError
+from hashattn.selectors.random import RandomSelector
+from hashattn.trust.receipt import config_hash
+
+SMALL = Budget(sink=1, local=3, heavy=6)
+
+
+@pytest.fixture(scope="module")
+def receipt() -> Receipt:
+    model = tiny_model("qwen2_sliding")
+    with attach(model, RandomSelector(seed=3), SMALL) as run:
+        generate(model, prompt(length=40), max_new_tokens=5)
+    return run.receipt
+
+
+def test_counts_every_layer_and_step(receipt):
+    sparse = [(step.layer, step.step, step.cached, step.read) for step in receipt.sparse_steps]
+    assert sparse == [(0, i, 41.0 + i, 10.0) for i in range(4)]
+    assert receipt.density == pytest.approx(40 / (41 + 42 + 43 + 44))
+    assert receipt.dense_reasons == {"prefill": 2, "sliding_window": 4}
+    # the sliding layer caches and reads its window of 16
+    assert receipt.decode_density == pytest.approx((40 + 64) / (170 + 64))
+    rows = {row["layer"]: row for row in receipt.by_layer()}
+    assert rows[0]["sparse_steps"] == 4 and rows[1]["sparse_steps"] == 0
+    assert rows[0]["density"] == receipt.density and rows[1]["density"] == 1.0
+
+
+def test_padding_is_not_counted():
+    model = tiny_model("llama")
+    with attach(model, RandomSelector(), SMALL) as run:
+        generate(model, *left_padded((40, 20)), max_new_tokens=2)
+    step = run.receipt.steps[0]
+    assert (step.rows, step.cached, step.read) == (2, (41 + 21) / 2, 10.0)
+
+
+def test_describes_the_run(receipt):
+    assert receipt.method == {
+        "name": "random", "parameters": {"seed": 3}, "weights_sha256": None
+    }
+    assert receipt.settings["heavy"] == 6 and receipt.settings["dense_layers"] == []
+    assert receipt.environment["torch"] == torch.__version__
+    assert receipt.environment["transformers"] == transformers.__version__
+    assert receipt.environment["dtype"] == "float32" and receipt.auxiliary_bits == 0.0
+    for text in ("random", "density", "sliding_window 4", "4 of 8 decode calls"):
+        assert text in receipt.summary()
+
+
+def test_configuration_hash_ignores_attention_but_not_shape():
+    sdpa, eager = (tiny_model("llama", attention=name) for name in ("sdpa", "eager"))
+    assert config_hash(sdpa.config) == config_hash(eager.config)
+    assert config_hash(sdpa.config) != config_hash(tiny_model("llama_mqa").config)
+
+
+def test_saves_and_loads(receipt, tmp_path):
+    receipt.save(tmp_path / "receipt.json")
+    loaded = Receipt.load(tmp_path / "receipt.json")
+    assert loaded == receipt and loaded.density == receipt.density
+    loaded.record_step(0, rows=1, cached=45.0, read=10.0)
+    assert loaded.steps[-1].step == 4  # numbering goes on
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 1}', '{"format": 99}'])
+def test_other_files_are_refused(text, tmp_path):
+    path = tmp_path / "receipt.json"
+    path.write_text(text)
+    with pytest.raises(ReceiptError, match="receipt.json"):
+        Receipt.load(path)
+    with pytest.raises(ReceiptError, match="missing.json"):
+        Receipt.load(tmp_path / "missing.json")
+
+
+def test_verify(receipt):
+    receipt.verify()
+    empty = receipt.fresh()
+    assert empty.density == 1.0  # nothing was skipped
+    with pytest.raises(SparsePathError, match="no call reached"):
+        empty.verify()
+    empty.verify(allow_dense=True)
+    empty.record_step(0, rows=1, cached=9.0, read=9.0, reason="dense_layer")
+    with pytest.raises(SparsePathError, match="'dense_layer': 1"):
+        empty.verify()
+    empty.record_step(0, rows=1, cached=9.0, read=9.0)
+    with pytest.raises(SparsePathError, match="density 1.0"):
+        empty.verify()
+    empty.record_step(0, rows=1, cached=9.0, read=8.5)
+    empty.verify()
+
+
+def test_json_has_the_derived_numbers(receipt):
+    content = json.loads(receipt.to_json())
+    assert content["density"] == receipt.density
+    assert content["decode_density"] == receipt.decode_density
+    assert len(content["steps"]) == len(receipt.steps)
