@@ -1,0 +1,28 @@
+"""Evaluation: records, protocols, a resumable runner, statistics, recall, latency."""
+
+from importlib import import_module
+
+_EXPORTS = {
+    "Method": "methods",
+    "Protocol": "protocol",
+    "Record": "longbench",
+    "comparison_table": "tables",
+    "dataset_table": "tables",
+    "decode_latency": "latency",
+    "density_table": "tables",
+    "evaluate": "runner",
+    "load_records": "longbench",
+    "paired_bootstrap": "statistics",
+    "recall_rows": "recall",
+    "save_records": "longbench",
+    "score_table": "tables",
+    "speedup_table": "latency",
+}
+__all__ = sorted(_EXPORTS)
+
+
+def __getattr__(name: str) -> object:
+    """Imports a name when it is first used: pandas and transformers stay out until then."""
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)

@@ -1,0 +1,89 @@
+"""One dense prefill of a context, then many greedy answers from it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+PREFILL_CHUNK = 4096  # tokens a forward; bounds activations on long contexts
+
+
+class PrefilledContext:
+    """The key-value cache of one context, run dense once; every answer starts from it.
+
+    tokens: the context's token ids, at least one. The cache is never written after the prefill:
+    fork() gives a new cache over the same tensors (a dynamic layer appends by concatenation, which
+    leaves the original alone).
+    """
+
+    @torch.no_grad()
+    def __init__(self, model: Any, tokens: Sequence[int]) -> None:
+        from transformers import DynamicCache
+
+        if len(tokens) == 0:
+            raise ValueError("the context has no tokens; give a template or a context with text")
+        self.model, self.tokens = model, list(tokens)
+        self.cache = DynamicCache(config=model.config)
+        ids = torch.tensor([self.tokens], device=model.device)
+        for chunk in ids.split(PREFILL_CHUNK, dim=1):
+            model(input_ids=chunk, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+
+    def fork(self) -> Any:
+        """A cache of the context alone, free to be written."""
+        from transformers.cache_utils import DynamicLayer
+
+        forked = copy.copy(self.cache)
+        forked.layers = [
+            copy.copy(layer) if isinstance(layer, DynamicLayer) else copy.deepcopy(layer)
+            for layer in self.cache.layers
+        ]
+        return forked
+
+    def rewind(self, cache: Any) -> Any:
+        """The cache cut back to the context, index state kept; a new fork where layers cannot."""
+        if any(getattr(layer, "is_sliding", False) for layer in cache.layers):
+            return self.fork()
+        extra = cache.get_seq_length() - len(self.tokens)
+        if extra > 0:
+            cache.crop(-extra)
+        return cache
+
+
+def feed(model: Any, tokens: Sequence[int], cache: Any) -> int:
+    """Appends tokens to the cache in one forward; the greedy next token's id."""
+    if len(tokens) == 0:
+        raise ValueError("there is no token to feed; the template must end with some text")
+    ids = torch.tensor([list(tokens)], device=model.device)
+    out = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    return int(out.logits[0, -1].argmax())
+
+
+def greedy(
+    model: Any, tokenizer: Any, cache: Any, token: int, max_new_tokens: int, stop: str
+) -> str:
+    """The greedy continuation that begins with `token`, up to the stop string (left out).
+
+    Ends at the token whose text completes the stop string, before an end-of-sequence token, or
+    after max_new_tokens.
+    """
+    ends = end_tokens(model)
+    generated: list[int] = []
+    text = ""
+    while token not in ends:
+        generated.append(token)
+        text = tokenizer.decode(generated, skip_special_tokens=True)
+        if stop in text or len(generated) >= max_new_tokens:
+            break
+        token = feed(model, [token], cache)
+    return text.split(stop, 1)[0]
+
+
+def end_tokens(model: Any) -> frozenset[int]:
+    """The model's end-of-sequence token ids, from its generation config."""
+    found = model.generation_config.eos_token_id
+    if found is None:
+        return frozenset()
+    return frozenset([found] if isinstance(found, int) else found)

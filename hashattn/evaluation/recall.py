@@ -1,0 +1,143 @@
+"""How much of what dense attention reads a selector finds: recall of top tokens, attention mass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from hashattn.hashing.labels import attention_logits, candidate_mask
+from hashattn.kernels import select
+from hashattn.selectors.base import KeyView, Selector
+
+if TYPE_CHECKING:
+    from hashattn.hashing.capture import CapturedLayer
+
+ROWS_AT_ONCE = 64  # bounds the dense logits (query heads, rows, n) that recall is measured against
+
+
+def recall_rows(
+    captured: Iterable[CapturedLayer],
+    selectors: Mapping[str, Selector],
+    heavy: Sequence[int],
+    sink: int = 4,
+    local: int = 28,
+    top: Sequence[int] = (4, 32),
+) -> list[dict[str, Any]]:
+    """One row for each captured layer, selector and heavy budget (tokens beside sink and local).
+
+    Columns: method, layer, length (cached tokens), heavy, bits (auxiliary, per token and KV head),
+    queries (rows averaged), recall@k for k in `top` (share of the k best tokens by q.k outside sink
+    and local that were selected), heavy_mass (share of the attention mass outside sink and local
+    that the selection holds) and mass (share of all mass on selected, sink and local tokens). Means
+    over rows and query heads. Rows without a token outside sink and local say nothing and are left
+    out; ValueError if none is left.
+    """
+    table = []
+    for layer in captured:
+        kept = _rows_with_candidates(layer, sink, local)
+        index = {name: s.encode_keys(layer.layer, layer.keys[None]) for name, s in selectors.items()}
+        parts: dict[tuple[str, int], list[dict[str, Tensor]]] = {}
+        for rows in kept.split(ROWS_AT_ONCE):
+            truth = _Truth(layer, rows, (sink, local), top)
+            for name, selector in selectors.items():
+                scores = truth.scores(selector, index[name])
+                for tokens in heavy:
+                    parts.setdefault((name, tokens), []).append(truth.measure(scores, tokens))
+        for (name, tokens), found in parts.items():
+            table.append(_labels(layer, name, selectors[name], tokens, len(kept)) | _mean(found))
+    return table
+
+
+class _Truth:
+    """What some rows of a layer attend to, computed once for all selectors and budgets."""
+
+    def __init__(
+        self, layer: CapturedLayer, rows: Tensor, window: tuple[int, int], top: Sequence[int]
+    ) -> None:
+        n = layer.keys.shape[1]
+        self.layer, self.top = layer, top
+        self.positions, self.queries = layer.positions[rows], layer.queries[:, rows]
+        self.candidates = candidate_mask(self.positions, n, *window)
+        view = KeyView(layer.keys[None], positions=self.positions)
+        self.visible = view.causal(len(rows))[0, 0]
+        logits = attention_logits(self.queries, layer.keys, layer.scaling, layer.softcap)
+        self.weights = logits.masked_fill(~self.visible, float("-inf")).softmax(dim=-1)
+        outside = logits.masked_fill(~self.candidates, float("-inf"))
+        self.outside = outside.softmax(dim=-1)
+        self.best = best_tokens(outside, max(top))
+
+    def scores(self, selector: Selector, index: dict[str, Tensor]) -> Tensor:
+        view = KeyView(self.layer.keys[None], index, positions=self.positions)
+        return selector.scores(self.layer.layer, self.queries[None], view, self.layer.scaling)
+
+    def measure(self, scores: Tensor, heavy: int) -> dict[str, Tensor]:
+        """recall@k, heavy_mass and mass of a selection, each (query heads, rows)."""
+        always = self.visible & ~self.candidates
+        indices = select(scores, heavy, self.candidates[None, None], always[None, None])
+        attended = membership(indices, self.weights.shape[-1])[0]
+        attended = attended.repeat_interleave(len(self.weights) // len(attended), dim=0)
+        real = self.candidates.expand_as(attended).gather(-1, self.best)
+        hits = attended.gather(-1, self.best) & real
+        found = {
+            f"recall@{k}": hits[..., :k].sum(-1) / real[..., :k].sum(-1) for k in self.top
+        }
+        found["heavy_mass"] = (self.outside * attended).sum(-1)
+        found["mass"] = (self.weights * attended).sum(-1)
+        return found
+
+
+def best_tokens(scores: Tensor, k: int) -> Tensor:
+    """Indices (..., k) of the k largest scores, best first, ties to the lowest index.
+
+    A few more than k are taken and sorted stably by (score, index), which is exact unless more than
+    the surplus tie with the k-th; then everything is sorted.
+    """
+    n = scores.shape[-1]
+    width = min(n, 2 * k)
+    values, indices = scores.topk(width, dim=-1)
+    if width < n and bool((values[..., -1] == values[..., min(k, width) - 1]).any()):
+        return scores.sort(dim=-1, descending=True, stable=True).indices[..., :k]
+    by_index = indices.sort(dim=-1)
+    ordered = values.gather(-1, by_index.indices).sort(dim=-1, descending=True, stable=True)
+    return by_index.values.gather(-1, ordered.indices)[..., :k]
+
+
+def membership(indices: Tensor, n: int) -> Tensor:
+    """bool (B, lists, q, n): which tokens the index lists (B, lists, q, m), -1 padded, hold."""
+    found = torch.zeros(*indices.shape[:-1], n + 1, dtype=torch.bool, device=indices.device)
+    slots = torch.where(indices < 0, n, indices).long()  # the padding lands in a spare column
+    return found.scatter_(-1, slots, True)[..., :n]
+
+
+def _rows_with_candidates(layer: CapturedLayer, sink: int, local: int) -> Tensor:
+    rows = (layer.positions + 1 > sink + local).nonzero()[:, 0]
+    if len(rows) == 0:
+        raise ValueError(
+            f"layer {layer.layer}: every captured query sees only sink {sink} and local {local} "
+            "tokens; capture later rows, or a longer sequence"
+        )
+    return rows
+
+
+def _labels(
+    layer: CapturedLayer, name: str, selector: Selector, heavy: int, queries: int
+) -> dict[str, Any]:
+    group = layer.queries.shape[0] // layer.keys.shape[0]
+    return {
+        "method": name,
+        "layer": layer.layer,
+        "length": layer.keys.shape[1],
+        "heavy": heavy,
+        "bits": selector.auxiliary_bits(group, layer.keys.shape[-1]),
+        "queries": queries,
+    }
+
+
+def _mean(parts: Sequence[dict[str, Tensor]]) -> dict[str, float]:
+    return {
+        name: float(torch.cat([part[name].float() for part in parts], dim=1).mean())
+        for name in parts[0]
+    }

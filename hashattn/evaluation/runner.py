@@ -1,0 +1,183 @@
+"""evaluate: score methods on LongBench-format records, one dense prefill a context, resumable."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from hashattn.attention.sparse import attach
+from hashattn.evaluation.answering import PrefilledContext, feed, greedy
+from hashattn.evaluation.identity import (
+    code_version,
+    context_sha256,
+    model_sha256,
+    record_sha256,
+    tokenizer_sha256,
+)
+from hashattn.evaluation.log import ResultLog
+from hashattn.evaluation.longbench import Record, group_by_context, record_from_dict
+from hashattn.evaluation.methods import Method, check_methods, reading, save_reading, verify
+from hashattn.evaluation.metrics import METRICS
+from hashattn.evaluation.protocol import Protocol, fingerprint
+from hashattn.evaluation.tables import results_frame
+from hashattn.trust.receipt import Receipt
+
+EXTRA_TOKENS = 2  # beyond the longest answer: the stop string and one that shows it went on
+
+
+def evaluate(
+    model: Any,
+    tokenizer: Any,
+    records: Iterable[Record | dict[str, Any]],
+    methods: Sequence[Method],
+    protocol: Protocol,
+    out_path: str | Path,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """One line for each record and method, in the order of the arguments.
+
+    Records with the same context share one dense prefill. Every result is appended to out_path
+    (.jsonl) as soon as it is known and found there again by its content: code, model, tokenizer,
+    method, protocol, sample. A killed run repeats at most one sample. Receipts are summed up per
+    method in <out_path>.receipts.json. The frame's attrs["reused"] counts lines already there.
+
+    Raises ValueError for methods that do not fit the protocol or share name and budget,
+    SparsePathError when a sparse method never skipped a token (unless it may), ResultLogError for a
+    damaged file, and what attach raises.
+    """
+    cells = _Cells(model, tokenizer, records, methods, protocol)
+    with ResultLog(out_path) as log, torch.no_grad():
+        todo = sum(key not in log.rows for key in cells.keys.values())
+        reused = len(cells.keys) - todo
+        with tqdm(total=todo, desc="samples", unit="sample", disable=not progress) as bar:
+            if reused:
+                bar.set_postfix_str(f"reused {reused} of {len(cells.keys)}")
+            for row in cells.run(log):
+                log.append(row)
+                bar.update()
+        rows = [cells.row(cell, log) for cell in cells.keys]
+    frame = results_frame(rows)
+    save_reading(f"{out_path}.receipts.json", rows)
+    for method in cells.methods:
+        verify(method, [cells.row(cell, log) for cell in cells.keys if cell[0] is method])
+    frame.attrs["reused"] = reused
+    return frame
+
+
+class _Cells:
+    """The grid of methods and records, each cell with the key of its result."""
+
+    def __init__(self, model: Any, tokenizer: Any, records: Iterable[Record | dict[str, Any]],
+                 methods: Sequence[Method], protocol: Protocol) -> None:
+        self.model, self.tokenizer, self.protocol = model, tokenizer, protocol
+        self.methods = list(methods)
+        check_methods(self.methods, protocol)
+        self.records = [r if isinstance(r, Record) else record_from_dict(r) for r in records]
+        self.samples = [record_sha256(record) for record in self.records]
+        common = {
+            "code": code_version(),
+            "model": model_sha256(model),
+            "tokenizer": tokenizer_sha256(tokenizer),
+            "device": model.device.type,
+            "protocol": protocol.fingerprint,
+        }
+        self.keys = {
+            (method, index): fingerprint(common | {"method": record, "sample": sample})
+            for method, record in ((method, method.record()) for method in self.methods)
+            for index, sample in enumerate(self.samples)
+        }
+
+    def run(self, log: ResultLog) -> Iterator[dict[str, Any]]:
+        """The rows that the log lacks; a context is prefilled only if one of its cells is."""
+        index = {id(record): i for i, record in enumerate(self.records)}
+        for group in group_by_context(self.records):
+            members = [index[id(record)] for record in group]
+            cells = [(method, i) for method in self.methods for i in members]
+            todo = [cell for cell in cells if self.keys[cell] not in log.rows]
+            if todo:
+                yield from self._run_context(todo, log)
+
+    def _run_context(
+        self, todo: list[tuple[Method, int]], log: ResultLog
+    ) -> Iterator[dict[str, Any]]:
+        shared, _ = self._tokens(self.records[todo[0][1]])
+        context = PrefilledContext(self.model, shared)
+        cache = context.fork()
+        for method, index in todo:
+            if self.keys[method, index] in log.rows:  # the same record twice
+                continue
+            start = time.perf_counter()
+            prediction, receipt = self._answer(method, self.records[index], cache)
+            seconds = time.perf_counter() - start
+            row = self._scored(method, index, len(shared), prediction, receipt)
+            yield row | {"seconds": seconds}
+            cache = context.rewind(cache)
+
+    def _answer(self, method: Method, record: Record, cache: Any) -> tuple[str, Receipt | None]:
+        _, question = self._tokens(record)
+        rest = (self._max_new_tokens(record), self.protocol.stop)
+        model, tokenizer = self.model, self.tokenizer
+        if not method.sparse:
+            return greedy(model, tokenizer, cache, feed(model, question, cache), *rest), None
+        sparse_question = self.protocol.question == "sparse"
+        token = None if sparse_question else feed(model, question, cache)
+        with attach(
+            model, method.selector, method.budget,
+            sparse_rows=len(question) if sparse_question else 1,
+            dense_layers=self.protocol.dense_layers,
+            allow_dense=True,  # judged over all samples, a single context may be short
+            allow_untrained=method.allow_untrained,
+        ) as run:  # fmt: skip
+            first = feed(model, question, cache) if token is None else token
+            return greedy(model, tokenizer, cache, first, *rest), run.receipt
+
+    def _tokens(self, record: Record) -> tuple[list[int], list[int]]:
+        """Token ids of the shared context, truncated, and of the question after it.
+
+        The question's ids are those it has within the whole prompt, wherever the context tokenises
+        the same alone; else (merges across the seam) the two parts are tokenised apart.
+        """
+        context, question = self.protocol.split_prompt(record.context, record.input)
+        shared = self.tokenizer(context)["input_ids"]
+        whole = self.tokenizer(context + question)["input_ids"]
+        if whole[: len(shared)] == shared:
+            rest = whole[len(shared) :]
+        else:
+            rest = self.tokenizer(question, add_special_tokens=False)["input_ids"]
+        return self.protocol.truncate(shared), rest
+
+    def _max_new_tokens(self, record: Record) -> int:
+        if self.protocol.max_new_tokens is not None:
+            return self.protocol.max_new_tokens
+        encoded = self.tokenizer(list(record.answers), add_special_tokens=False)["input_ids"]
+        return max(len(ids) for ids in encoded) + EXTRA_TOKENS
+
+    def _scored(self, method: Method, index: int, context_tokens: int, prediction: str,
+             receipt: Receipt | None) -> dict[str, Any]:
+        record = self.records[index]
+        score = METRICS[self.protocol.metric](prediction, record.answers)
+        return {
+            "key": self.keys[method, index],
+            "method": method.name,
+            "budget": method.budget_label,
+            "dataset": record.dataset,
+            "sample": self.samples[index],
+            "context": context_sha256(record),
+            "protocol": self.protocol.fingerprint,
+            "prediction": prediction,
+            "answers": list(record.answers),
+            "score": score,
+            "context_tokens": context_tokens,
+        } | reading(method, receipt, context_tokens)
+
+    def row(self, cell: tuple[Method, int], log: ResultLog) -> dict[str, Any]:
+        """A finished cell's row, under this run's name for its method."""
+        method, _ = cell
+        labels = {"method": method.name, "budget": method.budget_label}
+        return log.rows[self.keys[cell]] | labels

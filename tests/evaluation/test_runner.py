@@ -1,0 +1,346 @@
+"""evaluate: same answers as plain generation, shared prefill, resume after a kill, failures."""
+
+import json
+import os
+import signal
+import string
+import subprocess
+import sys
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from hashattn.attention.sparse import attach
+from hashattn.errors import SparsePathError
+from hashattn.evaluation import runner
+from hashattn.evaluation.answering import PrefilledContext, end_tokens, feed, greedy
+from hashattn.evaluation.log import ResultLog
+from hashattn.evaluation.longbench import Record
+from hashattn.evaluation.methods import Method
+from hashattn.evaluation.protocol import Protocol
+from hashattn.evaluation.runner import evaluate
+from hashattn.evaluation.tables import (
+    comparison_table,
+    dataset_table,
+    density_table,
+    results_frame,
+    score_table,
+)
+from hashattn.selectors import make_selector
+from helpers import tiny_model
+
+CONTEXTS = ("the quick brown fox jumps over the lazy dog " * 3, "pack my box with jugs " * 6)
+PROTOCOL = Protocol(sink=2, local=4, max_new_tokens=5)
+
+
+def characters():
+    """A tokenizer with one token a character."""
+    letters = string.ascii_letters + string.digits + " .:=?\n"
+    letters += "".join(chr(0x100 + i) for i in range(125 - len(letters)))  # every id is a letter
+    vocabulary = {"<unk>": 0} | {letter: i + 3 for i, letter in enumerate(letters)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model("llama")
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return characters()
+
+
+def records(questions=("who", "what is")):
+    made = []
+    for number, context in enumerate(CONTEXTS):
+        for question in questions:
+            made.append(Record(question, context, ("fox", "my box"), dataset=f"set{number}"))
+    return made
+
+
+def methods():
+    half = PROTOCOL.budget(heavy=30)
+    return [
+        Method("dense"),
+        Method("oracle", make_selector("oracle"), half),
+        Method("lsh", make_selector("lsh", bits=32), half),
+        Method("lsh", make_selector("lsh", bits=32), PROTOCOL.budget(heavy=10)),
+    ]
+
+
+def run(model, tokenizer, path, *, records=None, methods=None, protocol=PROTOCOL):
+    return evaluate(model, tokenizer, records or globals()["records"](),
+                    methods or globals()["methods"](), protocol, path, progress=False)
+
+
+def generated(model, tokenizer, record, new_tokens):
+    """What plain generate answers to the whole prompt."""
+    prompt = "".join(Protocol().split_prompt(record.context, record.input))
+    ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
+    out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=new_tokens,
+                         do_sample=False)
+    return tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True).split("\n", 1)[0]
+
+
+def test_dense_answers_are_those_of_generate(model, tokenizer, tmp_path):
+    frame = run(model, tokenizer, tmp_path / "r.jsonl", methods=[Method("dense")])
+    expected = [generated(model, tokenizer, record, 5) for record in records()]
+    assert frame["prediction"].tolist() == expected
+    assert len(set(expected)) > 1 and all(expected)
+    assert (frame["density"] == 1.0).all()
+
+
+def test_a_budget_for_everything_gives_dense_answers(model, tokenizer, tmp_path):
+    everything = PROTOCOL.budget(density=1.0)
+    full = Method("all", make_selector("oracle"), everything, allow_dense=True)
+    frame = run(model, tokenizer, tmp_path / "r.jsonl", methods=[Method("dense"), full])
+    answers = frame.groupby("method", sort=False)["prediction"].apply(list)
+    assert answers["all"] == answers["dense"]
+
+
+@pytest.mark.parametrize(("family", "question"), [("llama", "sparse"), ("gemma2", "dense")])
+def test_shared_prefill_changes_no_sparse_answer(family, question, tokenizer, tmp_path):
+    """Against one fresh prefill for every question, other questions and methods never seen."""
+    model = tiny_model(family)
+    protocol = PROTOCOL.with_(question=question)
+    frame = run(model, tokenizer, tmp_path / "r.jsonl", protocol=protocol)
+    lines = iter(frame.itertuples())
+    for method in methods():
+        for record in records():
+            context, asked = protocol.split_prompt(record.context, record.input)
+            rest = tokenizer(asked)["input_ids"]
+            cache = PrefilledContext(model, tokenizer(context)["input_ids"]).fork()
+            assert next(lines).prediction == alone(model, tokenizer, method, question, cache, rest)
+
+
+def alone(model, tokenizer, method, question, cache, rest):
+    if method.selector is None:
+        return greedy(model, tokenizer, cache, feed(model, rest, cache), 5, "\n")
+    first = feed(model, rest, cache) if question == "dense" else None
+    rows = 1 if question == "dense" else len(rest)
+    with attach(model, method.selector, method.budget, sparse_rows=rows, allow_dense=True):
+        first = feed(model, rest, cache) if first is None else first
+        return greedy(model, tokenizer, cache, first, 5, "\n")
+
+
+def test_one_prefill_a_context_and_every_question_sparse(model, tokenizer, tmp_path, monkeypatch):
+    lengths = []
+    real = runner.PrefilledContext
+
+    def counted(model, tokens):
+        lengths.append(len(tokens))
+        return real(model, tokens)
+
+    monkeypatch.setattr(runner, "PrefilledContext", counted)
+    shuffled = records()[::2] + records()[1::2]
+    frame = run(model, tokenizer, tmp_path / "r.jsonl", records=shuffled)
+    assert lengths == [len(context + "\nQ:") for context in CONTEXTS]
+    assert len(frame) == 4 * 4 and frame.attrs["reused"] == 0
+    sparse = frame[frame["method"] != "dense"]
+    assert (sparse["density"] < 0.4).all() and (sparse["density"] > 0.1).all()
+
+
+def test_receipts_count_what_the_budget_allows(model, tokenizer, tmp_path):
+    path = tmp_path / "r.jsonl"
+    frame = run(model, tokenizer, path)
+    small = frame[frame["budget"] == "10 tokens"]
+    for line in small.itertuples():
+        assert line.density == pytest.approx(16 / (line.context_tokens + 6), rel=0.05)
+    accounts = json.loads((tmp_path / "r.jsonl.receipts.json").read_text())
+    assert [(a["method"], a["budget"], a["samples"]) for a in accounts] == [
+        ("oracle", "30 tokens", 4), ("lsh", "30 tokens", 4), ("lsh", "10 tokens", 4)]
+    by_cell = dict(list(frame.groupby(["method", "budget"])))
+    for account in accounts:
+        part = by_cell[account["method"], account["budget"]]
+        assert account["density"] == part["tokens_read"].sum() / part["tokens_cached"].sum()
+        assert account["sparse_calls"] > 0 and account["dense_calls"] == {}
+        assert account["environments"][0]["torch"] == torch.__version__
+    assert accounts[1]["auxiliary_bits"] == 32
+
+
+def test_a_second_run_reuses_everything_without_the_model(model, tokenizer, tmp_path, monkeypatch):
+    path = tmp_path / "r.jsonl"
+    first = run(model, tokenizer, path)
+    monkeypatch.setattr(runner, "PrefilledContext", None)
+    again = run(model, tokenizer, path)
+    assert again.attrs["reused"] == len(again) == len(path.read_text().splitlines())
+    assert again.equals(first)
+
+
+def test_only_what_changed_runs_again(model, tokenizer, tmp_path):
+    path = tmp_path / "r.jsonl"
+    run(model, tokenizer, path, methods=methods()[2:3])
+    renamed = [Method("other name", make_selector("lsh"), PROTOCOL.budget(heavy=30))]
+    frame = run(model, tokenizer, path, methods=renamed)
+    assert frame.attrs["reused"] == len(frame) == 4
+    assert set(frame["method"]) == {"other name"}
+    changed = [
+        {"methods": [Method("lsh", make_selector("lsh", seed=1), PROTOCOL.budget(heavy=30))]},
+        {"methods": [Method("lsh", make_selector("lsh"), PROTOCOL.budget(heavy=31))]},
+        {"protocol": PROTOCOL.with_(question="dense")},
+        {"records": records(("why",))},
+    ]
+    for change in changed:
+        change = {"methods": methods()[2:3]} | change
+        assert run(model, tokenizer, path, **change).attrs["reused"] == 0
+    other = run(tiny_model("llama", seed=1), tokenizer, path, methods=methods()[2:3])
+    assert other.attrs["reused"] == 0
+
+
+@pytest.mark.parametrize("kept", [0, 5])
+def test_an_interrupted_run_goes_on_where_it_stopped(model, tokenizer, tmp_path, kept):
+    path, whole = tmp_path / "r.jsonl", tmp_path / "whole.jsonl"
+    expected = run(model, tokenizer, whole, methods=methods()[:2])
+    lines = whole.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:kept]) + lines[kept][:40])
+    frame = run(model, tokenizer, path, methods=methods()[:2])
+    assert frame.attrs["reused"] == kept
+    same = [c for c in frame.columns if c != "seconds"]
+    assert frame[same].equals(expected[same])
+
+
+KILLED = """
+import sys
+sys.path[:0] = {paths!r}
+import test_runner as t
+from hashattn.evaluation import runner
+model, tokenizer = t.tiny_model("llama"), t.characters()
+real, done = runner.ResultLog.append, []
+def slow(log, row):
+    real(log, row)
+    done.append(row)
+    print(len(done), flush=True)
+    if len(done) == 3:
+        import time
+        time.sleep(60)
+runner.ResultLog.append = slow
+t.run(model, tokenizer, {path!r}, methods=t.methods()[:2])
+"""
+
+
+def test_kill_minus_nine_loses_at_most_one_sample(model, tokenizer, tmp_path):
+    path = tmp_path / "r.jsonl"
+    script = KILLED.format(paths=[p for p in sys.path if p], path=str(path))
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as process:
+        for line in process.stdout:
+            if line.strip() == b"3":
+                os.kill(process.pid, signal.SIGKILL)
+                break
+    frame = run(model, tokenizer, path, methods=methods()[:2])
+    assert frame.attrs["reused"] == 3
+    with ResultLog(path) as log:
+        assert len(log.rows) == len(frame) == len(path.read_text().splitlines())
+
+
+def test_the_model_is_as_before_also_after_an_error(model, tokenizer, tmp_path, monkeypatch):
+    before = model.config._attn_implementation
+
+    def fail(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "greedy", fail)
+    with pytest.raises(KeyboardInterrupt):
+        run(model, tokenizer, tmp_path / "r.jsonl", methods=methods()[1:])
+    assert model.config._attn_implementation == before
+
+
+def test_a_sparse_method_that_reads_everything_fails_after_its_results(model, tokenizer, tmp_path):
+    full = Method("oracle", make_selector("oracle"), PROTOCOL.budget(density=1.0))
+    with pytest.raises(SparsePathError, match="every cached token"):
+        run(model, tokenizer, tmp_path / "r.jsonl", methods=[full])
+    assert len((tmp_path / "r.jsonl").read_text().splitlines()) == 4
+
+
+def test_a_sparse_method_with_only_dense_layers_fails_at_once(model, tokenizer, tmp_path):
+    protocol = PROTOCOL.with_(dense_layers=(0, 1))
+    with pytest.raises(SparsePathError, match="dense_layer"):
+        run(model, tokenizer, tmp_path / "r.jsonl", protocol=protocol, methods=methods()[1:2])
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ([], "empty"),
+        ([Method("a"), Method("a")], "more than once"),
+        ([Method("a", make_selector("oracle"), Protocol().budget(heavy=3))], "protocol.budget"),
+    ],
+)
+def test_methods_that_cannot_be_compared_are_refused(model, tokenizer, tmp_path, given, said):
+    with pytest.raises(ValueError, match=said):
+        evaluate(model, tokenizer, records(), given, PROTOCOL, tmp_path / "r.jsonl")
+
+
+def test_methods_need_a_budget_exactly_when_sparse():
+    with pytest.raises(ValueError, match="needs a budget"):
+        Method("oracle", make_selector("oracle"))
+    for selector in (None, make_selector("dense")):
+        with pytest.raises(ValueError, match="no budget"):
+            Method("dense", selector, PROTOCOL.budget(heavy=3))
+
+
+def test_answers_stop_at_the_stop_string_and_at_the_end_token(model, tokenizer):
+    context = PrefilledContext(model, tokenizer(CONTEXTS[0])["input_ids"])
+
+    def ask(stop, new_tokens=8):
+        cache = context.fork()
+        return greedy(model, tokenizer, cache, feed(model, [5, 6], cache), new_tokens, stop)
+
+    free = ask("\0")
+    assert len(free) == 8
+    assert ask(free[3:5]) == free[: free.index(free[3:5])]
+    assert ask("\0", 3) == free[:3]
+    model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids(free[2])
+    try:
+        assert ask("\0") == free[: free.index(free[2])]
+        assert len(end_tokens(model)) == 1
+    finally:
+        model.generation_config.eos_token_id = None
+
+
+def test_the_longest_answer_sets_the_length(model, tokenizer, tmp_path):
+    protocol = PROTOCOL.with_(max_new_tokens=None, stop="\0")
+    dense = [Method("dense")]
+    frame = run(model, tokenizer, tmp_path / "r.jsonl", protocol=protocol, methods=dense)
+    assert max(len(text) for text in frame["prediction"]) == len("my box") + 2
+
+
+def test_tables_average_datasets_and_compare_with_dense(model, tokenizer, tmp_path):
+    frame = run(model, tokenizer, tmp_path / "r.jsonl")
+    frame["score"] = (frame["method"] == "dense") | (frame["dataset"] == "set0")
+    scores, density = score_table(frame), density_table(frame)
+    assert scores.loc["dense", "dense"] == 100 and scores.loc["lsh", "10 tokens"] == 50
+    assert list(scores.index) == ["dense", "oracle", "lsh"]
+    assert list(scores.columns) == ["dense", "30 tokens", "10 tokens"]
+    assert density.loc["dense", "dense"] == 1.0 and density.loc["lsh", "10 tokens"] < 0.2
+    assert dataset_table(frame).loc[("oracle", "30 tokens")].tolist() == [100, 0, 50]
+    lines = comparison_table(frame).set_index(["method", "budget"])
+    assert lines.loc[("dense", "dense"), "difference"] == 0
+    assert lines.loc[("oracle", "30 tokens"), "difference"] == -50
+    assert lines.loc[("oracle", "30 tokens"), "sparsity"] > 2
+
+
+def test_datasets_of_unequal_size_weigh_the_same(model, tokenizer, tmp_path):
+    frame = run(model, tokenizer, tmp_path / "r.jsonl", records=records()[:3])
+    frame["score"] = (frame["method"] == "dense") | (frame["dataset"] == "set0")
+    line = comparison_table(frame).set_index("method").loc["oracle"]
+    assert line["score"] == 50 and line["difference"] == -50
+
+
+def test_tables_refuse_mixed_protocols_samples_and_nothing(model, tokenizer, tmp_path):
+    frame = run(model, tokenizer, tmp_path / "r.jsonl", methods=methods()[:2])
+    other = run(model, tokenizer, tmp_path / "r.jsonl", methods=methods()[:2],
+                protocol=PROTOCOL.with_(question="dense"))
+    with pytest.raises(ValueError, match="2 protocols"):
+        results_frame([*frame.to_dict("records"), *other.to_dict("records")])
+    with pytest.raises(ValueError, match="no results"):
+        results_frame([])
+    with pytest.raises(ValueError, match="baseline"):
+        comparison_table(frame, baseline="full")
+    with pytest.raises(ValueError, match="same records"):
+        comparison_table(frame.iloc[:-1])
