@@ -9,9 +9,16 @@ from transformers.models.auto.configuration_auto import AutoConfig
 from hashattn.selectors.oracle import OracleSelector
 
 _SHAPE = dict(
-    vocab_size=128, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
-    num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512,
-    bos_token_id=1, eos_token_id=2, pad_token_id=0,
+    vocab_size=128,
+    hidden_size=64,
+    intermediate_size=96,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=512,
+    bos_token_id=1,
+    eos_token_id=2,
+    pad_token_id=0,
 )
 _SLIDING = ["sliding_attention", "full_attention"]
 
@@ -24,18 +31,28 @@ FAMILIES = {
     "mistral_sliding": ("mistral", {"sliding_window": 16}),
     "qwen2": ("qwen2", {}),
     "qwen2_sliding": (
-        "qwen2", {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1}
+        "qwen2",
+        {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1},
     ),
     "qwen3": ("qwen3", {"head_dim": 16}),
     "gemma2": (
         "gemma2",
-        {"head_dim": 16, "sliding_window": 16, "query_pre_attn_scalar": 16,
-         "attn_logit_softcapping": 2.0, "layer_types": _SLIDING},
+        {
+            "head_dim": 16,
+            "sliding_window": 16,
+            "query_pre_attn_scalar": 16,
+            "attn_logit_softcapping": 2.0,
+            "layer_types": _SLIDING,
+        },
     ),
     "gemma3": (
         "gemma3_text",
-        {"head_dim": 16, "sliding_window": 16, "query_pre_attn_scalar": 16,
-         "layer_types": _SLIDING},
+        {
+            "head_dim": 16,
+            "sliding_window": 16,
+            "query_pre_attn_scalar": 16,
+            "layer_types": _SLIDING,
+        },
     ),
     "phi3": ("phi3", {}),
     "gpt_neox": ("gpt_neox", {"num_key_value_heads": None}),

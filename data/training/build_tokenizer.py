@@ -1,6 +1,7 @@
-"""Train data/embedded/tokenizer.json: a 4,096-entry byte-level BPE in which every task word is one token.
+"""Train data/embedded/tokenizer.json: a 4,096-entry byte-level BPE.
 
-Words keep a leading space, `_` or `(` (identifiers and calls); digits go in pairs.
+Every word of the tasks is one token, with a leading space, `_` or `(` (identifiers and calls);
+digits go in pairs.
 """
 
 import random

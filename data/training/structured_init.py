@@ -1,4 +1,4 @@
-"""A starting point for the embedded model: stock Llama weights laid out as an n-gram induction circuit.
+"""A starting point for the embedded model: stock Llama weights in an n-gram induction circuit.
 
 Random initialisation finds no retrieval in CPU-hours at this size; this layout does at once, and
 training then does the rest (the card, data/embedded/README.md, says what the layout scores alone).
@@ -70,7 +70,6 @@ def structure(model: LlamaForCausalLM, seed: int = 0) -> None:
 
 def _shift_layer(attention, config, frequencies: torch.Tensor) -> None:
     head_dim, half = config.head_dim, config.head_dim // 2
-    group = config.num_attention_heads // config.num_key_value_heads
     fast = frequencies[:FAST_PAIRS]
     seen = (config.hidden_size / 2) ** 0.5  # length of the constant (and the code) after the norm
     gain = (SHIFT_LOGIT * head_dim**0.5 / FAST_PAIRS) ** 0.5 / seen

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from structured_init import structure
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from hashattn.evaluation.corpus import paragraphs
 from hashattn.evaluation.tasks import TASKS, draw_facts
+from structured_init import structure
 
 EMBEDDED = Path(__file__).parents[1] / "embedded"
 CONTEXT = 8192
@@ -30,7 +30,7 @@ MUON_LR, ADAM_LR, NORM_LR = 0.008, 0.004, 0.002
 
 @dataclass(frozen=True)
 class Stage:
-    """``steps`` of ``batch`` sequences of ``length`` tokens; learning rate from ``start`` to ``end``."""
+    """`steps` of `batch` sequences of `length` tokens; learning rate factor `start` to `end`."""
 
     length: int
     batch: int
@@ -117,7 +117,8 @@ class Sequences:
 def hidden_states(model: LlamaForCausalLM, ids: torch.Tensor, positions: torch.Tensor):
     """Final hidden states, (batch, length, hidden), for any rising positions.
 
-    `model(position_ids=...)` would read a jump as the border of packed sequences and mask across it.
+    `model(position_ids=...)` would read a jump as a border of packed sequences and mask
+    across it.
     """
     x = model.model.embed_tokens(ids)
     rotary = model.model.rotary_emb(x, positions)

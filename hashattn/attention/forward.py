@@ -64,12 +64,19 @@ def forward(
     call = kwargs.pop(CALL, None)
     if call is None:  # a module that attach did not find, e.g. an encoder of the same model
         return dense_attention(
-            module, query, key, value, attention_mask,
-            eager=False, scaling=scaling, dropout=dropout, **kwargs,
+            module,
+            query,
+            key,
+            value,
+            attention_mask,
+            eager=False,
+            scaling=scaling,
+            dropout=dropout,
+            **kwargs,
         )
     _refuse_paged(kwargs)
     n = _tokens_cached(call, key)
-    index = _sync(call, key[:, :, :n], kwargs)
+    index = _sync(call, key[:, :, :n])
     reason = _dense_reason(call, query.shape[2], n, attention_mask, kwargs)
     if reason is None:
         _refuse_unsupported(module, query, kwargs)
@@ -78,14 +85,29 @@ def forward(
         return out.transpose(1, 2).contiguous(), None
     _record_dense(call, query, n, attention_mask, reason)
     return dense_attention(
-        module, query, key, value, attention_mask,
-        eager=call.run.eager, scaling=scaling, dropout=dropout, **kwargs,
+        module,
+        query,
+        key,
+        value,
+        attention_mask,
+        eager=call.run.eager,
+        scaling=scaling,
+        dropout=dropout,
+        **kwargs,
     )
 
 
 def _sparse(
-    module: nn.Module, call: LayerCall, query: Tensor, key: Tensor, value: Tensor,
-    mask: Tensor | None, n: int, index: dict[str, Tensor], scaling: float, kwargs: dict[str, Any],
+    module: nn.Module,
+    call: LayerCall,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    n: int,
+    index: dict[str, Tensor],
+    scaling: float,
+    kwargs: dict[str, Any],
 ) -> Tensor:
     run = call.run
     with torch.no_grad():
@@ -100,8 +122,13 @@ def _sparse(
         _record_sparse(call, query, key, indices, sets.visible)
     # the whole buffer, not key[:, :, :n]: slicing a static cache would copy it on gathering
     return attend(
-        query, key, value, indices, scaling,
-        softcap=kwargs.get("softcap"), sinks=softmax_sinks(module, kwargs),
+        query,
+        key,
+        value,
+        indices,
+        scaling,
+        softcap=kwargs.get("softcap"),
+        sinks=softmax_sinks(module, kwargs),
     )
 
 
@@ -112,19 +139,18 @@ def _tokens_cached(call: LayerCall, key: Tensor) -> int:
     return min(key.shape[2], int(call.cache_layer.get_seq_length()))
 
 
-def _eligible(call: LayerCall, kwargs: dict[str, Any]) -> bool:
+def _eligible(call: LayerCall) -> bool:
     return (
         call.cache_layer is not None
         and call.run.selector.sparse
         and call.layer in call.run.full_layers
         and call.layer not in call.run.dense_layers
-        and kwargs.get("sliding_window") is None
     )
 
 
-def _sync(call: LayerCall, keys: Tensor, kwargs: dict[str, Any]) -> dict[str, Tensor]:
+def _sync(call: LayerCall, keys: Tensor) -> dict[str, Tensor]:
     """Encode new keys on every call, prefill included, so that decoding only adds its own."""
-    if not _eligible(call, kwargs):
+    if not _eligible(call):
         return {}
     with torch.no_grad():
         return call.cache_layer.sync_index(call.run.selector, call.layer, keys)
@@ -141,7 +167,7 @@ def _dense_reason(
         return "prefill"
     if not run.selector.sparse:
         return "dense_selector"
-    if call.layer not in run.full_layers or kwargs.get("sliding_window") is not None:
+    if call.layer not in run.full_layers:
         return "sliding_window"
     if call.layer in run.dense_layers:
         return "dense_layer"
@@ -166,9 +192,7 @@ def _record_sparse(
     )
 
 
-def _record_dense(
-    call: LayerCall, query: Tensor, n: int, mask: Tensor | None, reason: str
-) -> None:
+def _record_dense(call: LayerCall, query: Tensor, n: int, mask: Tensor | None, reason: str) -> None:
     receipt = call.run.receipt
     if reason in ("prefill", "no_cache"):
         receipt.record_call(reason)

@@ -1,8 +1,8 @@
 """attach: run a Hugging Face model with sparse attention over its cache.
 
-    with attach(model, selector, Budget(density=1/16)) as run:
-        model.generate(...)
-    print(run.receipt.summary())
+with attach(model, selector, Budget(density=1/16)) as run:
+    model.generate(...)
+print(run.receipt.summary())
 """
 
 from collections.abc import Callable, Collection
@@ -131,9 +131,7 @@ def attach(
     layers = {module.layer_idx for module in attention_modules(model)}
     unknown = sorted(set(dense_layers) - layers)
     if unknown:
-        raise ValueError(
-            f"dense_layers={unknown}: the model has attention layers {sorted(layers)}"
-        )
+        raise ValueError(f"dense_layers={unknown}: the model has attention layers {sorted(layers)}")
     register()
     budget = budget if budget is not None else Budget(density=1.0)
     run = SparseRun(
@@ -172,6 +170,7 @@ def _check_arguments(
 
 def _hand_over(run: SparseRun) -> Callable[[nn.Module, tuple, dict], tuple[tuple, dict]]:
     """Pre-hook of an attention module: pass its cache layer on to the attention function."""
+
     def hook(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         cache = next((kwargs[a] for a in CACHE_ARGUMENTS if kwargs.get(a) is not None), None)
         if isinstance(cache, EncoderDecoderCache):

@@ -1,6 +1,7 @@
 """Which models sparse attention can serve, found from their structure; clear refusals."""
 
 import inspect
+from functools import cache
 
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -28,8 +29,14 @@ def _is_attention(module: nn.Module) -> bool:
     return (
         any(name in parameters for name in CACHE_ARGUMENTS)
         and any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-        and "ALL_ATTENTION_FUNCTIONS" in inspect.getsource(type(module))
+        and _uses_interface(type(module))
     )
+
+
+@cache
+def _uses_interface(kind: type[nn.Module]) -> bool:
+    """Whether a module class calls transformers' attention interface; its source is read once."""
+    return "ALL_ATTENTION_FUNCTIONS" in inspect.getsource(kind)
 
 
 def full_attention_layers(model: PreTrainedModel) -> frozenset[int]:

@@ -56,15 +56,31 @@ class DecodeStep:
     scattered over the cache, the worst case for gathering them.
     """
 
-    def __init__(self, n: int, dtype: torch.dtype, budget: Budget, layout: str, bits: int,
-                 shape: Shape, seed: int) -> None:
+    def __init__(
+        self,
+        n: int,
+        dtype: torch.dtype,
+        budget: Budget,
+        layout: str,
+        bits: int,
+        shape: Shape,
+        seed: int,
+    ) -> None:
         generator = torch.Generator().manual_seed(seed)
         cache = (2, 1, shape.kv_heads, n, shape.head_dim)
         self.keys, self.values = torch.randn(cache, generator=generator).to(dtype)
         queries = (QUERIES, 1, shape.query_heads, 1, shape.head_dim)
         self.queries = torch.randn(queries, generator=generator).to(dtype)
-        config = HashConfig((0,), shape.query_heads, shape.kv_heads, shape.head_dim, layout,
-                            bits, depth=3, hidden=shape.head_dim)
+        config = HashConfig(
+            (0,),
+            shape.query_heads,
+            shape.kv_heads,
+            shape.head_dim,
+            layout,
+            bits,
+            depth=3,
+            hidden=shape.head_dim,
+        )
         self.selector = HashSelector(HashWeights.random(config, seed))
         self.codes = self.selector.encode_keys(0, self.keys)["codes"]
         self.budget, self.scaling = budget, shape.head_dim**-0.5
@@ -177,9 +193,7 @@ def speedup_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def _interleaved(
-    step: DecodeStep, repeats: int, clock: Clock
-) -> Iterator[tuple[str, str, float]]:
+def _interleaved(step: DecodeStep, repeats: int, clock: Clock) -> Iterator[tuple[str, str, float]]:
     """(variant, stage, seconds) of every sample, after one warm-up round."""
     buffer = torch.ones(FLUSH_BYTES // 4)
     for round_ in range(-1, repeats):

@@ -46,7 +46,7 @@ class Method:
 
     @property
     def budget_label(self) -> str:
-        """"16x" for a density of 1/16, "32 tokens" for a heavy budget, "dense" without one."""
+        """ "16x" for a density of 1/16, "32 tokens" for a heavy budget, "dense" without one."""
         if self.budget is None:
             return DENSE
         if self.budget.density is not None:

@@ -38,7 +38,9 @@ def recall_rows(
     table = []
     for layer in captured:
         kept = _rows_with_candidates(layer, sink, local)
-        index = {name: s.encode_keys(layer.layer, layer.keys[None]) for name, s in selectors.items()}
+        index = {
+            name: s.encode_keys(layer.layer, layer.keys[None]) for name, s in selectors.items()
+        }
         parts: dict[tuple[str, int], list[dict[str, Tensor]]] = {}
         for rows in kept.split(ROWS_AT_ONCE):
             truth = _Truth(layer, rows, (sink, local), top)
@@ -81,9 +83,7 @@ class _Truth:
         attended = attended.repeat_interleave(len(self.weights) // len(attended), dim=0)
         real = self.candidates.expand_as(attended).gather(-1, self.best)
         hits = attended.gather(-1, self.best) & real
-        found = {
-            f"recall@{k}": hits[..., :k].sum(-1) / real[..., :k].sum(-1) for k in self.top
-        }
+        found = {f"recall@{k}": hits[..., :k].sum(-1) / real[..., :k].sum(-1) for k in self.top}
         found["heavy_mass"] = (self.outside * attended).sum(-1)
         found["mass"] = (self.weights * attended).sum(-1)
         return found

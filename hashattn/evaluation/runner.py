@@ -9,7 +9,6 @@ from typing import Any
 
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
 
 from hashattn.attention.sparse import attach
 from hashattn.evaluation.answering import PrefilledContext, feed, greedy
@@ -26,6 +25,7 @@ from hashattn.evaluation.methods import Method, check_methods, reading, save_rea
 from hashattn.evaluation.metrics import METRICS
 from hashattn.evaluation.protocol import Protocol, fingerprint
 from hashattn.evaluation.tables import results_frame
+from hashattn.progress import progress_bar, say
 from hashattn.trust.receipt import Receipt
 
 EXTRA_TOKENS = 2  # beyond the longest answer: the stop string and one that shows it went on
@@ -55,9 +55,9 @@ def evaluate(
     with ResultLog(out_path) as log, torch.no_grad():
         todo = sum(key not in log.rows for key in cells.keys.values())
         reused = len(cells.keys) - todo
-        with tqdm(total=todo, desc="samples", unit="sample", disable=not progress) as bar:
-            if reused:
-                bar.set_postfix_str(f"reused {reused} of {len(cells.keys)}")
+        if reused and progress:
+            say(f"reused {reused} of {len(cells.keys)} evaluated samples")
+        with progress_bar(total=todo, desc="samples", unit="sample", disable=not progress) as bar:
             for row in cells.run(log):
                 log.append(row)
                 bar.update()
@@ -73,12 +73,19 @@ def evaluate(
 class _Cells:
     """The grid of methods and records, each cell with the key of its result."""
 
-    def __init__(self, model: Any, tokenizer: Any, records: Iterable[Record | dict[str, Any]],
-                 methods: Sequence[Method], protocol: Protocol) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        records: Iterable[Record | dict[str, Any]],
+        methods: Sequence[Method],
+        protocol: Protocol,
+    ) -> None:
         self.model, self.tokenizer, self.protocol = model, tokenizer, protocol
         self.methods = list(methods)
         check_methods(self.methods, protocol)
         self.records = [r if isinstance(r, Record) else record_from_dict(r) for r in records]
+        self._encoded: dict[int, tuple[list[int], list[int]]] = {}
         self.samples = [record_sha256(record) for record in self.records]
         common = {
             "code": code_version(),
@@ -106,22 +113,22 @@ class _Cells:
     def _run_context(
         self, todo: list[tuple[Method, int]], log: ResultLog
     ) -> Iterator[dict[str, Any]]:
-        shared, _ = self._tokens(self.records[todo[0][1]])
+        shared, _ = self._tokens(todo[0][1])
         context = PrefilledContext(self.model, shared)
         cache = context.fork()
         for method, index in todo:
             if self.keys[method, index] in log.rows:  # the same record twice
                 continue
             start = time.perf_counter()
-            prediction, receipt = self._answer(method, self.records[index], cache)
+            prediction, receipt = self._answer(method, index, cache)
             seconds = time.perf_counter() - start
             row = self._scored(method, index, len(shared), prediction, receipt)
             yield row | {"seconds": seconds}
             cache = context.rewind(cache)
 
-    def _answer(self, method: Method, record: Record, cache: Any) -> tuple[str, Receipt | None]:
-        _, question = self._tokens(record)
-        rest = (self._max_new_tokens(record), self.protocol.stop)
+    def _answer(self, method: Method, index: int, cache: Any) -> tuple[str, Receipt | None]:
+        _, question = self._tokens(index)
+        rest = (self._max_new_tokens(self.records[index]), self.protocol.stop)
         model, tokenizer = self.model, self.tokenizer
         if not method.sparse:
             return greedy(model, tokenizer, cache, feed(model, question, cache), *rest), None
@@ -137,12 +144,15 @@ class _Cells:
             first = feed(model, question, cache) if token is None else token
             return greedy(model, tokenizer, cache, first, *rest), run.receipt
 
-    def _tokens(self, record: Record) -> tuple[list[int], list[int]]:
-        """Token ids of the shared context, truncated, and of the question after it.
+    def _tokens(self, index: int) -> tuple[list[int], list[int]]:
+        """Token ids of a record's shared context, truncated, and of the question after it.
 
         The question's ids are those it has within the whole prompt, wherever the context tokenises
         the same alone; else (merges across the seam) the two parts are tokenised apart.
         """
+        if index in self._encoded:  # every method asks for them
+            return self._encoded[index]
+        record = self.records[index]
         context, question = self.protocol.split_prompt(record.context, record.input)
         shared = self.tokenizer(context)["input_ids"]
         whole = self.tokenizer(context + question)["input_ids"]
@@ -150,7 +160,8 @@ class _Cells:
             rest = whole[len(shared) :]
         else:
             rest = self.tokenizer(question, add_special_tokens=False)["input_ids"]
-        return self.protocol.truncate(shared), rest
+        self._encoded[index] = self.protocol.truncate(shared), rest
+        return self._encoded[index]
 
     def _max_new_tokens(self, record: Record) -> int:
         if self.protocol.max_new_tokens is not None:
@@ -158,8 +169,14 @@ class _Cells:
         encoded = self.tokenizer(list(record.answers), add_special_tokens=False)["input_ids"]
         return max(len(ids) for ids in encoded) + EXTRA_TOKENS
 
-    def _scored(self, method: Method, index: int, context_tokens: int, prediction: str,
-             receipt: Receipt | None) -> dict[str, Any]:
+    def _scored(
+        self,
+        method: Method,
+        index: int,
+        context_tokens: int,
+        prediction: str,
+        receipt: Receipt | None,
+    ) -> dict[str, Any]:
         record = self.records[index]
         score = METRICS[self.protocol.metric](prediction, record.answers)
         return {

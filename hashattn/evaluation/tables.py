@@ -20,8 +20,10 @@ def results_frame(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
     protocols = sorted(set(frame["protocol"]))
     if len(protocols) > 1:
         short = [name[:12] for name in protocols]
-        raise ValueError(f"the results come from {len(protocols)} protocols {short}: scores of "
-                         "different protocols do not compare, so make one table for each")
+        raise ValueError(
+            f"the results come from {len(protocols)} protocols {short}: scores of "
+            "different protocols do not compare, so make one table for each"
+        )
     return frame
 
 
@@ -44,8 +46,9 @@ def dataset_table(frame: pd.DataFrame) -> pd.DataFrame:
     return table.assign(average=table.mean(axis=1))
 
 
-def comparison_table(frame: pd.DataFrame, baseline: str = "dense", n: int = 2000,
-                     seed: int = 0) -> pd.DataFrame:
+def comparison_table(
+    frame: pd.DataFrame, baseline: str = "dense", n: int = 2000, seed: int = 0
+) -> pd.DataFrame:
     """One line for each method and budget, with its difference to the baseline method.
 
     score, difference, low, high in points averaged over datasets (95 % paired bootstrap over
@@ -77,13 +80,16 @@ def difference_to(part: pd.DataFrame, reference: pd.DataFrame, n: int, seed: int
     """Bootstrap of a method's scores minus the reference's (indexed by sample), 0 to 1."""
     if set(part["sample"]) != set(reference.index):
         missing = len(set(part["sample"]) ^ set(reference.index))
-        raise ValueError(f"method {part['method'].iloc[0]!r} and the baseline differ in {missing} "
-                         "samples; run both on the same records")
+        raise ValueError(
+            f"method {part['method'].iloc[0]!r} and the baseline differ in {missing} "
+            "samples; run both on the same records"
+        )
     weights = dataset_weights(part).to_numpy()
     theirs = reference["score"].loc[part["sample"]].to_numpy()
     groups = part["context"].tolist()
-    return paired_bootstrap(part["score"].to_numpy() * weights, theirs * weights, n, seed,
-                            groups=groups)
+    return paired_bootstrap(
+        part["score"].to_numpy() * weights, theirs * weights, n, seed, groups=groups
+    )
 
 
 def dataset_weights(part: pd.DataFrame) -> pd.Series:

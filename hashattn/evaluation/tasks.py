@@ -1,22 +1,22 @@
-"""Generated long-context tasks in LongBench's record format, one kind for each of its six categories.
+"""Generated long-context tasks in LongBench's record format, one kind for each category.
 
 A task is a set of one-line *facts* scattered in natural text and one question about each of them.
 A fact belongs to the training or the evaluation split by the hash of its own line, and so does
 every paragraph of the haystack, so nothing that evaluation asks or shows was ever trained on.
 
-========== =============================== ==========================================================
+========== =============================== ====================================================
 task       LongBench category              example fact; question; answer
-========== =============================== ==========================================================
+========== =============================== ====================================================
 lookup     single-document QA              Note: Alice visits Kyoto; Alice visits; Kyoto
-multihop   multi-document QA               Rule: hammer needs rope, Rule: rope needs fan; hammer needs;
-                                           rope needs fan
+multihop   multi-document QA               Rule: hammer needs rope, Rule: rope needs fan;
+                                           hammer needs; rope needs fan
 needle     retrieval among distractors     Fact: brave falcon hides ruby violin; brave falcon hides;
            that share half of the key      ruby violin
 fewshot    few-shot learning (labels)      Text: calm shy wolf => B; odd tall wolf =>; B
 passage    synthetic retrieval             Abstract: ginger melon = 4821; ginger melon =; 4821
 code       code completion                 def brave_anchor(falcon, otter); brave_anchor;
                                            (falcon, otter)
-========== =============================== ==========================================================
+========== =============================== ====================================================
 """
 
 import hashlib
@@ -240,7 +240,7 @@ def make_sequences(
     tokenizer, tokens: int, count: int, *, seed: int, split: str = "train",
     tasks: tuple[str, ...] = TASKS, questions_per_task: int = 8, facts_per_1k: float = 2.5,
 ) -> Iterator[tuple[list[int], list[int]]]:  # fmt: skip
-    """Token sequences for learning hashes: (input ids, positions of the question and answer tokens).
+    """Token sequences for learning hashes: (input ids, positions of questions and answers).
 
     The same contexts as ``make_records``, followed by many questions with their answers; the
     positions returned are the queries worth learning from. At most ``tokens`` tokens in all.

@@ -6,5 +6,13 @@ from hashattn.hashing.recipe import TrainRecipe
 from hashattn.hashing.train import train_hash_weights
 from hashattn.hashing.weights import HashWeights
 
-__all__ = ["CapturedLayer", "HashConfig", "HashMap", "HashWeights", "LayerMaps", "TrainRecipe",
-           "capture", "train_hash_weights"]
+__all__ = [
+    "CapturedLayer",
+    "HashConfig",
+    "HashMap",
+    "HashWeights",
+    "LayerMaps",
+    "TrainRecipe",
+    "capture",
+    "train_hash_weights",
+]

@@ -42,8 +42,15 @@ class _Tap:
         self.queries: dict[int, list[Tensor]] = {}
         self.last: dict[int, tuple] = {}
 
-    def record(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float,
-               softcap: float | None) -> None:
+    def record(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scaling: float,
+        softcap: float | None,
+    ) -> None:
         if self.layers is not None and layer not in self.layers:
             return
         end = key.shape[2]
@@ -56,24 +63,46 @@ class _Tap:
         found = {}
         for layer, (key, value, scaling, softcap) in sorted(self.last.items()):
             found[layer] = CapturedLayer(
-                layer, torch.cat(self.queries[layer], 1), self.rows.to(key.device), key[0],
-                scaling, softcap, value[0] if self.values else None)
+                layer,
+                torch.cat(self.queries[layer], 1),
+                self.rows.to(key.device),
+                key[0],
+                scaling,
+                softcap,
+                value[0] if self.values else None,
+            )
         return found
 
 
-def dense_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor,
-                    attention_mask: Tensor | None, scaling: float | None = None,
-                    dropout: float = 0.0, **kwargs: object) -> tuple[Tensor, Tensor | None]:
+def dense_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: object,
+) -> tuple[Tensor, Tensor | None]:
     """The model's own dense attention: SDPA, or its modeling file's eager function where the
     logits are capped or have sinks, which SDPA cannot do."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     if kwargs.get("softcap") is None and kwargs.get("s_aux") is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout,
-                                      scaling=scaling, **kwargs)
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
     eager = sys.modules[type(module).__module__].eager_attention_forward
-    return eager(module, query, key, value, _float_mask(attention_mask, query, key),
-                 scaling=scaling, dropout=dropout, **kwargs)
+    return eager(
+        module,
+        query,
+        key,
+        value,
+        _float_mask(attention_mask, query, key),
+        scaling=scaling,
+        dropout=dropout,
+        **kwargs,
+    )
 
 
 def _float_mask(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor:
@@ -85,10 +114,18 @@ def _float_mask(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor:
     return torch.zeros(mask.shape, dtype=query.dtype, device=mask.device).masked_fill(~mask, low)
 
 
-def _capture_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor,
-                       attention_mask: Tensor | None, scaling: float | None = None,
-                       dropout: float = 0.0, *, hashattn_tap: _Tap | None = None,
-                       **kwargs: object) -> tuple[Tensor, Tensor | None]:
+def _capture_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    *,
+    hashattn_tap: _Tap | None = None,
+    **kwargs: object,
+) -> tuple[Tensor, Tensor | None]:
     if hashattn_tap is not None and kwargs.get("sliding_window") is None:
         scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
         hashattn_tap.record(module.layer_idx, query, key, value, scale, kwargs.get("softcap"))
@@ -107,7 +144,8 @@ def _switch_to_capture(model: nn.Module) -> None:
         raise UnsupportedModelError(
             f"{type(model).__name__} does not route attention through transformers' "
             "AttentionInterface, so its queries and keys cannot be captured; use a model family "
-            "that does (Llama, Mistral, Qwen, Gemma, Phi3, GPT-NeoX, ...)")
+            "that does (Llama, Mistral, Qwen, Gemma, Phi3, GPT-NeoX, ...)"
+        )
 
 
 def _check_rows(rows: Tensor | None, n: int) -> Tensor:
@@ -116,15 +154,23 @@ def _check_rows(rows: Tensor | None, n: int) -> Tensor:
         return torch.arange(n)
     rows = torch.as_tensor(rows, dtype=torch.long).cpu().unique()
     if rows.numel() and not (0 <= rows[0] and rows[-1] < n):
-        raise ValueError(f"rows span {int(rows[0])}..{int(rows[-1])} but the sequence has {n} "
-                         f"tokens: use positions from 0 to {n - 1}")
+        raise ValueError(
+            f"rows span {int(rows[0])}..{int(rows[-1])} but the sequence has {n} "
+            f"tokens: use positions from 0 to {n - 1}"
+        )
     return rows
 
 
 @torch.no_grad()
-def capture(model: nn.Module, input_ids: Tensor, *, rows: Tensor | None = None, chunk: int = 1024,
-            layers: Collection[int] | None = None, values: bool = False
-            ) -> dict[int, CapturedLayer]:
+def capture(
+    model: nn.Module,
+    input_ids: Tensor,
+    *,
+    rows: Tensor | None = None,
+    chunk: int = 1024,
+    layers: Collection[int] | None = None,
+    values: bool = False,
+) -> dict[int, CapturedLayer]:
     """Run input_ids (n,) or (1, n) through the model and return each full-attention layer's
     queries at `rows` (all positions by default), keys and, if asked, values.
 
@@ -136,8 +182,10 @@ def capture(model: nn.Module, input_ids: Tensor, *, rows: Tensor | None = None, 
 
     ids = input_ids.reshape(1, -1) if input_ids.dim() == 1 else input_ids
     if ids.dim() != 2 or ids.shape[0] != 1 or ids.shape[1] == 0:
-        raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}: pass one sequence of at "
-                         "least one token, (n,) or (1, n)")
+        raise ValueError(
+            f"input_ids has shape {tuple(input_ids.shape)}: pass one sequence of at "
+            "least one token, (n,) or (1, n)"
+        )
     if chunk < 1:
         raise ValueError(f"chunk={chunk} is not valid: use at least 1 token")
     tap = _Tap(_check_rows(rows, ids.shape[1]), layers, values)
@@ -157,5 +205,6 @@ def capture(model: nn.Module, input_ids: Tensor, *, rows: Tensor | None = None, 
     if missing or not found:
         raise UnsupportedModelError(
             f"no queries and keys were seen in layers {sorted(missing) or 'of this model'}: hash "
-            "maps serve full-attention layers only; leave the others out of `layers`")
+            "maps serve full-attention layers only; leave the others out of `layers`"
+        )
     return found

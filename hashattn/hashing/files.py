@@ -21,20 +21,25 @@ def _publish(temporary: Path, path: Path) -> None:
     os.replace(temporary, path)
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor],
-                  metadata: Mapping[str, str] | None = None) -> None:
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
     """Write a safetensors file atomically."""
     temporary = path.with_name(path.name + ".partial")
-    save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary,
-              dict(metadata or {}) | {"format": "pt"})
+    save_file(
+        {name: t.detach().cpu().contiguous() for name, t in tensors.items()},
+        temporary,
+        dict(metadata or {}) | {"format": "pt"},
+    )
     _publish(temporary, path)
 
 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
     """Write JSON atomically; NaN is refused, it is not JSON."""
     temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(json.dumps(record, indent=2, sort_keys=True, allow_nan=False) + "\n",
-                         encoding="utf-8")
+    temporary.write_text(
+        json.dumps(record, indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8"
+    )
     _publish(temporary, path)
 
 
@@ -45,5 +50,6 @@ def read_tensors(path: Path, hint: str) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise HashWeightsError(f"{path} is truncated or damaged ({error}): copy it again, or "
-                               f"{hint}") from error
+        raise HashWeightsError(
+            f"{path} is truncated or damaged ({error}): copy it again, or {hint}"
+        ) from error

@@ -43,13 +43,20 @@ def interaction_directions(queries: Tensor, keys: Tensor) -> tuple[Tensor, Tenso
 
 def _rotation(rank: int, bits: int, generator: torch.Generator) -> Tensor:
     """(rank, bits): columns of random orthogonal matrices, as many as needed."""
-    blocks = [torch.linalg.qr(torch.randn(rank, rank, generator=generator))[0]
-              for _ in range(-(-bits // rank))]
+    blocks = [
+        torch.linalg.qr(torch.randn(rank, rank, generator=generator))[0]
+        for _ in range(-(-bits // rank))
+    ]
     return torch.cat(blocks, 1)[:, :bits]
 
 
-def _linear_stages(directions: Tensor, offset: Tensor, rotation: Tensor, shapes: Sequence[tuple],
-                   generator: torch.Generator) -> list[tuple[Tensor, Tensor]]:
+def _linear_stages(
+    directions: Tensor,
+    offset: Tensor,
+    rotation: Tensor,
+    shapes: Sequence[tuple],
+    generator: torch.Generator,
+) -> list[tuple[Tensor, Tensor]]:
     """Stages of one head computing (x @ directions + offset) @ rotation.
 
     silu(u) - silu(-u) = u (relu and gelu likewise), so hidden units come in pairs u, -u.
@@ -61,17 +68,22 @@ def _linear_stages(directions: Tensor, offset: Tensor, rotation: Tensor, shapes:
     inner = [directions @ pair, *[pair.T @ pair] * (len(shapes) - 2), pair.T @ rotation]
     for stage, ((fan_in, fan_out), block) in enumerate(zip(shapes, inner, strict=True)):
         weight = torch.randn(fan_in, fan_out, generator=generator) * NOISE * fan_in**-0.5
-        weight[:block.shape[0], :block.shape[1]] += block
+        weight[: block.shape[0], : block.shape[1]] += block
         bias = torch.zeros(fan_out)
         if stage == 0:
-            bias[:2 * rank] = offset @ pair
+            bias[: 2 * rank] = offset @ pair
         stages.append((weight, bias))
     return stages
 
 
-def spectral_maps(queries: Tensor, keys: Tensor, query_stats: tuple[Tensor, Tensor],
-                  key_stats: tuple[Tensor, Tensor], config: HashConfig,
-                  generator: torch.Generator) -> LayerMaps:
+def spectral_maps(
+    queries: Tensor,
+    keys: Tensor,
+    query_stats: tuple[Tensor, Tensor],
+    key_stats: tuple[Tensor, Tensor],
+    config: HashConfig,
+    generator: torch.Generator,
+) -> LayerMaps:
     """Maps of normalised inputs that equal the sign of randomly rotated interaction directions.
 
     queries (Hq, r, D) and keys (Hkv, m, D) are samples, raw; the stats are their `moments`.
@@ -84,37 +96,59 @@ def spectral_maps(queries: Tensor, keys: Tensor, query_stats: tuple[Tensor, Tens
     sides: dict[str, list] = {"key": [], "query": []}
     for kv_head in range(config.kv_heads):
         heads = range(kv_head * config.group, (kv_head + 1) * config.group)
-        a, b = interaction_directions(queries[list(heads)].flatten(0, 1).float(),
-                                      keys[kv_head].float())
+        a, b = interaction_directions(
+            queries[list(heads)].flatten(0, 1).float(), keys[kv_head].float()
+        )
         copies = 1 if config.layout == "per_kv_head" else config.group
         rotations = [_rotation(rank, config.bits, generator) for _ in range(copies)]
         for rotation in rotations:
             directions = key_stats[1][kv_head][:, None] * b[:, :rank]
-            sides["key"].append(_linear_stages(directions, torch.zeros(rank), rotation, shapes,
-                                               generator))
+            sides["key"].append(
+                _linear_stages(directions, torch.zeros(rank), rotation, shapes, generator)
+            )
         for i, head in enumerate(heads):
             mean, std = query_stats[0][head], query_stats[1][head]
-            sides["query"].append(_linear_stages(std[:, None] * a[:, :rank], mean @ a[:, :rank],
-                                                 rotations[i % copies], shapes, generator))
+            sides["query"].append(
+                _linear_stages(
+                    std[:, None] * a[:, :rank],
+                    mean @ a[:, :rank],
+                    rotations[i % copies],
+                    shapes,
+                    generator,
+                )
+            )
     maps = LayerMaps(*(_stack(sides[side], config) for side in ("key", "query")))
     return _unit_outputs(maps, queries, keys, query_stats, key_stats)
 
 
 def _stack(heads: list[list[tuple[Tensor, Tensor]]], config: HashConfig) -> HashMap:
     stages = zip(*heads, strict=True)
-    weights, biases = zip(*[(torch.stack([w for w, _ in stage]), torch.stack([b for _, b in stage]))
-                            for stage in stages], strict=True)
+    weights, biases = zip(
+        *[
+            (torch.stack([w for w, _ in stage]), torch.stack([b for _, b in stage]))
+            for stage in stages
+        ],
+        strict=True,
+    )
     return HashMap(tuple(weights), tuple(biases), config.activation)
 
 
-def _unit_outputs(maps: LayerMaps, queries: Tensor, keys: Tensor, query_stats: tuple,
-                  key_stats: tuple) -> LayerMaps:
+def _unit_outputs(
+    maps: LayerMaps, queries: Tensor, keys: Tensor, query_stats: tuple, key_stats: tuple
+) -> LayerMaps:
     """Scale the last stage so that pre-activations have size 1, where tanh is neither flat."""
+
     def scaled(part: HashMap, pre: Tensor) -> HashMap:
         size = pre.square().mean((-2, -1)).sqrt()[:, None].clamp_min(1e-6)
-        return HashMap((*part.weights[:-1], part.weights[-1] / size[..., None]),
-                       (*part.biases[:-1], part.biases[-1] / size), part.activation)
+        return HashMap(
+            (*part.weights[:-1], part.weights[-1] / size[..., None]),
+            (*part.biases[:-1], part.biases[-1] / size),
+            part.activation,
+        )
+
     q = (queries.float() - query_stats[0][:, None]) / query_stats[1][:, None]
     k = (keys.float() - key_stats[0][:, None]) / key_stats[1][:, None]
-    return LayerMaps(scaled(maps.key, maps.preactivations_keys(k)),
-                     scaled(maps.query, maps.preactivations_queries(q)))
+    return LayerMaps(
+        scaled(maps.key, maps.preactivations_keys(k)),
+        scaled(maps.query, maps.preactivations_queries(q)),
+    )

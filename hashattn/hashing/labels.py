@@ -38,8 +38,9 @@ def candidate_mask(positions: Tensor, n: int, sink: int, local: int) -> Tensor:
     return (tokens >= sink) & (tokens <= positions[:, None] - local)
 
 
-def attention_logits(queries: Tensor, keys: Tensor, scaling: float,
-                     softcap: float | None = None) -> Tensor:
+def attention_logits(
+    queries: Tensor, keys: Tensor, scaling: float, softcap: float | None = None
+) -> Tensor:
     """queries (Hq, r, D), keys (Hkv, n, D) to logits (Hq, r, n) float32, capped as Gemma 2's."""
     heads, rows, dim = queries.shape
     grouped = queries.float().reshape(keys.shape[0], -1, dim)
@@ -47,17 +48,27 @@ def attention_logits(queries: Tensor, keys: Tensor, scaling: float,
     return logits if softcap is None else torch.tanh(logits / softcap) * softcap
 
 
-def attention_mass(queries: Tensor, keys: Tensor, positions: Tensor, scaling: float,
-                   softcap: float | None = None) -> Tensor:
+def attention_mass(
+    queries: Tensor, keys: Tensor, positions: Tensor, scaling: float, softcap: float | None = None
+) -> Tensor:
     """Causal softmax of each row, (Hq, r, n) float32; zero for tokens after the row's position."""
     logits = attention_logits(queries, keys, scaling, softcap)
     future = torch.arange(keys.shape[1], device=keys.device) > positions[:, None]
     return logits.masked_fill(future, float("-inf")).softmax(-1)
 
 
-def row_labels(queries: Tensor, keys: Tensor, positions: Tensor, scaling: float, *, sink: int,
-               local: int, top: int, softcap: float | None = None,
-               rows_at_once: int = 64) -> RowLabels:
+def row_labels(
+    queries: Tensor,
+    keys: Tensor,
+    positions: Tensor,
+    scaling: float,
+    *,
+    sink: int,
+    local: int,
+    top: int,
+    softcap: float | None = None,
+    rows_at_once: int = 64,
+) -> RowLabels:
     """Labels of rows (Hq, r, D) against keys (Hkv, n, D), `rows_at_once` rows of scores at a time.
 
     Memory is Hq * rows_at_once * n floats, never a sequence's whole attention.

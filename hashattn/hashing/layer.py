@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from hashattn.hashing.capture import CapturedLayer
 from hashattn.hashing.initial import moments, spectral_maps
@@ -18,6 +17,7 @@ from hashattn.hashing.maps import HashConfig, LayerMaps, random_maps
 from hashattn.hashing.objective import Batch, batch_loss, relax
 from hashattn.hashing.recipe import TrainRecipe
 from hashattn.hashing.validate import selection_quality
+from hashattn.progress import progress_bar
 
 SAMPLE = 65_536  # query and key vectors a head's initial statistics are taken from
 
@@ -33,8 +33,9 @@ class TrainedLayer:
 class LayerTrainer:
     """Trains the maps of one layer on captures of many sequences."""
 
-    def __init__(self, captures: Sequence[CapturedLayer], config: HashConfig, recipe: TrainRecipe,
-                 seed: int) -> None:
+    def __init__(
+        self, captures: Sequence[CapturedLayer], config: HashConfig, recipe: TrainRecipe, seed: int
+    ) -> None:
         self.captures, self.config, self.recipe = captures, config, recipe
         self.generator = torch.Generator().manual_seed(seed)
         self.device = captures[0].keys.device
@@ -50,9 +51,10 @@ class LayerTrainer:
     def _statistics(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         if self.recipe.normalise == "none":
             dim, c = self.config.head_dim, self.config
-            return tuple((torch.zeros(h, dim, device=self.device),
-                          torch.ones(h, dim, device=self.device))
-                         for h in (c.query_heads, c.kv_heads))
+            return tuple(
+                (torch.zeros(h, dim, device=self.device), torch.ones(h, dim, device=self.device))
+                for h in (c.query_heads, c.kv_heads)
+            )
         return moments(self._sample("queries")), moments(self._sample("keys"))
 
     def _sample(self, name: str) -> list[Tensor]:
@@ -64,28 +66,42 @@ class LayerTrainer:
     def _initial_maps(self) -> LayerMaps:
         if self.recipe.init == "random":
             return random_maps(self.config, self.generator)
-        queries, keys = (torch.cat(self._sample(name), 1).float().cpu()
-                         for name in ("queries", "keys"))
-        query_stats, key_stats = (tuple(t.cpu() for t in stats)
-                                  for stats in (self.query_stats, self.key_stats))
+        queries, keys = (
+            torch.cat(self._sample(name), 1).float().cpu() for name in ("queries", "keys")
+        )
+        query_stats, key_stats = (
+            tuple(t.cpu() for t in stats) for stats in (self.query_stats, self.key_stats)
+        )
         return spectral_maps(queries, keys, query_stats, key_stats, self.config, self.generator)
 
     def _label(self, captured: CapturedLayer) -> RowLabels:
-        return row_labels(captured.queries, captured.keys, captured.positions, captured.scaling,
-                          sink=self.recipe.sink, local=self.recipe.local, top=self.recipe.top,
-                          softcap=captured.softcap)
+        return row_labels(
+            captured.queries,
+            captured.keys,
+            captured.positions,
+            captured.scaling,
+            sink=self.recipe.sink,
+            local=self.recipe.local,
+            top=self.recipe.top,
+            softcap=captured.softcap,
+        )
 
     def _optimiser(self) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
         recipe, groups = self.recipe, [{"params": self.parameters}]
         if recipe.learn_scale:
             extra = [self.log_scale.requires_grad_(), self.bias.requires_grad_()]
             groups.append({"params": extra, "weight_decay": 0.0})
-        optimiser = torch.optim.AdamW(groups, lr=recipe.learning_rate,
-                                      weight_decay=recipe.weight_decay)
+        optimiser = torch.optim.AdamW(
+            groups, lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+        )
         if recipe.schedule == "one_cycle":
             schedule = torch.optim.lr_scheduler.OneCycleLR(
-                optimiser, recipe.learning_rate, recipe.steps + 1, pct_start=0.1,
-                cycle_momentum=False)
+                optimiser,
+                recipe.learning_rate,
+                recipe.steps + 1,
+                pct_start=0.1,
+                cycle_momentum=False,
+            )
         else:
             schedule = torch.optim.lr_scheduler.ConstantLR(optimiser, factor=1.0)
         return optimiser, schedule
@@ -100,10 +116,12 @@ class LayerTrainer:
         rows = self._draw(captured.positions.numel(), self.recipe.rows_per_step)
         positions = captured.positions[rows]
         labels = RowLabels(labels.tokens[:, rows], labels.mass[:, rows], labels.outside[:, rows])
-        allowed = candidate_mask(positions, captured.keys.shape[1], self.recipe.sink,
-                                 self.recipe.local)
-        batch = Batch(captured.queries[:, rows].float(), captured.keys, allowed, positions + 1,
-                      labels)
+        allowed = candidate_mask(
+            positions, captured.keys.shape[1], self.recipe.sink, self.recipe.local
+        )
+        batch = Batch(
+            captured.queries[:, rows].float(), captured.keys, allowed, positions + 1, labels
+        )
         limit = self.recipe.keys_per_step
         if limit is None or limit >= captured.keys.shape[1]:
             return batch
@@ -119,8 +137,14 @@ class LayerTrainer:
         place = torch.zeros(n, dtype=torch.long, device=self.device)
         place[kept] = torch.arange(limit, device=self.device)
         labels = RowLabels(place[labels.tokens], labels.mass, labels.outside)
-        return Batch(batch.queries, batch.keys[:, kept], batch.allowed[:, kept], batch.visible,
-                     labels, limit / n)
+        return Batch(
+            batch.queries,
+            batch.keys[:, kept],
+            batch.allowed[:, kept],
+            batch.visible,
+            labels,
+            limit / n,
+        )
 
     def _maps(self, tensors: Sequence[Tensor]) -> LayerMaps:
         return LayerMaps.from_tensors(dict(zip(self.names, tensors, strict=True)), self.config)
@@ -138,9 +162,14 @@ class LayerTrainer:
             batch = self._batch()
             q = (batch.queries - self.query_stats[0][:, None]) / self.query_stats[1][:, None]
             k = (batch.keys.float() - self.key_stats[0][:, None]) / self.key_stats[1][:, None]
-            loss = batch_loss(relax(maps.preactivations_queries(q), sharpness, hard),
-                              relax(maps.preactivations_keys(k), sharpness, hard),
-                              self.log_scale.exp(), self.bias, batch, recipe)
+            loss = batch_loss(
+                relax(maps.preactivations_queries(q), sharpness, hard),
+                relax(maps.preactivations_keys(k), sharpness, hard),
+                self.log_scale.exp(),
+                self.bias,
+                batch,
+                recipe,
+            )
             (loss / recipe.sequences_per_step).backward()
             total += float(loss.detach()) / recipe.sequences_per_step
         self.optimiser.step()
@@ -160,9 +189,16 @@ def figure_of_merit(record: dict[str, float]) -> float:
     return (record["recall@4"] + record["recall@32"] + record["mass"]) / 3
 
 
-def train_layer(captures: Sequence[CapturedLayer], validation: Sequence[CapturedLayer],
-                config: HashConfig, recipe: TrainRecipe, *, seed: int = 0, label: str = "layer",
-                progress: bool = True) -> TrainedLayer:
+def train_layer(
+    captures: Sequence[CapturedLayer],
+    validation: Sequence[CapturedLayer],
+    config: HashConfig,
+    recipe: TrainRecipe,
+    *,
+    seed: int = 0,
+    label: str = "layer",
+    progress: bool = True,
+) -> TrainedLayer:
     """Train one layer's maps; the maps of the best evaluation on `validation` are returned.
 
     captures, validation: the layer's CapturedLayer of each sequence. history[0] is step 0, before
@@ -172,12 +208,17 @@ def train_layer(captures: Sequence[CapturedLayer], validation: Sequence[Captured
     started, best, best_merit, stale = time.perf_counter(), trainer.maps(), -1.0, 0
     history: list[dict[str, float]] = []
     losses: list[float] = []
-    bar = tqdm(range(recipe.steps + 1), desc=label, disable=not progress)
+    bar = progress_bar(range(recipe.steps + 1), desc=label, disable=not progress)
     for number in bar:
         if number % recipe.evaluate_every == 0 or number == recipe.steps:
             maps = trainer.maps()
-            quality = selection_quality(maps, validation, sink=recipe.sink, local=recipe.local,
-                                        fraction=recipe.selection_fraction)
+            quality = selection_quality(
+                maps,
+                validation,
+                sink=recipe.sink,
+                local=recipe.local,
+                fraction=recipe.selection_fraction,
+            )
             mean_loss = {"loss": sum(losses) / len(losses)} if losses else {}
             history.append({"step": number, **mean_loss, **quality})
             losses.clear()

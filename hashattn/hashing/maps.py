@@ -45,11 +45,16 @@ class HashConfig:
         object.__setattr__(self, "layers", tuple(int(i) for i in self.layers))
         rules = {
             "layers": (
-                bool(self.layers) and len(set(self.layers)) == len(self.layers)
-                and min(self.layers) >= 0, "distinct non-negative layer indices, at least one"),
+                bool(self.layers)
+                and len(set(self.layers)) == len(self.layers)
+                and min(self.layers) >= 0,
+                "distinct non-negative layer indices, at least one",
+            ),
             "query_heads": (self.query_heads > 0, "a positive integer"),
-            "kv_heads": (self.kv_heads > 0 and self.query_heads % self.kv_heads == 0,
-                         f"a divisor of query_heads ({self.query_heads})"),
+            "kv_heads": (
+                self.kv_heads > 0 and self.query_heads % self.kv_heads == 0,
+                f"a divisor of query_heads ({self.query_heads})",
+            ),
             "head_dim": (self.head_dim > 0, "a positive integer"),
             "layout": (self.layout in LAYOUTS, " or ".join(LAYOUTS)),
             "bits": (self.bits > 0 and self.bits % 32 == 0, "a positive multiple of 32"),
@@ -107,8 +112,11 @@ class HashMap:
 
     def to(self, device: torch.device | str) -> HashMap:
         """The same map on another device."""
-        return HashMap(tuple(w.to(device) for w in self.weights),
-                       tuple(b.to(device) for b in self.biases), self.activation)
+        return HashMap(
+            tuple(w.to(device) for w in self.weights),
+            tuple(b.to(device) for b in self.biases),
+            self.activation,
+        )
 
     def fold_input(self, mean: Tensor, std: Tensor) -> HashMap:
         """The map of x that equals this map of (x - mean) / std; mean, std (heads, in)."""
@@ -158,11 +166,14 @@ class LayerMaps:
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], config: HashConfig) -> LayerMaps:
         """Inverse of `tensors`; KeyError for a name that is missing."""
+
         def side(name: str) -> HashMap:
             weights, biases = (
                 tuple(tensors[f"{name}.{stage}.{kind}"] for stage in range(config.depth))
-                for kind in ("weight", "bias"))
+                for kind in ("weight", "bias")
+            )
             return HashMap(weights, biases, config.activation)
+
         return cls(side("key"), side("query"))
 
 
@@ -170,8 +181,9 @@ def expected_shapes(config: HashConfig) -> dict[str, tuple[int, ...]]:
     """Shape of every tensor of one layer, by the names of `LayerMaps.tensors`."""
     shapes: dict[str, tuple[int, ...]] = {}
     for side, heads in (("key", config.key_maps), ("query", config.query_heads)):
-        for stage, (fan_in, fan_out) in enumerate(zip(config.widths, config.widths[1:],
-                                                      strict=False)):
+        for stage, (fan_in, fan_out) in enumerate(
+            zip(config.widths, config.widths[1:], strict=False)
+        ):
             shapes[f"{side}.{stage}.weight"] = (heads, fan_in, fan_out)
             shapes[f"{side}.{stage}.bias"] = (heads, fan_out)
     return shapes

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-IDENTITY = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
-            "num_key_value_heads", "head_dim", "intermediate_size", "sliding_window")
+IDENTITY = (
+    "model_type",
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "intermediate_size",
+    "sliding_window",
+)
 SAMPLE = 64  # rows and columns of the input embedding that are hashed
 
 
@@ -23,17 +33,28 @@ def attention_shapes(model: nn.Module) -> dict[str, Any]:
         window = getattr(config, "sliding_window", None)
         windowed = window is not None and getattr(config, "use_sliding_window", True)
         kinds = ["sliding_attention" if windowed else "full_attention"] * config.num_hidden_layers
-    return {"query_heads": heads,
-            "kv_heads": getattr(config, "num_key_value_heads", None) or heads,
-            "head_dim": getattr(config, "head_dim", None) or config.hidden_size // heads,
-            "layers": tuple(i for i, kind in enumerate(kinds) if kind == "full_attention")}
+    return {
+        "query_heads": heads,
+        "kv_heads": getattr(config, "num_key_value_heads", None) or heads,
+        "head_dim": getattr(config, "head_dim", None) or config.hidden_size // heads,
+        "layers": tuple(i for i, kind in enumerate(kinds) if kind == "full_attention"),
+    }
+
+
+def model_name(model: nn.Module) -> str | None:
+    """The hub id a model was loaded from, or the name of its folder (not where that lies)."""
+    name = getattr(model.config, "_name_or_path", "")
+    if not name:
+        return None
+    return Path(name).resolve().name if Path(name).is_dir() else name
 
 
 def config_fingerprint(model: nn.Module) -> str:
     """sha256 of the configuration fields that shape queries and keys."""
     config = model.config.get_text_config()
     rope = getattr(config, "rope_parameters", None) or {
-        name: getattr(config, name, None) for name in ("rope_theta", "rope_scaling")}
+        name: getattr(config, name, None) for name in ("rope_theta", "rope_scaling")
+    }
     fields = {name: getattr(config, name, None) for name in IDENTITY} | {"rope": rope}
     return hashlib.sha256(json.dumps(fields, sort_keys=True, default=str).encode()).hexdigest()
 
@@ -51,8 +72,10 @@ def weights_fingerprint(model: nn.Module) -> str | None:
 def base_model_record(model: nn.Module) -> dict[str, Any]:
     """What a card says about its model: name, revision, type and fingerprints."""
     config = model.config
-    return {"name": getattr(config, "_name_or_path", "") or None,
-            "revision": getattr(config, "_commit_hash", None),
-            "type": config.get_text_config().model_type,
-            "config_fingerprint": config_fingerprint(model),
-            "weights_fingerprint": weights_fingerprint(model)}
+    return {
+        "name": model_name(model),
+        "revision": getattr(config, "_commit_hash", None),
+        "type": config.get_text_config().model_type,
+        "config_fingerprint": config_fingerprint(model),
+        "weights_fingerprint": weights_fingerprint(model),
+    }

@@ -68,7 +68,7 @@ def _by_map(x: Tensor, maps: int) -> Tensor:
 
 
 def ranking_loss(logits: Tensor, batch: Batch, recipe: TrainRecipe) -> Tensor:
-    """"cross_entropy" or "budgeted" loss of logits (maps, r, n); see TrainRecipe."""
+    """ "cross_entropy" or "budgeted" loss of logits (maps, r, n); see TrainRecipe."""
     maps = logits.shape[0]
     weights = _by_map(label_weights(batch.labels, recipe.mass_share), maps)
     masked = logits.masked_fill(~batch.allowed, torch.finfo(logits.dtype).min)
@@ -104,8 +104,14 @@ def bit_penalties(key_bits: Tensor, recipe: TrainRecipe) -> Tensor:
     return penalty
 
 
-def batch_loss(query_bits: Tensor, key_bits: Tensor, scale: Tensor, bias: Tensor, batch: Batch,
-               recipe: TrainRecipe) -> Tensor:
+def batch_loss(
+    query_bits: Tensor,
+    key_bits: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    batch: Batch,
+    recipe: TrainRecipe,
+) -> Tensor:
     """Loss of relaxed codes; scale and bias (maps,) turn scores into logits."""
     scores = relaxed_scores(query_bits, key_bits, recipe.average_group)
     logits = scores * scale[:, None, None] + bias[:, None, None]

@@ -16,8 +16,15 @@ CHOICES = {
     "normalise": ("none", "per_head"),
     "schedule": ("constant", "one_cycle"),
 }
-AT_LEAST_ONE = ("top", "steps", "rows_per_step", "sequences_per_step", "evaluate_every",
-                "patience", "selection_fraction")
+AT_LEAST_ONE = (
+    "top",
+    "steps",
+    "rows_per_step",
+    "sequences_per_step",
+    "evaluate_every",
+    "patience",
+    "selection_fraction",
+)
 SHARES = ("mass_share", "hard_share")
 NOT_NEGATIVE = ("sink", "local", "balance", "decorrelation", "weight_decay", "alpha", "beta")
 POSITIVE = ("learning_rate", "scale", "budget_fraction")
@@ -75,14 +82,14 @@ class TrainRecipe:
     init: str = "spectral"
     normalise: str = "per_head"
     schedule: str = "one_cycle"
-    learning_rate: float = 3e-3
+    learning_rate: float = 5e-3
     weight_decay: float = 0.0
-    steps: int = 800
+    steps: int = 900
     sequences_per_step: int = 1
     rows_per_step: int = 64
     keys_per_step: int | None = None
     evaluate_every: int = 100
-    patience: int = 4
+    patience: int = 8
     selection_fraction: int = 32
 
     def __post_init__(self) -> None:
@@ -96,8 +103,11 @@ class TrainRecipe:
             self._require(field, getattr(self, field) >= 0, "zero or more")
         for field in POSITIVE:
             self._require(field, getattr(self, field) > 0, "more than 0")
-        self._require("keys_per_step", self.keys_per_step is None or self.keys_per_step >= self.top,
-                      f"None or at least top ({self.top})")
+        self._require(
+            "keys_per_step",
+            self.keys_per_step is None or self.keys_per_step >= self.top,
+            f"None or at least top ({self.top})",
+        )
 
     def _require(self, field: str, valid: bool, allowed: str) -> None:
         if not valid:
@@ -119,6 +129,20 @@ class TrainRecipe:
         Differences: float32 throughout (the code trains in bfloat16, where the sigmoid
         saturates) and a bounded number of steps, with the best validated maps kept.
         """
-        return cls(top=32, mass_share=0.0, sink=128, local=128, loss="bce", alpha=20.0, beta=0.0,
-                   scale=1.0, learn_scale=False, average_group=False, surrogate="tanh",
-                   init="random", normalise="none", schedule="constant", learning_rate=1e-3)
+        return cls(
+            top=32,
+            mass_share=0.0,
+            sink=128,
+            local=128,
+            loss="bce",
+            alpha=20.0,
+            beta=0.0,
+            scale=1.0,
+            learn_scale=False,
+            average_group=False,
+            surrogate="tanh",
+            init="random",
+            normalise="none",
+            schedule="constant",
+            learning_rate=1e-3,
+        )

@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from hashattn.hashing.capture import CapturedLayer, capture
 from hashattn.hashing.files import read_tensors, write_json, write_tensors
@@ -27,50 +26,90 @@ from hashattn.hashing.maps import HashConfig, LayerMaps
 from hashattn.hashing.model_identity import base_model_record
 from hashattn.hashing.recipe import TrainRecipe
 from hashattn.hashing.weights import HashWeights, config_for
+from hashattn.progress import progress_bar, say
 
 SequenceRows = tuple[Tensor, Tensor]
 HELD_OUT = 8  # without a validation set, every 8th sequence is held out
 CODE_VERSION = 1  # raise when training changes, so that old layers are not reused
 
 
-def train_hash_weights(model: nn.Module, sequences: Iterable[SequenceRows],
-                       recipe: TrainRecipe | None = None, *, out_dir: str | Path,
-                       layout: str = "per_kv_head", bits: int = 32, depth: int = 3,
-                       hidden: int = 128, activation: str = "silu",
-                       layers: Collection[int] | None = None, seed: int = 0,
-                       validation: Iterable[SequenceRows] | None = None, data_note: str = "",
-                       chunk: int = 1024, keep_captures: bool = False,
-                       progress: bool = True) -> HashWeights:
+def train_hash_weights(
+    model: nn.Module,
+    sequences: Iterable[SequenceRows],
+    recipe: TrainRecipe | None = None,
+    *,
+    out_dir: str | Path,
+    layout: str = "per_kv_head",
+    bits: int = 32,
+    depth: int = 3,
+    hidden: int = 128,
+    activation: str = "silu",
+    layers: Collection[int] | None = None,
+    seed: int = 0,
+    validation: Iterable[SequenceRows] | None = None,
+    data_note: str = "",
+    chunk: int = 1024,
+    capture_dir: str | Path | None = None,
+    progress: bool = True,
+) -> HashWeights:
     """Train hash maps for every full-attention layer (or `layers`) of a causal LM.
 
     sequences: (input_ids (n,), rows (r,)): tokens and the positions whose queries are learned
     from. validation: the same, for early stopping; every 8th sequence if not given. data_note:
     what the data is and how it overlaps with benchmarks, for the card. Finished layers in
     out_dir/layers are reused if model, data, recipe, shapes and seed are the same, and trained
-    again otherwise; the weights are also saved in out_dir.
+    again otherwise; the weights are also saved in out_dir. capture_dir: where captured queries
+    and keys are kept, for other trainings on the same sequences; None: out_dir, until the end.
     Raises ValueError for unusable sequences or settings; UnsupportedModelError as `capture` does.
     """
     recipe = recipe or TrainRecipe.default()
-    config = config_for(model, layers=layers, layout=layout, bits=bits, depth=depth,
-                        hidden=hidden, activation=activation)
+    config = config_for(
+        model,
+        layers=layers,
+        layout=layout,
+        bits=bits,
+        depth=depth,
+        hidden=hidden,
+        activation=activation,
+    )
     train, held_out = _split(sequences, validation)
-    run = _Run(Path(out_dir), config, recipe, seed, progress, model.device, {
-        "model": base_model_record(model), "train": data_hash(train),
-        "validation": data_hash(held_out), "chunk": chunk})
+    run = _Run(
+        Path(out_dir),
+        Path(capture_dir or Path(out_dir) / "captured"),
+        config,
+        recipe,
+        seed,
+        progress,
+        model.device,
+        {
+            "model": base_model_record(model),
+            "train": data_hash(train),
+            "validation": data_hash(held_out),
+            "chunk": chunk,
+        },
+    )
     finished = run.finished_layers()
     missing = [layer for layer in config.layers if layer not in finished]
     if missing:
         run.capture(model, [*train, *held_out], chunk)
         for layer in missing:
             finished[layer] = run.train(layer, len(train), len(train) + len(held_out))
-    card = {"trained": True, "base_model": run.inputs["model"], "seed": seed,
-            "recipe": dataclasses.asdict(recipe), "validation": _curves(finished),
-            "data": {"note": data_note, "train": _data_record(train),
-                     "validation": _data_record(held_out)}}
+    card = {
+        "trained": True,
+        "base_model": run.inputs["model"],
+        "seed": seed,
+        "recipe": dataclasses.asdict(recipe),
+        "validation": _curves(finished),
+        "data": {
+            "note": data_note,
+            "train": _data_record(train),
+            "validation": _data_record(held_out),
+        },
+    }
     weights = HashWeights(config, {i: t.maps for i, t in finished.items()}, card)
     weights.save(run.out_dir)
-    if not keep_captures:
-        shutil.rmtree(run.out_dir / "captured", ignore_errors=True)
+    if capture_dir is None:
+        shutil.rmtree(run.captures, ignore_errors=True)
     return weights
 
 
@@ -79,6 +118,7 @@ class _Run:
     """One training run: its settings, its directory and the work already done there."""
 
     out_dir: Path
+    captures: Path
     config: HashConfig
     recipe: TrainRecipe
     seed: int
@@ -90,19 +130,20 @@ class _Run:
     def key(self) -> str:
         """Identity of everything that decides a layer's weights (but which other layers train)."""
         shapes = {k: v for k, v in dataclasses.asdict(self.config).items() if k != "layers"}
-        return _digest([CODE_VERSION, self.inputs, shapes, dataclasses.asdict(self.recipe),
-                        self.seed])
+        return _digest(
+            [CODE_VERSION, self.inputs, shapes, dataclasses.asdict(self.recipe), self.seed]
+        )
 
     def _layer_file(self, layer: int) -> Path:
         return self.out_dir / "layers" / f"layer_{layer:03d}.safetensors"
 
     def _capture_dir(self) -> Path:
-        return self.out_dir / "captured" / _digest([self.inputs, self.config.layers])[:16]
+        return self.captures / _digest([self.inputs, self.config.layers])[:16]
 
     def say(self, message: str) -> None:
         """A line of progress, if progress is wanted."""
         if self.progress:
-            tqdm.write(message)
+            say(message)
 
     def finished_layers(self) -> dict[int, TrainedLayer]:
         """Layers an earlier run with the same settings finished."""
@@ -113,32 +154,46 @@ class _Run:
                 continue
             content = json.loads(record.read_text(encoding="utf-8"))
             if content["key"] == self.key:
-                tensors = read_tensors(self._layer_file(layer),
-                                       f"delete {record} to train the layer again")
-                found[layer] = TrainedLayer(LayerMaps.from_tensors(tensors, self.config),
-                                            content["history"])
+                tensors = read_tensors(
+                    self._layer_file(layer), f"delete {record} to train the layer again"
+                )
+                found[layer] = TrainedLayer(
+                    LayerMaps.from_tensors(tensors, self.config), content["history"]
+                )
         if found:
-            self.say(f"reused {len(found)} of {len(self.config.layers)} trained layers: "
-                     f"{sorted(found)}")
+            self.say(
+                f"reused {len(found)} of {len(self.config.layers)} trained layers: {sorted(found)}"
+            )
         return found
 
     def capture(self, model: nn.Module, sequences: Sequence[SequenceRows], chunk: int) -> None:
         """Write every sequence's queries and keys, one file each, skipping those there."""
         directory = self._capture_dir()
         directory.mkdir(parents=True, exist_ok=True)
-        numbered = [(i, s) for i, s in enumerate(sequences)
-                    if not _sequence_file(directory, i).is_file()]
-        for i, (ids, rows) in tqdm(numbered, desc="queries and keys", disable=not self.progress):
+        numbered = [
+            (i, s) for i, s in enumerate(sequences) if not _sequence_file(directory, i).is_file()
+        ]
+        for i, (ids, rows) in progress_bar(
+            numbered, desc="queries and keys", disable=not self.progress
+        ):
             found = capture(model, ids, rows=rows, chunk=chunk, layers=self.config.layers)
             _save_captures(_sequence_file(directory, i), found)
 
     def train(self, layer: int, first_held_out: int, count: int) -> TrainedLayer:
         """Train one layer on the captured files and write it down."""
-        captures = [_load_capture(_sequence_file(self._capture_dir(), i), layer, self.device)
-                    for i in range(count)]
-        trained = train_layer(captures[:first_held_out], captures[first_held_out:], self.config,
-                              self.recipe, seed=self.seed * 1000 + layer,
-                              label=f"layer {layer}", progress=self.progress)
+        captures = [
+            _load_capture(_sequence_file(self._capture_dir(), i), layer, self.device)
+            for i in range(count)
+        ]
+        trained = train_layer(
+            captures[:first_held_out],
+            captures[first_held_out:],
+            self.config,
+            self.recipe,
+            seed=self.seed * 1000 + layer,
+            label=f"layer {layer}",
+            progress=self.progress,
+        )
         path = self._layer_file(layer)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_tensors(path, dict(trained.maps.tensors()))
@@ -165,32 +220,40 @@ def _load_capture(path: Path, layer: int, device: torch.device) -> CapturedLayer
 
     with safe_open(path, "pt") as file:
         scaling, softcap = file.get_tensor(f"{layer}.logits").tolist()
-        queries, positions, keys = (file.get_tensor(name).to(device) for name in (
-            f"{layer}.queries", "positions", f"{layer}.keys"))
-        return CapturedLayer(layer, queries, positions, keys, scaling,
-                             None if math.isnan(softcap) else softcap)
+        queries, positions, keys = (
+            file.get_tensor(name).to(device)
+            for name in (f"{layer}.queries", "positions", f"{layer}.keys")
+        )
+        return CapturedLayer(
+            layer, queries, positions, keys, scaling, None if math.isnan(softcap) else softcap
+        )
 
 
-def _split(sequences: Iterable[SequenceRows], validation: Iterable[SequenceRows] | None
-           ) -> tuple[list[SequenceRows], list[SequenceRows]]:
+def _split(
+    sequences: Iterable[SequenceRows], validation: Iterable[SequenceRows] | None
+) -> tuple[list[SequenceRows], list[SequenceRows]]:
     train = [_checked(s) for s in sequences]
     if validation is not None:
         held_out = [_checked(s) for s in validation]
     else:
-        held_out = train[HELD_OUT - 1::HELD_OUT] or train[1:][-1:]
+        held_out = train[HELD_OUT - 1 :: HELD_OUT] or train[1:][-1:]
         chosen = {id(s) for s in held_out}
         train = [s for s in train if id(s) not in chosen]
     if not train or not held_out:
-        raise ValueError(f"{len(train)} training and {len(held_out)} validation sequences: pass "
-                         "at least two sequences, or one and a validation set")
+        raise ValueError(
+            f"{len(train)} training and {len(held_out)} validation sequences: pass "
+            "at least two sequences, or one and a validation set"
+        )
     return train, held_out
 
 
 def _checked(sequence: SequenceRows) -> SequenceRows:
     ids, rows = (torch.as_tensor(part).cpu().long().reshape(-1) for part in sequence)
     if not ids.numel() or not rows.numel():
-        raise ValueError(f"a sequence has {ids.numel()} tokens and {rows.numel()} rows: each needs "
-                         "at least one of both")
+        raise ValueError(
+            f"a sequence has {ids.numel()} tokens and {rows.numel()} rows: each needs "
+            "at least one of both"
+        )
     return ids, rows.unique()
 
 
@@ -208,12 +271,18 @@ def data_hash(sequences: Sequence[SequenceRows]) -> str:
 
 
 def _data_record(sequences: Sequence[SequenceRows]) -> dict[str, Any]:
-    return {"sequences": len(sequences), "tokens": sum(ids.numel() for ids, _ in sequences),
-            "longest": max(ids.numel() for ids, _ in sequences),
-            "rows": sum(rows.numel() for _, rows in sequences), "sha256": data_hash(sequences)}
+    return {
+        "sequences": len(sequences),
+        "tokens": sum(ids.numel() for ids, _ in sequences),
+        "longest": max(ids.numel() for ids, _ in sequences),
+        "rows": sum(rows.numel() for _, rows in sequences),
+        "sha256": data_hash(sequences),
+    }
 
 
 def _curves(layers: dict[int, TrainedLayer]) -> dict[str, Any]:
     """Per layer: the whole curve and the record that was kept; keys are strings, as in JSON."""
-    return {str(layer): {"best": max(trained.history, key=figure_of_merit),
-                         "curve": trained.history} for layer, trained in sorted(layers.items())}
+    return {
+        str(layer): {"best": max(trained.history, key=figure_of_merit), "curve": trained.history}
+        for layer, trained in sorted(layers.items())
+    }

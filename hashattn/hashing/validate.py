@@ -15,16 +15,19 @@ from hashattn.kernels import hamming_scores, select
 METRICS = ("recall@4", "recall@32", "mass")
 
 
-def selected_tokens(maps: LayerMaps, captured: CapturedLayer, *, sink: int, local: int,
-                    fraction: int) -> Tensor:
+def selected_tokens(
+    maps: LayerMaps, captured: CapturedLayer, *, sink: int, local: int, fraction: int
+) -> Tensor:
     """Tokens the codes choose, bool (Hq, r, n): visible // fraction (at least one) of each row's
     candidates by score, ties to the lowest index; one choice per key map."""
     allowed = candidate_mask(captured.positions, captured.keys.shape[1], sink, local)
-    scores = hamming_scores(maps.encode_queries(captured.queries[None]),
-                            maps.encode_keys(captured.keys[None]))
+    scores = hamming_scores(
+        maps.encode_queries(captured.queries[None]), maps.encode_keys(captured.keys[None])
+    )
     budget = ((captured.positions + 1) // fraction).clamp_min(1)
-    indices = select(scores, budget[None], allowed[None, None],
-                     torch.zeros_like(allowed)[None, None])[0].long()
+    indices = select(
+        scores, budget[None], allowed[None, None], torch.zeros_like(allowed)[None, None]
+    )[0].long()
     chosen = torch.zeros(scores.shape[1:], dtype=torch.int8, device=scores.device)
     chosen.scatter_reduce_(-1, indices.clamp_min(0), (indices >= 0).to(torch.int8), "amax")
     return chosen.bool().repeat_interleave(captured.queries.shape[0] // chosen.shape[0], 0)
@@ -37,8 +40,9 @@ def _top_recall(mass: Tensor, chosen: Tensor, k: int) -> Tensor:
     return hits / real.sum(-1).clamp_min(1)
 
 
-def selection_quality(maps: LayerMaps, captures: Sequence[CapturedLayer], *, sink: int, local: int,
-                      fraction: int = 32) -> dict[str, float]:
+def selection_quality(
+    maps: LayerMaps, captures: Sequence[CapturedLayer], *, sink: int, local: int, fraction: int = 32
+) -> dict[str, float]:
     """Means over query heads and rows of all captures, with visible / fraction tokens selected.
 
     recall@k: share of the k heaviest candidates that is selected. mass: share of the attention
@@ -48,8 +52,9 @@ def selection_quality(maps: LayerMaps, captures: Sequence[CapturedLayer], *, sin
     recalls: dict[str, list[Tensor]] = {"recall@4": [], "recall@32": []}
     caught, outside = torch.tensor(0.0), torch.tensor(0.0)
     for captured in captures:
-        mass = attention_mass(captured.queries, captured.keys, captured.positions,
-                              captured.scaling, captured.softcap)
+        mass = attention_mass(
+            captured.queries, captured.keys, captured.positions, captured.scaling, captured.softcap
+        )
         chosen = selected_tokens(maps, captured, sink=sink, local=local, fraction=fraction)
         allowed = candidate_mask(captured.positions, mass.shape[-1], sink, local)
         rows = allowed.any(-1)

@@ -35,12 +35,16 @@ class HashWeights:
     validation, seeds, format_version and `trained`. Maps follow the device of what they encode.
     """
 
-    def __init__(self, config: HashConfig, maps: Mapping[int, LayerMaps],
-                 card: Mapping[str, Any]) -> None:
+    def __init__(
+        self, config: HashConfig, maps: Mapping[int, LayerMaps], card: Mapping[str, Any]
+    ) -> None:
         self.config = config
         self.maps = {layer: maps[layer] for layer in config.layers}
-        self.card = {"format_version": FORMAT_VERSION, "trained": False,
-                     **copy.deepcopy(dict(card))}
+        self.card = {
+            "format_version": FORMAT_VERSION,
+            "trained": False,
+            **copy.deepcopy(dict(card)),
+        }
         self._placed: dict[tuple[int, str], LayerMaps] = {}
         self._sha256 = content_hash(config, self.tensors())
 
@@ -56,14 +60,19 @@ class HashWeights:
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor by its name in the file."""
-        return {f"layers.{layer}.{name}": tensor for layer, maps in self.maps.items()
-                for name, tensor in maps.tensors()}
+        return {
+            f"layers.{layer}.{name}": tensor
+            for layer, maps in self.maps.items()
+            for name, tensor in maps.tensors()
+        }
 
     def layer(self, layer: int, device: torch.device | str) -> LayerMaps:
         """The maps of a layer on a device, copied there once. ValueError for an unknown layer."""
         if layer not in self.maps:
-            raise ValueError(f"layer {layer} has no hash maps: they exist for layers "
-                             f"{list(self.config.layers)}; make the others dense")
+            raise ValueError(
+                f"layer {layer} has no hash maps: they exist for layers "
+                f"{list(self.config.layers)}; make the others dense"
+            )
         place = (layer, str(device))
         if place not in self._placed:
             self._placed[place] = self.maps[layer].to(device)
@@ -93,8 +102,10 @@ class HashWeights:
 
     def _check(self, x: Tensor, heads: int, name: str) -> None:
         if x.dim() != 4 or x.shape[1] != heads or x.shape[3] != self.config.head_dim:
-            raise ValueError(f"{name} have shape {tuple(x.shape)}: these hash weights expect "
-                             f"(batch, {heads}, tokens, {self.config.head_dim})")
+            raise ValueError(
+                f"{name} have shape {tuple(x.shape)}: these hash weights expect "
+                f"(batch, {heads}, tokens, {self.config.head_dim})"
+            )
 
     def to(self, device: torch.device | str) -> HashWeights:
         """The same weights with every map on `device`."""
@@ -106,13 +117,21 @@ class HashWeights:
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         write_tensors(directory / MAPS_FILE, self.tensors())
-        write_json(directory / CONFIG_FILE, {
-            "model_type": "hashattn", "format_version": FORMAT_VERSION, "sha256": self.sha256,
-            "config": dataclasses.asdict(self.config), "card": self.card})
+        write_json(
+            directory / CONFIG_FILE,
+            {
+                "model_type": "hashattn",
+                "format_version": FORMAT_VERSION,
+                "sha256": self.sha256,
+                "config": dataclasses.asdict(self.config),
+                "card": self.card,
+            },
+        )
 
     @classmethod
-    def load(cls, directory: str | Path, model: nn.Module | None = None, *,
-             allow_untrained: bool = False) -> HashWeights:
+    def load(
+        cls, directory: str | Path, model: nn.Module | None = None, *, allow_untrained: bool = False
+    ) -> HashWeights:
         """Read weights and check them, against `model` too if given.
 
         Raises HashWeightsError for missing, truncated, altered or malformed files, wrong shapes,
@@ -125,16 +144,22 @@ class HashWeights:
         path = directory / MAPS_FILE
         tensors = read_tensors(path, TRAIN_HINT)
         _check_tensors(tensors, config, path)
-        maps = {layer: LayerMaps.from_tensors(_of_layer(tensors, layer), config)
-                for layer in config.layers}
+        maps = {
+            layer: LayerMaps.from_tensors(_of_layer(tensors, layer), config)
+            for layer in config.layers
+        }
         weights = cls(config, maps, record["card"])
         if weights.sha256 != record["sha256"]:
-            raise HashWeightsError(f"{path} does not match the content hash in {CONFIG_FILE}: the "
-                                   f"files were altered or belong to different weights; copy both "
-                                   f"files again or {TRAIN_HINT}")
+            raise HashWeightsError(
+                f"{path} does not match the content hash in {CONFIG_FILE}: the "
+                f"files were altered or belong to different weights; copy both "
+                f"files again or {TRAIN_HINT}"
+            )
         if not weights.trained and not allow_untrained:
-            raise HashWeightsError(f"the hash weights in {directory} are random-initialised: "
-                                   f"{TRAIN_HINT}, or pass allow_untrained=True to use them anyway")
+            raise HashWeightsError(
+                f"the hash weights in {directory} are random-initialised: "
+                f"{TRAIN_HINT}, or pass allow_untrained=True to use them anyway"
+            )
         if model is not None:
             weights.check_model(model)
         return weights
@@ -146,11 +171,14 @@ class HashWeights:
             if getattr(self.config, name) != shapes[name]:
                 raise HashWeightsError(
                     f"these hash weights have {name} {getattr(self.config, name)}, the model has "
-                    f"{shapes[name]}: load the weights trained for this model, or {TRAIN_HINT}")
+                    f"{shapes[name]}: load the weights trained for this model, or {TRAIN_HINT}"
+                )
         outside = [i for i in self.config.layers if i not in shapes["layers"]]
         if outside:
-            raise HashWeightsError(f"these hash weights have maps for layers {outside}, which are "
-                                   f"not full-attention layers of this model: {TRAIN_HINT}")
+            raise HashWeightsError(
+                f"these hash weights have maps for layers {outside}, which are "
+                f"not full-attention layers of this model: {TRAIN_HINT}"
+            )
         recorded, actual = self.card.get("base_model") or {}, base_model_record(model)
         for name in ("config_fingerprint", "weights_fingerprint"):
             if recorded.get(name) and actual.get(name) and recorded[name] != actual[name]:
@@ -158,7 +186,8 @@ class HashWeights:
                     f"these hash weights were made for {recorded.get('name') or 'another model'} "
                     f"({name} {recorded[name][:12]}), the model at hand is "
                     f"{actual.get('name') or 'unnamed'} ({actual[name][:12]}): load that model, "
-                    f"or {TRAIN_HINT}")
+                    f"or {TRAIN_HINT}"
+                )
 
     @classmethod
     def random(cls, config: HashConfig, seed: int) -> HashWeights:
@@ -171,18 +200,22 @@ class HashWeights:
     def for_model(cls, model: nn.Module, *, seed: int = 0, **fields: Any) -> HashWeights:
         """Untrained maps with the shapes of `model`; `fields` as in HashConfig."""
         weights = cls.random(config_for(model, **fields), seed)
-        return cls(weights.config, weights.maps,
-                   {**weights.card, "base_model": base_model_record(model)})
+        return cls(
+            weights.config, weights.maps, {**weights.card, "base_model": base_model_record(model)}
+        )
 
 
-def config_for(model: nn.Module, *, layers: Collection[int] | None = None,
-               **fields: Any) -> HashConfig:
+def config_for(
+    model: nn.Module, *, layers: Collection[int] | None = None, **fields: Any
+) -> HashConfig:
     """HashConfig with the model's shapes; all full-attention layers unless `layers` is given."""
     shapes = attention_shapes(model)
     outside = sorted(set(layers or ()) - set(shapes["layers"]))
     if outside:
-        raise ValueError(f"layers={outside} are not full-attention layers of this model: use some "
-                         f"of {list(shapes['layers'])}")
+        raise ValueError(
+            f"layers={outside} are not full-attention layers of this model: use some "
+            f"of {list(shapes['layers'])}"
+        )
     return HashConfig(**{**shapes, **fields, "layers": tuple(layers or shapes["layers"])})
 
 
@@ -198,20 +231,27 @@ def content_hash(config: HashConfig, tensors: Mapping[str, Tensor]) -> str:
 def _read_config(directory: Path) -> dict[str, Any]:
     path = directory / CONFIG_FILE
     if not path.is_file():
-        raise HashWeightsError(f"{path} does not exist: point to a directory written by "
-                               f"HashWeights.save, or {TRAIN_HINT}")
+        raise HashWeightsError(
+            f"{path} does not exist: point to a directory written by "
+            f"HashWeights.save, or {TRAIN_HINT}"
+        )
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise HashWeightsError(f"{path} is not readable JSON ({error}): copy it again, or "
-                               f"{TRAIN_HINT}") from error
+        raise HashWeightsError(
+            f"{path} is not readable JSON ({error}): copy it again, or {TRAIN_HINT}"
+        ) from error
     expected = {"format_version", "sha256", "config", "card"}
     if not isinstance(record, dict) or not expected <= set(record):
-        raise HashWeightsError(f"{path} lacks some of {sorted(expected)}: it was not written by "
-                               f"HashWeights.save; {TRAIN_HINT}")
+        raise HashWeightsError(
+            f"{path} lacks some of {sorted(expected)}: it was not written by "
+            f"HashWeights.save; {TRAIN_HINT}"
+        )
     if record["format_version"] != FORMAT_VERSION:
-        raise HashWeightsError(f"{path} has format {record['format_version']!r}, this hashattn "
-                               f"reads {FORMAT_VERSION}: install the hashattn that wrote it")
+        raise HashWeightsError(
+            f"{path} has format {record['format_version']!r}, this hashattn "
+            f"reads {FORMAT_VERSION}: install the hashattn that wrote it"
+        )
     return record
 
 
@@ -219,29 +259,43 @@ def _parse_config(record: Mapping[str, Any], directory: Path) -> HashConfig:
     try:
         return HashConfig(**record["config"])
     except (TypeError, ValueError) as error:
-        raise HashWeightsError(f"{directory / CONFIG_FILE} describes impossible hash maps "
-                               f"({error}): copy it again, or {TRAIN_HINT}") from error
+        raise HashWeightsError(
+            f"{directory / CONFIG_FILE} describes impossible hash maps "
+            f"({error}): copy it again, or {TRAIN_HINT}"
+        ) from error
 
 
 def _of_layer(tensors: Mapping[str, Tensor], layer: int) -> dict[str, Tensor]:
     prefix = f"layers.{layer}."
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()
-            if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }
 
 
 def _check_tensors(tensors: Mapping[str, Tensor], config: HashConfig, path: Path) -> None:
     """Names, shapes and finite values; HashWeightsError with the first thing that is wrong."""
-    expected = {f"layers.{layer}.{name}": shape for layer in config.layers
-                for name, shape in expected_shapes(config).items()}
+    expected = {
+        f"layers.{layer}.{name}": shape
+        for layer in config.layers
+        for name, shape in expected_shapes(config).items()
+    }
     odd = sorted(set(expected) ^ set(tensors))
     if odd:
-        raise HashWeightsError(f"{path} and {CONFIG_FILE} disagree on tensors {odd[:3]} "
-                               f"({len(odd)} in all): copy both files again, or {TRAIN_HINT}")
+        raise HashWeightsError(
+            f"{path} and {CONFIG_FILE} disagree on tensors {odd[:3]} "
+            f"({len(odd)} in all): copy both files again, or {TRAIN_HINT}"
+        )
     for name, shape in expected.items():
         if tuple(tensors[name].shape) != shape:
-            raise HashWeightsError(f"{path}: {name} has shape {tuple(tensors[name].shape)}, "
-                                   f"{CONFIG_FILE} says {shape}: copy both files again, or "
-                                   f"{TRAIN_HINT}")
+            raise HashWeightsError(
+                f"{path}: {name} has shape {tuple(tensors[name].shape)}, "
+                f"{CONFIG_FILE} says {shape}: copy both files again, or "
+                f"{TRAIN_HINT}"
+            )
         if not torch.isfinite(tensors[name]).all():
-            raise HashWeightsError(f"{path}: {name} holds NaN or infinite values, so its codes "
-                                   f"are meaningless: {TRAIN_HINT}")
+            raise HashWeightsError(
+                f"{path}: {name} holds NaN or infinite values, so its codes "
+                f"are meaningless: {TRAIN_HINT}"
+            )

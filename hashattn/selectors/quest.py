@@ -92,4 +92,3 @@ def quantise_bounds(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tenso
     down = ((low - base) / step).floor().clamp(0, levels)
     up = ((high - base) / step).ceil().clamp(0, levels)
     return base + step * down, base + step * up
-

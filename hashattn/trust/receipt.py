@@ -11,11 +11,13 @@ import platform
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ReceiptError, SparsePathError
+from ..hashing.model_identity import model_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -77,16 +79,14 @@ class Receipt:
         return cls(
             method=selector.record(),
             settings=settings,
-            model={"name": model.name_or_path, "config_sha256": config_hash(model.config)},
+            model={"name": model_name(model), "config_sha256": config_hash(model.config)},
             environment=_environment(model),
             sparse_method=selector.sparse,
         )
 
     def fresh(self) -> "Receipt":
         """An empty receipt of the same run."""
-        return Receipt(
-            self.method, self.settings, self.model, self.environment, self.sparse_method
-        )
+        return Receipt(self.method, self.settings, self.model, self.environment, self.sparse_method)
 
     def record_step(
         self, layer: int, *, rows: int, cached: float, read: float, reason: str | None = None
@@ -135,14 +135,16 @@ class Receipt:
         for layer in sorted({step.layer for step in self.steps}):
             steps = [step for step in self.steps if step.layer == layer]
             weight = sum(step.rows for step in steps)
-            rows.append({
-                "layer": layer,
-                "steps": len(steps),
-                "sparse_steps": sum(step.reason is None for step in steps),
-                "cached": sum(step.rows * step.cached for step in steps) / weight,
-                "read": sum(step.rows * step.read for step in steps) / weight,
-                "density": _density(steps),
-            })
+            rows.append(
+                {
+                    "layer": layer,
+                    "steps": len(steps),
+                    "sparse_steps": sum(step.reason is None for step in steps),
+                    "cached": sum(step.rows * step.cached for step in steps) / weight,
+                    "read": sum(step.rows * step.read for step in steps) / weight,
+                    "density": _density(steps),
+                }
+            )
         return rows
 
     def verify(self, allow_dense: bool = False) -> None:
@@ -168,15 +170,17 @@ class Receipt:
         weights = self.method.get("weights_sha256")
         aux = "-" if self.auxiliary_bits is None else f"{self.auxiliary_bits:g}"
         cached = max((step.cached for step in self.steps), default=0)
-        return "\n".join([
-            f"method           {self.method['name']}" + (f" {weights[:12]}" if weights else ""),
-            f"model            {self.model['name'] or 'unnamed'}",
-            f"tokens cached    up to {cached:.0f}",
-            f"sparse calls     {len(sparse)} of {len(self.steps)} decode calls, all layers",
-            f"density          {self.density:.4f} (all decode calls {self.decode_density:.4f})",
-            f"auxiliary bits   {aux} per token per KV head",
-            f"dense calls      {reasons}",
-        ])
+        return "\n".join(
+            [
+                f"method           {self.method['name']}" + (f" {weights[:12]}" if weights else ""),
+                f"model            {self.model['name'] or 'unnamed'}",
+                f"tokens cached    up to {cached:.0f}",
+                f"sparse calls     {len(sparse)} of {len(self.steps)} decode calls, all layers",
+                f"density          {self.density:.4f} (all decode calls {self.decode_density:.4f})",
+                f"auxiliary bits   {aux} per token per KV head",
+                f"dense calls      {reasons}",
+            ]
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able content, with the derived densities."""
@@ -211,7 +215,7 @@ class Receipt:
 def config_hash(config: Any) -> str:
     """SHA-256 of a model configuration, without what does not change the model."""
     content = config.to_dict()
-    for name in ("transformers_version", "_name_or_path", "_attn_implementation"):
+    for name in ("transformers_version", "_name_or_path"):
         content.pop(name, None)
     text = json.dumps(content, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
@@ -228,6 +232,7 @@ def _environment(model: "PreTrainedModel") -> dict[str, str]:
     return packages | {"python": platform.python_version()} | place
 
 
+@cache
 def _version(package: str) -> str:
     try:
         return version(package)

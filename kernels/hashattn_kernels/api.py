@@ -37,9 +37,7 @@ def unpack_bits(codes: Tensor, bits: int) -> Tensor:
     return reference.unpack_bits(codes, bits)
 
 
-def hamming_scores(
-    query_codes: Tensor, key_codes: Tensor, *, backend: str | None = None
-) -> Tensor:
+def hamming_scores(query_codes: Tensor, key_codes: Tensor, *, backend: str | None = None) -> Tensor:
     """Matching bits of query codes (B, Hq, q, W) and key codes (B, Hk, n, W), int32.
 
     Hk == Hq: (B, Hq, q, n), bits - Hamming distance. Hk == kv_heads: (B, Hk, q, n), summed over

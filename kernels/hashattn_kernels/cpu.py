@@ -81,8 +81,13 @@ def _compact(chosen: np.ndarray) -> np.ndarray:
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, indices: Tensor, scaling: float,
-    softcap: float | None, sinks: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    indices: Tensor,
+    scaling: float,
+    softcap: float | None,
+    sinks: Tensor | None,
 ) -> Tensor:
     """Gather the lists, or mask one dense product where the rows' lists outweigh the cache."""
     lists, q_len, width = indices.shape[1:]
@@ -93,8 +98,13 @@ def attend(
 
 
 def _attend_masked(
-    q: Tensor, k: Tensor, v: Tensor, indices: Tensor, scaling: float,
-    softcap: float | None, sinks: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    indices: Tensor,
+    scaling: float,
+    softcap: float | None,
+    sinks: Tensor | None,
 ) -> Tensor:
     batch, heads, q_len, dim = q.shape
     kv_heads, n = k.shape[1:3]

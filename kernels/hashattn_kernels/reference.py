@@ -38,7 +38,9 @@ def hamming_scores(query_codes: Tensor, key_codes: Tensor) -> Tensor:
     group = heads // key_heads
     grouped = query_codes.reshape(batch, key_heads, group, q_len, words)
     scores = torch.full(
-        (batch, key_heads, q_len, n), group * words * WORD, dtype=torch.int32,
+        (batch, key_heads, q_len, n),
+        group * words * WORD,
+        dtype=torch.int32,
         device=key_codes.device,
     )
     for word in range(words):  # one word at a time keeps the scratch at (B, Hk, q, n)
@@ -126,8 +128,13 @@ def listed_softmax(logits: Tensor, unlisted: Tensor, sinks: Tensor | None) -> Te
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, indices: Tensor, scaling: float,
-    softcap: float | None, sinks: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    indices: Tensor,
+    scaling: float,
+    softcap: float | None,
+    sinks: Tensor | None,
 ) -> Tensor:
     """Attention over the listed tokens only -> (B, Hq, q, Dv)."""
     batch, heads, q_len, dim = q.shape

@@ -3,18 +3,24 @@
 import pytest
 import torch
 import transformers
-from helpers import generate, prompt, tiny_model
 from torch import nn
 
 from hashattn import Budget, SparsePathError, attach
 from hashattn.errors import AttachmentError, HashWeightsError, UnsupportedModelError
 from hashattn.selectors.dense import DenseSelector
 from hashattn.selectors.random import RandomSelector
+from helpers import generate, prompt, tiny_model
 
 SMALL = Budget(sink=1, local=3, heavy=6)
 TINY = dict(
-    vocab_size=64, hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
-    intermediate_size=32, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+    vocab_size=64,
+    hidden_size=32,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    intermediate_size=32,
+    bos_token_id=1,
+    eos_token_id=2,
+    pad_token_id=0,
 )
 
 
@@ -141,9 +147,18 @@ def test_untrained_weights_can_be_measured_as_a_control():
         ),
         (
             transformers.DeepseekV3Config(
-                **TINY, num_key_value_heads=2, n_routed_experts=4, num_experts_per_tok=2,
-                n_group=1, topk_group=1, moe_intermediate_size=16, kv_lora_rank=16,
-                q_lora_rank=16, qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=8,
+                **TINY,
+                num_key_value_heads=2,
+                n_routed_experts=4,
+                num_experts_per_tok=2,
+                n_group=1,
+                topk_group=1,
+                moe_intermediate_size=16,
+                kv_lora_rank=16,
+                q_lora_rank=16,
+                qk_rope_head_dim=8,
+                qk_nope_head_dim=8,
+                v_head_dim=8,
             ),
             "AutoModelForCausalLM",
             "MLA",

@@ -5,10 +5,10 @@ Every family, and every way of calling it, against the same model before attach.
 
 import pytest
 import torch
-from helpers import FAMILIES, TracingOracle, generate, left_padded, prompt, tiny_model
 from transformers import DynamicCache, StaticCache
 
 from hashattn import Budget, attach
+from helpers import FAMILIES, TracingOracle, generate, left_padded, prompt, tiny_model
 
 EVERYTHING = Budget(density=1.0)
 FP32 = 1e-5

@@ -5,14 +5,6 @@ import pickle
 
 import pytest
 import torch
-from helpers import (
-    SPARSE_FAMILIES,
-    TracingOracle,
-    generate,
-    left_padded,
-    prompt,
-    tiny_model,
-)
 from torch import Tensor
 from transformers import CompileConfig, DynamicCache
 
@@ -21,6 +13,14 @@ from hashattn.attention.cache import IndexedLayer
 from hashattn.selectors.base import Selector
 from hashattn.selectors.random import RandomSelector
 from hashattn.selectors.window import WindowSelector
+from helpers import (
+    SPARSE_FAMILIES,
+    TracingOracle,
+    generate,
+    left_padded,
+    prompt,
+    tiny_model,
+)
 
 SMALL = Budget(sink=1, local=3, heavy=6)
 SAME = {"rtol": 0, "atol": 1e-5}
@@ -86,6 +86,15 @@ def test_question_window_equals_single_steps():
         outputs.append(torch.cat(logits, dim=1))
         assert run.receipt.density == pytest.approx(10 / 37.5)
     torch.testing.assert_close(outputs[0], outputs[1], **SAME)
+
+
+def test_short_prompt_is_a_prefill():
+    """No context is cached yet, although the prompt has no more rows than sparse_rows."""
+    model = tiny_model("llama")
+    with attach(model, WindowSelector(), Budget(1, 1, heavy=0), sparse_rows=8) as run:
+        generate(model, prompt(length=5), max_new_tokens=3)
+    assert run.receipt.dense_reasons == {"prefill": 2}
+    assert [step.cached for step in run.receipt.steps if step.layer == 0] == [6, 7]
 
 
 def test_window_reads_sink_and_local_only():
@@ -241,8 +250,12 @@ def test_compiled_static_generation():
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     actual = sparse_logits(
-        model, ids, selector=TracingOracle(), max_new_tokens=4,
-        cache_implementation="static", compile_config=compiled,
+        model,
+        ids,
+        selector=TracingOracle(),
+        max_new_tokens=4,
+        cache_implementation="static",
+        compile_config=compiled,
     )
     breaks = list(torch._dynamo.utils.counters["graph_break"])
     torch._dynamo.reset()

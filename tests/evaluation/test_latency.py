@@ -73,11 +73,24 @@ def test_times_come_from_the_clock(monkeypatch):
 
 def test_speedup_is_over_the_fastest_dense_call():
     def row(variant, ms, n, stage="total"):
-        return {"variant": variant, "stage": stage, "ms": ms, "n": n, "dtype": "float32",
-                "layout": "per_kv_head", "density": 0.1}
+        return {
+            "variant": variant,
+            "stage": stage,
+            "ms": ms,
+            "n": n,
+            "dtype": "float32",
+            "layout": "per_kv_head",
+            "density": 0.1,
+        }
 
-    rows = [row("sdpa_gqa", 9.0, 8), row("matmul", 4.0, 8), row("hash", 2.0, 8),
-            row("hash", 1.0, 8, "encode"), row("matmul", 6.0, 16), row("hash", 1.5, 16)]
+    rows = [
+        row("sdpa_gqa", 9.0, 8),
+        row("matmul", 4.0, 8),
+        row("hash", 2.0, 8),
+        row("hash", 1.0, 8, "encode"),
+        row("matmul", 6.0, 16),
+        row("hash", 1.5, 16),
+    ]
     table = speedup_table(rows).set_index("n")
     assert table["speedup"].tolist() == [2.0, 4.0]
     assert table["best_dense"].tolist() == ["matmul", "matmul"]

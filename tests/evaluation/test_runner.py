@@ -75,16 +75,24 @@ def methods():
 
 
 def run(model, tokenizer, path, *, records=None, methods=None, protocol=PROTOCOL):
-    return evaluate(model, tokenizer, records or globals()["records"](),
-                    methods or globals()["methods"](), protocol, path, progress=False)
+    return evaluate(
+        model,
+        tokenizer,
+        records or globals()["records"](),
+        methods or globals()["methods"](),
+        protocol,
+        path,
+        progress=False,
+    )
 
 
 def generated(model, tokenizer, record, new_tokens):
     """What plain generate answers to the whole prompt."""
     prompt = "".join(Protocol().split_prompt(record.context, record.input))
     ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
-    out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=new_tokens,
-                         do_sample=False)
+    out = model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=new_tokens, do_sample=False
+    )
     return tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True).split("\n", 1)[0]
 
 
@@ -154,7 +162,10 @@ def test_receipts_count_what_the_budget_allows(model, tokenizer, tmp_path):
         assert line.density == pytest.approx(16 / (line.context_tokens + 6), rel=0.05)
     accounts = json.loads((tmp_path / "r.jsonl.receipts.json").read_text())
     assert [(a["method"], a["budget"], a["samples"]) for a in accounts] == [
-        ("oracle", "30 tokens", 4), ("lsh", "30 tokens", 4), ("lsh", "10 tokens", 4)]
+        ("oracle", "30 tokens", 4),
+        ("lsh", "30 tokens", 4),
+        ("lsh", "10 tokens", 4),
+    ]
     by_cell = dict(list(frame.groupby(["method", "budget"])))
     for account in accounts:
         part = by_cell[account["method"], account["budget"]]
@@ -334,8 +345,13 @@ def test_datasets_of_unequal_size_weigh_the_same(model, tokenizer, tmp_path):
 
 def test_tables_refuse_mixed_protocols_samples_and_nothing(model, tokenizer, tmp_path):
     frame = run(model, tokenizer, tmp_path / "r.jsonl", methods=methods()[:2])
-    other = run(model, tokenizer, tmp_path / "r.jsonl", methods=methods()[:2],
-                protocol=PROTOCOL.with_(question="dense"))
+    other = run(
+        model,
+        tokenizer,
+        tmp_path / "r.jsonl",
+        methods=methods()[:2],
+        protocol=PROTOCOL.with_(question="dense"),
+    )
     with pytest.raises(ValueError, match="2 protocols"):
         results_frame([*frame.to_dict("records"), *other.to_dict("records")])
     with pytest.raises(ValueError, match="no results"):

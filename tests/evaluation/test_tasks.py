@@ -107,7 +107,7 @@ def test_same_seed_same_records_other_seed_others(tokenizer, records):
 
 
 def test_sequences_end_with_the_asked_rows(tokenizer):
-    (ids, rows), = make_sequences(tokenizer, 1024, 1, seed=0, questions_per_task=2)
+    ((ids, rows),) = make_sequences(tokenizer, 1024, 1, seed=0, questions_per_task=2)
     assert len(ids) <= 1024 and ids[0] == tokenizer.bos_token_id
     assert rows == list(range(rows[0], len(ids)))
     assert tokenizer.decode(ids[rows[0] :]).count("Q: ") == 2 * len(TASKS)

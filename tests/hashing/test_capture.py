@@ -8,8 +8,17 @@ from hashattn.errors import UnsupportedModelError
 from hashattn.hashing import capture
 from helpers import prompt, tiny_model
 
-FAMILIES = ["llama", "llama_mqa", "mistral", "qwen2_sliding", "qwen3", "gemma2", "gemma3", "phi3",
-            "gpt_neox"]
+FAMILIES = [
+    "llama",
+    "llama_mqa",
+    "mistral",
+    "qwen2_sliding",
+    "qwen3",
+    "gemma2",
+    "gemma3",
+    "phi3",
+    "gpt_neox",
+]
 
 
 def eager_attention_seen(model, ids):
@@ -55,8 +64,10 @@ def test_post_rope_tensors_equal_those_of_a_cache_and_chunks_do_not_matter(famil
 
 def test_rows_choose_queries_and_keys_stay_whole():
     model, ids = tiny_model("llama"), prompt(length=50)
-    every, some = capture(model, ids), capture(model, ids, rows=torch.tensor([31, 3, 49, 3]),
-                                               chunk=8)
+    every, some = (
+        capture(model, ids),
+        capture(model, ids, rows=torch.tensor([31, 3, 49, 3]), chunk=8),
+    )
     for layer, c in some.items():
         assert c.positions.tolist() == [3, 31, 49]
         assert torch.allclose(c.queries, every[layer].queries[:, [3, 31, 49]], atol=1e-5)
@@ -93,19 +104,23 @@ def test_bfloat16_models_give_bfloat16_captures():
 
 
 def test_a_model_outside_the_attention_interface_is_refused():
-    config = AutoConfig.for_model("falcon", vocab_size=128, hidden_size=32, num_hidden_layers=1,
-                                  num_attention_heads=2)
+    config = AutoConfig.for_model(
+        "falcon", vocab_size=128, hidden_size=32, num_hidden_layers=1, num_attention_heads=2
+    )
     with pytest.raises(UnsupportedModelError, match="AttentionInterface"):
         capture(AutoModelForCausalLM.from_config(config), prompt())
 
 
-@pytest.mark.parametrize("arguments, message", [
-    ({"input_ids": prompt(batch=2)}, "one sequence"),
-    ({"input_ids": torch.zeros(0, dtype=torch.long)}, "at least one token"),
-    ({"input_ids": prompt(), "rows": torch.tensor([40])}, "positions from 0 to 39"),
-    ({"input_ids": prompt(), "rows": torch.tensor([-1])}, "positions from 0 to 39"),
-    ({"input_ids": prompt(), "chunk": 0}, "chunk=0"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"input_ids": prompt(batch=2)}, "one sequence"),
+        ({"input_ids": torch.zeros(0, dtype=torch.long)}, "at least one token"),
+        ({"input_ids": prompt(), "rows": torch.tensor([40])}, "positions from 0 to 39"),
+        ({"input_ids": prompt(), "rows": torch.tensor([-1])}, "positions from 0 to 39"),
+        ({"input_ids": prompt(), "chunk": 0}, "chunk=0"),
+    ],
+)
 def test_bad_arguments_say_what_to_pass(arguments, message):
     with pytest.raises(ValueError, match=message):
         capture(tiny_model("llama"), **arguments)

@@ -18,7 +18,8 @@ def brute_force(queries, keys, positions, scaling, sink, local, top, softcap):
             for token in range(position + 1):
                 logit = scaling * sum(
                     float(queries[head, row, c]) * float(keys[head // group, token, c])
-                    for c in range(queries.shape[2]))
+                    for c in range(queries.shape[2])
+                )
                 logits.append(softcap * math.tanh(logit / softcap) if softcap else logit)
             peak = max(logits)
             weights = [math.exp(logit - peak) for logit in logits]
@@ -36,8 +37,17 @@ def test_labels_are_the_heaviest_candidates(sink, local, softcap):
     queries = torch.randn(4, 6, 8, generator=generator)
     keys = torch.randn(2, 40, 8, generator=generator)
     positions = torch.tensor([0, 7, 13, 30, 33, 39])
-    labels = row_labels(queries, keys, positions, 0.7, sink=sink, local=local, top=5,
-                        softcap=softcap, rows_at_once=4)
+    labels = row_labels(
+        queries,
+        keys,
+        positions,
+        0.7,
+        sink=sink,
+        local=local,
+        top=5,
+        softcap=softcap,
+        rows_at_once=4,
+    )
     expected = brute_force(queries, keys, positions, 0.7, sink, local, 5, softcap)
     for (head, row), (tokens, mass, outside) in expected.items():
         valid = labels.valid[head, row]
@@ -48,8 +58,9 @@ def test_labels_are_the_heaviest_candidates(sink, local, softcap):
 
 
 def test_fewer_keys_than_labels():
-    labels = row_labels(torch.randn(2, 1, 4), torch.randn(1, 3, 4), torch.tensor([2]), 1.0,
-                        sink=0, local=1, top=32)
+    labels = row_labels(
+        torch.randn(2, 1, 4), torch.randn(1, 3, 4), torch.tensor([2]), 1.0, sink=0, local=1, top=32
+    )
     assert labels.tokens.shape == (2, 1, 3) and labels.valid.sum() == 4
 
 

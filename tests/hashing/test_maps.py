@@ -11,8 +11,9 @@ LAYOUTS = ("per_kv_head", "per_query_head")
 
 
 def config(**fields):
-    return HashConfig(**{"layers": (0,), "query_heads": 4, "kv_heads": 2, "head_dim": 16,
-                         "hidden": 24, **fields})
+    return HashConfig(
+        **{"layers": (0,), "query_heads": 4, "kv_heads": 2, "head_dim": 16, "hidden": 24, **fields}
+    )
 
 
 def draw(*shape, seed=0):
@@ -34,8 +35,7 @@ def test_codes_are_the_signs_of_a_plain_mlp_per_head(layout, depth, bits):
     def mlp(part, head, x):
         for stage in range(depth):
             x = torch.nn.functional.silu(x) if stage else x
-            x = torch.nn.functional.linear(x, part.weights[stage][head].T,
-                                           part.biases[stage][head])
+            x = torch.nn.functional.linear(x, part.weights[stage][head].T, part.biases[stage][head])
         return x
 
     for index in range(shapes.key_maps):
@@ -49,18 +49,21 @@ def test_codes_are_the_signs_of_a_plain_mlp_per_head(layout, depth, bits):
         assert ((unpack_bits(query_codes[:, head], bits) == (pre > 0)) | ~clear).all()
 
 
-@pytest.mark.parametrize("fields, message", [
-    ({"bits": 33}, "bits=33 .* multiple of 32"),
-    ({"bits": 0}, "bits=0"),
-    ({"depth": 4}, "depth=4 .* 1, 2 or 3"),
-    ({"kv_heads": 3}, "kv_heads=3 .* divisor of query_heads"),
-    ({"layout": "per_head"}, "layout='per_head' .* per_kv_head or per_query_head"),
-    ({"layers": ()}, "layers="),
-    ({"layers": (1, 1)}, "layers="),
-    ({"activation": "sine"}, "activation='sine'"),
-    ({"hidden": 0}, "hidden=0"),
-    ({"head_dim": 0}, "head_dim=0"),
-])
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"bits": 33}, "bits=33 .* multiple of 32"),
+        ({"bits": 0}, "bits=0"),
+        ({"depth": 4}, "depth=4 .* 1, 2 or 3"),
+        ({"kv_heads": 3}, "kv_heads=3 .* divisor of query_heads"),
+        ({"layout": "per_head"}, "layout='per_head' .* per_kv_head or per_query_head"),
+        ({"layers": ()}, "layers="),
+        ({"layers": (1, 1)}, "layers="),
+        ({"activation": "sine"}, "activation='sine'"),
+        ({"hidden": 0}, "hidden=0"),
+        ({"head_dim": 0}, "head_dim=0"),
+    ],
+)
 def test_an_impossible_config_names_field_value_and_what_is_allowed(fields, message):
     with pytest.raises(ValueError, match=message):
         config(**fields)

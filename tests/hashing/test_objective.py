@@ -54,13 +54,15 @@ def test_official_loss_is_the_papers_bce(maps):
     for m in range(maps):
         heads = range(m * group, (m + 1) * group)
         for row in range(3):
-            positives = {int(t) for h in heads
-                         for t in batch.labels.tokens[h, row][batch.labels.valid[h, row]]}
+            positives = {
+                int(t)
+                for h in heads
+                for t in batch.labels.tokens[h, row][batch.labels.valid[h, row]]
+            }
             for token in batch.allowed[row].nonzero().flatten().tolist():
                 logit = sum(float(q[h, row] @ k[m, token]) for h in heads)
                 p = 1 / (1 + math.exp(-logit))
-                total -= ((20 + 0.01 * 30) * math.log(p) if token in positives
-                          else math.log(1 - p))
+                total -= (20 + 0.01 * 30) * math.log(p) if token in positives else math.log(1 - p)
     assert float(loss) == pytest.approx(total / (maps * 3 * 30), rel=1e-4)
 
 
@@ -68,15 +70,21 @@ def test_official_loss_is_the_papers_bce(maps):
 @pytest.mark.parametrize("maps", [2, 4])
 def test_ranking_losses_follow_their_formula(loss_name, maps):
     batch = random_batch()
-    recipe = RECIPE.vary(loss=loss_name, budget_fraction=8.0, mass_share=0.3, balance=0.0,
-                         decorrelation=0.0, average_group=True)
+    recipe = RECIPE.vary(
+        loss=loss_name,
+        budget_fraction=8.0,
+        mass_share=0.3,
+        balance=0.0,
+        decorrelation=0.0,
+        average_group=True,
+    )
     q, k, scale = bits(4, 3, 1), bits(maps, 30, 2), torch.tensor(7.0)
     loss = batch_loss(q, k, scale.expand(maps), torch.zeros(maps), batch, recipe)
     weights, group, total = label_weights(batch.labels, 0.3), 4 // maps, 0.0
     for head in range(4):
         m = head // group
         for row in range(3):
-            logits = scale * (q[m * group:(m + 1) * group, row].mean(0) @ k[m].T) / 32
+            logits = scale * (q[m * group : (m + 1) * group, row].mean(0) @ k[m].T) / 32
             whole = logits[batch.allowed[row]].exp().sum().log()
             budget = max(1.0, int(batch.visible[row]) / 8)
             for slot in range(4):
@@ -89,20 +97,28 @@ def test_ranking_losses_follow_their_formula(loss_name, maps):
 
 def test_a_row_without_candidates_costs_nothing_and_has_finite_gradient():
     batch = random_batch()
-    empty = Batch(batch.queries, batch.keys, torch.zeros_like(batch.allowed), batch.visible,
-                  RowLabels(torch.zeros(4, 3, 4, dtype=torch.long), -torch.ones(4, 3, 4),
-                            torch.zeros(4, 3)))
+    empty = Batch(
+        batch.queries,
+        batch.keys,
+        torch.zeros_like(batch.allowed),
+        batch.visible,
+        RowLabels(torch.zeros(4, 3, 4, dtype=torch.long), -torch.ones(4, 3, 4), torch.zeros(4, 3)),
+    )
     for recipe in (RECIPE, TrainRecipe.official()):
         q, k = bits(4, 3, 1).requires_grad_(), bits(2, 30, 2).requires_grad_()
-        loss = batch_loss(q, k, torch.ones(2), torch.zeros(2), empty,
-                          recipe.vary(balance=0.0, decorrelation=0.0))
+        loss = batch_loss(
+            q, k, torch.ones(2), torch.zeros(2), empty, recipe.vary(balance=0.0, decorrelation=0.0)
+        )
         loss.backward()
         assert loss.item() == 0 and torch.isfinite(q.grad).all() and torch.isfinite(k.grad).all()
 
 
 def test_label_weights_share_between_mass_and_count():
-    labels = RowLabels(torch.tensor([[[3, 4], [5, 0]]]), torch.tensor([[[0.6, 0.2], [0.1, -1.0]]]),
-                       torch.tensor([[0.8, 0.1]]))
+    labels = RowLabels(
+        torch.tensor([[[3, 4], [5, 0]]]),
+        torch.tensor([[[0.6, 0.2], [0.1, -1.0]]]),
+        torch.tensor([[0.8, 0.1]]),
+    )
     assert torch.allclose(label_weights(labels, 0.0), torch.tensor([[[0.5, 0.5], [1.0, 0.0]]]))
     by_mass = label_weights(labels, 1.0)
     assert torch.allclose(by_mass, torch.tensor([[[0.6, 0.2], [0.1, 0.0]]]) * 2 / 0.9)
@@ -128,11 +144,25 @@ def test_penalties_are_zero_for_balanced_independent_bits():
     assert float(bit_penalties(torch.ones(1, 8, 1), recipe.vary(decorrelation=0.0))) == 1
 
 
-@pytest.mark.parametrize("field, value", [
-    ("loss", "hinge"), ("surrogate", "relu"), ("init", "zeros"), ("schedule", "linear"),
-    ("normalise", "layer"), ("steps", 0), ("top", 0), ("mass_share", 1.5), ("hard_share", -0.1),
-    ("learning_rate", 0.0), ("scale", -1.0), ("sink", -1), ("keys_per_step", 3), ("balance", -1.0),
-])
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("loss", "hinge"),
+        ("surrogate", "relu"),
+        ("init", "zeros"),
+        ("schedule", "linear"),
+        ("normalise", "layer"),
+        ("steps", 0),
+        ("top", 0),
+        ("mass_share", 1.5),
+        ("hard_share", -0.1),
+        ("learning_rate", 0.0),
+        ("scale", -1.0),
+        ("sink", -1),
+        ("keys_per_step", 3),
+        ("balance", -1.0),
+    ],
+)
 def test_an_invalid_option_names_itself(field, value):
     with pytest.raises(ValueError, match=f"{field}=.* is not valid: use"):
         RECIPE.vary(**{field: value})

@@ -43,8 +43,10 @@ def lookup_sequence(seed, n=512, rows=48, dim=32, facts=160):
 def lsh(bits=32):
     generator = torch.Generator().manual_seed(3)
     planes = torch.randn(1, 32, bits, generator=generator)
-    return LayerMaps(HashMap((planes.expand(2, -1, -1),), (torch.zeros(2, bits),)),
-                     HashMap((planes.expand(4, -1, -1),), (torch.zeros(4, bits),)))
+    return LayerMaps(
+        HashMap((planes.expand(2, -1, -1),), (torch.zeros(2, bits),)),
+        HashMap((planes.expand(4, -1, -1),), (torch.zeros(4, bits),)),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -84,16 +86,29 @@ def test_every_shape_trains(data, layout, depth, bits):
     assert set(METRICS) < set(trained.history[-1])
 
 
-@pytest.mark.parametrize("changes", [
-    {"loss": "bce"}, {"loss": "cross_entropy"}, {"surrogate": "straight_through"},
-    {"surrogate": "tanh"},
-    {"init": "random"}, {"normalise": "none"}, {"schedule": "constant"}, {"learn_scale": False},
-    {"keys_per_step": 128}, {"sequences_per_step": 2}, {"balance": 0.1, "decorrelation": 0.1},
-], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"loss": "bce"},
+        {"loss": "cross_entropy"},
+        {"surrogate": "straight_through"},
+        {"surrogate": "tanh"},
+        {"init": "random"},
+        {"normalise": "none"},
+        {"schedule": "constant"},
+        {"learn_scale": False},
+        {"keys_per_step": 128},
+        {"sequences_per_step": 2},
+        {"balance": 0.1, "decorrelation": 0.1},
+    ],
+    ids=str,
+)
 def test_each_option_changes_the_outcome(data, changes):
     config = HashConfig((0,), **SHAPES, hidden=16)
-    results = [train_layer(data[0][:3], data[1][:1], config, recipe, progress=False)
-               for recipe in (FAST, FAST.vary(**changes))]
+    results = [
+        train_layer(data[0][:3], data[1][:1], config, recipe, progress=False)
+        for recipe in (FAST, FAST.vary(**changes))
+    ]
     first, second = (r.history[-1]["loss"] for r in results)
     assert second == second and first != second
 
@@ -120,8 +135,9 @@ def test_selection_quality_by_hand():
 
 def test_early_stop_keeps_the_best_maps(data):
     config = HashConfig((0,), **SHAPES, hidden=32)
-    bad = FAST.vary(steps=200, evaluate_every=2, patience=3, learning_rate=30.0,
-                    schedule="constant")
+    bad = FAST.vary(
+        steps=200, evaluate_every=2, patience=3, learning_rate=30.0, schedule="constant"
+    )
     trained = train_layer(data[0][:2], data[1][:1], config, bad, progress=False)
     assert trained.history[-1]["step"] < 200
     kept = selection_quality(trained.maps, data[1][:1], **WINDOW)
@@ -131,14 +147,22 @@ def test_early_stop_keeps_the_best_maps(data):
 
 def sequences(count=4, n=96):
     generator = torch.Generator().manual_seed(7)
-    return [(torch.randint(3, 128, (n,), generator=generator), torch.arange(60, n, 3))
-            for _ in range(count)]
+    return [
+        (torch.randint(3, 128, (n,), generator=generator), torch.arange(60, n, 3))
+        for _ in range(count)
+    ]
 
 
 def model_of_four_layers():
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=128, hidden_size=64, intermediate_size=96,
-                         num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2)
+    config = LlamaConfig(
+        vocab_size=128,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
     return LlamaForCausalLM(config).eval()
 
 
@@ -148,8 +172,9 @@ class Killed(BaseException):
 
 def test_a_killed_run_resumes_with_the_same_weights(tmp_path, monkeypatch, capsys):
     model, settings = model_of_four_layers(), dict(recipe=FAST, hidden=16, seed=3)
-    whole = train_hash_weights(model, sequences(), out_dir=tmp_path / "a", progress=False,
-                               **settings)
+    whole = train_hash_weights(
+        model, sequences(), out_dir=tmp_path / "a", progress=False, **settings
+    )
     calls, real = [], training.train_layer
 
     def dies_at_third(*args, **kwargs):
@@ -183,23 +208,33 @@ def test_captured_sequences_survive_a_kill(tmp_path, monkeypatch):
     for _ in range(2):
         if len(seen) < 3:
             with pytest.raises(Killed):
-                train_hash_weights(model, sequences(), FAST, hidden=16, out_dir=tmp_path,
-                                   progress=False)
+                train_hash_weights(
+                    model, sequences(), FAST, hidden=16, out_dir=tmp_path, progress=False
+                )
         else:
-            train_hash_weights(model, sequences(), FAST, hidden=16, out_dir=tmp_path,
-                               progress=False)
+            train_hash_weights(
+                model, sequences(), FAST, hidden=16, out_dir=tmp_path, progress=False
+            )
     assert len(seen) == 5  # four sequences, one of them twice
 
 
 def test_finished_layers_are_reused_only_for_the_same_settings(tmp_path, monkeypatch):
     model, calls, real = tiny_model("llama"), [], training.train_layer
-    monkeypatch.setattr(training, "train_layer",
-                        lambda *a, **k: calls.append(k["label"]) or real(*a, **k))
+    monkeypatch.setattr(
+        training, "train_layer", lambda *a, **k: calls.append(k["label"]) or real(*a, **k)
+    )
 
     def trains(data=None, **changes):
         calls.clear()
-        train_hash_weights(model, data or sequences(), changes.pop("recipe", FAST), hidden=16,
-                           out_dir=tmp_path, progress=False, **changes)
+        train_hash_weights(
+            model,
+            data or sequences(),
+            changes.pop("recipe", FAST),
+            hidden=16,
+            out_dir=tmp_path,
+            progress=False,
+            **changes,
+        )
         return len(calls)
 
     assert trains() == 2 and trains() == 0
@@ -220,9 +255,17 @@ def test_a_damaged_layer_file_says_what_to_delete(tmp_path):
 
 def test_the_card_tells_how_the_weights_came_about(tmp_path):
     model = tiny_model("qwen3")
-    weights = train_hash_weights(model, sequences(), FAST, hidden=16, out_dir=tmp_path, seed=4,
-                                 validation=sequences(2, 80), data_note="random tokens",
-                                 progress=False)
+    weights = train_hash_weights(
+        model,
+        sequences(),
+        FAST,
+        hidden=16,
+        out_dir=tmp_path,
+        seed=4,
+        validation=sequences(2, 80),
+        data_note="random tokens",
+        progress=False,
+    )
     card = json.loads((tmp_path / "hash_config.json").read_text())["card"]
     assert card == weights.card and card["trained"] and weights.trained
     assert card["data"]["note"] == "random tokens" and card["seed"] == 4
@@ -236,12 +279,28 @@ def test_the_card_tells_how_the_weights_came_about(tmp_path):
         assert card["validation"][layer]["best"] in curve and curve[1]["loss"] > 0
 
 
-@pytest.mark.parametrize("data, message", [
-    ([], "0 training and 0 validation"),
-    (sequences(1), "at least two sequences"),
-    ([(torch.tensor([], dtype=torch.long), torch.tensor([0]))], "0 tokens and 1 rows"),
-    ([(torch.arange(9), torch.tensor([], dtype=torch.long))], "9 tokens and 0 rows"),
-])
+@pytest.mark.parametrize(
+    "data, message",
+    [
+        ([], "0 training and 0 validation"),
+        (sequences(1), "at least two sequences"),
+        ([(torch.tensor([], dtype=torch.long), torch.tensor([0]))], "0 tokens and 1 rows"),
+        ([(torch.arange(9), torch.tensor([], dtype=torch.long))], "9 tokens and 0 rows"),
+    ],
+)
 def test_unusable_sequences_are_refused(tmp_path, data, message):
     with pytest.raises(ValueError, match=message):
         train_hash_weights(tiny_model("llama"), data, FAST, out_dir=tmp_path, progress=False)
+
+
+def test_captures_can_be_shared_between_trainings(tmp_path, monkeypatch):
+    runs, real = [], training.capture
+    monkeypatch.setattr(training, "capture", lambda *a, **k: runs.append(1) or real(*a, **k))
+    model, data = tiny_model("llama"), sequences()
+    for name, recipe in (("a", FAST), ("b", FAST.vary(loss="cross_entropy"))):
+        train_hash_weights(
+            model, data, recipe, out_dir=tmp_path / name, hidden=16, depth=1, progress=False,
+            capture_dir=tmp_path / "shared",
+        )  # fmt: skip
+    assert len(runs) == len(data)
+    assert any((tmp_path / "shared").rglob("*.safetensors"))

@@ -55,8 +55,9 @@ def test_round_trip_keeps_codes_card_and_hash(tmp_path, layout, depth, bits):
         codes = again.encode_keys(layer, keys)
         assert torch.equal(codes, weights.encode_keys(layer, keys))
         assert codes.shape == (2, weights.config.key_maps, 9, bits // 32)
-        assert torch.equal(again.encode_queries(layer, queries),
-                           weights.encode_queries(layer, queries))
+        assert torch.equal(
+            again.encode_queries(layer, queries), weights.encode_queries(layer, queries)
+        )
         assert again.preactivations_keys(layer, keys).shape == (2, codes.shape[1], 9, bits)
         assert again.preactivations_queries(layer, queries).shape == (2, 4, 3, bits)
 
@@ -64,10 +65,17 @@ def test_round_trip_keeps_codes_card_and_hash(tmp_path, layout, depth, bits):
 def test_hash_is_stable_across_processes_and_sensitive_to_one_value():
     config = HashConfig((0, 2), 4, 2, 16, hidden=8)
     here = HashWeights.random(config, seed=5)
-    code = ("from hashattn.hashing import HashConfig, HashWeights\n"
-            "print(HashWeights.random(HashConfig((0, 2), 4, 2, 16, hidden=8), seed=5).sha256)")
-    there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
-                           check=True, env={"PYTHONPATH": ":".join(sys.path)})
+    code = (
+        "from hashattn.hashing import HashConfig, HashWeights\n"
+        "print(HashWeights.random(HashConfig((0, 2), 4, 2, 16, hidden=8), seed=5).sha256)"
+    )
+    there = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PYTHONPATH": ":".join(sys.path)},
+    )
     assert there.stdout.strip() == here.sha256 == here.to("cpu").sha256
     assert HashWeights.random(config, seed=6).sha256 != here.sha256
     here.maps[2].key.biases[0][0, 0] += 1e-3
@@ -113,7 +121,7 @@ def test_truncated_maps(saved, keep):
 
 def test_unreadable_config(saved):
     text = (saved / CONFIG_FILE).read_text()
-    (saved / CONFIG_FILE).write_text(text[:len(text) // 2])
+    (saved / CONFIG_FILE).write_text(text[: len(text) // 2])
     with pytest.raises(HashWeightsError, match="not readable JSON"):
         HashWeights.load(saved)
     (saved / CONFIG_FILE).write_text('{"model_type": "llama"}')
@@ -168,11 +176,14 @@ def test_untrained_weights_need_permission(tmp_path):
     assert not HashWeights.load(tmp_path, allow_untrained=True).trained
 
 
-@pytest.mark.parametrize("family, message", [
-    ("llama_mqa", "kv_heads 2, the model has 1"),
-    ("qwen3", "were made for .*config_fingerprint"),
-    ("gemma2", r"layers \[0\]"),
-])
+@pytest.mark.parametrize(
+    "family, message",
+    [
+        ("llama_mqa", "kv_heads 2, the model has 1"),
+        ("qwen3", "were made for .*config_fingerprint"),
+        ("gemma2", r"layers \[0\]"),
+    ],
+)
 def test_another_architecture_is_refused(saved, family, message):
     with pytest.raises(HashWeightsError, match=message):
         HashWeights.load(saved, tiny_model(family))
@@ -188,3 +199,12 @@ def test_layers_asked_for_must_have_full_attention():
     assert HashWeights.for_model(tiny_model("gemma2"), hidden=8).config.layers == (1,)
     with pytest.raises(ValueError, match=r"layers=\[0\]"):
         HashWeights.for_model(tiny_model("gemma2"), layers=[0, 1])
+
+
+def test_model_name_never_tells_where_a_folder_lies(tmp_path):
+    from hashattn.hashing.model_identity import model_name
+
+    model = tiny_model("llama")
+    for path, name in (("", None), ("org/model", "org/model"), (str(tmp_path), tmp_path.name)):
+        model.config._name_or_path = path
+        assert model_name(model) == name

@@ -92,7 +92,11 @@ def test_unlisted_values_do_not_leak(backend):
     unlisted = ~listed[:, None, :12, None]
     assert unlisted.any()
     after = attend(
-        q, k.masked_fill(unlisted, 50.0), v.masked_fill(unlisted, 1e6), indices, 1.0,
+        q,
+        k.masked_fill(unlisted, 50.0),
+        v.masked_fill(unlisted, 1e6),
+        indices,
+        1.0,
         backend=backend,
     )
     assert torch.equal(before, after)

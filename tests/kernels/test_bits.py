@@ -52,9 +52,7 @@ def test_bits_must_fill_words():
     ("batch", "heads", "key_heads", "q_len", "n", "words"),
     [(1, 4, 2, 1, 37, 1), (2, 4, 4, 3, 11, 2), (2, 6, 2, 2, 1, 3), (1, 3, 1, 1, 8, 32)],
 )
-def test_scores_count_matching_bits_of_the_group(
-    backend, batch, heads, key_heads, q_len, n, words
-):
+def test_scores_count_matching_bits_of_the_group(backend, batch, heads, key_heads, q_len, n, words):
     queries = random_codes(batch, heads, q_len, words, seed=0)
     keys = random_codes(batch, key_heads, n, words, seed=1)
     scores = hamming_scores(queries, keys, backend=backend)

@@ -4,9 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import hashattn_kernels
-
 import hashattn.kernels
+import hashattn_kernels
 
 FOLDER = Path(hashattn_kernels.__file__).parent.parent
 
@@ -31,6 +30,7 @@ def test_import_is_light():
     search = [str(Path(hashattn.__file__).parent.parent), str(FOLDER)]
     done = subprocess.run(
         [sys.executable, "-c", f"import sys; sys.path[:0] = {search!r}; {code}"],
-        capture_output=True, text=True,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr

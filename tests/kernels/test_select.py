@@ -12,7 +12,8 @@ BACKENDS = ("reference", "cpu")
 def stable_choice(scores: list, k: int, candidates: list, always: list) -> list[int]:
     """The definition: all `always`, then the k best candidates, lowest index first on ties."""
     pool = [
-        i for i, allowed in enumerate(candidates)
+        i
+        for i, allowed in enumerate(candidates)
         if allowed and not always[i] and scores[i] != float("-inf")
     ]
     best = sorted(pool, key=lambda i: (-scores[i], i))[:k]
@@ -24,10 +25,14 @@ def expected_indices(scores: Tensor, k: Tensor, candidates: Tensor, always: Tens
     candidates, always = candidates.expand_as(scores), always.expand_as(scores)
     rows = [
         stable_choice(
-            scores[b, i, r].tolist(), int(k[b, r]),
-            candidates[b, i, r].tolist(), always[b, i, r].tolist(),
+            scores[b, i, r].tolist(),
+            int(k[b, r]),
+            candidates[b, i, r].tolist(),
+            always[b, i, r].tolist(),
         )
-        for b in range(batch) for i in range(lists) for r in range(q_len)
+        for b in range(batch)
+        for i in range(lists)
+        for r in range(q_len)
     ]
     width = max(map(len, rows))
     padded = [row + [-1] * (width - len(row)) for row in rows]

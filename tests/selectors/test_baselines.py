@@ -138,8 +138,9 @@ def reference_quantise(values, bits):
     step = ((max(values) - low) / (2**bits - 1)).half().double()
     if step == 0:
         return [float(low) for _ in values]
-    return [float(low + step * min(max(torch.round((v - low) / step), 0), 2**bits - 1))
-            for v in values]
+    return [
+        float(low + step * min(max(torch.round((v - low) / step), 0), 2**bits - 1)) for v in values
+    ]
 
 
 @pytest.mark.parametrize("label_bits", [2, 4, 8, 16])

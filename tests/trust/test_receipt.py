@@ -5,12 +5,12 @@ import json
 import pytest
 import torch
 import transformers
-from helpers import generate, left_padded, prompt, tiny_model
 
 from hashattn import Budget, Receipt, SparsePathError, attach
 from hashattn.errors import ReceiptError
 from hashattn.selectors.random import RandomSelector
 from hashattn.trust.receipt import config_hash
+from helpers import generate, left_padded, prompt, tiny_model
 
 SMALL = Budget(sink=1, local=3, heavy=6)
 
@@ -44,9 +44,7 @@ def test_padding_is_not_counted():
 
 
 def test_describes_the_run(receipt):
-    assert receipt.method == {
-        "name": "random", "parameters": {"seed": 3}, "weights_sha256": None
-    }
+    assert receipt.method == {"name": "random", "parameters": {"seed": 3}, "weights_sha256": None}
     assert receipt.settings["heavy"] == 6 and receipt.settings["dense_layers"] == []
     assert receipt.environment["torch"] == torch.__version__
     assert receipt.environment["transformers"] == transformers.__version__
@@ -94,6 +92,14 @@ def test_verify(receipt):
         empty.verify()
     empty.record_step(0, rows=1, cached=9.0, read=8.5)
     empty.verify()
+
+
+def test_rows_weigh_the_same(receipt):
+    mixed = receipt.fresh()
+    mixed.record_step(0, rows=3, cached=100.0, read=10.0)
+    mixed.record_step(0, rows=1, cached=100.0, read=50.0)
+    assert mixed.density == pytest.approx(80 / 400)
+    assert mixed.by_layer()[0]["read"] == pytest.approx(20.0)
 
 
 def test_json_has_the_derived_numbers(receipt):

@@ -1,0 +1,67 @@
+# Two commands: `make reproduce` (every figure and table) and `make test`. `make` alone lists the rest.
+# They need python3 >= 3.11, make and a package index; everything lands in .venv and results/.
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help setup test reproduce lab lint clean model store
+
+PROFILE ?= embedded
+TEST_PROFILE ?= tiny
+PYTHON ?= python3
+VENV ?= .venv
+PY := $(VENV)/bin/python
+READY := $(VENV)/.hashattn-ready
+PIP := $(PY) -m pip install --disable-pip-version-check --constraint requirements.lock
+NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=900
+
+export PYTHONPATH := $(CURDIR):$(CURDIR)/kernels
+export HF_DATASETS_DISABLE_PROGRESS_BARS := 1
+export HF_HUB_DISABLE_PROGRESS_BARS := 1
+export TOKENIZERS_PARALLELISM := false
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1|/' | \
+		while IFS='|' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
+	@echo
+	@echo "  PROFILE=$(PROFILE) (data/profiles/*.yaml), PYTHON=$(PYTHON), VENV=$(VENV)"
+
+setup: $(READY) ## create .venv with the pinned packages; nothing to do when they are unchanged
+
+# torch goes first and alone: pinned, it satisfies every later package, so none brings another build.
+$(READY): pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "hashattn needs Python 3.11 or newer; $(PYTHON) is not. Name one: make setup PYTHON=python3.12"; \
+		exit 1; }
+	@$(PY) -m pip --version >/dev/null 2>&1 || \
+		$(PYTHON) -m venv $(if $(filter .venv,$(VENV)),--clear) $(VENV) || { \
+		echo "$(PYTHON) -m venv failed: pip or the venv module is missing from this Python."; \
+		echo "On Debian or Ubuntu: sudo apt install python3-venv. Then run make again."; exit 1; }
+	@echo "setup 1/3: torch"
+	$(PIP) torch setuptools
+	@echo "setup 2/3: all other packages of pyproject.toml"
+	$(PIP) --no-build-isolation --editable '.[all]'
+	@echo "setup 3/3: font cache of the figures"
+	$(PY) -c 'import matplotlib.font_manager'
+	@touch $@
+
+test: $(READY) ## unit tests, then every notebook cell against its stored output (nbval)
+	HASHATTN_PROFILE=$(TEST_PROFILE) $(PY) -m pytest tests $(wildcard notebooks/*.ipynb) $(NBVAL)
+
+reproduce: $(READY) ## run the notebooks of PROFILE; figures, tables and report in results/PROFILE
+	$(PY) -m hashattn.reproduce --profile $(PROFILE)
+
+store: $(READY) ## copy the notebooks that reproduce ran, tidied, back into notebooks/
+	$(PY) -m hashattn.reproduce.store --profile $(PROFILE)
+
+lab: $(READY) ## open the notebooks in JupyterLab
+	HASHATTN_PROFILE=$(PROFILE) $(PY) -m jupyterlab notebooks
+
+lint: $(READY) ## ruff on code and notebooks
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+model: $(READY) ## train the embedded model again (hours on 2 cores, minutes on a GPU)
+	$(PY) data/training/train_model.py
+
+clean: ## delete results/ and caches; .venv stays
+	rm -rf results build dist *.egg-info .pytest_cache .ruff_cache
+	find . -path ./.venv -prune -o -name __pycache__ -type d -exec rm -rf {} +

@@ -1,0 +1,65 @@
+"""Score the embedded model itself: 200 held-out questions of every task at 4K and 8K tokens.
+
+Dense attention, the sink and local window alone, and the exact top n/32 tokens beside them, into
+data/reference/embedded_model.json. About a quarter of an hour on one core; resumes.
+"""
+
+import json
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from hashattn.access import load_model
+from hashattn.attention.budget import Budget
+from hashattn.evaluation.identity import model_sha256
+from hashattn.evaluation.methods import Method
+from hashattn.evaluation.protocol import Protocol
+from hashattn.evaluation.runner import evaluate
+from hashattn.evaluation.tables import dataset_table
+from hashattn.evaluation.tasks import make_records
+from hashattn.profiles import load_profile
+from hashattn.selectors import make_selector
+
+OUTPUT = Path(__file__).parents[1] / "reference" / "embedded_model.json"
+LENGTHS, CONTEXTS, QUESTIONS, SEED = (4096, 8192), 50, 4, 100
+SINK, LOCAL = 16, 64
+
+
+def score(model, tokenizer, length: int, results: Path) -> dict:
+    methods = [
+        Method("dense"),
+        Method("window", make_selector("window"), Budget(SINK, LOCAL, heavy=0)),
+        Method("oracle", make_selector("oracle"), Budget(SINK, LOCAL, heavy=length // 32)),
+    ]
+    records = make_records(tokenizer, length, CONTEXTS, seed=SEED, questions_per_task=QUESTIONS)
+    path = results / f"embedded_model_{length}.jsonl"
+    frame = evaluate(
+        model, tokenizer, records, methods, Protocol(sink=SINK, local=LOCAL, seed=SEED), path
+    )
+    table = dataset_table(frame).round(2)
+    return {method: table.loc[(method, budget)].to_dict() for method, budget in table.index}
+
+
+def main() -> None:
+    profile = load_profile("embedded")
+    model, tokenizer = load_model(profile)
+    results = profile.results.parent / "model"
+    results.mkdir(parents=True, exist_ok=True)
+    record = {
+        "protocol": {
+            "samples_per_task": CONTEXTS * QUESTIONS, "sink": SINK, "local": LOCAL, "seed": SEED,
+            "heavy": "n/32", "question": "sparse", "metric": "exact match, %",
+        },
+        "model_sha256": model_sha256(model),
+        "versions": {name: version(name) for name in ("torch", "transformers")},
+        "machine": {"arch": platform.machine(), "threads": torch.get_num_threads()},
+        "scores": {str(n): score(model, tokenizer, n, results) for n in LENGTHS},
+    }  # fmt: skip
+    OUTPUT.write_text(json.dumps(record, indent=1) + "\n")
+    print(json.dumps(record["scores"], indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""Is everything that a profile needs on this machine? Asked before any work is done.
+
+Nothing is downloaded here: models of tens of gigabytes, some behind a licence, are the reader's
+own decision, so an absent one ends with the command that brings it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from hashattn.errors import HashAttnError
+from hashattn.profiles import Profile, repository
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
+WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
+
+
+class AccessError(HashAttnError, FileNotFoundError):
+    """A model, a data set or a device that the profile names is not on this machine."""
+
+
+def missing_model_files(folder: Path) -> list[str]:
+    """What `folder` lacks to be loaded as a model and tokenizer: file names, empty if complete."""
+    missing = [] if (folder / "config.json").is_file() else ["config.json"]
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        missing.append(" or ".join(TOKENIZER_FILES))
+    index = folder / WEIGHT_FILES[1]
+    if index.is_file():
+        shards = set(json.loads(index.read_text())["weight_map"].values())
+        missing += sorted(name for name in shards if not (folder / name).is_file())
+    elif not (folder / WEIGHT_FILES[0]).is_file():
+        missing.append(" or ".join(WEIGHT_FILES))
+    return missing
+
+
+def model_folder(profile: Profile) -> Path:
+    """The local folder of the profile's model.
+
+    A path in the repository is taken as it is. For a hub id: HASHATTN_MODEL_DIR (the model's
+    folder, or one that holds it under its name), else the hub's local cache.
+    Raises AccessError saying what is missing and how to get it.
+    """
+    inside = repository() / profile.model
+    if inside.is_dir() or not _is_hub_id(profile.model):
+        missing = missing_model_files(inside)
+        if missing:
+            raise AccessError(
+                f"profile {profile.name}: {inside} lacks {', '.join(missing)}. Restore the "
+                "folder (git checkout -- data; `make model` trains the embedded model again)."
+            )
+        return inside
+    folder = _named_folder(profile.model) or _cached_folder(profile.model)
+    if folder is None:
+        raise AccessError(_how_to_get_model(profile, "is not on this machine"))
+    missing = missing_model_files(folder)
+    if missing:
+        raise AccessError(_how_to_get_model(profile, f"{folder} lacks {', '.join(missing)}"))
+    return folder
+
+
+def data_folder(profile: Profile) -> Path | None:
+    """The folder with one LongBench-format <task>.jsonl per task; None when records are generated.
+
+    A hub id is looked for in HASHATTN_DATA_DIR. Raises AccessError naming the missing files.
+    """
+    if profile.data is None:
+        return None
+    chosen = os.environ.get("HASHATTN_DATA_DIR")
+    folder = Path(chosen) if chosen else repository() / profile.data
+    files = [f"{task}.jsonl" for task in profile.tasks]
+    missing = [name for name in files if not (folder / name).is_file()]
+    if missing:
+        raise AccessError(
+            f"profile {profile.name} evaluates on {profile.data}, and {folder} lacks "
+            f"{', '.join(missing)}.\n  download:  hf download {profile.data} --repo-type dataset "
+            "--local-dir <folder> (unpack data.zip there)\n"
+            "  then:      export HASHATTN_DATA_DIR=<the folder of the .jsonl files>"
+        )
+    return folder
+
+
+def require_access(profile: Profile) -> None:
+    """Raise AccessError, before any work, if the model, the data or the device is not here."""
+    model_folder(profile)
+    data_folder(profile)
+    if profile.device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise AccessError(
+                f"profile {profile.name} asks for device: cuda, and torch sees no GPU. Run it "
+                "on a GPU machine, or copy its .yaml with `device: auto` and name that."
+            )
+
+
+def load_model(profile: Profile) -> tuple[Any, Any]:
+    """(model, tokenizer) of the profile, on its device and in its dtype, ready for inference."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    require_access(profile)
+    logging.disable_progress_bar()  # a bar would be stored in the notebook
+    folder = model_folder(profile)
+    device = profile.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=getattr(torch, profile.dtype), local_files_only=True
+    )
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return model.to(device).eval(), tokenizer
+
+
+def _is_hub_id(model: str) -> bool:
+    return model.count("/") == 1 and not model.startswith((".", "/", "data/"))
+
+
+def _named_folder(model: str) -> Path | None:
+    """HASHATTN_MODEL_DIR itself, or its subfolder called like the model."""
+    chosen = os.environ.get("HASHATTN_MODEL_DIR")
+    if not chosen:
+        return None
+    below = Path(chosen) / model.split("/")[1]
+    return below if below.is_dir() else Path(chosen)
+
+
+def _cached_folder(model: str) -> Path | None:
+    """The model's snapshot in the hub's local cache; the network is not asked."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(model, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+
+
+def _how_to_get_model(profile: Profile, problem: str) -> str:
+    name = profile.model.split("/")[1]
+    return (
+        f"profile {profile.name} runs {profile.model}: {problem}.\n"
+        f"  download:  hf download {profile.model}   (accept the model's licence on its page and "
+        "run `hf auth login` first if it asks for one)\n"
+        f"  or, with a copy at hand:  export HASHATTN_MODEL_DIR=<folder>   (the model's folder, "
+        f"or one that holds it as {name}/)"
+    )

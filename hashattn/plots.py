@@ -1,0 +1,119 @@
+"""Figures and tables of the notebooks: one style, and files that are the same for the same numbers.
+
+Each method has one colour and one marker in every figure; the colours are Okabe and Ito's, which
+readers with colour vision deficiencies can tell apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from hashattn.profiles import load_profile
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+class MethodStyle(NamedTuple):
+    """How a method is drawn: colour, marker and its name in a legend."""
+
+    color: str
+    marker: str
+    label: str
+
+
+METHOD_STYLES = {
+    "dense": MethodStyle("#000000", "s", "dense"),
+    "oracle": MethodStyle("#7f7f7f", "*", "oracle top-k"),
+    "hash": MethodStyle("#0072b2", "o", "HashAttention"),
+    "double_sparsity": MethodStyle("#d55e00", "^", "Double Sparsity"),
+    "quest": MethodStyle("#009e73", "v", "Quest"),
+    "lsh": MethodStyle("#cc79a7", "D", "LSH"),
+    "window": MethodStyle("#e69f00", "P", "sink + local"),
+    "random": MethodStyle("#56b4e9", "X", "random"),
+}
+SVG_SALT = "hashattn"  # fixes the ids inside an SVG, random otherwise
+METADATA = {"png": {"Software": None}, "svg": {"Date": None}}
+
+
+def method_style(name: str) -> MethodStyle:
+    """The style of a method, also of a variant called "<method> ..." ("lsh 256 bits").
+
+    Raises ValueError for a method without a style.
+    """
+    method = name.split(" ")[0]
+    if method not in METHOD_STYLES:
+        raise ValueError(f"method {name!r} has no style: start it with {', '.join(METHOD_STYLES)}")
+    return METHOD_STYLES[method]
+
+
+def palette(names: Iterable[str]) -> dict[str, str]:
+    """{name: colour} for seaborn's `palette`."""
+    return {name: method_style(name).color for name in names}
+
+
+def markers(names: Iterable[str]) -> dict[str, str]:
+    """{name: marker} for seaborn's `markers`."""
+    return {name: method_style(name).marker for name in names}
+
+
+def use_style() -> None:
+    """Draw every following figure in the project's style."""
+    import matplotlib
+    import seaborn
+
+    seaborn.set_theme(context="notebook", style="ticks", palette="colorblind")
+    matplotlib.rcParams.update({
+        "figure.figsize": (6.4, 3.8),
+        "figure.dpi": 100,
+        "savefig.dpi": 150,
+        "savefig.bbox": "tight",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.alpha": 0.4,
+        "legend.frameon": False,
+        "svg.hashsalt": SVG_SALT,
+    })  # fmt: skip
+
+
+def log_axis(axis: Axes, values: Iterable[float], labels: Iterable[str]) -> None:
+    """A logarithmic x axis with these ticks and no others, whose labels would overlap."""
+    from matplotlib.ticker import NullLocator
+
+    axis.set_xscale("log")
+    axis.set_xticks(list(values), list(labels))
+    axis.xaxis.set_minor_locator(NullLocator())
+
+
+def save_figure(figure: Figure, name: str, results: Path | None = None) -> tuple[Path, Path]:
+    """Write figures/<name>.png and .svg in the profile's results; returns both paths.
+
+    The same figure gives the same bytes: neither file says when or by what it was written.
+    """
+    import matplotlib
+
+    folder = _folder(results, "figures")
+    paths = tuple(folder / f"{name}.{kind}" for kind in ("png", "svg"))
+    with matplotlib.rc_context({"svg.hashsalt": SVG_SALT}):
+        for path in paths:
+            figure.savefig(path, metadata=METADATA[path.suffix[1:]])
+    return paths
+
+
+def save_table(table: pd.DataFrame, name: str, results: Path | None = None) -> Path:
+    """Write tables/<name>.csv in the profile's results, numbers to six digits; returns its path."""
+    path = _folder(results, "tables") / f"{name}.csv"
+    named_rows = any(name is not None for name in table.index.names)
+    table.to_csv(path, index=named_rows, float_format="%.6g", lineterminator="\n")
+    return path
+
+
+def _folder(results: Path | None, kind: str) -> Path:
+    folder = Path(results or load_profile().results) / kind
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

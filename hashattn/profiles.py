@@ -1,0 +1,216 @@
+"""Profiles: which model, hash weights, data and amounts the notebooks run with.
+
+A profile is data/profiles/<name>.yaml, or any YAML file of the same fields. `HASHATTN_PROFILE`
+names it and `HASHATTN_RESULTS` the folder its results go to, so a notebook needs neither.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hashattn.errors import HashAttnError
+
+DEFAULT = "embedded"
+METHODS = (
+    "dense",
+    "oracle",
+    "window",
+    "random",
+    "lsh",
+    "double_sparsity",
+    "quest",
+    "hash",
+)
+DTYPES = ("float32", "bfloat16", "float16")
+DEVICES = ("auto", "cpu", "cuda")
+LAYOUTS = ("per_kv_head", "per_query_head")
+
+
+class ProfileError(HashAttnError, ValueError):
+    """A profile is missing or one of its fields is not valid."""
+
+
+def repository() -> Path:
+    """The checkout: the folder that holds data/profiles. Raises ProfileError outside of one."""
+    root = Path(os.environ.get("HASHATTN_HOME", Path(__file__).parents[1])).resolve()
+    if not (root / "data" / "profiles").is_dir():
+        raise ProfileError(
+            f"no data/profiles in {root}: run from a checkout of the repository, or set "
+            "HASHATTN_HOME to one"
+        )
+    return root
+
+
+def _check(owner: object, rules: dict[str, tuple[bool, str]]) -> None:
+    for field, (valid, allowed) in rules.items():
+        if not valid:
+            raise ProfileError(f"{field} = {getattr(owner, field)!r} is not valid: use {allowed}")
+
+
+def _counts(values: Any) -> bool:
+    return bool(values) and all(type(v) is int and v > 0 for v in values)
+
+
+def _count(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+@dataclass(frozen=True)
+class HashTraining:
+    """How much hash training a profile asks for.
+
+    recipe: "default" or "official" (hashattn.hashing.TrainRecipe); layout, bits, depth, hidden:
+    the maps' shapes; sequences: training sequences of `length` tokens; steps: at most this many
+    per layer, None for the recipe's own number.
+    """
+
+    recipe: str = "default"
+    layout: str = "per_kv_head"
+    bits: int = 32
+    depth: int = 3
+    hidden: int = 128
+    sequences: int = 24
+    length: int = 4096
+    steps: int | None = None
+
+    def __post_init__(self) -> None:
+        rules = {
+            "recipe": (self.recipe in ("default", "official"), "default or official"),
+            "layout": (self.layout in LAYOUTS, " or ".join(LAYOUTS)),
+            "bits": (_count(self.bits) and self.bits % 32 == 0, "a positive multiple of 32"),
+            "depth": (self.depth in (1, 2, 3), "1, 2 or 3"),
+            "steps": (self.steps is None or _count(self.steps), "a positive integer or null"),
+        }
+        rules |= {
+            field: (_count(getattr(self, field)), "a positive integer")
+            for field in ("hidden", "sequences", "length")
+        }
+        _check(self, rules)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One scale of the whole reproduction.
+
+    model, hash_weights, data: a path in the repository, an absolute path or, for model and data,
+    a hub id ("org/name"); hash_weights None means that notebook 01 trains them. data None means
+    that the records are generated (hashattn.evaluation.tasks).
+    tasks: dataset names; lengths: context lengths in tokens; densities: attended / cached tokens,
+    sink and local counted; methods: names of selectors; samples_per_task: records per task and
+    length; contexts: cached tokens of the latency figures; repeats: timings per latency point.
+    Raises ProfileError naming the field, its value and what is allowed.
+    """
+
+    name: str
+    model: str
+    hash_weights: str | None
+    data: str | None
+    tasks: tuple[str, ...]
+    lengths: tuple[int, ...]
+    densities: tuple[float, ...]
+    samples_per_task: int
+    contexts: tuple[int, ...]
+    methods: tuple[str, ...] = METHODS
+    training: HashTraining = HashTraining()
+    sink: int = 4
+    local: int = 28
+    repeats: int = 20
+    seed: int = 0
+    dtype: str = "float32"
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        for field in ("tasks", "lengths", "densities", "contexts", "methods"):
+            value = getattr(self, field)
+            _check(self, {field: (isinstance(value, list | tuple), "a list")})
+            object.__setattr__(self, field, tuple(value))
+        rules = {
+            field: (isinstance(getattr(self, field), str) and bool(getattr(self, field)), "a text")
+            for field in ("name", "model")
+        }
+        rules |= {
+            "tasks": (bool(self.tasks), "at least one dataset name"),
+            "lengths": (_counts(self.lengths), "positive integers"),
+            "contexts": (_counts(self.contexts), "positive integers"),
+            "densities": (
+                bool(self.densities) and all(0 < d <= 1 for d in self.densities),
+                "numbers above 0 and at most 1",
+            ),
+            "methods": (
+                bool(self.methods) and set(self.methods) <= set(METHODS),
+                f"some of {', '.join(METHODS)}",
+            ),
+            "samples_per_task": (_count(self.samples_per_task), "a positive integer"),
+            "repeats": (_count(self.repeats), "a positive integer"),
+            "sink": (type(self.sink) is int and self.sink >= 0, "zero or a positive integer"),
+            "local": (_count(self.local), "a positive integer"),
+            "seed": (type(self.seed) is int, "an integer"),
+            "dtype": (self.dtype in DTYPES, " or ".join(DTYPES)),
+            "device": (self.device in DEVICES, " or ".join(DEVICES)),
+        }
+        _check(self, rules)
+
+    @property
+    def results(self) -> Path:
+        """Where this profile's results go: HASHATTN_RESULTS, else results/<name>."""
+        return results_folder(self.name)
+
+    @property
+    def hash_weights_path(self) -> Path | None:
+        """The folder of the trained hash weights, whether it exists yet or not."""
+        return repository() / self.hash_weights if self.hash_weights else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, ready for JSON."""
+        return dataclasses.asdict(self)
+
+
+def results_folder(name: str) -> Path:
+    """HASHATTN_RESULTS, else results/<name> in the repository."""
+    chosen = os.environ.get("HASHATTN_RESULTS")
+    return Path(chosen).resolve() if chosen else repository() / "results" / name
+
+
+def available() -> list[str]:
+    """Names of the profiles that come with the repository."""
+    return sorted(path.stem for path in (repository() / "data" / "profiles").glob("*.yaml"))
+
+
+def profile_path(name: str | None = None) -> Path:
+    """The YAML file of `name`: a profile's name or a path; None means HASHATTN_PROFILE's."""
+    name = name or os.environ.get("HASHATTN_PROFILE", DEFAULT)
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml"):
+        path = repository() / "data" / "profiles" / f"{name}.yaml"
+    if not path.is_file():
+        raise ProfileError(
+            f"no profile {name!r}: use one of {', '.join(available())}, or the path of a .yaml file"
+        )
+    return path.resolve()
+
+
+def load_profile(name: str | None = None) -> Profile:
+    """The profile called `name` (a name or a .yaml path; None: HASHATTN_PROFILE, else embedded).
+
+    Raises ProfileError when it does not exist or a field is missing, unknown or not valid.
+    """
+    import yaml
+
+    path = profile_path(name)
+    try:
+        fields = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ProfileError(f"{path} is not YAML: {error}") from error
+    if not isinstance(fields, dict):
+        raise ProfileError(f"{path} must hold the fields of a profile, one a line")
+    try:
+        fields["training"] = HashTraining(**(fields.get("training") or {}))
+        return Profile(**{"name": path.stem} | fields)
+    except TypeError as error:  # dataclasses name the missing or unknown field
+        raise ProfileError(f"{path}: {str(error).replace('__init__()', 'a profile')}") from error
+    except ProfileError as error:
+        raise ProfileError(f"{path}: {error}") from error

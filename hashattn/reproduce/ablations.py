@@ -1,0 +1,128 @@
+"""Notebook 01's comparisons: recipes one option apart, and hashes that never saw a task kind."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+
+from hashattn.evaluation.recall import recall_rows
+from hashattn.evaluation.tasks import TASKS
+from hashattn.hashing.capture import CapturedLayer, capture
+from hashattn.hashing.recipe import TrainRecipe
+from hashattn.hashing.weights import HashWeights
+from hashattn.profiles import Profile
+from hashattn.reproduce.experiments import sequences, train_hashes
+from hashattn.selectors import make_selector
+from hashattn.selectors.base import Selector
+from hashattn.selectors.double_sparsity import DoubleSparsitySelector as DoubleSparsity
+
+MEASURES = ["recall@4", "recall@32", "heavy_mass"]
+HELD_OUT_SEED = 3000
+ABLATION_STEPS = 500
+
+
+def training_curves(weights: HashWeights) -> pd.DataFrame:
+    """Validation records of every layer: layer, step, loss, recall@4, recall@32, mass."""
+    rows = [
+        {"layer": int(layer)} | record
+        for layer, history in weights.card["validation"].items()
+        for record in history["curve"]
+    ]
+    return pd.DataFrame(rows)
+
+
+def training_contenders(profile: Profile, model, retrained: HashWeights) -> dict[str, Selector]:
+    """Retrained weights, the shipped ones if there are any, and SimHash of as many bits."""
+    found = {"hash retrained": make_selector("hash", weights=retrained)}
+    folder = profile.hash_weights_path
+    if folder is not None and folder.is_dir():
+        found["hash shipped"] = make_selector("hash", weights=HashWeights.load(folder, model))
+    found["lsh"] = make_selector("lsh", bits=retrained.config.bits, seed=profile.seed)
+    return found
+
+
+def variants() -> dict[str, tuple[TrainRecipe, str]]:
+    """(recipe, layout): the default, its choices undone one at a time, and the paper's."""
+    default, official = TrainRecipe.default(), TrainRecipe.official()
+    changed = {
+        "default": default,
+        "loss: weighted BCE": default.vary(loss="bce"),
+        "loss: cross-entropy": default.vary(loss="cross_entropy"),
+        "labels: top-32 only": default.vary(mass_share=0.0),
+        "labels: attention mass only": default.vary(mass_share=1.0),
+        "surrogate: tanh": default.vary(surrogate="tanh"),
+        "start: random": default.vary(init="random"),
+        "official recipe": official,
+    }
+    found = {name: (recipe, "per_kv_head") for name, recipe in changed.items()}
+    found["default recipe, code per query head"] = (default, "per_query_head")
+    found["official recipe, code per query head"] = (official, "per_query_head")
+    return found
+
+
+def ablation(profile: Profile, model, tokenizer, layer: int, length: int) -> pd.DataFrame:
+    """Held-out selection quality at n/32 of one layer's hashes, by recipe and layout.
+
+    All train on the same half of the profile's sequences, for equally many steps.
+    """
+    count = max(2, profile.training.sequences // 2)
+    chosen = {}
+    for name, (recipe, layout) in variants().items():
+        folder = "ablation/" + "".join(c if c.isalnum() else "-" for c in name)
+        steps = ABLATION_STEPS
+        weights = train_hashes(profile, model, tokenizer, folder, recipe.vary(steps=steps),
+                               layers=[layer], count=count, layout=layout,
+                               shared_captures="ablation/captured")  # fmt: skip
+        chosen[name] = make_selector("hash", weights=weights)
+    asked = sequences(profile, tokenizer, 2, length=length, split="eval", questions=2)
+    found = [capture(model, ids, rows=rows, layers=[layer])[layer] for ids, rows in asked]
+    table = recall_rows(found, chosen, [length // 32], profile.sink, profile.local)
+    return pd.DataFrame(table).groupby("method", sort=False)[["bits", *MEASURES]].mean()
+
+
+def transfer(profile: Profile, model, tokenizer, held_out: str, length: int) -> pd.DataFrame:
+    """Selection quality at n/32 on questions of one task kind, with and without it in training.
+
+    Both hashes train on half of the profile's sequences, so that only the tasks differ.
+    """
+    count = max(2, profile.training.sequences // 2)
+    others = tuple(task for task in TASKS if task != held_out)
+    chosen = {}
+    for name, tasks in (("all_tasks", TASKS), (f"without_{held_out}", others)):
+        weights = train_hashes(profile, model, tokenizer, f"transfer/{name}", tasks=tasks,
+                               count=count)  # fmt: skip
+        chosen[f"hash {name.replace('_', ' ')}"] = make_selector("hash", weights=weights)
+    chosen["lsh"] = make_selector("lsh", bits=profile.training.bits, seed=profile.seed)
+    tables = {}
+    for task in (held_out, others[0]):
+        asked = sequences(profile, tokenizer, 2, length=length, split="eval", tasks=(task,),
+                          seed=HELD_OUT_SEED)  # fmt: skip
+        found = [c for ids, rows in asked for c in capture(model, ids, rows=rows).values()]
+        rows = recall_rows(found, chosen, [length // 32], profile.sink, profile.local)
+        tables[f"on {task}"] = pd.DataFrame(rows).groupby("method", sort=False)[MEASURES].mean()
+    return pd.concat(tables)
+
+
+def bit_variants(
+    profile: Profile, weights: HashWeights, calibrated: list[CapturedLayer], lsh_bits: list[int]
+) -> dict[str, Selector]:
+    """Every method at several sizes of its index: "<method> <setting>" to selector."""
+    dim = weights.config.head_dim
+    found = {"hash as trained": make_selector("hash", weights=weights)}
+    for bits in lsh_bits:
+        found[f"lsh at {bits} bits"] = make_selector("lsh", bits=bits, seed=profile.seed)
+    for page, bits in ((32, 4), (16, 4), (16, 16), (8, 16), (4, 16)):
+        found[f"quest at page {page}, {bits} bit"] = make_selector("quest", page=page, bits=bits)
+    for width, bits in ((dim // 16, 4), (dim // 8, 4), (dim // 4, 4), (dim // 2, 4)):
+        for layout, selection in (("per_kv_head", "kv_head"), ("per_query_head", "query_head")):
+            made = DoubleSparsity.calibrate(calibrated, width, bits, layout, selection)
+            found[f"double_sparsity {layout} at {width} channels"] = made
+    return found
+
+
+def bits_to_match(table: pd.DataFrame, family: str, ours: str, measure: str) -> float:
+    """Fewest bits at which `family` reaches `ours` (its fewest bits) in `measure`; inf if never."""
+    target = table[table.family == ours].sort_values("bits")[measure].iloc[0]
+    reached = table[(table.family == family) & (table[measure] >= target)]
+    return float(reached.bits.min()) if len(reached) else math.inf

@@ -1,0 +1,247 @@
+"""What the notebooks run, for whatever model and scale the profile names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from hashattn.access import data_folder
+from hashattn.attention.budget import Budget
+from hashattn.evaluation.latency import decode_latency
+from hashattn.evaluation.longbench import load_records
+from hashattn.evaluation.methods import Method
+from hashattn.evaluation.protocol import Protocol
+from hashattn.evaluation.recall import recall_rows
+from hashattn.evaluation.runner import evaluate
+from hashattn.evaluation.tasks import TASKS, make_records, make_sequences
+from hashattn.hashing.capture import CapturedLayer, capture
+from hashattn.hashing.recipe import TrainRecipe
+from hashattn.hashing.train import train_hash_weights
+from hashattn.hashing.weights import HashWeights
+from hashattn.profiles import Profile
+from hashattn.reproduce.claims import Claims
+from hashattn.selectors import make_selector
+from hashattn.selectors.base import Selector
+from hashattn.selectors.double_sparsity import DoubleSparsitySelector
+
+VALIDATION_SHARE = 6  # one validation sequence for every six that train
+CALIBRATION = 2  # training sequences that the calibrated baselines look at
+SHORTEST = 512  # tokens of a generated training sequence
+QUESTIONS_PER_CONTEXT = 2  # of each task, in generated contexts
+DATA_NOTE = (
+    "generated long-context tasks in Python documentation (hashattn.evaluation.tasks), training "
+    "split only; disjoint by construction from every evaluation context"
+)
+
+
+def sequences(
+    profile: Profile, tokenizer, count: int, *, length: int, split: str = "train", seed: int = 0,
+    tasks: tuple[str, ...] = TASKS, questions: int = 8,
+) -> list[tuple[torch.Tensor, torch.Tensor]]:  # fmt: skip
+    """(token ids, query positions) of `count` generated sequences of `length` tokens."""
+    made = make_sequences(
+        tokenizer, length, count, seed=profile.seed + seed, split=split, tasks=tasks,
+        questions_per_task=questions,
+    )  # fmt: skip
+    return [(torch.tensor(ids), torch.tensor(rows)) for ids, rows in made]
+
+
+def training_sequences(
+    profile: Profile, tokenizer, count: int, seed: int = 0, tasks: tuple[str, ...] = TASKS
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """`count` training sequences: half of the profile's length, a quarter each of a half and a
+    quarter of it, since a budget of n/32 is a different task at every n."""
+    found = []
+    for share in (1, 2, 4):
+        part = max(1, count // (2 if share == 1 else 4))
+        length = max(SHORTEST, profile.training.length // share)
+        found += sequences(profile, tokenizer, part, length=length, seed=seed + share,
+                           tasks=tasks)  # fmt: skip
+    return found
+
+
+def train_hashes(
+    profile: Profile, model, tokenizer, name: str, recipe: TrainRecipe | None = None, *,
+    tasks: tuple[str, ...] = TASKS, layout: str | None = None, bits: int | None = None,
+    layers: Iterable[int] | None = None, count: int | None = None, progress: bool = True,
+    shared_captures: str | None = None,
+) -> HashWeights:  # fmt: skip
+    """Hash weights trained as the profile says, under <results>/hash_training/<name>.
+
+    Finished layers found there are reused. recipe, tasks, layout, bits, layers and count (training
+    sequences) override the profile, for ablations; those that share all but recipe and layout
+    may share captures under a name.
+    """
+    asked = profile.training
+    recipe = recipe or getattr(TrainRecipe, asked.recipe)()
+    recipe = recipe.vary(sink=profile.sink, local=profile.local)
+    if asked.steps is not None:
+        recipe = recipe.vary(steps=min(recipe.steps, asked.steps))
+    count = count or asked.sequences
+    held_out = max(1, count // VALIDATION_SHARE)
+    folder = profile.results / "hash_training"
+    return train_hash_weights(
+        model,
+        training_sequences(profile, tokenizer, count, tasks=tasks),
+        recipe,
+        validation=training_sequences(profile, tokenizer, held_out, seed=1000, tasks=tasks),
+        out_dir=folder / name,
+        capture_dir=folder / shared_captures if shared_captures else None,
+        layout=layout or asked.layout, bits=bits or asked.bits, depth=asked.depth,
+        hidden=asked.hidden, layers=layers, seed=profile.seed, data_note=DATA_NOTE,
+        progress=progress,
+    )  # fmt: skip
+
+
+def shipped_or_trained(profile: Profile, model, tokenizer) -> HashWeights:
+    """The profile's shipped hash weights, or those that notebook 01 trained into the results."""
+    folder = profile.hash_weights_path
+    if folder is not None and folder.is_dir():
+        return HashWeights.load(folder, model)
+    return train_hashes(profile, model, tokenizer, "default")
+
+
+def captured(
+    profile: Profile, model, tokenizer, length: int, count: int = 1, *, split: str = "eval",
+    seed: int = 0,
+) -> list[CapturedLayer]:  # fmt: skip
+    """Queries and keys of every layer of `count` sequences of `length` tokens."""
+    found = []
+    asked = sequences(profile, tokenizer, count, length=length, split=split, seed=seed,
+                      questions=QUESTIONS_PER_CONTEXT)  # fmt: skip
+    for ids, rows in asked:
+        found += capture(model, ids, rows=rows).values()
+    return found
+
+
+def calibration(profile: Profile, model, tokenizer) -> list[CapturedLayer]:
+    """What calibrated baselines learn from: training sequences, as the hashes do."""
+    return captured(
+        profile, model, tokenizer, profile.training.length, CALIBRATION, split="train", seed=2000
+    )
+
+
+def selectors(
+    profile: Profile, weights: HashWeights, calibrated: list[CapturedLayer]
+) -> dict[str, Selector]:
+    """One selector for each sparse method of the profile, in its usual setting.
+
+    Quest: pages of 16, float16 bounds, 2 head_dim bits. Double Sparsity: an eighth of the channels
+    for each query head, 4-bit labels. LSH: as many bits as the hashes.
+    """
+    double = {"channels_per_head": weights.config.head_dim // 8, "label_bits": 4}
+    make = {
+        "oracle": lambda: make_selector("oracle"),
+        "hash": lambda: make_selector("hash", weights=weights),
+        "double_sparsity": lambda: DoubleSparsitySelector.calibrate(calibrated, **double),
+        "quest": lambda: make_selector("quest", page=16, bits=16),
+        "lsh": lambda: make_selector("lsh", bits=weights.config.bits, seed=profile.seed),
+        "random": lambda: make_selector("random", seed=profile.seed),
+        "window": lambda: make_selector("window"),
+    }
+    return {name: make[name]() for name in profile.methods if name != "dense"}
+
+
+def methods(profile: Profile, chosen: Mapping[str, Selector]) -> list[Method]:
+    """Every selector at every density of the profile; dense and the window alone need just one."""
+    found = [Method("dense")] if "dense" in profile.methods else []
+    for name, selector in chosen.items():
+        if name == "window":
+            budget = Budget(profile.sink, profile.local, heavy=0)
+            found.append(Method(name, selector, budget))
+            continue
+        for density in profile.densities:
+            budget = Budget(profile.sink, profile.local, density=density)
+            found.append(Method(name, selector, budget))
+    return found
+
+
+def protocol(profile: Profile, length: int) -> Protocol:
+    """Context dense, question and answer sparse; official data are cut in the middle to length."""
+    official = {} if profile.data is None else {
+        "template": "{context}\n\n{input}\n", "metric": "qa_f1", "max_context": length,
+        "truncation": "middle", "max_new_tokens": 64,
+    }  # fmt: skip
+    return Protocol(sink=profile.sink, local=profile.local, seed=profile.seed, **official)
+
+
+def records(profile: Profile, tokenizer, length: int, samples: int | None = None) -> list[Any]:
+    """`samples` records a task (by default the profile's number), contexts of `length` tokens."""
+    samples = samples or profile.samples_per_task
+    folder = data_folder(profile)
+    if folder is None:
+        contexts = max(1, samples // QUESTIONS_PER_CONTEXT)
+        return list(make_records(
+            tokenizer, length, contexts, seed=profile.seed, tasks=profile.tasks,
+            questions_per_task=min(samples, QUESTIONS_PER_CONTEXT),
+        ))  # fmt: skip
+    return [r for task in profile.tasks for r in load_records(folder / f"{task}.jsonl")[:samples]]
+
+
+def quality(
+    profile: Profile, model, tokenizer, chosen: list[Method], length: int,
+    samples: int | None = None, progress: bool = True,
+) -> pd.DataFrame:  # fmt: skip
+    """evaluate() on the profile's records at one length; results resume in <results>/records."""
+    path: Path = profile.results / "records" / f"length_{length}.jsonl"
+    return evaluate(
+        model, tokenizer, records(profile, tokenizer, length, samples), chosen,
+        protocol(profile, length), path, progress=progress,
+    )  # fmt: skip
+
+
+def recall(
+    profile: Profile, model, tokenizer, chosen: Mapping[str, Selector], lengths: Iterable[int],
+    fractions: Iterable[int] = (32,), count: int = 1,
+) -> pd.DataFrame:  # fmt: skip
+    """recall_rows of held-out sequences: a heavy budget of length / fraction for each fraction."""
+    rows = []
+    for length in lengths:
+        found = captured(profile, model, tokenizer, length, count)
+        for fraction in fractions:
+            made = recall_rows(found, chosen, [length // fraction], profile.sink, profile.local)
+            rows += [row | {"fraction": fraction, "context": length} for row in made]
+    return pd.DataFrame(rows)
+
+
+def long_context_methods(profile: Profile, chosen: Iterable[Method]) -> list[Method]:
+    """What the longest context is asked with: dense, window, oracle and hash at 16x and 32x."""
+    budgets = {"dense", "16x", "32x"}
+    names = ("dense", "oracle", "hash", "window")
+    return [m for m in chosen if m.name in names and m.budget_label in budgets | {"0 tokens"}]
+
+
+def latency(profile: Profile, dtype: torch.dtype, layout: str) -> pd.DataFrame:
+    """decode_latency at every context of the profile, density 1/16, Llama-3.1-8B head shapes."""
+    rows = []
+    for n in profile.contexts:
+        rows += decode_latency(n, dtype, layout=layout, repeats=profile.repeats, seed=profile.seed)
+    return pd.DataFrame(rows)
+
+
+def quality_claims(
+    claims: Claims, scores: pd.DataFrame, far_scores: pd.DataFrame, profile: Profile
+) -> None:
+    """What notebook 03 claims of its score tables (points; methods by budgets)."""
+    dense, ours = float(scores.loc["dense", "dense"]), scores.loc["hash"]
+    claims.must_hold("dense exact match, frontier length", dense, low=80)
+    claims.goal("dense exact match at the frontier length", dense, low=95)
+    claims.goal("dense exact match at the longest", float(far_scores.loc["dense", "dense"]), low=90)
+    claims.goal(
+        "sink and local alone, exact match", float(scores.loc["window"].dropna().max()), high=30
+    )
+    if "32x" in scores:
+        oracle = float(scores.loc["oracle", "32x"])
+        claims.goal("oracle top-k at 32x minus dense (points)", oracle - dense, low=-2)
+    for label, tolerance, paper in (("16x", -1, "-0.78, Table 2"), ("32x", -3, "")):
+        if label in scores:
+            claims.goal(f"HashAttention at {label} minus dense (points)",
+                        float(ours[label]) - dense, low=tolerance, paper=paper)  # fmt: skip
+    for method, paper in (("double_sparsity", "+1.37, Table 1"), ("quest", "+0.82, Table 1")):
+        worst = (ours - scores.loc[method]).dropna().min()
+        claims.goal(f"HashAttention minus {method}, worst of the densities (points)", float(worst),
+                    low=0, paper=paper)  # fmt: skip

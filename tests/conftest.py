@@ -1,0 +1,32 @@
+"""What every test runs under: results in a temporary folder, no network, no progress bars."""
+
+import os
+import tempfile
+
+import pytest
+
+_RESULTS = tempfile.TemporaryDirectory(prefix="hashattn-results-")
+
+# Set here, not in a fixture: the kernels that nbval starts inherit the environment.
+os.environ.update({
+    "HASHATTN_RESULTS": _RESULTS.name,
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "PYTHONWARNINGS": "ignore:IProgress not found",
+})  # fmt: skip
+for name in ("HASHATTN_MODEL_DIR", "HASHATTN_DATA_DIR", "HASHATTN_PROGRESS"):
+    os.environ.pop(name, None)
+
+
+def pytest_unconfigure() -> None:
+    _RESULTS.cleanup()
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    """An empty results folder of this test's own, also for code that asks the environment."""
+    folder = tmp_path / "results"
+    monkeypatch.setenv("HASHATTN_RESULTS", str(folder))
+    return folder
