@@ -59,8 +59,10 @@ lint: $(READY) ## ruff on code and notebooks
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
-model: $(READY) ## train the embedded model again (hours on 2 cores, minutes on a GPU)
+model: $(READY) ## train the embedded model, then its hash weights, and score it (1 h on 2 cores)
 	$(PY) data/training/train_model.py
+	$(PY) data/training/train_hashes.py
+	$(PY) data/training/evaluate_model.py
 
 clean: ## delete results/ and caches; .venv stays
 	rm -rf results build dist *.egg-info .pytest_cache .ruff_cache

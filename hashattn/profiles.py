@@ -101,7 +101,8 @@ class Profile:
     that the records are generated (hashattn.evaluation.tasks).
     tasks: dataset names; lengths: context lengths in tokens; densities: attended / cached tokens,
     sink and local counted; methods: names of selectors; samples_per_task: records per task and
-    length; contexts: cached tokens of the latency figures; repeats: timings per latency point.
+    length; template, metric: how records are asked and scored (hashattn.evaluation.Protocol);
+    contexts: cached tokens of the latency figures; repeats: timings per latency point.
     Raises ProfileError naming the field, its value and what is allowed.
     """
 
@@ -116,6 +117,8 @@ class Profile:
     contexts: tuple[int, ...]
     methods: tuple[str, ...] = METHODS
     training: HashTraining = HashTraining()
+    template: str = "{context}\nQ: {input}"
+    metric: str = "exact_match"
     sink: int = 4
     local: int = 28
     repeats: int = 20
@@ -130,7 +133,7 @@ class Profile:
             object.__setattr__(self, field, tuple(value))
         rules = {
             field: (isinstance(getattr(self, field), str) and bool(getattr(self, field)), "a text")
-            for field in ("name", "model")
+            for field in ("name", "model", "template", "metric")
         }
         rules |= {
             "tasks": (bool(self.tasks), "at least one dataset name"),

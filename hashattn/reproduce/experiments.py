@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
@@ -12,7 +11,7 @@ import torch
 from hashattn.access import data_folder
 from hashattn.attention.budget import Budget
 from hashattn.evaluation.latency import decode_latency
-from hashattn.evaluation.longbench import load_records
+from hashattn.evaluation.longbench import Record, load_records, record_from_dict
 from hashattn.evaluation.methods import Method
 from hashattn.evaluation.protocol import Protocol
 from hashattn.evaluation.recall import recall_rows
@@ -161,24 +160,28 @@ def methods(profile: Profile, chosen: Mapping[str, Selector]) -> list[Method]:
 
 
 def protocol(profile: Profile, length: int) -> Protocol:
-    """Context dense, question and answer sparse; official data are cut in the middle to length."""
-    official = {} if profile.data is None else {
-        "template": "{context}\n\n{input}\n", "metric": "qa_f1", "max_context": length,
-        "truncation": "middle", "max_new_tokens": 64,
-    }  # fmt: skip
-    return Protocol(sink=profile.sink, local=profile.local, seed=profile.seed, **official)
+    """Context dense, question and answer sparse; records from a folder are cut in the middle."""
+    limit = {} if profile.data is None else {"max_context": length, "truncation": "middle"}
+    return Protocol(sink=profile.sink, local=profile.local, seed=profile.seed,
+                    template=profile.template, metric=profile.metric, **limit)  # fmt: skip
 
 
-def records(profile: Profile, tokenizer, length: int, samples: int | None = None) -> list[Any]:
-    """`samples` records a task (by default the profile's number), contexts of `length` tokens."""
+def generated_records(
+    profile: Profile, tokenizer, length: int, samples: int, tasks: tuple[str, ...] = TASKS
+) -> list[Record]:
+    """`samples` generated evaluation records of every task, contexts of `length` tokens."""
+    each = min(samples, QUESTIONS_PER_CONTEXT)
+    made = make_records(tokenizer, length, max(1, samples // each), seed=profile.seed,
+                        tasks=tasks, questions_per_task=each)  # fmt: skip
+    return [record_from_dict(record) for record in made]
+
+
+def records(profile: Profile, tokenizer, length: int, samples: int | None = None) -> list[Record]:
+    """`samples` records a task, by default the profile's number: generated, or from its folder."""
     samples = samples or profile.samples_per_task
     folder = data_folder(profile)
     if folder is None:
-        contexts = max(1, samples // QUESTIONS_PER_CONTEXT)
-        return list(make_records(
-            tokenizer, length, contexts, seed=profile.seed, tasks=profile.tasks,
-            questions_per_task=min(samples, QUESTIONS_PER_CONTEXT),
-        ))  # fmt: skip
+        return generated_records(profile, tokenizer, length, samples, profile.tasks)
     return [r for task in profile.tasks for r in load_records(folder / f"{task}.jsonl")[:samples]]
 
 
@@ -215,11 +218,14 @@ def long_context_methods(profile: Profile, chosen: Iterable[Method]) -> list[Met
     return [m for m in chosen if m.name in names and m.budget_label in budgets | {"0 tokens"}]
 
 
-def latency(profile: Profile, dtype: torch.dtype, layout: str) -> pd.DataFrame:
-    """decode_latency at every context of the profile, density 1/16, Llama-3.1-8B head shapes."""
+def latency(profile: Profile, dtypes: Iterable[str], layout: str, density: float) -> pd.DataFrame:
+    """decode_latency at every dtype and context of the profile, Llama-3.1-8B head shapes."""
+    budget = Budget(profile.sink, profile.local, density=density)
     rows = []
-    for n in profile.contexts:
-        rows += decode_latency(n, dtype, layout=layout, repeats=profile.repeats, seed=profile.seed)
+    for name in dtypes:
+        for n in profile.contexts:
+            rows += decode_latency(n, getattr(torch, name), budget, layout,
+                                   repeats=profile.repeats, seed=profile.seed)  # fmt: skip
     return pd.DataFrame(rows)
 
 

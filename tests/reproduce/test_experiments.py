@@ -1,0 +1,72 @@
+"""The notebooks' experiments on the embedded model, also with records from a folder."""
+
+from dataclasses import replace
+
+import pytest
+
+from hashattn.access import load_model
+from hashattn.evaluation.longbench import save_records
+from hashattn.hashing import HashWeights
+from hashattn.profiles import load_profile
+from hashattn.reproduce import experiments
+
+
+@pytest.fixture(scope="module")
+def profile():
+    return load_profile("tiny")
+
+
+@pytest.fixture(scope="module")
+def loaded(profile):
+    return load_model(profile)
+
+
+@pytest.fixture(scope="module")
+def weights(profile, loaded):
+    return HashWeights.load(profile.hash_weights_path, loaded[0])
+
+
+def test_the_embedded_model_is_what_its_card_says(loaded):
+    model, tokenizer = loaded
+    config = model.config
+    assert type(model).__name__ == "LlamaForCausalLM"
+    assert config.num_attention_heads == 4 * config.num_key_value_heads
+    assert (config.head_dim, config.max_position_embeddings) == (64, 8192)
+    assert sum(p.numel() for p in model.parameters()) == 4_589_824
+    assert len(tokenizer) == config.vocab_size == 4096
+
+
+def test_shipped_weights_are_trained_for_this_model(weights, profile):
+    assert weights.trained and weights.config.bits == 32
+    assert weights.config.layout == "per_kv_head"
+    assert "training split only" in weights.card["data"]["note"]
+
+
+def test_official_records_are_read_from_the_profiles_folder(profile, loaded, weights, tmp_path):
+    made = experiments.generated_records(profile, loaded[1], 1024, 2, ("lookup", "code"))
+    for task in ("lookup", "code"):
+        save_records([r for r in made if r.dataset == task], tmp_path / f"{task}.jsonl")
+    own = replace(profile, data=str(tmp_path), tasks=("lookup", "code"), densities=(0.125,),
+                  methods=("dense", "hash"))  # fmt: skip
+    chosen = experiments.methods(own, experiments.selectors(own, weights, []))
+    found = experiments.quality(own, *loaded, chosen, 1024, progress=False)
+    assert len(found) == 2 * 4
+    assert set(found["dataset"]) == {"lookup", "code"}
+    assert found[found.method == "hash"]["density"].max() <= 0.13
+    assert found[found.method == "dense"]["score"].mean() > 0.5
+
+
+def test_training_sequences_mix_lengths_of_the_training_split(profile, loaded):
+    found = experiments.training_sequences(profile, loaded[1], 4)
+    lengths = [len(ids) for ids, _ in found]
+    longest = profile.training.length
+    wanted = [longest, longest, longest // 2, longest // 4]
+    assert all(0.7 * w < n <= w for w, n in zip(wanted, lengths, strict=True))
+
+
+def test_every_sparse_method_gets_every_density_and_the_window_one(profile, loaded, weights):
+    calibrated = experiments.captured(profile, *loaded, 1024, split="train")
+    chosen = experiments.methods(profile, experiments.selectors(profile, weights, calibrated))
+    labels = [(m.name, m.budget_label) for m in chosen]
+    sparse = len(profile.methods) - 2  # dense and the window alone have one budget each
+    assert len(labels) == len(set(labels)) == 2 + sparse * len(profile.densities)
