@@ -90,6 +90,19 @@ def log_axis(axis: Axes, values: Iterable[float], labels: Iterable[str]) -> None
     axis.xaxis.set_minor_locator(NullLocator())
 
 
+def method_lines(axis: Axes, table: pd.DataFrame, x: str, y: str, hue: str = "method") -> None:
+    """One line a method in its own style, dashed for a code per query head, legend at the right."""
+    import seaborn
+
+    names = list(dict.fromkeys(table[hue]))
+    dashes = {name: (2, 2) if "per_query_head" in name else "" for name in names}
+    seaborn.lineplot(
+        table, x=x, y=y, hue=hue, style=hue, palette=palette(names), markers=markers(names),
+        dashes=dashes, errorbar=None, ax=axis,
+    )  # fmt: skip
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+
+
 def save_figure(figure: Figure, name: str, results: Path | None = None) -> tuple[Path, Path]:
     """Write figures/<name>.png and .svg in the profile's results; returns both paths.
 
