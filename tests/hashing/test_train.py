@@ -190,7 +190,7 @@ def test_a_killed_run_resumes_with_the_same_weights(tmp_path, monkeypatch, capsy
     resumed = train_hash_weights(model, sequences(), out_dir=tmp_path / "b", **settings)
     assert calls == ["layer 0", "layer 1", "layer 2", "layer 2", "layer 3"]
     assert resumed.sha256 == whole.sha256
-    assert "reused 2 of 4 trained layers: [0, 1]" in capsys.readouterr().out
+    assert "reused 2 of 4 trained layers: [0, 1]" in capsys.readouterr().err
     assert HashWeights.load(tmp_path / "b", model).sha256 == whole.sha256
     assert not (tmp_path / "b" / "captured").exists()
 
