@@ -52,7 +52,8 @@ def main() -> None:
     results.mkdir(parents=True, exist_ok=True)
     record = {
         "protocol": {
-            "samples_per_task": {n: count * QUESTIONS for n, count in CONTEXTS.items()}, "sink": SINK, "local": LOCAL, "seed": SEED,
+            "samples_per_task": {n: count * QUESTIONS for n, count in CONTEXTS.items()},
+            "sink": SINK, "local": LOCAL, "seed": SEED,
             "heavy": "n/32", "question": "sparse", "metric": "exact match, %",
         },
         "model_sha256": model_sha256(model),

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from ..dense import dense_attention, softmax_sinks
 from ..errors import UnsupportedModelError
 from ..kernels import attend, select
 from ..selectors.base import KeyView, Selector
 from ..trust.receipt import Receipt
 from .budget import Budget
 from .cache import IndexedLayer
-from .dense import dense_attention, softmax_sinks
 from .tokens import token_sets, visible_tokens
 
 NAME = "hash_attention"

@@ -8,13 +8,13 @@ a sequence is ever stored.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from hashattn.dense import dense_attention
 from hashattn.errors import UnsupportedModelError
 
 NAME = "hashattn_capture"
@@ -74,46 +74,6 @@ class _Tap:
         return found
 
 
-def dense_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    **kwargs: object,
-) -> tuple[Tensor, Tensor | None]:
-    """The model's own dense attention: SDPA, or its modeling file's eager function where the
-    logits are capped or have sinks, which SDPA cannot do."""
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-    if kwargs.get("softcap") is None and kwargs.get("s_aux") is None:
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
-        )
-    eager = sys.modules[type(module).__module__].eager_attention_forward
-    return eager(
-        module,
-        query,
-        key,
-        value,
-        _float_mask(attention_mask, query, key),
-        scaling=scaling,
-        dropout=dropout,
-        **kwargs,
-    )
-
-
-def _float_mask(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor:
-    """Additive mask for eager attention; None means causal, rows aligned to the last keys."""
-    if mask is None:
-        q, n = query.shape[2], key.shape[2]
-        mask = torch.ones(q, n, dtype=torch.bool, device=query.device).tril(n - q)[None, None]
-    low = torch.finfo(query.dtype).min
-    return torch.zeros(mask.shape, dtype=query.dtype, device=mask.device).masked_fill(~mask, low)
-
-
 def _capture_attention(
     module: nn.Module,
     query: Tensor,
@@ -129,7 +89,17 @@ def _capture_attention(
     if hashattn_tap is not None and kwargs.get("sliding_window") is None:
         scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
         hashattn_tap.record(module.layer_idx, query, key, value, scale, kwargs.get("softcap"))
-    return dense_attention(module, query, key, value, attention_mask, scaling, dropout, **kwargs)
+    return dense_attention(
+        module,
+        query,
+        key,
+        value,
+        attention_mask,
+        eager=False,
+        scaling=scaling,
+        dropout=dropout,
+        **kwargs,
+    )
 
 
 def _switch_to_capture(model: nn.Module) -> None:

@@ -1,11 +1,10 @@
-"""Dense attention for the calls that are not sparse: the model's own, with boolean masks."""
+"""Dense attention as the model does it: for capture, and for the calls that stay dense."""
 
 import sys
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 
 def dense_attention(
@@ -25,6 +24,8 @@ def dense_attention(
     The modeling file's eager function serves models that were loaded with it, and those with a
     logit cap or sinks, which SDPA does not compute.
     """
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
     special = kwargs.get("softcap") is not None or softmax_sinks(module, kwargs) is not None
     if not (eager or special):
         return sdpa_attention_forward(
