@@ -1,12 +1,43 @@
 """The kernels (see kernels/hashattn_kernels)."""
 
 from hashattn_kernels import (
+    ACTIVATIONS,
+    Codes,
+    Growing,
+    Maps,
     attend,
+    available,
+    causal_spans,
     dense_decode,
+    encode,
+    encode_pair,
     hamming_scores,
+    layout_for,
     pack_bits,
+    preactivations,
     select,
+    select_by_codes,
+    unite,
     unpack_bits,
 )
 
-__all__ = ["attend", "dense_decode", "hamming_scores", "pack_bits", "select", "unpack_bits"]
+__all__ = [
+    "ACTIVATIONS",
+    "Codes",
+    "Growing",
+    "Maps",
+    "attend",
+    "available",
+    "causal_spans",
+    "dense_decode",
+    "encode",
+    "encode_pair",
+    "hamming_scores",
+    "layout_for",
+    "pack_bits",
+    "preactivations",
+    "select",
+    "select_by_codes",
+    "unite",
+    "unpack_bits",
+]

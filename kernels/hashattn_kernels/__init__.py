@@ -1,16 +1,46 @@
-"""Kernels of hash attention: pack codes, score them, select tokens, attend to them.
+"""Kernels of hash attention: encode, score, select tokens, attend to them.
 
-`api` checks shapes and picks a backend; `reference` defines every result in plain torch; `cpu`
-is the fast path for tensors in main memory. All backends select the same tokens, bit for bit.
+`api` checks arguments and picks a backend; `reference` defines every result in plain torch;
+`numba_cpu` is the fast path for tensors in main memory, `numpy_cpu` what runs there without numba,
+`triton_gpu` the one for GPUs. All backends select the same tokens, bit for bit.
 """
 
 from .api import (
     attend,
+    causal_spans,
     dense_decode,
+    encode,
+    encode_pair,
     hamming_scores,
     pack_bits,
+    preactivations,
     select,
+    select_by_codes,
+    unite,
     unpack_bits,
 )
+from .backends import available
+from .codes import Codes, layout_for
+from .maps import ACTIVATIONS, Maps
+from .memory import Growing
 
-__all__ = ["attend", "dense_decode", "hamming_scores", "pack_bits", "select", "unpack_bits"]
+__all__ = [
+    "ACTIVATIONS",
+    "Codes",
+    "Growing",
+    "Maps",
+    "attend",
+    "available",
+    "causal_spans",
+    "dense_decode",
+    "encode",
+    "encode_pair",
+    "hamming_scores",
+    "layout_for",
+    "pack_bits",
+    "preactivations",
+    "select",
+    "select_by_codes",
+    "unite",
+    "unpack_bits",
+]

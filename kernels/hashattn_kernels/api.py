@@ -1,18 +1,20 @@
 """Public kernels: argument checks and the choice of a backend.
 
-Shapes: queries (batch, heads, q, head_dim); keys and values (batch, kv_heads, n, head_dim);
-codes (batch, kv_heads or heads, n, words) int32; indices (batch, lists, q, m) int32, ascending,
--1 for padding, lists = kv_heads or heads.
+Shapes: queries (batch, heads, q, head_dim); keys and values (batch, kv_heads, n, head_dim); codes
+(batch, kv_heads or heads, n, words) int32; indices (batch, lists, q, m) int32, ascending, -1 for
+padding, lists = kv_heads or heads; spans (batch, q, 2) int64, the tokens [first, last) that a query
+row sees.
 """
 
-from types import ModuleType
+from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from . import cpu, reference
-
-_BACKENDS = {"reference": reference, "cpu": cpu}
+from . import reference
+from .backends import backend_for
+from .codes import Codes, check, tokens_of
+from .maps import Maps
 
 
 def pack_bits(preactivations: Tensor) -> Tensor:
@@ -37,25 +39,56 @@ def unpack_bits(codes: Tensor, bits: int) -> Tensor:
     return reference.unpack_bits(codes, bits)
 
 
-def hamming_scores(query_codes: Tensor, key_codes: Tensor, *, backend: str | None = None) -> Tensor:
-    """Matching bits of query codes (B, Hq, q, W) and key codes (B, Hk, n, W), int32.
+def preactivations(x: Tensor, maps: Maps) -> Tensor:
+    """x (..., heads, n, in) through one map a head -> (..., heads, n, bits) float32, in torch.
 
-    Hk == Hq: (B, Hq, q, n), bits - Hamming distance. Hk == kv_heads: (B, Hk, q, n), summed over
-    the query heads of the group.
+    Differentiable: training relaxes the signs that `encode` takes.
     """
-    for name, codes in (("query_codes", query_codes), ("key_codes", key_codes)):
-        if codes.dim() != 4 or codes.dtype != torch.int32:
-            raise ValueError(
-                f"{name}: expected int32 (batch, heads, tokens, words), got {codes.dtype} "
-                f"{tuple(codes.shape)}"
-            )
-    _check_heads("query_codes", query_codes.shape[1], "key_codes", key_codes.shape[1])
-    if query_codes.shape[-1] != key_codes.shape[-1]:
-        raise ValueError(
-            f"query_codes have {query_codes.shape[-1]} words, key_codes {key_codes.shape[-1]}: "
-            "encode both with the same bits"
-        )
-    return _backend(key_codes, backend).hamming_scores(query_codes, key_codes)
+    return reference.preactivations(x, maps)
+
+
+def encode(x: Tensor, maps: Maps, *, backend: str | None = None) -> Tensor:
+    """Codes (B, maps, n, words) int32 of vectors x (B, heads, n, in), fused where the backend can.
+
+    The batch axis may be missing from both. maps / heads maps read the same head, as when every
+    query head has a key map of its own. Backends sum in different orders: a bit may differ where
+    its pre-activation is within rounding of 0.
+    """
+    if x.dim() == 3:
+        return encode(x[None], maps, backend=backend)[0]
+    _check_vectors("x", x, maps)
+    return backend_for(x, backend, "encode", x).encode(x, maps)
+
+
+def encode_pair(
+    queries: Tensor, query_maps: Maps, keys: Tensor, key_maps: Maps, *, backend: str | None = None
+) -> tuple[Tensor, Tensor]:
+    """Codes of a decode step's queries and of the keys it brings: two `encode`s, in one launch
+    where the backend can. queries (B, heads, q, in), keys (B, kv_heads, new, in)."""
+    _check_vectors("queries", queries, query_maps)
+    _check_vectors("keys", keys, key_maps)
+    chosen = backend_for(queries, backend, "encode", queries, keys)
+    together = getattr(chosen, "encode_pair", None)
+    if together is not None:
+        return together(queries, query_maps, keys, key_maps)
+    return chosen.encode(queries, query_maps), chosen.encode(keys, key_maps)
+
+
+def hamming_scores(
+    query_codes: Tensor,
+    key_codes: Tensor | Codes,
+    lists: int | None = None,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """Matching bits of query codes (B, Hq, q, W) and key codes (B, Hc, n, W) -> (B, lists, q, n).
+
+    int32, summed over the Hq / lists query heads of a list; lists is Hc unless given, and a
+    multiple of Hc that divides Hq.
+    """
+    keys = tokens_of(key_codes)
+    lists = _check_codes(query_codes, keys, lists)
+    return backend_for(keys, backend, "hamming_scores").hamming_scores(query_codes, keys, lists)
 
 
 def select(
@@ -79,11 +112,59 @@ def select(
     if scores.is_floating_point() and scores.isnan().any():
         raise ValueError("scores contain NaN: the selector or its inputs overflowed")
     batch, _, q_len, _ = scores.shape
-    k = torch.as_tensor(k, device=scores.device)
-    if k.is_floating_point() or k.dim() not in (0, 2) or bool((k < 0).any()):
-        raise ValueError("k: expected a non-negative integer or an integer tensor (batch, q)")
-    k = k.expand(batch, q_len)
-    return _backend(scores, backend).select(scores, k, candidates, always)
+    k = _check_heavy("k", k, batch, q_len, scores.device)
+    return backend_for(scores, backend, "select").select(scores, k, candidates, always)
+
+
+def select_by_codes(
+    query_codes: Tensor,
+    key_codes: Tensor | Codes,
+    heavy: int | Tensor,
+    sink: int,
+    local: int,
+    *,
+    spans: Tensor | None = None,
+    lists: int | None = None,
+    width: int | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """`select` by `hamming_scores`, without ever holding the scores -> (B, lists, q, width) int32.
+
+    Of the tokens that a row sees: the first `sink`, the last `local` and the `heavy` best others
+    (an int, or (B, q)), ties to the lowest index; ascending, -1 for padding. spans (B, q, 2): what
+    rows see, causal if None. width: columns of the result; the most that sink + heavy + local can
+    fill if None, for which a tensor on a GPU is waited for. ValueError if it is too small.
+    """
+    lists = _check_codes(query_codes, key_codes, lists)
+    batch, _, q_len, _ = query_codes.shape
+    n = key_codes.shape[2]
+    for name, value in (("sink", sink), ("local", local)):
+        if value < 0:
+            raise ValueError(f"{name}={value}: must be zero or more")
+    if width is None or not isinstance(heavy, Tensor):
+        most = int(heavy.max()) if isinstance(heavy, Tensor) else heavy
+        needed = min(n, sink + local + most)
+        width = needed if width is None else width
+        if width < needed:
+            raise ValueError(f"width={width}: {needed} columns are needed")
+    heavy = _check_heavy("heavy", heavy, batch, q_len, query_codes.device)
+    spans = causal_spans(batch, q_len, n, query_codes.device) if spans is None else spans
+    if spans.shape != (batch, q_len, 2) or spans.dtype != torch.int64:
+        raise ValueError(
+            f"spans: expected int64 ({batch}, {q_len}, 2), got {spans.dtype} {tuple(spans.shape)}"
+        )
+    chosen = backend_for(query_codes, backend, "select_by_codes")
+    return chosen.select_by_codes(query_codes, key_codes, heavy, spans, sink, local, lists, width)
+
+
+def unite(indices: Tensor, lists: int, n: int, *, backend: str | None = None) -> Tensor:
+    """Union of the token lists of each group: (B, L, q, m) -> (B, lists, q, at most m L / lists).
+
+    One list for the query heads that share a KV head reads each of its rows once; every head then
+    attends to at least its own tokens. n: tokens in the cache.
+    """
+    _check_heads("indices", indices.shape[1], "the union", lists)
+    return backend_for(indices, backend, "unite").unite(indices, lists, n)
 
 
 def attend(
@@ -95,13 +176,16 @@ def attend(
     softcap: float | None = None,
     sinks: Tensor | None = None,
     *,
+    return_lse: bool = False,
     backend: str | None = None,
-) -> Tensor:
+) -> Tensor | tuple[Tensor, Tensor]:
     """Attention of q over the listed tokens -> (B, Hq, q, Dv) in q's dtype.
 
     The softmax runs in float32. indices (B, L, q, m) with L = kv_heads or heads; a row without
     tokens gives zeros. softcap: Gemma 2's logit cap. sinks: (heads,) extra logits of the softmax
-    sum (gpt-oss).
+    sum (gpt-oss). return_lse: also the log of the softmax sum (B, Hq, q) float32, by which outputs
+    over disjoint tokens are merged. IndexError for a token that the cache does not hold (not
+    checked on a GPU).
     """
     _check_heads("q", q.shape[1], "k", k.shape[1])
     lists = indices.shape[1]
@@ -110,19 +194,40 @@ def attend(
             f"indices: expected (batch, {k.shape[1]} or {q.shape[1]} lists, q, m), "
             f"got {tuple(indices.shape)}"
         )
-    return _backend(q, backend).attend(q, k, v, indices, scaling, softcap, sinks)
+    chosen = backend_for(q, backend, "attend", q, k, v)
+    out, lse = chosen.attend(q, k, v, indices, scaling, softcap, sinks)
+    return (out, lse) if return_lse else out
 
 
-def dense_decode(q: Tensor, k: Tensor, v: Tensor, scaling: float) -> Tensor:
-    """Dense baseline for one query row (B, Hq, 1, D) -> (B, Hq, 1, Dv).
+def dense_decode(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scaling: float,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+    *,
+    spans: Tensor | None = None,
+    return_lse: bool = False,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Dense attention of one query row (B, Hq, 1, D) -> (B, Hq, 1, Dv): the baseline, and what
+    stays dense.
 
-    The query heads of a group are rows of one SDPA call: `enable_gqa` walks K and V once per
-    query head on a CPU, which would flatter every sparse method.
+    spans (B, 1, 2): the tokens it sees, all if None. Else as `attend`.
     """
     _check_heads("q", q.shape[1], "k", k.shape[1])
     if q.shape[2] != 1:
         raise ValueError(f"q has {q.shape[2]} rows: dense_decode takes one")
-    return reference.dense_decode(q, k, v, scaling)
+    chosen = backend_for(q, backend, "dense_decode", q, k, v)
+    out, lse = chosen.dense_decode(q, k, v, spans, scaling, softcap, sinks, return_lse)
+    return (out, lse) if return_lse else out
+
+
+def causal_spans(batch: int, q_len: int, n: int, device: torch.device | str) -> Tensor:
+    """Spans (batch, q_len, 2) of the last q_len of n tokens: each sees itself and all before it."""
+    last = torch.arange(n - q_len + 1, n + 1, device=device)
+    return torch.stack((torch.zeros_like(last), last), dim=-1).expand(batch, q_len, 2)
 
 
 def _check_heads(name: str, heads: int, other: str, fewer: int) -> None:
@@ -130,11 +235,46 @@ def _check_heads(name: str, heads: int, other: str, fewer: int) -> None:
         raise ValueError(f"{name} has {heads} heads, not a multiple of the {fewer} of {other}")
 
 
-def _backend(tensor: Tensor, name: str | None) -> ModuleType:
-    if name is None:
-        name = "cpu" if tensor.device.type == "cpu" else "reference"
-    if name not in _BACKENDS:
-        raise ValueError(f"backend={name!r}: choose one of {sorted(_BACKENDS)}")
-    if name == "cpu" and tensor.device.type != "cpu":
-        raise ValueError(f"backend='cpu' needs tensors in main memory, got {tensor.device}")
-    return _BACKENDS[name]
+def _check_vectors(name: str, x: Tensor, maps: Maps) -> None:
+    width = maps.weights[0].shape[1]
+    if x.dim() != 4 or x.shape[3] != width:
+        raise ValueError(f"{name}: expected (batch, heads, n, {width}), got {tuple(x.shape)}")
+    _check_heads("maps", maps.heads, name, x.shape[1])
+    if maps.bits % reference.WORD:
+        raise ValueError(f"maps of {maps.bits} bits: must be a multiple of {reference.WORD}")
+
+
+def _check_codes(query_codes: Tensor, key_codes: Tensor | Codes, lists: int | None) -> int:
+    """The number of lists; ValueError if codes or lists do not fit together."""
+    check(query_codes, "query_codes")
+    if isinstance(key_codes, Tensor):
+        check(key_codes, "key_codes")
+    heads, code_heads = query_codes.shape[1], key_codes.shape[1]
+    _check_heads("query_codes", heads, "key_codes", code_heads)
+    if query_codes.shape[-1] != key_codes.shape[-1]:
+        raise ValueError(
+            f"query_codes have {query_codes.shape[-1]} words, key_codes {key_codes.shape[-1]}: "
+            "encode both with the same bits"
+        )
+    lists = code_heads if lists is None else lists
+    if lists < 1 or lists % code_heads or heads % lists:
+        raise ValueError(
+            f"lists={lists}: must be a multiple of the {code_heads} code heads that divides the "
+            f"{heads} query heads"
+        )
+    return lists
+
+
+def _check_heavy(
+    name: str, heavy: int | Tensor, batch: int, q_len: int, device: torch.device
+) -> Tensor:
+    """`heavy` as an int64 tensor (batch, q); values on a GPU are not looked at."""
+    given = torch.as_tensor(heavy, device=device)
+    known = given.device.type == "cpu" or not isinstance(heavy, Tensor)
+    if (
+        given.is_floating_point()
+        or given.dim() not in (0, 2)
+        or (known and bool((given < 0).any()))
+    ):
+        raise ValueError(f"{name}: expected a non-negative integer or an integer tensor (batch, q)")
+    return given.to(torch.int64).expand(batch, q_len)

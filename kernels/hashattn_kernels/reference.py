@@ -1,7 +1,11 @@
 """Reference kernels in plain torch: they define the results of every other backend."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from .codes import Codes, tokens_of
+from .maps import Maps
 
 WORD = 32
 
@@ -20,6 +24,25 @@ def unpack_bits(codes: Tensor, bits: int) -> Tensor:
     return ((codes.unsqueeze(-1) >> shifts) & 1).flatten(-2)[..., :bits].bool()
 
 
+ACTIVATIONS = {"silu": F.silu, "relu": F.relu, "gelu": F.gelu, "tanh": torch.tanh}
+
+
+def preactivations(x: Tensor, maps: Maps) -> Tensor:
+    """x (..., heads, n, in) -> (..., heads, n, bits) in float32, before the sign is taken."""
+    x = x.float()
+    for stage, (weight, bias) in enumerate(zip(maps.weights, maps.biases, strict=True)):
+        if stage:
+            x = ACTIVATIONS[maps.activation](x)
+        x = x @ weight + bias[:, None]
+    return x
+
+
+def encode(x: Tensor, maps: Maps) -> Tensor:
+    """Codes (B, maps, n, words) of x (B, heads, n, in); maps / heads maps read the same head."""
+    x = x.repeat_interleave(maps.heads // x.shape[1], 1)
+    return pack_bits(preactivations(x, maps))
+
+
 def popcount(words: Tensor) -> Tensor:
     """Ones in each int32 (Hacker's Delight, figure 5-2); the masks undo sign extension."""
     x = words - ((words >> 1) & 0x55555555)
@@ -28,26 +51,55 @@ def popcount(words: Tensor) -> Tensor:
     return ((x * 0x01010101) >> 24) & 0xFF
 
 
-def hamming_scores(query_codes: Tensor, key_codes: Tensor) -> Tensor:
-    """Matching bits: (B, Hq, q, W) and (B, Hk, n, W) -> (B, Hk, q, n) int32.
+def hamming_scores(query_codes: Tensor, key_codes: Tensor, lists: int) -> Tensor:
+    """Matching bits: (B, Hq, q, W) and (B, Hc, n, W) -> (B, lists, q, n) int32.
 
-    Query heads that share key codes are summed (scores of a group).
+    A list sums the scores of its Hq / lists query heads; lists / Hc of them read the same codes.
     """
     batch, heads, q_len, words = query_codes.shape
-    key_heads, n = key_codes.shape[1:3]
-    group = heads // key_heads
-    grouped = query_codes.reshape(batch, key_heads, group, q_len, words)
+    n = key_codes.shape[2]
+    group = heads // lists
+    grouped = query_codes.reshape(batch, lists, group, q_len, words)
+    shared = key_codes.repeat_interleave(lists // key_codes.shape[1], 1)
     scores = torch.full(
-        (batch, key_heads, q_len, n),
+        (batch, lists, q_len, n),
         group * words * WORD,
         dtype=torch.int32,
         device=key_codes.device,
     )
-    for word in range(words):  # one word at a time keeps the scratch at (B, Hk, q, n)
-        keys = key_codes[:, :, None, :, word]
+    for word in range(words):  # one word at a time keeps the scratch at (B, lists, q, n)
+        keys = shared[:, :, None, :, word]
         for member in range(group):
             scores -= popcount(grouped[:, :, member, :, word, None] ^ keys)
     return scores
+
+
+def token_sets(spans: Tensor, n: int, sink: int, local: int) -> tuple[Tensor, Tensor]:
+    """(visible, always) of spans (B, q, 2), both (B, 1, q, n) bool: all tokens of a span, and its
+    first `sink` and last `local`."""
+    tokens = torch.arange(n, device=spans.device)
+    first, last = spans[..., :1], spans[..., 1:]
+    visible = (tokens >= first) & (tokens < last)
+    fixed = (tokens < first + sink) | (tokens >= last - local)
+    return visible[:, None], (visible & fixed)[:, None]
+
+
+def select_by_codes(
+    query_codes: Tensor,
+    key_codes: Tensor | Codes,
+    heavy: Tensor,
+    spans: Tensor,
+    sink: int,
+    local: int,
+    lists: int,
+    width: int,
+) -> Tensor:
+    """`select` of `hamming_scores` over the tokens of spans -> (B, lists, q, width) int32."""
+    key_codes = tokens_of(key_codes)
+    scores = hamming_scores(query_codes, key_codes, lists)
+    visible, always = token_sets(spans, key_codes.shape[2], sink, local)
+    indices = select(scores, heavy, visible, always)
+    return F.pad(indices, (0, width - indices.shape[-1]), value=-1)
 
 
 def select(scores: Tensor, k: Tensor, candidates: Tensor, always: Tensor) -> Tensor:
@@ -92,14 +144,20 @@ def compact(chosen: Tensor) -> Tensor:
 def gather_tokens(states: Tensor, indices: Tensor) -> Tensor:
     """(B, Hkv, n, D) and indices (B, L, q, m) -> (B, L, q, m, D); padding repeats token 0.
 
-    One flat index_select: K and V are never repeated for the query heads of a group.
+    One index_select from the memory seen as rows: K and V are neither repeated for the query heads
+    of a group nor copied where they are views of a larger buffer.
     """
     batch, kv_heads, n, dim = states.shape
     lists = indices.shape[1]
+    if states.stride(3) != 1 or any(step % dim for step in states.stride()[:3]):
+        states = states.contiguous()
+    steps = [step // dim for step in states.stride()[:3]]
+    start, end = states.storage_offset(), states.untyped_storage().nbytes() // states.element_size()
+    rows = states.as_strided(((end - start) // dim, dim), (dim, 1))
     head = torch.arange(lists, device=states.device) // (lists // kv_heads)
-    base = torch.arange(batch, device=states.device)[:, None] * kv_heads + head
-    flat = indices.clamp(min=0).to(torch.int64) + (base * n)[:, :, None, None]
-    return states.reshape(-1, dim).index_select(0, flat.reshape(-1)).reshape(*indices.shape, dim)
+    base = torch.arange(batch, device=states.device)[:, None] * steps[0] + head * steps[1]
+    flat = indices.clamp(min=0).to(torch.int64) * steps[2] + base[:, :, None, None]
+    return rows.index_select(0, flat.reshape(-1)).reshape(*indices.shape, dim)
 
 
 def working_dtype(q: Tensor) -> torch.dtype:
@@ -112,19 +170,32 @@ def cap_logits(logits: Tensor, softcap: float | None) -> Tensor:
     return logits if softcap is None else torch.tanh(logits / softcap) * softcap
 
 
-def listed_softmax(logits: Tensor, unlisted: Tensor, sinks: Tensor | None) -> Tensor:
-    """Softmax over the last axis without the unlisted tokens.
+def listed_softmax(logits: Tensor, unlisted: Tensor) -> tuple[Tensor, Tensor]:
+    """Softmax over the last axis without the unlisted tokens, and the log of its sum.
 
-    sinks (broadcastable, last axis 1) only add to the sum. A row that lists no token, such as a
-    query of padding, gets zeros instead of NaN.
+    A row that lists no token, such as a query of padding, gets zeros and -inf instead of NaN.
     """
     logits = logits.masked_fill(unlisted, -torch.inf)
-    if sinks is not None:
-        sinks = sinks.to(logits.dtype).expand(*logits.shape[:-1], 1)
-        weights = torch.cat([logits, sinks], dim=-1).softmax(dim=-1)[..., :-1]
-    else:
-        weights = logits.softmax(dim=-1)
-    return weights.masked_fill(unlisted, 0)
+    lse = logits.logsumexp(dim=-1)
+    return logits.softmax(dim=-1).masked_fill(unlisted, 0), lse
+
+
+def add_sinks(out: Tensor, lse: Tensor, sinks: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Let extra logits (heads,) join the softmax sum: they take weight and have no value."""
+    if sinks is None:
+        return out, lse
+    sinks = sinks.to(lse.dtype)[:, None]
+    return out * torch.sigmoid(lse - sinks)[..., None], torch.logaddexp(lse, sinks)
+
+
+def unite(indices: Tensor, lists: int, n: int) -> Tensor:
+    """Union of the lists of each group: (B, L, q, m) -> (B, lists, q, at most m L / lists)."""
+    batch, before, q_len, width = indices.shape
+    slots = torch.where(indices < 0, n, indices).long()
+    grouped = slots.reshape(batch, lists, before // lists, q_len, width).transpose(2, 3)
+    chosen = torch.zeros(batch, lists, q_len, n + 1, dtype=torch.bool, device=indices.device)
+    chosen.scatter_(-1, grouped.flatten(3), True)
+    return compact(chosen[..., :n])
 
 
 def attend(
@@ -135,8 +206,8 @@ def attend(
     scaling: float,
     softcap: float | None,
     sinks: Tensor | None,
-) -> Tensor:
-    """Attention over the listed tokens only -> (B, Hq, q, Dv)."""
+) -> tuple[Tensor, Tensor]:
+    """Attention over the listed tokens only -> (B, Hq, q, Dv) and log-sum-exp (B, Hq, q)."""
     batch, heads, q_len, dim = q.shape
     lists = indices.shape[1]
     work = working_dtype(q)
@@ -144,15 +215,51 @@ def attend(
     keys = gather_tokens(k, indices).to(work)
     values = gather_tokens(v, indices).to(work)
     logits = cap_logits(queries @ keys.transpose(-1, -2) * scaling, softcap)  # (B, L, q, r, m)
-    if sinks is not None:
-        sinks = sinks.reshape(1, lists, 1, heads // lists, 1)
-    out = listed_softmax(logits, indices[:, :, :, None] < 0, sinks) @ values
-    return out.transpose(2, 3).reshape(batch, heads, q_len, v.shape[-1]).to(q.dtype)
+    weights, lse = listed_softmax(logits, indices[:, :, :, None] < 0)
+    out = (weights @ values).transpose(2, 3).reshape(batch, heads, q_len, v.shape[-1])
+    lse = lse.transpose(2, 3).reshape(batch, heads, q_len)
+    out, lse = add_sinks(out, lse, sinks)
+    return out.to(q.dtype), lse
 
 
-def dense_decode(q: Tensor, k: Tensor, v: Tensor, scaling: float) -> Tensor:
-    """One query row over the whole cache, the group as rows of one KV head."""
-    batch, heads, _, dim = q.shape
-    grouped = q.reshape(batch, k.shape[1], heads // k.shape[1], dim)
-    out = torch.nn.functional.scaled_dot_product_attention(grouped, k, v, scale=scaling)
-    return out.reshape(batch, heads, 1, v.shape[-1])
+def attend_masked(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    unlisted: Tensor,
+    scaling: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """`attend` as one dense product; unlisted (B or 1, lists, q, n) bool: tokens left out."""
+    batch, heads, q_len, dim = q.shape
+    kv_heads, n = k.shape[1:3]
+    lists = unlisted.shape[1]
+    work = working_dtype(q)
+    stacked = q.reshape(batch, kv_heads, -1, dim).to(work)
+    logits = cap_logits(stacked @ k.to(work).transpose(-1, -2) * scaling, softcap)
+    logits = logits.reshape(batch, lists, heads // lists, q_len, n)
+    weights, lse = listed_softmax(logits, unlisted[:, :, None])
+    out = weights.reshape(batch, kv_heads, -1, n) @ v.to(work)
+    out, lse = out.reshape(batch, heads, q_len, -1), lse.reshape(batch, heads, q_len)
+    out, lse = add_sinks(out, lse, sinks)
+    return out.to(q.dtype), lse
+
+
+def dense_decode(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    spans: Tensor | None,
+    scaling: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+    return_lse: bool,
+) -> tuple[Tensor, Tensor]:
+    """Attention over all tokens of spans (B, q, 2), or all there are -> as `attend`."""
+    n = k.shape[2]
+    if spans is None:
+        spans = torch.tensor([0, n], device=q.device).expand(q.shape[0], q.shape[2], 2)
+    visible, _ = token_sets(spans, n, 0, 0)
+    unlisted = ~visible.expand(-1, k.shape[1], -1, -1)
+    return attend_masked(q, k, v, unlisted, scaling, softcap, sinks)

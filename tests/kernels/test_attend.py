@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from hashattn.kernels import attend, dense_decode
+from hashattn.kernels import attend, dense_decode, unite
 
-BACKENDS = ("reference", "cpu")
+BACKENDS = ("reference", "numpy", "numba")
 
 
 def states(heads: int, kv_heads: int, q_len: int, n: int, dtype=torch.float32, batch: int = 2):
     generator = torch.Generator().manual_seed(heads * n + q_len)
-    shapes = [(batch, heads, q_len, 16), (batch, kv_heads, n, 16), (batch, kv_heads, n, 24)]
+    shapes = [(batch, heads, q_len, 16), (batch, kv_heads, n, 16), (batch, kv_heads, n, 32)]
     return [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
 
 
@@ -111,14 +111,88 @@ def test_rows_without_tokens_give_zeros(backend, width, q_len):
     assert not attend(q, k, v, indices, 1.0, backend=backend).any()
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2), (4, 1)])
-def test_dense_decode_is_attention_over_everything(heads, kv_heads, dtype):
+def test_dense_decode_is_attention_over_everything(heads, kv_heads, dtype, backend):
     q, k, v = states(heads, kv_heads, 1, 33, dtype=dtype)
     everything = torch.arange(33, dtype=torch.int32).expand(2, kv_heads, 1, 33)
     expected = attend_exactly(q, k, v, everything, 0.25)
     close = {"rtol": 0, "atol": 2e-6} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 2e-2}
-    torch.testing.assert_close(dense_decode(q, k, v, 0.25).double(), expected, **close)
+    actual = dense_decode(q, k, v, 0.25, backend=backend)
+    torch.testing.assert_close(actual.double(), expected, **close)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_dense_decode_of_spans(backend):
+    """Left padding, a span inside, and a row that sees nothing."""
+    q, k, v = states(4, 2, 1, 50, batch=3)
+    spans = torch.tensor([[[7, 50]], [[3, 20]], [[5, 5]]])
+    lists = torch.full((3, 2, 1, 43), -1, dtype=torch.int32)
+    lists[0, :, 0], lists[1, :, 0, :17] = torch.arange(7, 50), torch.arange(3, 20)
+    sinks = torch.tensor([0.0, 1.0, -1.0, 2.0])
+    for extra in ({}, {"softcap": 2.0}, {"sinks": sinks}):
+        expected = attend_exactly(q, k, v, lists, 0.3, **{k: v for k, v in extra.items()})
+        out = dense_decode(q, k, v, 0.3, spans=spans, backend=backend, **extra)
+        torch.testing.assert_close(out.double(), expected, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("sinks", [None, torch.tensor([0.5, -1.0, 3.0, 0.0])])
+@pytest.mark.parametrize("q_len", [1, 3])
+def test_the_log_of_the_sum_merges_disjoint_lists(backend, sinks, q_len):
+    """Two halves of the tokens, weighed by their sums, are attention over all of them."""
+    q, k, v = states(4, 2, q_len, 40)
+    every = torch.arange(40, dtype=torch.int32).expand(2, 2, q_len, 40)
+    parts = []
+    for tokens, extra in ((every[..., :13], sinks), (every[..., 13:], None)):
+        out, lse = attend(q, k, v, tokens, 0.3, sinks=extra, return_lse=True, backend=backend)
+        assert lse.dtype == torch.float32 and lse.shape == (2, 4, q_len)
+        parts.append((out.double(), lse.double()))
+    total = torch.logaddexp(parts[0][1], parts[1][1])
+    merged = sum(out * (lse - total).exp()[..., None] for out, lse in parts)
+    expected = attend_exactly(q, k, v, every, 0.3, sinks=None if sinks is None else sinks.tolist())
+    torch.testing.assert_close(merged, expected, rtol=0, atol=3e-6)
+    nothing = torch.full_like(every, -1)
+    out, lse = attend(q, k, v, nothing, 0.3, return_lse=True, backend=backend)
+    assert not out.any() and (lse == -torch.inf).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", ["interleaved", "sliced", "transposed"])
+def test_views_are_read_where_they_lie(backend, kind):
+    """K and V rows side by side as in the growing cache, a longer buffer, a foreign layout."""
+    q, k, v = states(4, 2, 1, 90)
+    v = v[..., :16].contiguous()
+    indices = random_lists(2, 2, 1, 60, 40)
+    expected = attend_exactly(q, k, v, indices, 0.3)
+    if kind == "interleaved":
+        both = torch.stack((k, v), dim=3)
+        k, v = both[:, :, :, 0], both[:, :, :, 1]
+    elif kind == "sliced":
+        k, v = k[:, :, :60], v[:, :, :60]
+    else:
+        k, v = (x.transpose(2, 3).contiguous().transpose(2, 3) for x in (k, v))
+    actual = attend(q, k, v, indices, 0.3, backend=backend)
+    torch.testing.assert_close(actual.double(), expected, rtol=0, atol=2e-6)
+    if kind != "sliced":
+        dense = dense_decode(q, k, v, 0.3, backend=backend)
+        every = torch.arange(90, dtype=torch.int32).expand(2, 2, 1, 90)
+        torch.testing.assert_close(
+            dense.double(), attend_exactly(q, k, v, every, 0.3), rtol=0, atol=2e-6
+        )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_unions_of_lists(backend):
+    indices = random_lists(2, 6, 2, 30, 11)
+    united = unite(indices, 2, 30, backend=backend)
+    for b, head, row in torch.cartesian_prod(*map(torch.arange, (2, 2, 2))).tolist():
+        members = indices[b, 3 * head : 3 * head + 3, row].flatten().tolist()
+        found = [token for token in united[b, head, row].tolist() if token >= 0]
+        assert found == sorted(set(members) - {-1})
+    with pytest.raises(ValueError, match="not a multiple of the 4"):
+        unite(indices, 4, 30)
 
 
 def test_invalid_arguments():
@@ -129,3 +203,11 @@ def test_invalid_arguments():
         attend(q[:, :3], k, v, torch.zeros(2, 2, 2, 1, dtype=torch.int32), 1.0)
     with pytest.raises(ValueError, match="dense_decode takes one"):
         dense_decode(q, k, v, 1.0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_tokens_outside_of_the_cache_are_an_error(backend):
+    q, k, v = states(4, 2, 1, 9)
+    with pytest.raises(IndexError):
+        attend(q, k, v, torch.tensor([3, 9], dtype=torch.int32).expand(2, 2, 1, 2), 1.0,
+               backend=backend)  # fmt: skip

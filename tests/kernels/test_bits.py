@@ -5,7 +5,7 @@ import torch
 
 from hashattn.kernels import hamming_scores, pack_bits, unpack_bits
 
-BACKENDS = ("reference", "cpu")
+BACKENDS = ("reference", "numpy")
 
 
 def random_codes(*shape: int, seed: int) -> torch.Tensor:
@@ -74,7 +74,7 @@ def test_scores_of_sliced_codes():
     queries = random_codes(2, 4, 1, 4, seed=0)
     keys = random_codes(2, 2, 20, 4, seed=1)[:, :, :13]
     expected = hamming_scores(queries, keys.contiguous(), backend="reference")
-    assert torch.equal(hamming_scores(queries, keys, backend="cpu"), expected)
+    assert torch.equal(hamming_scores(queries, keys, backend="numpy"), expected)
 
 
 def test_mismatched_codes_are_refused():

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from hashattn.kernels import select
 
-BACKENDS = ("reference", "cpu")
+BACKENDS = ("reference", "numpy", "numba")
 
 
 def stable_choice(scores: list, k: int, candidates: list, always: list) -> list[int]:

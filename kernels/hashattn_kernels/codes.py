@@ -1,0 +1,185 @@
+"""Storage of key codes: each layout is a class, so that kernels may change it.
+
+Outside, codes are (batch, heads, n, words) int32, token by token. Inside, words lie as the backend
+reads them fastest; `append`, `to_tokens` and `from_tokens` are all that others need to know.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .memory import Growing, capacity, reserve
+
+LANES = 32  # tokens whose codes one thread of a GPU holds as one bit mask
+TILE = 4096  # tokens of a tile: LANES rows of 128 columns
+
+
+class Codes(ABC):
+    """The codes of a layer's cached keys."""
+
+    @classmethod
+    def from_tokens(cls, codes: Tensor) -> Codes:
+        """Codes (batch, heads, n, words) int32 in this layout."""
+        made = cls()
+        made.append(codes)
+        return made
+
+    @property
+    @abstractmethod
+    def length(self) -> int:
+        """Tokens stored."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int, int, int]:
+        """(batch, heads, length, words)."""
+
+    @property
+    @abstractmethod
+    def storage(self) -> Tensor:
+        """The memory the kernels read."""
+
+    @abstractmethod
+    def append(self, codes: Tensor) -> None:
+        """Store the codes (batch, heads, new, words) int32 of the next tokens."""
+
+    @abstractmethod
+    def to_tokens(self) -> Tensor:
+        """All codes (batch, heads, length, words) int32."""
+
+    @abstractmethod
+    def crop(self, length: int) -> None:
+        """Forget the tokens behind the first `length`."""
+
+    @abstractmethod
+    def map(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Apply `change` to the storage: reorder, repeat or pick its first axis, the batch."""
+
+    @property
+    def value(self) -> Codes:
+        """Itself: what a selector finds in its index (see memory.Growing.value)."""
+        return self
+
+
+class WordMajor(Codes):
+    """One line of tokens for each word of the code: what a CPU's vector units read.
+
+    storage: (batch, heads, words, capacity) int32, the first `length` of the last axis in use.
+    """
+
+    def __init__(self) -> None:
+        self._lines = Growing(axis=3)
+
+    @property
+    def length(self) -> int:
+        return self._lines.length
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        batch, heads, words, length = self._lines.value.shape
+        return batch, heads, length, words
+
+    @property
+    def storage(self) -> Tensor:
+        return self._lines.value
+
+    def append(self, codes: Tensor) -> None:
+        self._lines.append(check(codes).transpose(2, 3))
+
+    def to_tokens(self) -> Tensor:
+        return self._lines.value.transpose(2, 3)
+
+    def crop(self, length: int) -> None:
+        self._lines.crop(length)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> None:
+        self._lines.map(change)
+
+
+class Tiled(Codes):
+    """Tiles of 4,096 tokens, transposed: what a GPU reads.
+
+    storage: (batch, heads, tiles, words, 32, 128) int32; token 32 c + r of a tile is at [r, c]. A
+    thread that walks down a column meets 32 tokens in order, whose outcomes are the bits of one
+    word, and 128 threads read one row of 512 bytes together.
+    """
+
+    def __init__(self) -> None:
+        self._length = 0
+        self._storage: Tensor | None = None
+
+    @property
+    def length(self) -> int:
+        return self._length
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        batch, heads, _, words = self.storage.shape[:4]
+        return batch, heads, self._length, words
+
+    @property
+    def storage(self) -> Tensor:
+        if self._storage is None:
+            raise ValueError("no codes are stored yet: append first")
+        return self._storage
+
+    def append(self, codes: Tensor) -> None:
+        batch, heads, new, words = check(codes).shape
+        end = self._length + new
+        tiles = -(-end // TILE)
+        if self._storage is None or self._storage.shape[2] < tiles:
+            self._grow(batch, heads, words, end, codes.device)
+        tile, row, column = place(torch.arange(self._length, end, device=codes.device))
+        # advanced indices that are apart bring their axis to the front: (new, batch, heads, words)
+        self._storage[:, :, tile, :, row, column] = codes.permute(2, 0, 1, 3)
+        self._length = end
+
+    def to_tokens(self) -> Tensor:
+        batch, heads, tiles, words = self.storage.shape[:4]
+        by_token = self.storage.permute(0, 1, 2, 5, 4, 3)  # (..., tiles, 128, 32, words)
+        return by_token.reshape(batch, heads, tiles * TILE, words)[:, :, : self._length]
+
+    def crop(self, length: int) -> None:
+        self._length = min(self._length, length)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> None:
+        if self._storage is not None:
+            self._storage = change(self._storage)
+
+    def _grow(self, batch: int, heads: int, words: int, tokens: int, device: torch.device) -> None:
+        tiles = capacity(tokens, TILE) // TILE
+        shape = [batch, heads, tiles, words, LANES, TILE // LANES]
+        grown = reserve(shape, torch.int32, device).zero_()
+        if self._storage is not None:
+            grown[:, :, : self._storage.shape[2]] = self._storage
+        self._storage = grown
+
+
+def place(tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Tile, row and column of tokens in a Tiled storage."""
+    within = tokens % TILE
+    return tokens // TILE, within % LANES, within // LANES
+
+
+def layout_for(device: torch.device) -> type[Codes]:
+    """The layout that the kernels of a device read."""
+    return WordMajor if device.type == "cpu" else Tiled
+
+
+def check(codes: Tensor, name: str = "codes") -> Tensor:
+    """`codes`; ValueError unless they are (batch, heads, n, words) int32."""
+    if codes.dim() != 4 or codes.dtype != torch.int32:
+        raise ValueError(
+            f"{name}: expected int32 (batch, heads, tokens, words), got {codes.dtype} "
+            f"{tuple(codes.shape)}"
+        )
+    return codes
+
+
+def tokens_of(codes: Tensor | Codes) -> Tensor:
+    """Codes (batch, heads, n, words), however they are stored."""
+    return codes.to_tokens() if isinstance(codes, Codes) else codes

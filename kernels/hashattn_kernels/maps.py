@@ -1,0 +1,43 @@
+"""The small networks that turn keys or queries into codes, as the kernels take them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import Tensor
+
+ACTIVATIONS = ("silu", "relu", "gelu", "tanh")
+
+
+@dataclass(frozen=True, eq=False)
+class Maps:
+    """A stack of feed-forward maps, one a head: weights[s] (heads, in, out), biases[s] (heads,
+    out).
+
+    activation: between the stages, one of ACTIVATIONS.
+    """
+
+    weights: tuple[Tensor, ...]
+    biases: tuple[Tensor, ...]
+    activation: str = "silu"
+
+    @property
+    def heads(self) -> int:
+        """Maps in the stack."""
+        return self.weights[0].shape[0]
+
+    @property
+    def bits(self) -> int:
+        """Bits of a code."""
+        return self.weights[-1].shape[2]
+
+    @cached_property
+    def half(self) -> bool:
+        """Whether every weight is a bfloat16 number, so that half the bytes hold it exactly."""
+        return all(bool((w == w.bfloat16().float()).all()) for w in self.weights)
+
+    def rounded(self) -> Maps:
+        """The same maps with weights rounded to bfloat16 (still stored as float32)."""
+        weights = tuple(w.bfloat16().float() for w in self.weights)
+        return type(self)(weights, self.biases, self.activation)

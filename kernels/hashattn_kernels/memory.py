@@ -1,0 +1,95 @@
+"""Memory that grows with the cache: room ahead of need, so that a token costs a row, not a copy."""
+
+import ctypes
+import sys
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+SLACK = 8  # a full buffer grows by an eighth: every token is copied eight times in the long run
+STEP = 256  # tokens
+HUGE = 4 * 2**20  # bytes from which a buffer asks for huge pages
+_MADV_HUGEPAGE = 14  # linux/mman.h
+
+
+class Growing:
+    """A tensor that grows along one axis, in place while its capacity lasts.
+
+    `value` is a view of what is stored. Views taken earlier keep their length and see later writes
+    only where they were cropped and written again.
+    """
+
+    def __init__(self, axis: int) -> None:
+        self.axis = axis
+        self.length = 0
+        self._buffer: Tensor | None = None
+
+    @property
+    def value(self) -> Tensor:
+        """What is stored, (..., length, ...)."""
+        if self._buffer is None:
+            raise ValueError("nothing is stored yet: append first")
+        return self._buffer.narrow(self.axis, 0, self.length)
+
+    def append(self, part: Tensor) -> None:
+        """Store `part` behind what there is; all other axes must agree."""
+        self.extend(part.shape, part.dtype, part.device).copy_(part)
+
+    def extend(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Room of this shape behind what there is, for the caller to fill."""
+        end = self.length + shape[self.axis]
+        if self._buffer is None or self._buffer.shape[self.axis] < end:
+            self._grow(shape, dtype, device, end)
+        room = self._buffer.narrow(self.axis, self.length, end - self.length)
+        self.length = end
+        return room
+
+    def crop(self, length: int) -> None:
+        """Forget what is stored behind the first `length`."""
+        self.length = min(self.length, length)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Apply `change` to the buffer, spare room included: reorder, repeat or pick the batch."""
+        if self._buffer is not None:
+            self._buffer = change(self._buffer)
+
+    def _grow(
+        self, shape: Sequence[int], dtype: torch.dtype, device: torch.device, tokens: int
+    ) -> None:
+        shape = list(shape)
+        shape[self.axis] = capacity(tokens)
+        grown = reserve(shape, dtype, device)
+        if self._buffer is not None:
+            grown.narrow(self.axis, 0, self.length).copy_(self.value)
+        self._buffer = grown
+
+
+def capacity(tokens: int, step: int = STEP) -> int:
+    """Tokens to make room for when `tokens` are needed."""
+    return -(-(tokens + tokens // SLACK) // step) * step
+
+
+def reserve(shape: list[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """An uninitialised tensor; in main memory on huge pages where there are some."""
+    made = torch.empty(shape, dtype=dtype, device=device)
+    if made.device.type == "cpu":
+        huge_pages(made)
+    return made
+
+
+def huge_pages(tensor: Tensor) -> bool:
+    """Ask Linux to back a tensor's memory with huge pages; False where that was not possible.
+
+    Scattered rows then miss the processor's address cache less often. It has to be asked before the
+    memory is first written.
+    """
+    size = tensor.untyped_storage().nbytes()
+    if sys.platform != "linux" or size < HUGE:
+        return False
+    page = 4096
+    start = -(-tensor.untyped_storage().data_ptr() // page) * page
+    length = (tensor.untyped_storage().data_ptr() + size - start) // page * page
+    advise = ctypes.CDLL(None, use_errno=True).madvise
+    advise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    return advise(start, length, _MADV_HUGEPAGE) == 0

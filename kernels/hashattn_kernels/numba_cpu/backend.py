@@ -1,0 +1,343 @@
+"""The kernels of this backend as `api` calls them: torch's tensors in, addresses on to numba.
+
+Calls of torch are kept few: once a layer's weights have passed through the caches, the first use of
+each costs tens of microseconds.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import numpy_cpu, reference
+from ..codes import Codes, WordMajor
+from ..maps import ACTIVATIONS, Maps
+from . import attention, encoding, passes, selection
+from .regions import real
+from .simd import HARDWARE_HALVES
+from .static import STORAGE
+
+FEW = 8  # vectors of a map up to which reading its weights is what takes the time
+WORTH_A_THREAD = 2**20  # bytes of weights
+DIMS = 16  # head dims of K and V are multiples of it
+_LOCAL = threading.local()
+_LIMITS = {
+    dtype: torch.tensor([torch.iinfo(dtype).max, torch.iinfo(dtype).min], dtype=dtype).numpy()
+    for dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+}
+_PACKED: WeakKeyDictionary[Maps, Packed] = WeakKeyDictionary()
+
+
+def supports(kernel: str, *arguments) -> bool:
+    """Whether this backend runs `kernel` on these arguments (vectors to encode, or q, k and v)."""
+    if kernel == "encode":
+        return all(x.dtype in STORAGE and x.shape[3] % 8 == 0 for x in arguments)
+    if kernel in ("attend", "dense_decode"):
+        q, k, v = arguments
+        dims = k.shape[3] % DIMS == 0 and v.shape[3] % DIMS == 0
+        return dims and q.dtype in STORAGE and k.dtype in STORAGE and k.dtype == v.dtype
+    return True
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A stack of maps as the kernel reads it: weights and biases of all maps, widths of the stages.
+
+    fields: of encoding.CALL, from stages to map_biases. addresses: of weights and biases. shape:
+    equal for stacks that one call can take together.
+    """
+
+    weights: np.ndarray
+    biases: np.ndarray
+    widths: np.ndarray
+    fields: tuple[int, ...]
+    addresses: tuple[int, int]
+    shape: tuple
+    half: bool
+    widest: int
+    map_bytes: int
+
+
+def encode(x: Tensor, maps: Maps) -> Tensor:
+    """A few vectors through the fused kernel, many through torch's products."""
+    if x.shape[0] * x.shape[2] > FEW:
+        return _encode_many(x, maps)
+    x = _rows_in_place(x)
+    out, stack = _stack(x, maps)
+    _encode(x, maps, stack, (0,) * len(stack))
+    return out
+
+
+def encode_pair(
+    queries: Tensor, query_maps: Maps, keys: Tensor, key_maps: Maps
+) -> tuple[Tensor, Tensor]:
+    """Both stacks in one region, if they are alike and the vectors few."""
+    alike = pack_maps(query_maps).shape == pack_maps(key_maps).shape
+    alike = alike and queries.dtype == keys.dtype and queries.shape[0] == keys.shape[0]
+    if not alike or queries.shape[0] * max(queries.shape[2], keys.shape[2]) > FEW:
+        return encode(queries, query_maps), encode(keys, key_maps)
+    queries, keys = _rows_in_place(queries), _rows_in_place(keys)
+    out, stack = _stack(queries, query_maps)
+    key_out, key_stack = _stack(keys, key_maps)
+    _encode(queries, query_maps, stack, key_stack)
+    return out, key_out
+
+
+def _stack(x: Tensor, maps: Maps) -> tuple[Tensor, tuple[int, ...]]:
+    """The output of a stack of maps, and its fields of encoding.CALL."""
+    batch, heads, rows, _ = x.shape
+    packed = pack_maps(maps)
+    out = torch.empty((batch, maps.heads, rows, maps.bits // encoding.WORD), dtype=torch.int32)
+    return out, (
+        maps.heads, heads, rows, x.data_ptr(), _span(x), *x.stride()[:3], *packed.addresses,
+        out.data_ptr(),
+    )  # fmt: skip
+
+
+def _encode(x: Tensor, maps: Maps, one: tuple[int, ...], other: tuple[int, ...]) -> None:
+    packed, batch = pack_maps(maps), x.shape[0]
+    units = batch * (one[0] + other[0])
+    most = max(1, units * packed.map_bytes // WORTH_A_THREAD)
+    memory = _memory(8 * packed.widest, most)
+    region = encoding.encode_region(x.dtype, packed.half)
+    region.run(units, *packed.fields, batch, *memory, *one, *other, most=most)
+
+
+def _encode_many(x: Tensor, maps: Maps) -> Tensor:
+    x = x.repeat_interleave(maps.heads // x.shape[1], 1)
+    signs = reference.preactivations(x, maps).contiguous()
+    words = maps.bits // encoding.WORD
+    out = torch.empty(*signs.shape[:3], words, dtype=torch.int32)
+    rows = out.shape[:3].numel()
+    encoding.pack_region().run(rows, words, signs.data_ptr(), out.data_ptr())
+    return out
+
+
+def pack_maps(maps: Maps) -> Packed:
+    """The maps' weights in strips of 32 outputs, widths padded to whole strips; made once."""
+    packed = _PACKED.get(maps)
+    if packed is None:
+        packed = _PACKED[maps] = _pack(maps)
+    return packed
+
+
+def _pack(maps: Maps) -> Packed:
+    strip = encoding.STRIP
+    stages, biases, inputs = [], [], maps.weights[0].shape[1]
+    for weight, bias in zip(maps.weights, maps.biases, strict=True):
+        outputs = -(-weight.shape[2] // strip) * strip
+        grow = (0, outputs - weight.shape[2], 0, inputs - weight.shape[1])
+        padded = F.pad(weight.detach().float(), grow)
+        strips = padded.unflatten(2, (-1, strip)).transpose(1, 2)
+        stages.append(strips.reshape(maps.heads, -1))
+        biases.append(F.pad(bias.detach().float(), (0, outputs - bias.shape[1])))
+        inputs = outputs
+    flat = torch.cat(stages, dim=1).reshape(-1)
+    half = flat.bfloat16()
+    if bool((half.float() == flat).all()):  # half the bytes hold the same numbers
+        flat = half.view(torch.uint16)
+    widths = [maps.weights[0].shape[1], *(b.shape[1] for b in biases)]
+    weights, biases = flat.numpy(), torch.cat(biases, dim=1).reshape(-1).numpy()
+    activation = ACTIVATIONS.index(maps.activation)
+    shape = (*widths, activation, weights.dtype)
+    widths = np.array(widths, dtype=np.int64)
+    per_map = len(weights) // maps.heads
+    return Packed(
+        weights,
+        biases,
+        widths,
+        (len(stages), widths.ctypes.data, activation, per_map, len(biases) // maps.heads),
+        (weights.ctypes.data, biases.ctypes.data),
+        shape,
+        weights.dtype == np.uint16,
+        int(widths.max()),
+        per_map * weights.itemsize,
+    )
+
+
+def select_by_codes(
+    query_codes: Tensor,
+    key_codes: Tensor | Codes,
+    heavy: Tensor,
+    spans: Tensor,
+    sink: int,
+    local: int,
+    lists: int,
+    width: int,
+) -> Tensor:
+    """Distances, threshold and compaction of a row at a time, in the caches."""
+    batch, heads, rows, words = query_codes.shape
+    lines, code_heads, n = _lines(key_codes), key_codes.shape[1], key_codes.shape[2]
+    queries, heavy, spans = query_codes.contiguous(), heavy.contiguous(), spans.contiguous()
+    group = heads // lists
+    out = torch.empty((batch, lists, rows, width), dtype=torch.int32)
+    most = group * words * selection.WORD // (2 if group % 2 == 0 else 1)
+    wide = most > np.iinfo(np.uint8).max
+    size = selection.MASKS_BYTES + n * (2 if wide else 1)
+    selection.select_region(wide).run(
+        batch * lists * rows,
+        batch, lists, rows, group, lists // code_heads, words, width, sink, local, n,
+        lines.data_ptr(), _span(lines), *lines.stride()[:3],
+        queries.data_ptr(), heavy.data_ptr(), spans.data_ptr(), out.data_ptr(),
+        *_memory(size, torch.get_num_threads()),
+    )  # fmt: skip
+    return out
+
+
+def select(scores: Tensor, k: Tensor, candidates: Tensor, always: Tensor) -> Tensor:
+    """Integer scores of a narrow range like distances; others go numpy's way."""
+    if scores.dtype not in _LIMITS or scores.numel() == 0:
+        return numpy_cpu.select(scores, k, candidates, always)
+    batch, lists, rows, n = scores.shape
+    scores, k = scores.contiguous(), k.contiguous().numpy().reshape(-1)
+    numbers, addresses, kept = [lists, rows, n], [scores.data_ptr(), _LIMITS[scores.dtype]], []
+    for mask in (candidates, always):
+        mask = _rows_in_place(mask)
+        kept.append(mask)  # a copy must outlive the calls
+        numbers += [*mask.expand(scores.shape).stride()[:3], _span(mask)]
+        addresses.append(mask.data_ptr())
+    numbers, units = tuple(numbers), batch * lists * rows
+    survey = np.empty((units, 4), dtype=np.int64)
+
+    selection.survey_units(numbers, *addresses, survey)
+    free = survey[:, 1] > 0
+    span = int((survey[free, 3] - survey[free, 2]).max()) + 2 if free.any() else 1
+    if span > np.iinfo(np.uint16).max:
+        return numpy_cpu.select(scores, torch.from_numpy(k).reshape(batch, rows), *kept)
+    budgets = np.broadcast_to(k.reshape(batch, 1, rows), (batch, lists, rows)).reshape(-1)
+    width = int((survey[:, 0] + np.minimum(budgets, survey[:, 1])).max())
+    out = np.empty((units, width), dtype=np.int32)
+    kind = np.uint8 if span <= np.iinfo(np.uint8).max else np.uint16
+    selection.choose_units(numbers, *addresses, k, survey, out, np.empty(n, dtype=kind))
+    return torch.from_numpy(out).reshape(batch, lists, rows, width)
+
+
+def smallest(levels: Tensor, k: int) -> Tensor:
+    """Positions (lists, k) int32 of the k smallest levels (lists, n) uint8, ascending, ties to the
+    lowest: the threshold and compaction of `select_by_codes` alone, for timing."""
+    lists, values = levels.shape[0], levels.contiguous().numpy()
+    out = np.empty((lists, k), dtype=np.int32)
+    selection.smallest_units(values, k, out)
+    return torch.from_numpy(out)
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    indices: Tensor,
+    scaling: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Gather and attend in one pass over the lists. IndexError for a token outside of the cache."""
+    return _run(q, k, v, indices.shape[1], indices.contiguous(), None, scaling, softcap, sinks)
+
+
+def dense_decode(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    spans: Tensor | None,
+    scaling: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+    return_lse: bool,
+) -> tuple[Tensor, Tensor]:
+    """One pass over K and V at the speed of the memory."""
+    if spans is None:
+        spans = torch.tensor([0, k.shape[2]]).expand(q.shape[0], q.shape[2], 2)
+    return _run(q, k, v, k.shape[1], None, spans.contiguous(), scaling, softcap, sinks)
+
+
+def _run(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lists: int,
+    indices: Tensor | None,
+    spans: Tensor | None,
+    scaling: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Attention to listed tokens, or to spans where there are no lists."""
+    asked = q.dtype
+    if sinks is not None or (asked == torch.float16 and not HARDWARE_HALVES):
+        q = q.float()  # the output is rounded once, at the end
+    q, k, v = _rows_in_place(q), _rows_in_place(k), _rows_in_place(v)
+    batch, heads, rows, dim = q.shape
+    kv_heads, tokens, value_dim = k.shape[1], k.shape[2], v.shape[3]
+    group, units, threads = heads // lists, batch * lists * rows, torch.get_num_threads()
+    parts = 1 if units >= threads else -(-threads // units)
+    together = 4 if group > 1 else 1
+    region, block = attention.attend_region(
+        dim, value_dim, together, int(indices is None), k.dtype, q.dtype
+    )
+    out = torch.empty((parts, batch, heads, rows, value_dim), dtype=q.dtype)
+    lse = torch.empty((parts, batch, heads, rows))
+    key, value, apart = k.data_ptr(), v.data_ptr(), 0
+    gap = (value - key) // k.element_size()
+    if 0 < gap < k.stride(2):  # the K and V rows of a token lie together: one array holds both
+        value, apart = key, gap
+    padded = -(-group // together) * together
+    floats = together * block + padded * (dim + value_dim + 16)  # attention.workspace
+    outside = region.run(
+        units * parts,
+        parts, batch, lists, rows, group, lists // kv_heads,
+        0 if indices is None else indices.shape[3], tokens,
+        q.data_ptr(), _span(q), *q.stride()[:3],
+        key, _span(k) + apart, *k.stride()[:3],
+        value, _span(v) + apart, apart, *v.stride()[:3],
+        0 if indices is None else indices.data_ptr(), 0 if spans is None else spans.data_ptr(),
+        out.data_ptr(), lse.data_ptr(), *_memory(8 * passes.SCRATCH + 4 * floats, threads),
+        real(scaling), real(softcap or 0.0),
+    )  # fmt: skip
+    if outside:
+        raise IndexError(f"indices name tokens outside of the {tokens} in the cache")
+    out, lse = (out[0], lse[0]) if parts == 1 else _merge(out, lse)
+    out, lse = reference.add_sinks(out, lse, sinks)
+    return out.to(asked), lse
+
+
+def _merge(out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
+    """One output of the parts (first axis) that split the tokens."""
+    total = lse.logsumexp(dim=0)
+    share = (lse - total).exp().nan_to_num(0)  # a row without tokens: -inf - -inf
+    return (out * share[..., None]).sum(dim=0), total
+
+
+def _memory(size: int, threads: int) -> tuple[int, int]:
+    """Address and bytes of each thread's scratch memory; kept between calls of a Python thread."""
+    size = -(-size // 64) * 64
+    if getattr(_LOCAL, "size", 0) < size * threads:
+        _LOCAL.size = size * threads
+        _LOCAL.memory = np.empty(size * threads, dtype=np.uint8)
+        _LOCAL.address = _LOCAL.memory.ctypes.data
+    return _LOCAL.address, size
+
+
+def _lines(codes: Tensor | Codes) -> Tensor:
+    """Storage (batch, heads, words, n) of codes, tokens side by side."""
+    if isinstance(codes, WordMajor):
+        return codes.storage
+    tokens = codes.to_tokens() if isinstance(codes, Codes) else codes
+    lines = tokens.transpose(2, 3)
+    return lines if lines.stride(3) == 1 else lines.contiguous()
+
+
+def _rows_in_place(tensor: Tensor) -> Tensor:
+    """`tensor` if its last axis is dense in memory, else a copy."""
+    return tensor if tensor.stride(3) == 1 else tensor.contiguous()
+
+
+def _span(tensor: Tensor) -> int:
+    """Elements from the first to the last of a tensor, whatever lies between."""
+    (a, b, c, d), (w, x, y, z) = tensor.shape, tensor.stride()
+    return 1 + (a - 1) * w + (b - 1) * x + (c - 1) * y + (d - 1) * z

@@ -1,0 +1,184 @@
+"""Codes of a few vectors: every stage of a map, the signs and the packing in one pass.
+
+A token's codes cost the reading of the maps' weights, so these are packed in strips of 32 outputs,
+walked through once, and in bfloat16 where that loses nothing.
+"""
+
+import math
+from functools import cache
+
+import numpy as np
+import torch
+
+from .regions import Region, address_of, call_type, report, share_of
+from .simd import (
+    add,
+    at_address,
+    divide,
+    exp,
+    fma,
+    kernel,
+    larger,
+    load,
+    positive,
+    splat,
+    store,
+    subtract,
+)
+from .static import STORAGE
+
+WORD = 32
+STRIP = 32  # outputs accumulated together: four vectors
+SILU, RELU, GELU, TANH = range(4)
+
+_STACK = ("maps", "heads", "rows", "x", "x_size", "x_batch", "x_head", "x_row", "weights", "biases",
+          "out")  # fmt: skip
+CALL = call_type(
+    "stages", "widths", "activation", "map_weights", "map_biases", "batch", "memory", "memory_size",
+    *_STACK, *(f"{name}_2" for name in _STACK),
+)  # fmt: skip
+PACK_CALL = call_type("words", "x", "out")
+
+
+@kernel
+def stage(weights, at, biases, bias_at, inputs, outputs, x, y):
+    """y = x W + b for W in strips (outputs / 32, inputs, 32); returns where W ends."""
+    for out in range(0, outputs, STRIP):
+        a0, a1 = load(biases, bias_at + out), load(biases, bias_at + out + 8)
+        a2, a3 = load(biases, bias_at + out + 16), load(biases, bias_at + out + 24)
+        for i in range(inputs):
+            factor = splat(x[i])
+            a0 = fma(factor, load(weights, at), a0)
+            a1 = fma(factor, load(weights, at + 8), a1)
+            a2 = fma(factor, load(weights, at + 16), a2)
+            a3 = fma(factor, load(weights, at + 24), a3)
+            at += STRIP
+        store(y, out, a0)
+        store(y, out + 8, a1)
+        store(y, out + 16, a2)
+        store(y, out + 24, a3)
+    return at
+
+
+@kernel
+def activate(x, size, activation):
+    """x = activation(x), in place; silu as x / (1 + e^-x)."""
+    one, zero = splat(np.float32(1)), splat(np.float32(0))
+    if activation == SILU:
+        for i in range(0, size, 8):
+            value = load(x, i)
+            store(x, i, divide(value, add(one, exp(subtract(zero, value)))))
+    elif activation == RELU:
+        for i in range(0, size, 8):
+            store(x, i, larger(load(x, i), zero))
+    elif activation == GELU:
+        for i in range(size):
+            x[i] *= np.float32(0.5 * (1 + math.erf(x[i] * math.sqrt(0.5))))
+    else:
+        for i in range(size):
+            x[i] = np.float32(math.tanh(x[i]))
+
+
+@kernel
+def pack(x, words, out, at):
+    """Words of the signs of x (bit = x > 0) to out[at:]."""
+    for word in range(words):
+        code = np.uint32(0)
+        for byte in range(4):
+            code |= positive(load(x, WORD * word + 8 * byte)) << np.uint32(8 * byte)
+        out[at + word] = code
+
+
+@kernel
+def encode_share(data, x_type, weight_type):
+    """This thread's units: (stack, map, batch item), rows inside.
+
+    data: the address of a CALL. Its one or two stacks have the same stages. Codes (batch, maps,
+    rows, words) uint32; map m reads head m // (maps / heads). Weights and biases are all maps' one
+    after another, packed in strips of 32 outputs; widths: sizes of the input and of every stage's
+    output.
+    """
+    call = at_address(address_of(data), 1, CALL)[0]
+    thread, start, stop = share_of(call.thread_number, call.number, call.threads, call.units)
+    widths = at_address(call.widths, call.stages + 1, np.int64)
+    memory = call.memory + thread * call.memory_size
+    wide = call.memory_size // 8
+    one, other = (
+        at_address(memory, wide, np.float32),
+        at_address(memory + 4 * wide, wide, np.float32),
+    )
+    first = call.batch * call.maps
+    for unit in range(start, stop):
+        if unit < first:
+            encode_vectors(
+                call, widths, unit // call.batch, unit % call.batch, call.maps, call.heads,
+                call.rows, call.x, call.x_size, call.x_batch, call.x_head, call.x_row,
+                call.weights, call.biases, call.out, one, other, x_type, weight_type,
+            )  # fmt: skip
+        else:
+            unit -= first
+            encode_vectors(
+                call, widths, unit // call.batch, unit % call.batch, call.maps_2, call.heads_2,
+                call.rows_2, call.x_2, call.x_size_2, call.x_batch_2, call.x_head_2, call.x_row_2,
+                call.weights_2, call.biases_2, call.out_2, one, other, x_type, weight_type,
+            )  # fmt: skip
+    report(call.results, call.threads, thread, 0)
+
+
+@kernel
+def encode_vectors(call, widths, number, item, maps, heads, rows, x_at, x_size, x_batch, x_head,
+                   x_row, weights_at, biases_at, out_at, here, there, x_type,
+                   weight_type):  # fmt: skip
+    """Codes of one map and batch item, all rows."""
+    stages = call.stages
+    words = widths[stages] // WORD
+    x = at_address(x_at, x_size, x_type)
+    weights = at_address(weights_at, maps * call.map_weights, weight_type)
+    biases = at_address(biases_at, maps * call.map_biases, np.float32)
+    out = at_address(out_at, call.batch * maps * rows * words, np.uint32)
+    for row in range(rows):
+        source = item * x_batch + number // (maps // heads) * x_head + row * x_row
+        for i in range(0, widths[0], 8):
+            store(here, i, load(x, source + i))
+        at, bias = number * call.map_weights, number * call.map_biases
+        for depth in range(stages):
+            if depth:
+                activate(here, widths[depth], call.activation)
+            at = stage(weights, at, biases, bias, widths[depth], widths[depth + 1], here, there)
+            bias += widths[depth + 1]
+            here, there = there, here
+        pack(here, words, out, ((item * maps + number) * rows + row) * words)
+
+
+@kernel
+def pack_share(data):
+    """Codes of this thread's rows of pre-activations, float32, one after another."""
+    call = at_address(address_of(data), 1, PACK_CALL)[0]
+    thread, start, stop = share_of(call.thread_number, call.number, call.threads, call.units)
+    bits = WORD * call.words
+    x = at_address(call.x, call.units * bits, np.float32)
+    out = at_address(call.out, call.units * call.words, np.uint32)
+    for row in range(start, stop):
+        pack(x[row * bits : (row + 1) * bits], call.words, out, row * call.words)
+    report(call.results, call.threads, thread, 0)
+
+
+@cache
+def encode_region(x_dtype: torch.dtype, half: bool) -> Region:
+    """The compiled region for vectors of a dtype and weights in bfloat16 or float32."""
+    x_type, weight_type = STORAGE[x_dtype], np.uint16 if half else np.float32
+
+    def body(data):
+        encode_share(data, x_type, weight_type)
+
+    return Region(body)
+
+
+@cache
+def pack_region() -> Region:
+    """The compiled region that packs signs."""
+
+    def body(data):
+        pack_share(data)
+
+    return Region(body)

@@ -1,0 +1,317 @@
+"""Selection by Hamming distance: score, threshold by counting, compaction; nothing is sorted.
+
+Distances are small integers, so the k-th smallest is found by bisection on their range: each step
+counts, 64 codes at a time, how many lie at or below. Ties at the threshold go to the lowest index.
+"""
+
+from functools import cache
+
+import numpy as np
+
+from .bits import at_most, below, equal, popcount, trailing_zeros
+from .regions import Region, address_of, call_type, report, share_of
+from .simd import at_address, kernel
+
+CHUNK = 4096  # codes whose distances are computed at a time, to stay in the L1 cache
+WORD = 32
+PLANES = 31  # bit planes of the largest group weight
+MASKS_BYTES = 128  # of the majority and the masks of a word, one a plane
+
+CALL = call_type(
+    "batch", "lists", "rows", "group", "lists_per_code_head", "words", "width", "sink", "local",
+    "tokens", "keys", "key_size", "key_batch", "key_head", "key_word",
+    "queries", "heavy", "spans", "out", "memory", "memory_size",
+)  # fmt: skip
+
+# fields of a call of survey_units and choose_units: sizes, then strides and size of both masks
+MASKED_FIELDS = ("lists", "rows", "tokens", *3 * ("candidates",), "candidates_size",
+                 *3 * ("always",), "always_size")  # fmt: skip
+M_LISTS, M_ROWS, M_TOKENS, CANDIDATES, CANDIDATES_SIZE, ALWAYS, ALWAYS_SIZE = 0, 1, 2, 3, 6, 7, 10
+
+
+@kernel
+def planes(group):
+    """Bit planes of a group's weights (see `weigh_bits`), and 1 if every weight was halved."""
+    halved = 1 if group % 2 == 0 else 0
+    most = group // 2 if halved else group
+    count = 0
+    while most:
+        count += 1
+        most >>= 1
+    return count, halved
+
+
+@kernel
+def weigh_bits(queries, at, step, group, majority, masks):
+    """One word's share of the group distance as few popcounts: exact for any group size.
+
+    Of `group` query bits at a position, let a be set and m = [2a > group] their majority. A key bit
+    b adds min(a, group - a) + [b != m] |group - 2a| to the sum of the group's distances. The first
+    term is the same for every key and is dropped; the weight |group - 2a| is written in binary, so
+    distance = sum over planes p of 2^p popcount((key ^ majority) & mask_p). Weights of an even
+    group are even, and halved.
+    """
+    count, halved = planes(group)
+    majority[0] = np.uint32(0)
+    for plane in range(count):
+        masks[plane] = np.uint32(0)
+    for bit in range(WORD):
+        ones = 0
+        for member in range(group):
+            ones += (queries[at + member * step] >> np.uint32(bit)) & np.uint32(1)
+        one = np.uint32(1) << np.uint32(bit)
+        if 2 * ones > group:
+            majority[0] |= one
+        weight = abs(group - 2 * ones) >> halved
+        for plane in range(count):
+            if (weight >> plane) & 1:
+                masks[plane] |= one
+
+
+@kernel
+def measure(keys, majority, masks, count, levels, start):
+    """levels = or += the distances that one word of the codes adds, `count` planes of it."""
+    for plane in range(0, count - 1, 2):
+        low, high, shift = masks[plane], masks[plane + 1], np.uint32(plane)
+        for i in range(len(levels)):  # indices from 0 and 32-bit words: LLVM makes vectors of it
+            other = keys[i] ^ majority
+            share = popcount(np.uint32(other & low)) + 2 * popcount(np.uint32(other & high))
+            levels[i] = share << shift if start else levels[i] + (share << shift)
+        start = False
+    if count % 2:
+        mask, shift = masks[count - 1], np.uint32(count - 1)
+        for i in range(len(levels)):
+            share = popcount(np.uint32((keys[i] ^ majority) & mask)) << shift
+            levels[i] = share if start else levels[i] + share
+
+
+@kernel
+def count_at_most(levels, size, threshold):
+    """How many of levels[:size] are at most the threshold."""
+    found, whole = 0, size // 64 * 64
+    for i in range(0, whole, 64):
+        found += popcount(at_most(levels, i, threshold))
+    for i in range(whole, size):
+        found += levels[i] <= threshold
+    return np.int64(found)
+
+
+@kernel
+def kth_smallest(levels, size, k, most):
+    """The k-th smallest of levels[:size] (k from 1; values up to `most`), how many are below."""
+    low, high, fewer = 0, most, 0
+    while low < high:
+        middle = (low + high) // 2
+        found = count_at_most(levels, size, middle)
+        if found >= k:
+            high = middle
+        else:
+            low, fewer = middle + 1, found
+    return low, fewer
+
+
+@kernel
+def lowest_bits(word, count):
+    """`word` with all but its lowest `count` ones cleared."""
+    kept = np.uint64(0)
+    while count > 0:
+        lowest = word & (~word + np.uint64(1))
+        kept |= lowest
+        word ^= lowest
+        count -= 1
+    return kept
+
+
+@kernel
+def take_smallest(levels, size, k, most, first, out, to):
+    """Write first + position of the k smallest levels, ascending, to out[to:]; return the end."""
+    if k <= 0:
+        return to
+    if k >= size:
+        for i in range(size):
+            out[to + i] = first + i
+        return to + size
+    threshold, fewer = kth_smallest(levels, size, k, most)
+    room, whole = k - fewer, size // 64 * 64
+    for i in range(0, whole, 64):
+        chosen = below(levels, i, threshold)
+        if room > 0:
+            tied = equal(levels, i, threshold)
+            ties = np.int64(popcount(tied))
+            if ties > room:
+                tied, ties = lowest_bits(tied, room), room
+            chosen |= tied
+            room -= ties
+        while chosen:
+            out[to] = first + i + trailing_zeros(chosen)
+            to += 1
+            chosen &= chosen - np.uint64(1)
+    for i in range(whole, size):
+        level = levels[i]
+        if level < threshold or (level == threshold and room > 0):
+            room -= level == threshold
+            out[to] = first + i
+            to += 1
+    return to
+
+
+@kernel
+def count_ones(mask):
+    """Ones in an array of 0 and 1."""
+    found = np.uint32(0)
+    for i in range(len(mask)):
+        found = np.uint32(found + mask[i])
+    return np.int64(found)
+
+
+@kernel
+def count_free(allowed, fixed):
+    """Tokens that are allowed and not fixed."""
+    found = np.uint32(0)
+    for i in range(len(allowed)):
+        found = np.uint32(found + (allowed[i] & (fixed[i] ^ np.uint8(1))))
+    return np.int64(found)
+
+
+@kernel
+def extremes(values, allowed, fixed, limits):
+    """Lowest and highest value of tokens that are allowed and not fixed; else the limits."""
+    low, high = top, bottom = limits[0], limits[1]
+    for i in range(
+        len(values)
+    ):  # written so that LLVM makes vectors of it: min and max it does not
+        free = allowed[i] > fixed[i]
+        lower = values[i] if free else top
+        higher = values[i] if free else bottom
+        low = lower if lower < low else low
+        high = higher if higher > high else high
+    return np.int64(low), np.int64(high)
+
+
+@kernel
+def to_levels(values, allowed, fixed, high, most, levels):
+    """0 where always taken, 1 + (high - value) where free to be chosen, `most` elsewhere."""
+    for i in range(len(values)):
+        level = high + 1 - values[i] if allowed[i] else most
+        levels[i] = 0 if fixed[i] else level
+
+
+@kernel
+def survey_units(numbers, scores_at, limits, candidates_at, always_at, survey):
+    """What `choose_units` needs to know of every unit: (batch, list, row).
+
+    numbers: MASKED_FIELDS; limits: highest and lowest number of the scores' type. survey[unit] =
+    tokens that are always taken, other candidates, and the lowest and highest score among these.
+    """
+    lists, rows, n, units = numbers[M_LISTS], numbers[M_ROWS], numbers[M_TOKENS], len(survey)
+    scores = at_address(scores_at, units * n, limits.dtype)
+    candidates = at_address(candidates_at, numbers[CANDIDATES_SIZE], np.uint8)
+    always = at_address(always_at, numbers[ALWAYS_SIZE], np.uint8)
+    for unit in range(units):
+        item, line, row = unit // (rows * lists), unit // rows % lists, unit % rows
+        at = item * numbers[CANDIDATES] + line * numbers[CANDIDATES + 1]
+        allowed = candidates[at + row * numbers[CANDIDATES + 2] :][:n]
+        at = item * numbers[ALWAYS] + line * numbers[ALWAYS + 1]
+        fixed = always[at + row * numbers[ALWAYS + 2] :][:n]
+        values = scores[unit * n : (unit + 1) * n]
+        survey[unit, 0], survey[unit, 1] = count_ones(fixed), count_free(allowed, fixed)
+        survey[unit, 2], survey[unit, 3] = extremes(values, allowed, fixed, limits)
+
+
+@kernel
+def choose_units(numbers, scores_at, limits, candidates_at, always_at, k, survey, out, levels):
+    """All `always` tokens and the k best other candidates of every unit to out[unit].
+
+    The lowest levels are the choice (`to_levels`): those that are always taken come first.
+    """
+    lists, rows, n, units = numbers[M_LISTS], numbers[M_ROWS], numbers[M_TOKENS], len(survey)
+    scores = at_address(scores_at, units * n, limits.dtype)
+    candidates = at_address(candidates_at, numbers[CANDIDATES_SIZE], np.uint8)
+    always = at_address(always_at, numbers[ALWAYS_SIZE], np.uint8)
+    for unit in range(units):
+        item, line, row = unit // (rows * lists), unit // rows % lists, unit % rows
+        at = item * numbers[CANDIDATES] + line * numbers[CANDIDATES + 1]
+        allowed = candidates[at + row * numbers[CANDIDATES + 2] :][:n]
+        at = item * numbers[ALWAYS] + line * numbers[ALWAYS + 1]
+        fixed = always[at + row * numbers[ALWAYS + 2] :][:n]
+        taken, free, low, high = survey[unit]
+        most = high - low + 2 if free else 1
+        to_levels(scores[unit * n : (unit + 1) * n], allowed, fixed, high, most, levels)
+        wanted = taken + min(k[item * rows + row], free)
+        end = take_smallest(levels, n, wanted, most, 0, out[unit], 0)
+        for i in range(end, out.shape[1]):
+            out[unit, i] = -1
+
+
+@kernel
+def smallest_units(levels, k, out):
+    """out[i] = positions of the k smallest of levels[i], bytes, ascending."""
+    for i in range(len(levels)):
+        take_smallest(levels[i], levels.shape[1], k, 255, 0, out[i], 0)
+
+
+@kernel
+def select_share(data, kind):
+    """This thread's units: (batch, list, row), the last fastest.
+
+    data: the address of a CALL. queries (batch, lists * group, rows, words) and keys are codes,
+    uint32; keys have their own strides, tokens side by side. heavy (batch, rows) int64. spans
+    (batch, rows, 2) int64: the tokens that a row sees. out (batch, lists, rows, width) int32: the
+    first `sink` and last `local` of them and the `heavy` best of the rest, ascending, -1 behind.
+    kind: a type that holds every distance.
+    """
+    call = at_address(address_of(data), 1, CALL)[0]
+    thread, start, stop = share_of(call.thread_number, call.number, call.threads, call.units)
+    batch, lists, rows, group = call.batch, call.lists, call.rows, call.group
+    words, width = call.words, call.width
+    queries = at_address(call.queries, batch * lists * group * rows * words, np.uint32)
+    keys = at_address(call.keys, call.key_size, np.uint32)
+    heavy = at_address(call.heavy, batch * rows, np.int64)
+    spans = at_address(call.spans, 2 * batch * rows, np.int64)
+    out = at_address(call.out, batch * lists * rows * width, np.int32)
+    memory = call.memory + thread * call.memory_size
+    scratch = at_address(memory, 1 + PLANES, np.uint32)
+    levels = at_address(memory + MASKS_BYTES, call.tokens, kind)
+    count, halved = planes(group)
+    most = (group * words * WORD) >> halved
+    majority, masks = scratch[:1], scratch[1:]
+    for unit in range(start, stop):
+        row, line, item = unit % rows, unit // rows % lists, unit // (rows * lists)
+        first, last = spans[2 * (item * rows + row)], spans[2 * (item * rows + row) + 1]
+        low = min(first + call.sink, last)
+        high = max(last - call.local, low)
+        size = high - low
+        base = item * call.key_batch
+        base += line // call.lists_per_code_head * call.key_head
+        k = min(heavy[item * rows + row], size)
+        if 0 < k < size:
+            for chunk in range(0, size, CHUNK):
+                tokens = min(CHUNK, size - chunk)
+                for word in range(words):
+                    query = ((item * lists + line) * group * rows + row) * words + word
+                    weigh_bits(queries, query, rows * words, group, majority, masks)
+                    at = base + word * call.key_word + low + chunk
+                    measure(keys[at : at + tokens], majority[0], masks, count,
+                            levels[chunk : chunk + tokens], word == 0)  # fmt: skip
+        end = unit * width
+        for token in range(first, low):
+            out[end] = token
+            end += 1
+        end = take_smallest(levels, size, k, most, low, out, end)
+        for token in range(high, last):
+            out[end] = token
+            end += 1
+        for i in range(end, (unit + 1) * width):
+            out[i] = -1
+    report(call.results, call.threads, thread, 0)
+
+
+@cache
+def select_region(wide: bool) -> Region:
+    """The compiled region for distances up to 255, or up to 65,535 if wide."""
+    kind = np.uint16 if wide else np.uint8
+
+    def body(data):
+        select_share(data, kind)
+
+    return Region(body)

@@ -1,0 +1,217 @@
+"""Kernels for tensors in main memory in numpy and torch, for where numba is not installed.
+
+Popcounts and histograms are numpy's, gathers and products torch's; selection equals the reference
+bit for bit.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import reference
+from .codes import Codes, tokens_of
+from .reference import encode, unite
+
+__all__ = [
+    "attend", "dense_decode", "encode", "hamming_scores", "select", "select_by_codes", "unite",
+]  # fmt: skip
+
+WORD = reference.WORD
+
+
+def hamming_scores(query_codes: Tensor, key_codes: Tensor, lists: int) -> Tensor:
+    """Matching bits with numpy's popcount, one list at a time to stay in cache."""
+    batch, heads, q_len, words = query_codes.shape
+    key_heads, n = key_codes.shape[1:3]
+    group = heads // lists
+    lane = np.uint64 if words % 2 == 0 else np.uint32  # two words in one operation
+    grouped = query_codes.reshape(batch, lists, group, q_len, words)
+    queries = np.ascontiguousarray(grouped.numpy()).view(lane)
+    keys = np.ascontiguousarray(key_codes.numpy()).view(lane)
+    matches = np.full((batch, lists, q_len, n), group * words * WORD, dtype=np.int32)
+    for b, h in np.ndindex(batch, lists):
+        columns = np.ascontiguousarray(keys[b, h * key_heads // lists].T)  # (lanes, n)
+        for member, at in np.ndindex(group, len(columns)):
+            mixed = queries[b, h, member, :, at, None] ^ columns[at]
+            matches[b, h] -= np.bitwise_count(mixed)
+    return torch.from_numpy(matches)
+
+
+def select_by_codes(
+    query_codes: Tensor,
+    key_codes: Tensor | Codes,
+    heavy: Tensor,
+    spans: Tensor,
+    sink: int,
+    local: int,
+    lists: int,
+    width: int,
+) -> Tensor:
+    """Distances of one row at a time in bytes, threshold by counting, compaction."""
+    batch, heads, q_len, words = query_codes.shape
+    keys = tokens_of(key_codes)
+    queries = (
+        query_codes.numpy().view(np.uint32).reshape(batch, lists, heads // lists, q_len, words)
+    )
+    shared = lists // keys.shape[1]
+    indices = np.full((batch, lists, q_len, width), -1, dtype=np.int32)
+    for b, line in np.ndindex(batch, lists):
+        codes = keys[b, line // shared].numpy().view(np.uint32)  # (n, words)
+        for row in range(q_len):
+            first, last = spans[b, row].tolist()
+            low = min(first + sink, last)
+            high = max(last - local, low)
+            distances = _distances(queries[b, line, :, row], codes[low:high])
+            best = low + _smallest(distances, int(heavy[b, row]))
+            parts = (np.arange(first, low), best, np.arange(high, last))
+            chosen = np.concatenate(parts)
+            indices[b, line, row, : len(chosen)] = chosen
+    return torch.from_numpy(indices)
+
+
+def _distances(queries: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """Bits in which codes (n, words) differ from queries (group, words), summed: (n,)."""
+    group, words = queries.shape
+    kind = np.uint8 if group * words * WORD <= np.iinfo(np.uint8).max else np.uint16
+    total = np.zeros(len(codes), dtype=kind)
+    for member, word in np.ndindex(group, words):
+        total += np.bitwise_count(codes[:, word] ^ queries[member, word])
+    return total
+
+
+def _smallest(values: np.ndarray, k: int) -> np.ndarray:
+    """Positions of the k smallest of small integers, ascending, ties to the lowest position."""
+    if k >= len(values):
+        return np.arange(len(values))
+    if k == 0:
+        return np.arange(0)
+    low, high, fewer = 0, int(values.max()), 0
+    while low < high:  # bisection for the k-th smallest
+        middle = (low + high) // 2
+        count = np.count_nonzero(values <= middle)
+        if count >= k:
+            high = middle
+        else:
+            low, fewer = middle + 1, count
+    chosen = values < low
+    chosen[np.flatnonzero(values == low)[: k - fewer]] = True
+    return np.flatnonzero(chosen)
+
+
+def select(scores: Tensor, k: Tensor, candidates: Tensor, always: Tensor) -> Tensor:
+    """Threshold at the k-th best value, compaction, ties to the lowest index."""
+    if scores.dtype in (torch.bfloat16, torch.float16):
+        scores = scores.float()
+    shape, n = scores.shape, scores.shape[-1]
+    candidates = candidates & ~always
+    if scores.is_floating_point():
+        candidates = candidates & (scores != -torch.inf)
+    allowed = candidates.expand(shape).numpy().reshape(-1, n)
+    chosen = always.expand(shape).numpy().reshape(-1, n).copy()
+    values = scores.detach().numpy().reshape(-1, n)
+    budgets = np.broadcast_to(k.numpy()[:, None, :], shape[:-1]).reshape(-1)
+    for row, budget in enumerate(budgets):
+        _choose(values[row], int(budget), allowed[row], chosen[row])
+    indices = _compact(chosen)
+    return torch.from_numpy(indices.reshape(*shape[:-1], indices.shape[1]))
+
+
+def _choose(scores: np.ndarray, k: int, allowed: np.ndarray, chosen: np.ndarray) -> None:
+    """Set the k best allowed tokens of one row in `chosen`."""
+    pool = scores[allowed]
+    if k == 0:
+        return
+    if k >= len(pool):
+        chosen |= allowed
+        return
+    threshold = _kth_largest(pool, k)
+    above = allowed & (scores > threshold)
+    level = np.flatnonzero(allowed & (scores == threshold))
+    chosen |= above
+    chosen[level[: k - np.count_nonzero(above)]] = True
+
+
+def _kth_largest(values: np.ndarray, k: int) -> np.generic:
+    """The k-th largest value: a histogram for integers in a narrow range, else a partition."""
+    if np.issubdtype(values.dtype, np.integer):
+        low, high = int(values.min()), int(values.max())
+        if high - low < 4 * len(values):
+            at_least = np.bincount(values - low)[::-1].cumsum()
+            return values.dtype.type(high - int(np.searchsorted(at_least, k)))
+    return np.partition(values, len(values) - k)[len(values) - k]
+
+
+def _compact(chosen: np.ndarray) -> np.ndarray:
+    """(rows, n) bool -> (rows, m) int32 positions of the true entries, -1 padded."""
+    picked = [np.flatnonzero(row) for row in chosen]
+    width = max((len(row) for row in picked), default=0)
+    indices = np.full((len(picked), width), -1, dtype=np.int32)
+    for slot, row in enumerate(picked):
+        indices[slot, : len(row)] = row
+    return indices
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    indices: Tensor,
+    scaling: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """One KV head at a time, or a masked dense product where the rows' lists outweigh the cache."""
+    lists, q_len, width = indices.shape[1:]
+    n = k.shape[2]
+    if q_len == 1:
+        return _attend_by_head(q, k, v, indices, scaling, softcap, sinks)
+    if lists // k.shape[1] * q_len * width < n:
+        return reference.attend(q, k, v, indices, scaling, softcap, sinks)
+    slots = torch.where(indices < 0, n, indices).to(torch.int64)
+    unlisted = torch.ones(*indices.shape[:-1], n + 1, dtype=torch.bool).scatter_(-1, slots, False)
+    return reference.attend_masked(q, k, v, unlisted[..., :n], scaling, softcap, sinks)
+
+
+def _attend_by_head(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    indices: Tensor,
+    scaling: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """`reference.attend` of single rows, one KV head at a time: what it gathers stays in cache."""
+    kv_heads, parts = k.shape[1], []
+    group, lists = q.shape[1] // kv_heads, indices.shape[1] // kv_heads
+    for head in range(kv_heads):
+        members = slice(head * group, (head + 1) * group)
+        listed = indices[:, head * lists : (head + 1) * lists]
+        states = [states[:, head : head + 1] for states in (k, v)]
+        extra = None if sinks is None else sinks[members]
+        parts.append(reference.attend(q[:, members], *states, listed, scaling, softcap, extra))
+    out, lse = zip(*parts, strict=True)
+    return torch.cat(out, dim=1), torch.cat(lse, dim=1)
+
+
+def dense_decode(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    spans: Tensor | None,
+    scaling: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+    return_lse: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """The query heads of a group as rows of one SDPA call, where that computes what is asked.
+
+    `enable_gqa` walks K and V once per query head on a CPU, two to thirteen times as long.
+    """
+    if spans is not None or softcap is not None or sinks is not None or return_lse:
+        return reference.dense_decode(q, k, v, spans, scaling, softcap, sinks, return_lse)
+    batch, heads, _, dim = q.shape
+    grouped = q.reshape(batch, k.shape[1], heads // k.shape[1], dim)
+    out = F.scaled_dot_product_attention(grouped, k, v, scale=scaling)
+    return out.reshape(batch, heads, 1, v.shape[-1]), None
