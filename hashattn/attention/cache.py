@@ -1,6 +1,8 @@
 """transformers cache layers that carry a selector's index beside their keys and values.
 
-The index is computed by the attention function, which sees the keys exactly as attention uses
+Dynamic layers also grow in place instead of by concatenation, which copies the whole cache for
+every token, with the K and V rows of a token side by side: a scattered read then fetches both at
+once. The index is computed by the attention function, which sees the keys exactly as attention uses
 them, and lives here so that beam search, cropping and prefix reuse move it with K and V. A layer
 that was filled densely before `attach` is caught up on its first use.
 """
@@ -11,41 +13,50 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer, StaticLayer
 
+from ..kernels import Codes, Growing
 from ..selectors.base import Selector
 
 _CLASSES: dict[type, type] = {}
 
 
 class IndexedLayer:
-    """Mixin over a transformers cache layer: `index` maps names to tensors, token axis 2."""
+    """Mixin over a transformers cache layer: a store for each part of a selector's index."""
 
-    index: dict[str, Tensor] | None = None
+    stores: dict[str, Growing | Codes] | None = None
     index_length: int = 0  # tokens encoded so far
     index_owner: str | None = None  # identity of the selector that encoded them
 
-    def sync_index(self, selector: Selector, layer: int, keys: Tensor) -> dict[str, Tensor]:
-        """Index of all keys (batch, kv_heads, n, head_dim), encoding only those not yet seen."""
-        n = keys.shape[2]
+    def sync_index(
+        self, selector: Selector, layer: int, keys: Tensor, queries: Tensor | None = None
+    ) -> tuple[dict[str, Tensor | Codes], Tensor | None]:
+        """Index of all keys (batch, kv_heads, n, head_dim), encoding only those not yet seen.
+
+        Also what the selector made of a step's queries on the way, for KeyView.encoded.
+        """
+        n, encoded = keys.shape[2], None
         if self.index_owner != selector.identity or self.index_length > n:
             self.drop_index()
         if self.index_length < n:
-            new = selector.encode_keys(layer, keys[:, :, self.index_length :])
+            fresh = keys[:, :, self.index_length :]
+            if queries is not None and fresh.shape[2] == queries.shape[2]:
+                new, encoded = selector.encode_step(layer, fresh, queries)
+            else:
+                new = selector.encode_keys(layer, fresh)
             _check_index(selector, new, n - self.index_length)
-            old = self.index or {}
-            self.index = {
-                name: torch.cat([old[name], part], dim=2) if name in old else part
-                for name, part in new.items()
-            }
+            if self.stores is None:
+                self.stores = {name: selector.new_store(name, part) for name, part in new.items()}
+            for name, part in new.items():
+                self.stores[name].append(part)
             self.index_length, self.index_owner = n, selector.identity
-        return self.index or {}
+        return {name: store.value for name, store in (self.stores or {}).items()}, encoded
 
     def drop_index(self) -> None:
         """Forget the index; the next use encodes all keys again."""
-        self.index, self.index_length, self.index_owner = None, 0, None
+        self.stores, self.index_length, self.index_owner = None, 0, None
 
     def _map_index(self, change: Any) -> None:
-        if self.index is not None:
-            self.index = {name: change(part) for name, part in self.index.items()}
+        for store in (self.stores or {}).values():
+            store.map(change)
 
     def crop(self, *args: Any, **kwargs: Any) -> None:
         """Crop K and V, then the index to what is left: the argument's meaning has changed
@@ -53,7 +64,8 @@ class IndexedLayer:
         super().crop(*args, **kwargs)
         kept = int(self.get_seq_length())
         if kept < self.index_length:
-            self._map_index(lambda part: part[:, :, :kept])
+            for store in (self.stores or {}).values():
+                store.crop(kept)
             self.index_length = kept
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
@@ -75,6 +87,64 @@ class IndexedLayer:
         """Empty the layer."""
         super().reset()
         self.drop_index()
+
+
+class GrowingLayer(IndexedLayer):
+    """Mixin over DynamicLayer: keys and values are views of one buffer (B, KV heads, room, 2, D).
+
+    Views taken before a crop see what is written over the cropped tokens, as with a static cache.
+    """
+
+    pairs: Growing | None = None
+
+    @torch._dynamo.disable  # where memory lies is no part of a graph
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Append keys and values (B, KV heads, new, D); returns all of them."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        differentiable = torch.is_grad_enabled() and key_states.requires_grad
+        alike = key_states.shape == value_states.shape and key_states.dtype == value_states.dtype
+        if differentiable or not alike:
+            self.pairs = None
+            return super().update(key_states, value_states, *args, **kwargs)
+        length = self.get_seq_length()
+        if self.pairs is None or not self._lies_in(self.pairs, length):
+            self.pairs = Growing(axis=2)
+            if length:
+                self._store(self.keys, self.values)
+        self.pairs.crop(length)
+        self._store(key_states, value_states)
+        both = self.pairs.value
+        self.keys, self.values = both[:, :, :, 0], both[:, :, :, 1]
+        return self.keys, self.values
+
+    def _store(self, keys: Tensor, values: Tensor) -> None:
+        shape = (*keys.shape[:3], 2, keys.shape[3])
+        room = self.pairs.extend(shape, keys.dtype, keys.device)
+        room[:, :, :, 0], room[:, :, :, 1] = keys, values
+
+    def _lies_in(self, pairs: Growing, length: int) -> bool:
+        """Whether keys and values are still the first tokens of the buffer: not after a batch was
+        reordered, repeated, unpickled or moved."""
+        if not 0 < length <= pairs.length:
+            return False
+        both = pairs.value
+        return all(
+            states.data_ptr() == part.data_ptr() and states.stride() == part.stride()
+            for states, part in ((self.keys, both[:, :, :, 0]), (self.values, both[:, :, :, 1]))
+        )
+
+    def offload(self) -> None:
+        """Move keys and values away; the buffer would keep their memory."""
+        super().offload()
+        self.pairs = None
+
+    def reset(self) -> None:
+        """Empty the layer."""
+        super().reset()
+        self.pairs = None
 
 
 def indexed_layer(cache: Cache, layer: int) -> IndexedLayer | None:
@@ -104,7 +174,8 @@ def _indexed_class(cls: type) -> type:
         name = f"Indexed{cls.__name__}"
         # _layer_type is cleared: transformers would register the subclass for new caches
         body = {"__module__": __name__, "_layer_type": None}
-        _CLASSES[cls] = type(name, (IndexedLayer, cls), body)
+        mixin = GrowingLayer if cls is DynamicLayer else IndexedLayer
+        _CLASSES[cls] = type(name, (mixin, cls), body)
         globals()[name] = _CLASSES[cls]  # lets a cache be pickled
     return _CLASSES[cls]
 

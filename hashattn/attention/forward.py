@@ -4,7 +4,7 @@ A call is sparse when it has few query rows and a cached context; every other ca
 `dense_attention` and leaves its reason in the receipt.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,12 +14,13 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from ..dense import dense_attention, softmax_sinks
 from ..errors import UnsupportedModelError
-from ..kernels import attend, select
+from ..kernels import Codes, attend, dense_decode
 from ..selectors.base import KeyView, Selector
+from ..selectors.choice import Choice
 from ..trust.receipt import Receipt
 from .budget import Budget
 from .cache import IndexedLayer
-from .tokens import token_sets, visible_tokens
+from .tokens import make_choice
 
 NAME = "hash_attention"
 CALL = "hashattn_call"  # keyword that carries a LayerCall from the module hook to `forward`
@@ -36,6 +37,20 @@ class SparseRun:
     full_layers: frozenset[int]
     eager: bool
     receipt: Receipt
+    _last: tuple[tuple, Choice] | None = field(default=None, repr=False)
+
+    def choice(self, mask: Tensor | None, query: Tensor, n: int) -> Choice:
+        """make_choice of a call; the layers of one step ask for the same."""
+        batch, _, q_len, _ = query.shape
+        asked = (mask, batch, q_len, n, query.device)
+        if self._last is None or not _same(self._last[0], asked):
+            self._last = asked, make_choice(*asked, self.budget)
+        return self._last[1]
+
+
+def _same(one: tuple, other: tuple) -> bool:
+    """Equal calls: the very same mask, and equal numbers."""
+    return one[0] is other[0] and one[1:] == other[1:]
 
 
 @dataclass(frozen=True)
@@ -76,14 +91,22 @@ def forward(
         )
     _refuse_paged(kwargs)
     n = _tokens_cached(call, key)
-    index = _sync(call, key[:, :, :n])
     reason = _dense_reason(call, query.shape[2], n, attention_mask, kwargs)
+    index, encoded = _sync(call, key[:, :, :n], query if reason is None else None)
     if reason is None:
         _refuse_unsupported(module, query, kwargs)
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-        out = _sparse(module, call, query, key, value, attention_mask, n, index, scaling, kwargs)
+        view = KeyView(keys=key[:, :, :n], index=index, encoded=encoded)
+        out = _sparse(module, call, query, key, value, attention_mask, view, scaling, kwargs)
         return out.transpose(1, 2).contiguous(), None
     _record_dense(call, query, n, attention_mask, reason)
+    if _walks(call, query, reason):
+        choice = call.run.choice(attention_mask, query, n)
+        if choice.spans is not None:
+            scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+            extra = {"softcap": kwargs.get("softcap"), "sinks": softmax_sinks(module, kwargs)}
+            out = dense_decode(query, key, value, scaling, spans=choice.spans, **extra)
+            return out.transpose(1, 2).contiguous(), None
     return dense_attention(
         module,
         query,
@@ -104,22 +127,17 @@ def _sparse(
     key: Tensor,
     value: Tensor,
     mask: Tensor | None,
-    n: int,
-    index: dict[str, Tensor],
+    view: KeyView,
     scaling: float,
     kwargs: dict[str, Any],
 ) -> Tensor:
     run = call.run
     with torch.no_grad():
-        visible = visible_tokens(mask, query.shape[2], n, query.device)
-        padding = None if mask is None else visible[:, 0, -1]
-        view = KeyView(keys=key[:, :, :n], index=index, visible=padding)
-        scores = run.selector.scores(call.layer, query, view, scaling)
-        _check_scores(run.selector, scores, query, key, n)
-        sets = token_sets(visible, run.budget)
-        heavy = sets.heavy.expand(query.shape[0], -1)
-        indices = select(scores, heavy, sets.candidates, sets.always)
-        _record_sparse(call, query, key, indices, sets.visible)
+        choice = run.choice(mask, query, view.keys.shape[2])
+        if mask is not None:
+            view = replace(view, visible=choice.seen[:, 0, -1])
+        indices = run.selector.select(call.layer, query, view, scaling, choice)
+        _record_sparse(call, query, key, indices, choice)
     # the whole buffer, not key[:, :, :n]: slicing a static cache would copy it on gathering
     return attend(
         query,
@@ -130,6 +148,17 @@ def _sparse(
         softcap=kwargs.get("softcap"),
         sinks=softmax_sinks(module, kwargs),
     )
+
+
+def _walks(call: LayerCall, query: Tensor, reason: str) -> bool:
+    """Whether this dense call is a decode step of our own kernel: a dense layer of a sparse run, or
+    a dense selector that asks for it.
+
+    On a CPU torch's attention repeats K and V, or walks them once per query head, for one row.
+    """
+    asked = reason == "dense_layer" or (reason == "dense_selector" and call.run.selector.kernel)
+    row = query.shape[2] == 1 and query.is_cpu and not call.run.eager
+    return asked and row and not torch.is_grad_enabled()
 
 
 def _tokens_cached(call: LayerCall, key: Tensor) -> int:
@@ -148,12 +177,17 @@ def _eligible(call: LayerCall) -> bool:
     )
 
 
-def _sync(call: LayerCall, keys: Tensor) -> dict[str, Tensor]:
-    """Encode new keys on every call, prefill included, so that decoding only adds its own."""
+def _sync(
+    call: LayerCall, keys: Tensor, queries: Tensor | None
+) -> tuple[dict[str, Tensor | Codes], Tensor | None]:
+    """Encode new keys on every call, prefill included, so that decoding only adds its own.
+
+    queries: of a sparse call, whose codes are made with those of its keys.
+    """
     if not _eligible(call):
-        return {}
+        return {}, None
     with torch.no_grad():
-        return call.cache_layer.sync_index(call.run.selector, call.layer, keys)
+        return call.cache_layer.sync_index(call.run.selector, call.layer, keys, queries)
 
 
 def _dense_reason(
@@ -179,7 +213,7 @@ def _dense_reason(
 
 
 def _record_sparse(
-    call: LayerCall, query: Tensor, key: Tensor, indices: Tensor, visible: Tensor
+    call: LayerCall, query: Tensor, key: Tensor, indices: Tensor, choice: Choice
 ) -> None:
     receipt = call.run.receipt
     heads, kv_heads, head_dim = query.shape[1], key.shape[1], key.shape[3]
@@ -187,8 +221,8 @@ def _record_sparse(
     receipt.record_step(
         call.layer,
         rows=query.shape[0] * query.shape[2],
-        cached=visible.double().mean().item(),
-        read=(indices >= 0).sum(dim=-1).double().mean().item(),
+        cached=choice.visible.double().mean(),
+        read=(indices >= 0).sum(dim=-1).double().mean(),
     )
 
 
@@ -197,22 +231,14 @@ def _record_dense(call: LayerCall, query: Tensor, n: int, mask: Tensor | None, r
     if reason in ("prefill", "no_cache"):
         receipt.record_call(reason)
         return
-    seen = visible_tokens(mask, query.shape[2], n, query.device)
-    if seen.dtype != torch.bool:
-        seen = seen > torch.finfo(seen.dtype).min / 2
-    tokens = seen.sum(dim=-1).double().mean().item()
+    if mask is not None and mask.dtype != torch.bool:
+        mask = mask > torch.finfo(mask.dtype).min / 2
+    if mask is not None:
+        tokens = mask[..., :n].sum(dim=-1).double().mean()
+    else:
+        tokens = n - (query.shape[2] - 1) / 2
     rows = query.shape[0] * query.shape[2]
     receipt.record_step(call.layer, rows=rows, cached=tokens, read=tokens, reason=reason)
-
-
-def _check_scores(selector: Selector, scores: Tensor, query: Tensor, key: Tensor, n: int) -> None:
-    batch, heads, q_len, _ = query.shape
-    expected = (batch, selector.lists(heads, key.shape[1]), q_len, n)
-    if tuple(scores.shape) != expected:
-        raise ValueError(
-            f"selector {selector.name!r} (layout {selector.layout!r}): scores have shape "
-            f"{tuple(scores.shape)}, expected (batch, lists, q, n) = {expected}"
-        )
 
 
 def _refuse_unsupported(module: nn.Module, query: Tensor, kwargs: dict[str, Any]) -> None:

@@ -1,43 +1,50 @@
-"""Which cached tokens a query row may see, must read, and may choose from."""
-
-from dataclasses import dataclass
+"""From transformers' mask and a budget to the choice of every query row."""
 
 import torch
 from torch import Tensor
 
+from ..kernels import causal_spans
+from ..selectors.choice import Choice
 from .budget import Budget
 
 
-@dataclass(frozen=True)
-class TokenSets:
-    """always and candidates: (batch or 1, 1, q, n) bool, disjoint; their union is visible.
+def make_choice(
+    mask: Tensor | None, batch: int, q_len: int, n: int, device: torch.device, budget: Budget
+) -> Choice:
+    """The choice of the last q_len of n cached tokens under transformers' boolean mask.
 
-    heavy: (batch or 1, q) int64, tokens to choose. visible: (batch or 1, q) int64, tokens seen.
+    mask: (batch or 1, 1, q, at least n) bool; None means causal.
     """
-
-    always: Tensor
-    candidates: Tensor
-    heavy: Tensor
-    visible: Tensor
-
-
-def visible_tokens(mask: Tensor | None, q_len: int, n: int, device: torch.device) -> Tensor:
-    """(batch or 1, 1, q, n) bool from transformers' boolean mask; None means causal."""
-    if mask is not None:
-        return mask[..., :n]
-    tokens = torch.arange(n, device=device)
-    return (tokens <= torch.arange(n - q_len, n, device=device)[:, None])[None, None]
-
-
-def token_sets(visible: Tensor, budget: Budget) -> TokenSets:
-    """Sink and local tokens counted over each row's visible tokens, the rest candidates."""
-    rank = visible.cumsum(dim=-1, dtype=torch.int32)  # 1 = first visible token
-    count = rank[..., -1:]
-    fixed = (rank <= budget.sink) | (rank > count - budget.local)
-    count = count[:, 0, :, 0].to(torch.int64)
-    return TokenSets(
-        always=visible & fixed,
-        candidates=visible & ~fixed,
-        heavy=budget.heavy_tokens(count),
+    if mask is None:
+        spans, mask = causal_spans(batch, q_len, n, device).contiguous(), None
+    else:
+        mask = mask[..., :n]
+        spans = spans_of(mask)
+        mask = mask if spans is None else None
+        spans = spans if spans is None else spans.expand(batch, q_len, 2).contiguous()
+    count = mask.sum(dim=-1)[:, 0] if spans is None else spans[..., 1] - spans[..., 0]
+    return Choice(
+        n=n,
+        sink=budget.sink,
+        local=budget.local,
+        heavy=budget.heavy_tokens(count).expand(batch, q_len).contiguous(),
         visible=count,
+        width=budget.total(n),
+        spans=spans,
+        mask=mask,
     )
+
+
+def spans_of(mask: Tensor) -> Tensor | None:
+    """First and last + 1 visible token (batch, q, 2) of a mask (batch, 1, q, n), 0 and 0 if none.
+
+    None unless every row's visible tokens follow each other, as with padding on the left.
+    """
+    seen = mask[:, 0]
+    count = seen.sum(dim=-1)
+    first = seen.to(torch.int8).argmax(dim=-1)
+    last = seen.shape[-1] - seen.flip(-1).to(torch.int8).argmax(dim=-1)
+    last = torch.where(count > 0, last, first)
+    if bool((last - first != count).any()):
+        return None
+    return torch.stack((first, last), dim=-1)

@@ -18,6 +18,8 @@ METHODS = {
 }
 _CLASSES = {cls: module for module, cls in METHODS.values()}
 _CLASSES |= {"Selector": "hashattn.selectors.base", "KeyView": "hashattn.selectors.base"}
+_CLASSES["CodeSelector"] = "hashattn.selectors.codes"
+_CLASSES["Choice"] = "hashattn.selectors.choice"
 
 __all__ = ["METHODS", "make_selector", *sorted(_CLASSES)]
 

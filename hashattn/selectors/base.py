@@ -1,7 +1,8 @@
 """The selector interface: a method that ranks cached tokens for a query.
 
-A selector never chooses tokens itself. It returns scores; sink, local and heavy tokens are
-taken from them in one place (`hashattn_kernels.select`), so all methods share one selection.
+A selector ranks; it never has rules of its own for sink, local and heavy tokens. They are taken
+from its scores in one place (`hashattn_kernels.select`), or from its codes by `select_by_codes`,
+which is the same selection bit for bit, so all methods share one.
 """
 
 from abc import ABC, abstractmethod
@@ -12,6 +13,9 @@ from uuid import uuid4
 import torch
 from torch import Tensor
 
+from hashattn.kernels import Codes, Growing, select
+from hashattn.selectors.choice import Choice
+
 Layout = Literal["kv_head", "query_head"]
 
 
@@ -20,15 +24,17 @@ class KeyView:
     """What a selector may look at in one layer's cache.
 
     keys: (batch, kv_heads, n, head_dim), post-RoPE. index: the selector's own data from
-    `encode_keys`, token axis 2, length n. visible: (batch, n) bool, False for left padding, or
-    None when every token is visible. positions: (q,) cache index of each query row, or None
-    when the query rows are the last q tokens.
+    `encode_keys`, token axis 2, length n (codes may come as the store that holds them). visible:
+    (batch, n) bool, False for left padding, or None when every token is visible. positions: (q,)
+    cache index of each query row, or None when the query rows are the last q tokens. encoded: what
+    `encode_step` made of the queries.
     """
 
     keys: Tensor
-    index: dict[str, Tensor] = field(default_factory=dict)
+    index: dict[str, Tensor | Codes] = field(default_factory=dict)
     visible: Tensor | None = None
     positions: Tensor | None = None
+    encoded: Tensor | None = None
 
     @property
     def row_start(self) -> Tensor:
@@ -71,6 +77,17 @@ class Selector(ABC):
         """
         return {}
 
+    def encode_step(
+        self, layer: int, keys: Tensor, queries: Tensor
+    ) -> tuple[dict[str, Tensor], Tensor | None]:
+        """`encode_keys` of a decode step's keys and, for KeyView.encoded, what the selector needs
+        of its queries (batch, heads, q, head_dim), where both together are faster."""
+        return self.encode_keys(layer, keys), None
+
+    def new_store(self, name: str, part: Tensor) -> Growing | Codes:
+        """An empty store for what `encode_keys` returns as `name`; part: its first tokens."""
+        return Growing(axis=2)
+
     @abstractmethod
     def scores(self, layer: int, queries: Tensor, view: KeyView, scaling: float) -> Tensor:
         """Relevance (batch, lists, q, n), larger is better, any real or integer dtype.
@@ -78,6 +95,24 @@ class Selector(ABC):
         queries (batch, heads, q, head_dim). Scores of invisible tokens are ignored. A float
         score of -inf means that the token is never selected as heavy; NaN is an error.
         """
+
+    def select(
+        self, layer: int, queries: Tensor, view: KeyView, scaling: float, choice: Choice
+    ) -> Tensor:
+        """Indices (batch, lists, q, m) int32 of what each row reads: always and heavy tokens."""
+        scores = self.scores(layer, queries, view, scaling)
+        self._check_scores(scores, queries, view)
+        return select(scores, choice.heavy, choice.candidates, choice.always)
+
+    def _check_scores(self, scores: Tensor, queries: Tensor, view: KeyView) -> None:
+        batch, heads, q_len, _ = queries.shape
+        _, kv_heads, n, _ = view.keys.shape
+        expected = (batch, self.lists(heads, kv_heads), q_len, n)
+        if tuple(scores.shape) != expected:
+            raise ValueError(
+                f"selector {self.name!r} (layout {self.layout!r}): scores have shape "
+                f"{tuple(scores.shape)}, expected (batch, lists, q, n) = {expected}"
+            )
 
     def auxiliary_bits(self, group: int, head_dim: int) -> float:
         """Bits stored per token per KV head, `group` query heads sharing a KV head."""

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from hashattn.hashing.weights import HashWeights
-from hashattn.kernels import hamming_scores
-from hashattn.selectors.base import KeyView, Selector
+from hashattn.selectors.base import KeyView
+from hashattn.selectors.codes import CodeSelector
 
 TOKENS_AT_ONCE = 1024  # activations of a long prefill stay in the processor's cache (1.7x on a CPU)
 
 
-class HashSelector(Selector):
+class HashSelector(CodeSelector):
     """Ranks tokens by matching bits between learned codes of the query and of the keys.
 
     The weights' layout decides the rest: "per_query_head" (the official one) stores a code per
@@ -39,17 +39,16 @@ class HashSelector(Selector):
         parts = keys.split(TOKENS_AT_ONCE, dim=2)
         return {"codes": torch.cat([self.weights.encode_keys(layer, p) for p in parts], dim=2)}
 
-    def scores(self, layer: int, queries: Tensor, view: KeyView, scaling: float) -> Tensor:
-        """Matching bits, int32 (B, lists, q, n); summed over the group when codes are shared."""
-        return self.match(self.encode_queries(layer, queries), view.index["codes"])
+    def encode_step(
+        self, layer: int, keys: Tensor, queries: Tensor
+    ) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Codes of new keys and of the queries that come with them, in one pass over the maps."""
+        query_codes, key_codes = self.weights.encode_step(layer, queries, keys)
+        return {"codes": key_codes}, query_codes
 
-    def encode_queries(self, layer: int, queries: Tensor) -> Tensor:
+    def encode_queries(self, layer: int, queries: Tensor, view: KeyView | None = None) -> Tensor:
         """Codes int32 (B, query heads, q, words) of queries (B, query heads, q, D)."""
         return self.weights.encode_queries(layer, queries)
-
-    def match(self, query_codes: Tensor, key_codes: Tensor) -> Tensor:
-        """Scores (B, lists, q, n) of codes; apart from encoding so that each can be timed."""
-        return hamming_scores(query_codes, key_codes)
 
     def auxiliary_bits(self, group: int, head_dim: int) -> float:
         """bits per KV head, times the group when every query head has its own code."""

@@ -8,15 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hashattn.kernels import hamming_scores, pack_bits
-from hashattn.selectors.base import KeyView, Selector
+from hashattn.kernels import pack_bits
+from hashattn.selectors.base import KeyView
 from hashattn.selectors.calibration import CapturedRows, mean_by_layer, tensors_sha256
+from hashattn.selectors.codes import CodeSelector
 
 TOKENS_AT_ONCE = 4096  # bounds the float pre-activations while a long prefill is encoded
 LAYOUTS = ("kv_head", "query_head")
 
 
-class LSHSelector(Selector):
+class LSHSelector(CodeSelector):
     """Ranks tokens by matching bits of sign(W x), W ~ N(0, 1) drawn once (Charikar 2002).
 
     bits: any positive multiple of 32; a bit of a query and of a key agree with probability
@@ -64,11 +65,10 @@ class LSHSelector(Selector):
         heads = self.query_heads or keys.shape[1]
         return {"codes": self._encode(layer, keys, self._hyperplanes(layer, heads, keys))}
 
-    def scores(self, layer: int, queries: Tensor, view: KeyView, scaling: float) -> Tensor:
-        """Matching bits, int32 (B, lists, q, n); summed over the group in layout "kv_head"."""
-        codes = view.index["codes"]
-        planes = self._hyperplanes(layer, codes.shape[1], queries)
-        return hamming_scores(self._encode(layer, queries, planes), codes)
+    def encode_queries(self, layer: int, queries: Tensor, view: KeyView) -> Tensor:
+        """Codes int32 (B, query heads, q, bits / 32), a group's under its KV head's planes."""
+        planes = self._hyperplanes(layer, view.index["codes"].shape[1], queries)
+        return self._encode(layer, queries, planes)
 
     def auxiliary_bits(self, group: int, head_dim: int) -> float:
         """bits per KV head, times the group in layout "query_head"."""

@@ -20,6 +20,7 @@ from ..errors import ReceiptError, SparsePathError
 from ..hashing.model_identity import model_name
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
     from ..attention.budget import Budget
@@ -60,8 +61,8 @@ class Receipt:
     environment: dict[str, str]
     sparse_method: bool = True
     auxiliary_bits: float | None = None
-    steps: list[Step] = field(default_factory=list)
     calls: Counter[str] = field(default_factory=Counter)
+    _steps: list[Step] = field(default_factory=list)
 
     @classmethod
     def start(
@@ -89,19 +90,38 @@ class Receipt:
         return Receipt(self.method, self.settings, self.model, self.environment, self.sparse_method)
 
     def record_step(
-        self, layer: int, *, rows: int, cached: float, read: float, reason: str | None = None
+        self,
+        layer: int,
+        *,
+        rows: int,
+        cached: "float | Tensor",
+        read: "float | Tensor",
+        reason: str | None = None,
     ) -> None:
-        """Add a decode call of a layer; the arguments are Step's."""
+        """Add a decode call of a layer; the arguments are Step's.
+
+        Counts may be tensors of one element. They are read when the receipt is: reading one on a
+        GPU would make every layer of every step wait for it.
+        """
         number = self._counts[layer]
         self._counts[layer] += 1
-        self.steps.append(Step(layer, number, rows, cached, read, reason))
+        self._unread.append((layer, number, rows, cached, read, reason))
+
+    @property
+    def steps(self) -> list[Step]:
+        """Every decode call, in order."""
+        for layer, number, rows, cached, read, reason in self._unread:
+            self._steps.append(Step(layer, number, rows, float(cached), float(read), reason))
+        self._unread.clear()
+        return self._steps
 
     def record_call(self, reason: str) -> None:
         """Count a dense call that is no decode step, such as prefill."""
         self.calls[reason] += 1
 
     def __post_init__(self) -> None:
-        self._counts = Counter(step.layer for step in self.steps)
+        self._unread: list[tuple] = []
+        self._counts = Counter(step.layer for step in self._steps)
 
     @property
     def sparse_steps(self) -> list[Step]:
@@ -185,7 +205,8 @@ class Receipt:
     def to_dict(self) -> dict[str, Any]:
         """JSON-able content, with the derived densities."""
         derived = {"density": self.density, "decode_density": self.decode_density}
-        content = asdict(self) | {"calls": dict(self.calls)}
+        content = asdict(self) | {"calls": dict(self.calls), "steps": list(map(asdict, self.steps))}
+        content.pop("_steps")
         return {"format": FORMAT} | derived | content
 
     def to_json(self) -> str:
@@ -205,7 +226,7 @@ class Receipt:
                 raise ReceiptError(f"{path}: written by another version of hashattn")
             for derived in ("density", "decode_density"):
                 content.pop(derived)
-            content["steps"] = [Step(**step) for step in content["steps"]]
+            content["_steps"] = [Step(**step) for step in content.pop("steps")]
             content["calls"] = Counter(content["calls"])
             return cls(**content)
         except (OSError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:

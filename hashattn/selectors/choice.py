@@ -1,0 +1,49 @@
+"""What a call may choose from: the tokens its query rows see, must read, and how many more."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The choice of every query row of a call, the same for all layers of a step.
+
+    n: tokens cached. sink, local: first and last visible tokens, always read. heavy (batch, q)
+    int64: tokens to choose from the other visible ones. visible (batch, q) int64: tokens seen.
+    spans (batch, q, 2) int64: the tokens [first, last) that a row sees, None where they are no
+    interval. mask (batch or 1, 1, q, n) bool: the same as a mask, None where spans say it. width:
+    the most tokens that a row may end up with.
+    """
+
+    n: int
+    sink: int
+    local: int
+    heavy: Tensor
+    visible: Tensor
+    width: int
+    spans: Tensor | None = None
+    mask: Tensor | None = None
+
+    @cached_property
+    def seen(self) -> Tensor:
+        """Visible tokens, (batch or 1, 1, q, n) bool."""
+        if self.mask is not None:
+            return self.mask
+        tokens = torch.arange(self.n, device=self.spans.device)
+        return ((tokens >= self.spans[..., :1]) & (tokens < self.spans[..., 1:]))[:, None]
+
+    @cached_property
+    def always(self) -> Tensor:
+        """Sink and local tokens, counted over each row's visible ones, shaped like `seen`."""
+        rank = self.seen.cumsum(dim=-1, dtype=torch.int32)  # 1 = first visible token
+        return self.seen & ((rank <= self.sink) | (rank > rank[..., -1:] - self.local))
+
+    @cached_property
+    def candidates(self) -> Tensor:
+        """Visible tokens that are not always read, shaped like `seen`."""
+        return self.seen & ~self.always

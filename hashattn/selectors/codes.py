@@ -1,0 +1,52 @@
+"""Selectors that rank tokens by the Hamming distance of bit codes, learned or random."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+from torch import Tensor
+
+from hashattn.kernels import Codes, Growing, hamming_scores, layout_for, select_by_codes
+from hashattn.selectors.base import KeyView, Selector
+from hashattn.selectors.choice import Choice
+
+
+class CodeSelector(Selector):
+    """Ranks tokens by matching bits of codes, summed over the query heads that share a key's code.
+
+    Subclasses encode: keys to {"codes": (batch, code heads, n, words) int32}, queries to codes of
+    the same bits. Codes are stored as the device's kernels read them, and selected without scores.
+    """
+
+    @abstractmethod
+    def encode_queries(self, layer: int, queries: Tensor, view: KeyView) -> Tensor:
+        """Codes (batch, query heads, q, words) int32 of queries (batch, query heads, q, D)."""
+
+    def new_store(self, name: str, part: Tensor) -> Growing | Codes:
+        """Codes in the layout of their device."""
+        return layout_for(part.device)()
+
+    def scores(self, layer: int, queries: Tensor, view: KeyView, scaling: float) -> Tensor:
+        """Matching bits, int32 (batch, lists, q, n)."""
+        return hamming_scores(self._query_codes(layer, queries, view), view.index["codes"])
+
+    def select(
+        self, layer: int, queries: Tensor, view: KeyView, scaling: float, choice: Choice
+    ) -> Tensor:
+        """Straight from the codes where every row sees an interval of tokens."""
+        if choice.spans is None:
+            return super().select(layer, queries, view, scaling, choice)
+        return select_by_codes(
+            self._query_codes(layer, queries, view),
+            view.index["codes"],
+            choice.heavy,
+            choice.sink,
+            choice.local,
+            spans=choice.spans,
+            width=choice.width,
+        )
+
+    def _query_codes(self, layer: int, queries: Tensor, view: KeyView) -> Tensor:
+        if view.encoded is not None:
+            return view.encoded
+        return self.encode_queries(layer, queries, view)
