@@ -177,11 +177,13 @@ class LayerTrainer:
         return total
 
     def maps(self) -> LayerMaps:
-        """Current maps of raw inputs: the normalisation is folded into the first stage."""
+        """Current maps of raw inputs: normalisation folded into the first stage, then rounded."""
         maps = self._maps([p.detach().clone() for p in self.parameters])
         group = self.config.key_maps // self.config.kv_heads
         key_stats = [s.repeat_interleave(group, 0) for s in self.key_stats]
-        return LayerMaps(maps.key.fold_input(*key_stats), maps.query.fold_input(*self.query_stats))
+        key, query = maps.key.fold_input(*key_stats), maps.query.fold_input(*self.query_stats)
+        folded = LayerMaps(key, query)
+        return folded.rounded() if self.recipe.precision == "bfloat16" else folded
 
 
 def figure_of_merit(record: dict[str, float]) -> float:

@@ -11,13 +11,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from hashattn.kernels import pack_bits
+from hashattn.kernels import ACTIVATIONS, Maps, encode, encode_pair, preactivations
 
 LAYOUTS = ("per_kv_head", "per_query_head")
-ACTIVATIONS = {"silu": F.silu, "relu": F.relu, "gelu": F.gelu, "tanh": torch.tanh}
 
 
 @dataclass(frozen=True)
@@ -26,7 +24,7 @@ class HashConfig:
 
     layout: "per_kv_head" (one key map per KV head, scores summed over the group) or
         "per_query_head" (the paper's code: one key map per query head).
-    bits: bits per code, a multiple of 32.  depth: linear stages, 1 to 3.
+    bits: bits per code, a multiple of 32.  depth: linear stages, 1 to 3 (the paper's have 3).
     hidden: width between stages.  layers: indices of the model layers that have maps.
     Raises ValueError naming the field, its value and what is allowed.
     """
@@ -37,7 +35,7 @@ class HashConfig:
     head_dim: int
     layout: str = "per_kv_head"
     bits: int = 32
-    depth: int = 3
+    depth: int = 2
     hidden: int = 128
     activation: str = "silu"
 
@@ -87,22 +85,13 @@ class HashConfig:
         return (self.head_dim, *[self.hidden] * (self.depth - 1), self.bits)
 
 
-@dataclass(frozen=True)
-class HashMap:
+@dataclass(frozen=True, eq=False)
+class HashMap(Maps):
     """One stacked feed-forward map: weights[s] (heads, in, out), biases[s] (heads, out)."""
-
-    weights: tuple[Tensor, ...]
-    biases: tuple[Tensor, ...]
-    activation: str = "silu"
 
     def __call__(self, x: Tensor) -> Tensor:
         """x (..., heads, n, head_dim) to pre-activations (..., heads, n, bits), in float32."""
-        x = x.float()
-        for stage, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            if stage:
-                x = ACTIVATIONS[self.activation](x)
-            x = x @ weight + bias[:, None]
-        return x
+        return preactivations(x, self)
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Names ("0.weight", "0.bias", "1.weight", ...) and tensors, in a fixed order."""
@@ -146,16 +135,24 @@ class LayerMaps:
         return self.query(queries)
 
     def encode_keys(self, keys: Tensor) -> Tensor:
-        """keys (..., kv_heads, n, head_dim) to codes (..., key_maps, n, words) int32."""
-        return pack_bits(self.preactivations_keys(keys))
+        """keys (batch, kv_heads, n, head_dim) to codes (batch, key_maps, n, words) int32."""
+        return encode(keys, self.key)
 
     def encode_queries(self, queries: Tensor) -> Tensor:
-        """queries (..., query_heads, q, head_dim) to codes (..., query_heads, q, words) int32."""
-        return pack_bits(self.preactivations_queries(queries))
+        """queries (batch, heads, q, head_dim) to codes (batch, heads, q, words) int32."""
+        return encode(queries, self.query)
+
+    def encode_step(self, queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """encode_queries and encode_keys of a decode step in one call."""
+        return encode_pair(queries, self.query, keys, self.key)
 
     def to(self, device: torch.device | str) -> LayerMaps:
         """The same maps on another device."""
         return LayerMaps(self.key.to(device), self.query.to(device))
+
+    def rounded(self) -> LayerMaps:
+        """The same maps with weights rounded to bfloat16."""
+        return LayerMaps(self.key.rounded(), self.query.rounded())
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Names ("key.0.weight", ..., "query.2.bias") and tensors, in a fixed order."""

@@ -15,6 +15,7 @@ CHOICES = {
     "init": ("random", "spectral"),
     "normalise": ("none", "per_head"),
     "schedule": ("constant", "one_cycle"),
+    "precision": ("bfloat16", "float32"),
 }
 AT_LEAST_ONE = (
     "top",
@@ -57,6 +58,8 @@ class TrainRecipe:
       init: "random" (torch's Linear) or "spectral" (a linear hash of the directions in which
       queries and keys interact most, exact at depths 1 to 3). normalise: inputs by mean and
       standard deviation per head and channel, folded into the first stage when saved.
+      precision: of the weights as they are validated and saved; "bfloat16" halves what every
+      token's codes must read.
     Validation
       every evaluate_every steps with hard codes, selecting visible / selection_fraction tokens;
       the best maps are kept; stop after `patience` evaluations without a better one.
@@ -88,6 +91,7 @@ class TrainRecipe:
     sequences_per_step: int = 1
     rows_per_step: int = 64
     keys_per_step: int | None = None
+    precision: str = "bfloat16"
     evaluate_every: int = 100
     patience: int = 8
     selection_fraction: int = 32
@@ -145,4 +149,5 @@ class TrainRecipe:
             normalise="none",
             schedule="constant",
             learning_rate=1e-3,
+            precision="float32",
         )

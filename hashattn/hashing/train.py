@@ -30,7 +30,7 @@ from hashattn.progress import progress_bar, say
 
 SequenceRows = tuple[Tensor, Tensor]
 HELD_OUT = 8  # without a validation set, every 8th sequence is held out
-CODE_VERSION = 1  # raise when training changes, so that old layers are not reused
+CODE_VERSION = 2  # raise when training changes, so that old layers are not reused
 
 
 def train_hash_weights(
@@ -41,7 +41,7 @@ def train_hash_weights(
     out_dir: str | Path,
     layout: str = "per_kv_head",
     bits: int = 32,
-    depth: int = 3,
+    depth: int = 2,
     hidden: int = 128,
     activation: str = "silu",
     layers: Collection[int] | None = None,

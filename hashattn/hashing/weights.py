@@ -100,6 +100,13 @@ class HashWeights:
         self._check(queries, self.config.query_heads, "queries")
         return self.layer(layer, queries.device).encode_queries(queries)
 
+    @torch.no_grad()
+    def encode_step(self, layer: int, queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """encode_queries and encode_keys of a decode step together, which is faster."""
+        self._check(queries, self.config.query_heads, "queries")
+        self._check(keys, self.config.kv_heads, "keys")
+        return self.layer(layer, keys.device).encode_step(queries, keys)
+
     def _check(self, x: Tensor, heads: int, name: str) -> None:
         if x.dim() != 4 or x.shape[1] != heads or x.shape[3] != self.config.head_dim:
             raise ValueError(
@@ -111,6 +118,11 @@ class HashWeights:
         """The same weights with every map on `device`."""
         moved = {layer: maps.to(device) for layer, maps in self.maps.items()}
         return HashWeights(self.config, moved, self.card)
+
+    def rounded(self) -> HashWeights:
+        """The same weights rounded to bfloat16: half the bytes to read for every token's codes."""
+        maps = {layer: maps.rounded() for layer, maps in self.maps.items()}
+        return HashWeights(self.config, maps, self.card)
 
     def save(self, directory: str | Path) -> None:
         """Write both files, each atomically; the config last, so that it never precedes maps."""
