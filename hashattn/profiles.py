@@ -71,7 +71,7 @@ class HashTraining:
     recipe: str = "default"
     layout: str = "per_kv_head"
     bits: int = 32
-    depth: int = 3
+    depth: int = 2
     hidden: int = 128
     sequences: int = 24
     length: int = 4096

@@ -6,6 +6,8 @@ import math
 
 import pandas as pd
 
+from hashattn.bench.layer import encode_latency
+from hashattn.bench.step import Shape
 from hashattn.evaluation.recall import recall_rows
 from hashattn.evaluation.tasks import TASKS
 from hashattn.hashing.capture import CapturedLayer, capture
@@ -42,9 +44,10 @@ def training_contenders(profile: Profile, model, retrained: HashWeights) -> dict
     return found
 
 
-def variants() -> dict[str, tuple[TrainRecipe, str]]:
-    """(recipe, layout): the default, its choices undone one at a time, and the paper's."""
-    default, official = TrainRecipe.default(), TrainRecipe.official()
+def variants() -> dict[str, dict]:
+    """Arguments of train_hashes: the default, its choices undone one at a time, and the paper's."""
+    default = TrainRecipe.default()
+    official = {"recipe": TrainRecipe.official(), "depth": 3, "hidden": 128}
     changed = {
         "default": default,
         "loss: weighted BCE": default.vary(loss="bce"),
@@ -53,27 +56,58 @@ def variants() -> dict[str, tuple[TrainRecipe, str]]:
         "labels: attention mass only": default.vary(mass_share=1.0),
         "surrogate: tanh": default.vary(surrogate="tanh"),
         "start: random": default.vary(init="random"),
-        "official recipe": official,
     }
-    found = {name: (recipe, "per_kv_head") for name, recipe in changed.items()}
-    found["default recipe, code per query head"] = (default, "per_query_head")
-    found["official recipe, code per query head"] = (official, "per_query_head")
+    found = {name: {"recipe": recipe} for name, recipe in changed.items()}
+    found["official recipe"] = official
+    found["default recipe, code per query head"] = {"recipe": default, "layout": "per_query_head"}
+    found["official recipe, code per query head"] = official | {"layout": "per_query_head"}
     return found
 
 
-def ablation(profile: Profile, model, tokenizer, layer: int, length: int) -> pd.DataFrame:
-    """Held-out selection quality at n/32 of one layer's hashes, by recipe and layout.
+def map_shapes() -> dict[str, tuple[int, int, str]]:
+    """(stages, hidden width, precision of the weights): the paper's shape, and smaller ones."""
+    return {
+        "3 stages of 128, float32": (3, 128, "float32"),
+        "3 stages of 128, bfloat16": (3, 128, "bfloat16"),
+        "2 stages of 128, bfloat16": (2, 128, "bfloat16"),
+        "2 stages of 64, bfloat16": (2, 64, "bfloat16"),
+        "1 stage, bfloat16": (1, 128, "bfloat16"),
+    }
 
-    All train on the same half of the profile's sequences, for equally many steps.
-    """
+
+def map_costs(profile: Profile, model, tokenizer, layer: int, length: int) -> pd.DataFrame:
+    """What smaller maps save and cost: selection quality of one layer at n/32, and the kilobytes
+    and milliseconds of a token's codes in one layer of Llama-3.1-8B's shape."""
+    default = TrainRecipe.default()
+    shapes = map_shapes()
+    asked = {
+        name: {"recipe": default.vary(precision=precision), "depth": depth, "hidden": hidden}
+        for name, (depth, hidden, precision) in shapes.items()
+    }
+    table = _trained_and_measured(profile, model, tokenizer, layer, length, asked)
+    sizes = {name: (Shape(depth=depth, hidden=hidden), precision)
+             for name, (depth, hidden, precision) in shapes.items()}  # fmt: skip
+    costs = pd.DataFrame(encode_latency(sizes)).set_index("variant")
+    costs = pd.DataFrame({"KB a layer": costs["bytes"] / 1e3, "encode ms": costs["ms"]})
+    return table.join(costs)
+
+
+def ablation(profile: Profile, model, tokenizer, layer: int, length: int) -> pd.DataFrame:
+    """Held-out selection quality at n/32 of one layer's hashes, by recipe and layout."""
+    return _trained_and_measured(profile, model, tokenizer, layer, length, variants())
+
+
+def _trained_and_measured(
+    profile: Profile, model, tokenizer, layer: int, length: int, asked: dict[str, dict]
+) -> pd.DataFrame:
+    """One row a variant. All train on the same half of the profile's sequences, as many steps."""
     count = max(2, profile.training.sequences // 2)
     chosen = {}
-    for name, (recipe, layout) in variants().items():
+    for name, arguments in asked.items():
         folder = "ablation/" + "".join(c if c.isalnum() else "-" for c in name)
-        steps = ABLATION_STEPS
-        weights = train_hashes(profile, model, tokenizer, folder, recipe.vary(steps=steps),
-                               layers=[layer], count=count, layout=layout,
-                               shared_captures="ablation/captured")  # fmt: skip
+        arguments = arguments | {"recipe": arguments["recipe"].vary(steps=ABLATION_STEPS)}
+        weights = train_hashes(profile, model, tokenizer, folder, layers=[layer], count=count,
+                               shared_captures="ablation/captured", **arguments)  # fmt: skip
         chosen[name] = make_selector("hash", weights=weights)
     asked = sequences(profile, tokenizer, 2, length=length, split="eval", questions=2)
     found = [capture(model, ids, rows=rows, layers=[layer])[layer] for ids, rows in asked]

@@ -10,7 +10,7 @@ import torch
 
 from hashattn.access import data_folder
 from hashattn.attention.budget import Budget
-from hashattn.evaluation.latency import decode_latency
+from hashattn.bench.layer import layer_latency
 from hashattn.evaluation.longbench import Record, load_records, record_from_dict
 from hashattn.evaluation.methods import Method
 from hashattn.evaluation.protocol import Protocol
@@ -66,13 +66,13 @@ def training_sequences(
 def train_hashes(
     profile: Profile, model, tokenizer, name: str, recipe: TrainRecipe | None = None, *,
     tasks: tuple[str, ...] = TASKS, layout: str | None = None, bits: int | None = None,
-    layers: Iterable[int] | None = None, count: int | None = None, progress: bool = True,
-    shared_captures: str | None = None,
+    depth: int | None = None, hidden: int | None = None, layers: Iterable[int] | None = None,
+    count: int | None = None, progress: bool = True, shared_captures: str | None = None,
 ) -> HashWeights:  # fmt: skip
     """Hash weights trained as the profile says, under <results>/hash_training/<name>.
 
-    Finished layers found there are reused. recipe, tasks, layout, bits, layers and count (training
-    sequences) override the profile, for ablations; those that share all but recipe and layout
+    Finished layers found there are reused. recipe, tasks, the maps' shape, layers and count
+    (training sequences) override the profile, for ablations; those that train on the same sequences
     may share captures under a name.
     """
     asked = profile.training
@@ -90,8 +90,8 @@ def train_hashes(
         validation=training_sequences(profile, tokenizer, held_out, seed=1000, tasks=tasks),
         out_dir=folder / name,
         capture_dir=folder / shared_captures if shared_captures else None,
-        layout=layout or asked.layout, bits=bits or asked.bits, depth=asked.depth,
-        hidden=asked.hidden, layers=layers, seed=profile.seed, data_note=DATA_NOTE,
+        layout=layout or asked.layout, bits=bits or asked.bits, depth=depth or asked.depth,
+        hidden=hidden or asked.hidden, layers=layers, seed=profile.seed, data_note=DATA_NOTE,
         progress=progress,
     )  # fmt: skip
 
@@ -218,14 +218,14 @@ def long_context_methods(profile: Profile, chosen: Iterable[Method]) -> list[Met
     return [m for m in chosen if m.name in names and m.budget_label in budgets | {"0 tokens"}]
 
 
-def latency(profile: Profile, dtypes: Iterable[str], layout: str, density: float) -> pd.DataFrame:
-    """decode_latency at every dtype and context of the profile, Llama-3.1-8B head shapes."""
+def latency(profile: Profile, dtypes: Iterable[str], density: float) -> pd.DataFrame:
+    """layer_latency at every dtype and context of the profile, Llama-3.1-8B head shapes."""
     budget = Budget(profile.sink, profile.local, density=density)
     rows = []
     for name in dtypes:
         for n in profile.contexts:
-            rows += decode_latency(n, getattr(torch, name), budget, layout,
-                                   repeats=profile.repeats, seed=profile.seed)  # fmt: skip
+            rows += layer_latency(n, getattr(torch, name), budget, repeats=profile.repeats,
+                                  seed=profile.seed)  # fmt: skip
     return pd.DataFrame(rows)
 
 

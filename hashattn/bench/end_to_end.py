@@ -1,0 +1,156 @@
+"""Decoding of whole Hugging Face models from a long cache, and the share attention has in it.
+
+The cache is filled with random keys and values, not by a prefill: a token costs the same. What a
+faster attention can gain at most is 1 / (1 - its share): the ceiling beside every speed-up.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    AttentionInterface,
+    DynamicCache,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
+
+from hashattn.attention.budget import Budget
+from hashattn.attention.forward import NAME
+from hashattn.attention.sparse import attach
+from hashattn.bench.record import protocol_of
+from hashattn.bench.timing import spread
+from hashattn.hashing.weights import HashWeights
+from hashattn.selectors.dense import DenseSelector
+from hashattn.selectors.hash import HashSelector
+
+ROWS_AT_ONCE = 4096  # tokens of random cache made at a time
+STOCK = "sdpa"
+
+# Llama-3.2-1B's shape (its config.json); the weights are random
+LLAMA_1B = dict(
+    vocab_size=128256, hidden_size=2048, intermediate_size=8192, num_hidden_layers=16,
+    num_attention_heads=32, num_key_value_heads=8, head_dim=64, tie_word_embeddings=True,
+    max_position_embeddings=131072,
+)  # fmt: skip
+
+
+def random_llama(shape: dict[str, Any], dtype: torch.dtype = torch.bfloat16) -> PreTrainedModel:
+    """A Llama of this shape with random weights."""
+    torch.manual_seed(0)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        return LlamaForCausalLM(LlamaConfig(**shape)).eval()
+    finally:
+        torch.set_default_dtype(before)
+
+
+def filled_cache(model: PreTrainedModel, n: int, seed: int = 0) -> DynamicCache:
+    """A DynamicCache of n random tokens in every layer."""
+    config, generator = model.config, torch.Generator().manual_seed(seed)
+    cache = DynamicCache(config=config)
+    for layer in range(config.num_hidden_layers):
+        shape = (2, 1, config.num_key_value_heads, n, config.head_dim)
+        states = torch.empty(shape, dtype=model.dtype)
+        for start in range(0, n, ROWS_AT_ONCE):
+            part = states[:, :, :, start : start + ROWS_AT_ONCE]
+            part.copy_(torch.randn(part.shape, generator=generator))
+        cache.update(states[0], states[1], layer)
+    return cache
+
+
+@torch.no_grad()
+def model_latency(
+    name: str, model: PreTrainedModel, n: int, budget: Budget, steps: int = 6, seed: int = 0,
+    depth: int = 2, hidden: int = 64,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Milliseconds of one token with n cached ones, a row for each way to attend.
+
+    Variants: "transformers" (as the model comes: SDPA, a cache that concatenates), "dense" (this
+    package's dense kernel and cache), "hash". Columns ms (median of `steps` tokens after one), q1,
+    q3, attention_ms (median), attention_share, ceiling (1 / (1 - share): the most that any
+    attention could gain over this variant), density (counted), and the protocol.
+    """
+    weights = HashWeights.for_model(model, seed=seed, depth=depth, hidden=hidden)
+    selectors = {
+        "transformers": None,
+        "dense": DenseSelector(kernel=True),
+        "hash": HashSelector(weights.rounded()),
+    }
+    protocol = protocol_of("wall", seed) | {
+        "model": name, "parameters": model.num_parameters(), "n": n, "steps": steps,
+        "dtype": str(model.dtype).removeprefix("torch."), "bits": weights.config.bits,
+        "depth": depth, "hidden": hidden, "sink": budget.sink, "local": budget.local,
+        "heavy": budget.heavy, "layers": model.config.num_hidden_layers,
+    }  # fmt: skip
+    rows = []
+    for variant, selector in selectors.items():
+        cache = filled_cache(model, n, seed)
+        times, inside, density = _decode(model, cache, selector, budget, steps)
+        del cache
+        total, attention = spread(times), median(inside) * 1e3
+        share = attention / total["ms"]
+        rows.append({"variant": variant, **total, "attention_ms": attention,
+                     "attention_share": share, "ceiling": 1 / (1 - share), "density": density,
+                     **protocol})  # fmt: skip
+    return rows
+
+
+def _decode(
+    model: PreTrainedModel, cache: DynamicCache, selector: Any, budget: Budget, steps: int
+) -> tuple[list[float], list[float], float]:
+    """Seconds of every token, of its attention, and the density that was read."""
+    token = torch.zeros(1, 1, dtype=torch.long)
+    times, inside = [], []
+
+    def run() -> None:
+        for number in range(steps + 1):
+            with timed_attention() as spent:
+                start = time.perf_counter()
+                model(token, past_key_values=cache, use_cache=True)
+                seconds = time.perf_counter() - start
+            if number:  # the first token encodes the cache and warms up
+                times.append(seconds)
+                inside.append(sum(spent))
+
+    if selector is None:
+        run()
+        return times, inside, 1.0
+    with attach(model, selector, budget, allow_dense=True, allow_untrained=True) as attached:
+        run()
+    return times, inside, attached.receipt.decode_density
+
+
+@contextmanager
+def timed_attention() -> Iterator[list[float]]:
+    """Seconds that every call of the registered attention functions takes, in a list."""
+    registered, spent = {}, []
+    for name in (STOCK, NAME):
+        registered[name] = AttentionInterface()[name] if name in AttentionInterface() else None
+
+    def timed(function):
+        def call(*arguments: Any, **keywords: Any) -> tuple[Tensor, Tensor | None]:
+            start = time.perf_counter()
+            result = function(*arguments, **keywords)
+            spent.append(time.perf_counter() - start)
+            return result
+
+        return call
+
+    for name, function in registered.items():
+        if function is not None:
+            AttentionInterface.register(name, timed(function))
+    try:
+        yield spent
+    finally:
+        for name, function in registered.items():
+            if function is not None:
+                AttentionInterface.register(name, function)

@@ -1,0 +1,55 @@
+"""Timing that compares fairly: peers interleaved in one process, caches cold, medians with spread.
+
+A large buffer is read before every sample, since in a real step the other layers push this one out
+of the processor's caches, its Python included.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+FLUSH_BYTES = 100 * 2**20
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+
+Clock = Callable[[], float]
+Stages = dict[str, float]
+Variant = Callable[[int, Clock], Stages | None]  # round, clock -> seconds of its stages, if any
+
+
+def measure(
+    variants: Mapping[str, Variant], repeats: int, clock: str = "wall"
+) -> list[dict[str, Any]]:
+    """Milliseconds of every variant and stage: variant, stage, ms (median), q1, q3.
+
+    Every round calls each variant once, with cold caches; a first round only warms up. A variant
+    may return the seconds of its stages; "total" is timed around it in any case, or taken from the
+    stages it returns. Raises ValueError for repeats < 1 or an unknown clock.
+    """
+    if repeats < 1:
+        raise ValueError(f"repeats = {repeats} must be at least 1")
+    if clock not in CLOCKS:
+        raise ValueError(f"clock = {clock!r} must be one of {sorted(CLOCKS)}")
+    now, samples = CLOCKS[clock], {}
+    buffer = torch.ones(FLUSH_BYTES // 4)
+    for number in range(-1, repeats):
+        for name, variant in variants.items():
+            buffer.sum()
+            start = now()
+            stages = variant(number, now)
+            seconds = {"total": now() - start} | (stages or {})
+            if number >= 0:
+                for stage, value in seconds.items():
+                    samples.setdefault((name, stage), []).append(value)
+    return [{"variant": name, "stage": stage} | spread(values)
+            for (name, stage), values in samples.items()]  # fmt: skip
+
+
+def spread(seconds: list[float]) -> dict[str, float]:
+    """Median and quartiles in milliseconds."""
+    marks = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
+    low, middle, high = (torch.tensor(seconds, dtype=torch.float64) * 1e3).quantile(marks).tolist()
+    return {"ms": middle, "q1": low, "q3": high}
