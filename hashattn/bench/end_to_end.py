@@ -7,13 +7,12 @@ faster attention can gain at most is 1 / (1 - its share): the ceiling beside eve
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from statistics import median
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import (
     AttentionInterface,
     DynamicCache,
@@ -22,6 +21,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from hashattn.attention import forward
 from hashattn.attention.budget import Budget
 from hashattn.attention.forward import NAME
 from hashattn.attention.sparse import attach
@@ -33,12 +33,17 @@ from hashattn.selectors.hash import HashSelector
 
 ROWS_AT_ONCE = 4096  # tokens of random cache made at a time
 STOCK = "sdpa"
+STAGES = ("encode", "select", "attend")
 
-# Llama-3.2-1B's shape (its config.json); the weights are random
+# shapes as in the models' config.json; the weights are random
 LLAMA_1B = dict(
     vocab_size=128256, hidden_size=2048, intermediate_size=8192, num_hidden_layers=16,
     num_attention_heads=32, num_key_value_heads=8, head_dim=64, tie_word_embeddings=True,
     max_position_embeddings=131072,
+)  # fmt: skip
+TWO_LAYERS_OF_8B = dict(
+    vocab_size=1024, hidden_size=4096, intermediate_size=14336, num_hidden_layers=2,
+    num_attention_heads=32, num_key_value_heads=8, head_dim=128, max_position_embeddings=131072,
 )  # fmt: skip
 
 
@@ -70,20 +75,22 @@ def filled_cache(model: PreTrainedModel, n: int, seed: int = 0) -> DynamicCache:
 @torch.no_grad()
 def model_latency(
     name: str, model: PreTrainedModel, n: int, budget: Budget, steps: int = 6, seed: int = 0,
-    depth: int = 2, hidden: int = 64,
+    depth: int = 2, hidden: int = 128,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Milliseconds of one token with n cached ones, a row for each way to attend.
 
     Variants: "transformers" (as the model comes: SDPA, a cache that concatenates), "dense" (this
     package's dense kernel and cache), "hash". Columns ms (median of `steps` tokens after one), q1,
     q3, attention_ms (median), attention_share, ceiling (1 / (1 - share): the most that any
-    attention could gain over this variant), density (counted), and the protocol.
+    attention could gain over this variant), density (counted), encode_ms, select_ms and attend_ms
+    (of "hash", medians over layers and tokens: with the caches as a real step leaves them), and the
+    protocol.
     """
-    weights = HashWeights.for_model(model, seed=seed, depth=depth, hidden=hidden)
+    weights = HashWeights.for_model(model, seed=seed, depth=depth, hidden=hidden).rounded()
     selectors = {
         "transformers": None,
         "dense": DenseSelector(kernel=True),
-        "hash": HashSelector(weights.rounded()),
+        "hash": HashSelector(weights),
     }
     protocol = protocol_of("wall", seed) | {
         "model": name, "parameters": model.num_parameters(), "n": n, "steps": steps,
@@ -94,63 +101,75 @@ def model_latency(
     rows = []
     for variant, selector in selectors.items():
         cache = filled_cache(model, n, seed)
-        times, inside, density = _decode(model, cache, selector, budget, steps)
+        spent, density = _decode(model, cache, selector, budget, steps)
         del cache
-        total, attention = spread(times), median(inside) * 1e3
+        total, attention = spread(spent["token"]), median(spent["attention"]) * 1e3
         share = attention / total["ms"]
+        stages = {f"{name}_ms": median(spent[name]) * 1e3 for name in STAGES if spent[name]}
         rows.append({"variant": variant, **total, "attention_ms": attention,
                      "attention_share": share, "ceiling": 1 / (1 - share), "density": density,
-                     **protocol})  # fmt: skip
+                     **stages, **protocol})  # fmt: skip
     return rows
 
 
 def _decode(
     model: PreTrainedModel, cache: DynamicCache, selector: Any, budget: Budget, steps: int
-) -> tuple[list[float], list[float], float]:
-    """Seconds of every token, of its attention, and the density that was read."""
+) -> tuple[dict[str, list[float]], float]:
+    """Seconds of every token, of the attention in it and of its stages; the density that was read.
+
+    The first token is left out: it encodes the cache and warms up.
+    """
     token = torch.zeros(1, 1, dtype=torch.long)
-    times, inside = [], []
+    spent: dict[str, list[float]] = {name: [] for name in ("token", "attention", *STAGES)}
 
     def run() -> None:
         for number in range(steps + 1):
-            with timed_attention() as spent:
+            with _timed(selector) as here:
                 start = time.perf_counter()
                 model(token, past_key_values=cache, use_cache=True)
-                seconds = time.perf_counter() - start
-            if number:  # the first token encodes the cache and warms up
-                times.append(seconds)
-                inside.append(sum(spent))
+                here["token"] = [time.perf_counter() - start]
+            here["attention"] = [sum(here["attention"])]
+            if number:
+                for name, seconds in here.items():
+                    spent[name] += seconds
 
     if selector is None:
         run()
-        return times, inside, 1.0
+        return spent, 1.0
     with attach(model, selector, budget, allow_dense=True, allow_untrained=True) as attached:
         run()
-    return times, inside, attached.receipt.decode_density
+    return spent, attached.receipt.decode_density
 
 
 @contextmanager
-def timed_attention() -> Iterator[list[float]]:
-    """Seconds that every call of the registered attention functions takes, in a list."""
-    registered, spent = {}, []
-    for name in (STOCK, NAME):
-        registered[name] = AttentionInterface()[name] if name in AttentionInterface() else None
+def _timed(selector: Any) -> Iterator[dict[str, list[float]]]:
+    """Seconds of every call of the attention functions that transformers knows, and of the stages
+    of a sparse one."""
+    spent: dict[str, list[float]] = {name: [] for name in ("attention", *STAGES)}
 
-    def timed(function):
-        def call(*arguments: Any, **keywords: Any) -> tuple[Tensor, Tensor | None]:
+    def timed(function: Callable, name: str) -> Callable:
+        def call(*arguments: Any, **keywords: Any) -> Any:
             start = time.perf_counter()
             result = function(*arguments, **keywords)
-            spent.append(time.perf_counter() - start)
+            spent[name].append(time.perf_counter() - start)
             return result
 
         return call
 
-    for name, function in registered.items():
-        if function is not None:
-            AttentionInterface.register(name, timed(function))
+    interface = AttentionInterface()
+    before = {name: interface[name] for name in (STOCK, NAME) if name in interface}
+    attend = forward.attend
     try:
+        for name, function in before.items():
+            AttentionInterface.register(name, timed(function, "attention"))
+        forward.attend = timed(attend, "attend")
+        if selector is not None and selector.sparse:
+            selector.encode_step = timed(type(selector).encode_step.__get__(selector), "encode")
+            selector.select = timed(type(selector).select.__get__(selector), "select")
         yield spent
     finally:
-        for name, function in registered.items():
-            if function is not None:
-                AttentionInterface.register(name, function)
+        for name, function in before.items():
+            AttentionInterface.register(name, function)
+        forward.attend = attend
+        if selector is not None:
+            vars(selector).pop("encode_step", None), vars(selector).pop("select", None)
