@@ -2,7 +2,7 @@
 # They need python3 >= 3.11, make and a package index; everything lands in .venv and results/.
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup test reproduce lab lint clean model store
+.PHONY: help setup compile test reproduce bench gpu lab lint clean model store
 
 PROFILE ?= embedded
 TEST_PROFILE ?= tiny
@@ -43,11 +43,20 @@ $(READY): pyproject.toml requirements.lock
 	$(PY) -c 'import matplotlib.font_manager'
 	@touch $@
 
-test: $(READY) ## unit tests, then every notebook cell against its stored output (nbval)
+compile: $(READY) ## compile the CPU kernels of the notebooks; nothing to do when they are kept
+	@$(PY) -m hashattn_kernels.numba_cpu
+
+test: compile ## unit tests, then every notebook cell against its stored output (nbval)
 	HASHATTN_PROFILE=$(TEST_PROFILE) $(PY) -m pytest tests $(wildcard notebooks/*.ipynb) $(NBVAL)
 
-reproduce: $(READY) ## run the notebooks of PROFILE; figures, tables and report in results/PROFILE
+reproduce: compile ## run the notebooks of PROFILE; figures, tables and report in results/PROFILE
 	$(PY) -m hashattn.reproduce --profile $(PROFILE)
+
+bench: compile ## CPU latency to 128K tokens and whole models (12 min); results/bench/cpu.json
+	$(PY) -m hashattn.bench cpu
+
+gpu: ## on a CUDA machine: check every kernel, measure the grid (10 min); results/bench/gpu.json
+	$(if $(wildcard $(READY)),$(PY),$(PYTHON)) -m hashattn.bench gpu
 
 store: $(READY) ## copy the notebooks that reproduce ran, tidied, back into notebooks/
 	$(PY) -m hashattn.reproduce.store --profile $(PROFILE)

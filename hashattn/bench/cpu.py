@@ -33,10 +33,10 @@ DTYPES = (torch.bfloat16, torch.float32)
 SINK = LOCAL = 128  # the paper's; with n / 32 heavy tokens
 FRACTION = 32
 MODEL_CONTEXTS = (32768, 131072)
-MODELS = {  # how to make it, tokens to decode
-    "embedded": (lambda: load_model(load_profile("embedded"))[0], 8),
-    "random Llama 1B": (lambda: random_llama(LLAMA_1B), 4),
-    "two random layers of Llama 8B": (lambda: random_llama(TWO_LAYERS_OF_8B), 8),
+MODELS = {  # how to make it, tokens to decode, whether on one thread as well
+    "embedded": (lambda: load_model(load_profile("embedded"))[0], 8, False),
+    "random Llama 1B": (lambda: random_llama(LLAMA_1B), 4, False),
+    "two random layers of Llama 8B": (lambda: random_llama(TWO_LAYERS_OF_8B), 8, True),
 }
 
 
@@ -76,12 +76,14 @@ def bench(path: Path, contexts: tuple[int, ...] = CONTEXTS, models: bool = True)
 
 def whole_models() -> list[dict[str, Any]]:
     """model_latency of the embedded model and of random ones of Llama's shapes."""
-    rows = []
-    for name, (make, steps) in MODELS.items():
+    rows, threads = [], torch.get_num_threads()
+    for name, (make, steps, alone) in MODELS.items():
         model = make()
-        for n in MODEL_CONTEXTS:
-            print(f"{name}, {n} tokens", flush=True)
-            rows += model_latency(name, model, n, budget(n), steps=steps)
+        for number in sorted({1, threads}) if alone else [threads]:
+            torch.set_num_threads(number)
+            for n in MODEL_CONTEXTS:
+                print(f"{name}, {number} thread(s), {n} tokens", flush=True)
+                rows += model_latency(name, model, n, budget(n), steps=steps)
     return rows
 
 

@@ -137,19 +137,17 @@ def models(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
     speed-up: over "dense", our kernel and cache, the fairer peer; "transformers" is the model as it
     comes. ceiling: what attention that takes no time would give over that variant.
     """
-    frame = pd.DataFrame(rows)
-    table = frame.set_index(["model", "n", "variant"])[["ms", "q1", "q3", "attention_share"]]
-    dense = frame[frame["variant"] == "dense"].set_index(["model", "n"])
-    keys = frame.set_index(["model", "n"]).index
-    table["speed-up"] = dense["ms"].reindex(keys).to_numpy() / table["ms"].to_numpy()
-    table["ceiling"] = frame["ceiling"].to_numpy()
-    return table
+    frame, keys = pd.DataFrame(rows), ["model", "threads", "n"]
+    table = frame.set_index([*keys, "variant"])[["ms", "q1", "q3", "attention_share"]]
+    dense = frame[frame["variant"] == "dense"].set_index(keys)["ms"]
+    ours = dense.reindex(frame.set_index(keys).index).to_numpy()
+    return table.assign(**{"speed-up": ours / table["ms"], "ceiling": frame["ceiling"].to_numpy()})
 
 
 def model_stages(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
     """Milliseconds of a layer's stages inside of a model, and encode over select and attend."""
     frame = pd.DataFrame(rows)
-    frame = frame[frame["variant"] == "hash"].set_index(["model", "n"])
+    frame = frame[frame["variant"] == "hash"].set_index(["model", "threads", "n"])
     table = frame[["encode_ms", "select_ms", "attend_ms"]]
     rest = table["select_ms"] + table["attend_ms"]
     return table.assign(**{"encode share": table["encode_ms"] / rest})

@@ -10,6 +10,7 @@ import torch
 
 from hashattn.access import data_folder
 from hashattn.attention.budget import Budget
+from hashattn.bench.cpu import budget as bench_budget
 from hashattn.bench.layer import layer_latency
 from hashattn.evaluation.longbench import Record, load_records, record_from_dict
 from hashattn.evaluation.methods import Method
@@ -218,15 +219,15 @@ def long_context_methods(profile: Profile, chosen: Iterable[Method]) -> list[Met
     return [m for m in chosen if m.name in names and m.budget_label in budgets | {"0 tokens"}]
 
 
-def latency(profile: Profile, dtypes: Iterable[str], density: float) -> pd.DataFrame:
-    """layer_latency at every dtype and context of the profile, Llama-3.1-8B head shapes."""
-    budget = Budget(profile.sink, profile.local, density=density)
+def latency(profile: Profile, dtypes: Iterable[str]) -> list[dict]:
+    """layer_latency rows at every dtype and context of the profile, Llama-3.1-8B head shapes,
+    reading n / 32 + 256 tokens."""
     rows = []
     for name in dtypes:
         for n in profile.contexts:
-            rows += layer_latency(n, getattr(torch, name), budget, repeats=profile.repeats,
-                                  seed=profile.seed)  # fmt: skip
-    return pd.DataFrame(rows)
+            rows += layer_latency(n, getattr(torch, name), bench_budget(n), seed=profile.seed,
+                                  repeats=profile.repeats, peers=("roofline",))  # fmt: skip
+    return rows
 
 
 def quality_claims(

@@ -74,7 +74,7 @@ def test_selection_beside_its_peers():
 
 
 def test_whole_models_beside_their_ceiling():
-    shared = {"model": "m", "n": 8, "q1": 0, "q3": 0}
+    shared = {"model": "m", "threads": 1, "n": 8, "q1": 0, "q3": 0}
     rows = [
         shared | {"variant": "transformers", "ms": 40.0, "attention_share": 0.75, "ceiling": 4.0},
         shared | {"variant": "dense", "ms": 20.0, "attention_share": 0.5, "ceiling": 2.0},
