@@ -1,0 +1,31 @@
+"""Triton kernels for NVIDIA GPUs of compute capability 8.0 and later.
+
+`backend` has the functions that the API calls; `launch` their launches; `encoding`, `scoring`,
+`selection`, `union` and `attention` the kernels; `simple` readable versions that the tests compare
+them with; `step` a decode step with preallocated memory, for CUDA graphs; `configs` the shipped
+shapes of programs, which `gate` compiles without a GPU.
+"""
+
+from .backend import (
+    attend,
+    dense_decode,
+    encode,
+    encode_pair,
+    hamming_scores,
+    select,
+    select_by_codes,
+    supports,
+    unite,
+)
+
+__all__ = [
+    "attend",
+    "dense_decode",
+    "encode",
+    "encode_pair",
+    "hamming_scores",
+    "select",
+    "select_by_codes",
+    "supports",
+    "unite",
+]

@@ -1,0 +1,162 @@
+"""The kernels of the API on a GPU: each call brings its own memory and waits for nothing."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import reference
+from ..codes import Codes, Tiled, tokens_of
+from ..maps import Maps
+from . import launch
+from .bits import INTERPRET
+from .configs import DTYPES
+
+DIMS = 16  # head dims are multiples of it
+WIDEST = 256  # head dim, hidden width or bits that a program holds
+
+hamming_scores = reference.hamming_scores  # scores as such are for looking at: see select_by_codes
+select = reference.select
+
+
+def supports(kernel: str, *arguments: Tensor) -> bool:
+    """Whether this backend runs `kernel` on these arguments (vectors to encode, or q, k and v)."""
+    if not all(tensor.is_cuda or INTERPRET.value for tensor in arguments):
+        return False
+    if any(tensor.dtype not in DTYPES or tensor.shape[3] > WIDEST for tensor in arguments):
+        return False
+    if kernel in ("attend", "dense_decode"):
+        q, k, v = arguments
+        same = q.dtype == k.dtype == v.dtype
+        return same and k.shape[3] % DIMS == 0 and v.shape[3] % DIMS == 0
+    return True
+
+
+def encode(x: Tensor, maps: Maps) -> Tensor:
+    """Network, sign and packing in one launch."""
+    if _widest(maps) > WIDEST:
+        return reference.encode(x, maps)
+    x, out = _rows_in_place(x), _codes_like(x, maps)
+    launch.encode(x, maps, out, None)
+    return out
+
+
+def encode_pair(
+    queries: Tensor, query_maps: Maps, keys: Tensor, key_maps: Maps
+) -> tuple[Tensor, Tensor]:
+    """Both stacks in one launch, if they are alike."""
+    alike = launch.constants(query_maps) == launch.constants(key_maps)
+    alike = alike and queries.dtype == keys.dtype and queries.shape[0] == keys.shape[0]
+    if not alike or _widest(query_maps) > WIDEST:
+        return encode(queries, query_maps), encode(keys, key_maps)
+    queries, keys = _rows_in_place(queries), _rows_in_place(keys)
+    out, key_out = _codes_like(queries, query_maps), _codes_like(keys, key_maps)
+    launch.encode(queries, query_maps, out, (keys, key_maps, key_out, None))
+    return out, key_out
+
+
+def select_by_codes(
+    query_codes: Tensor,
+    key_codes: Tensor | Codes,
+    heavy: Tensor,
+    spans: Tensor,
+    sink: int,
+    local: int,
+    lists: int,
+    width: int,
+) -> Tensor:
+    """Histogram and threshold, then compaction: two launches."""
+    keys = key_codes if isinstance(key_codes, Tiled) else Tiled.from_tokens(tokens_of(key_codes))
+    batch, heads, q_len, words = query_codes.shape
+    shape = (batch, lists, q_len, width)
+    indices = torch.empty(shape, dtype=torch.int32, device=query_codes.device)
+    rows, group = batch * lists * q_len, heads // lists
+    if rows:
+        space = launch.SelectSpace.reserve(
+            rows, max(1, keys.length), group, words, query_codes.device
+        )
+        codes, heavy, spans = query_codes.contiguous(), heavy.contiguous(), spans.contiguous()
+        launch.select(codes, keys, heavy, spans, sink, local, indices, space)
+    return indices
+
+
+def unite(indices: Tensor, lists: int, n: int) -> Tensor:
+    """As wide as a union can be, for the device is not asked how wide it is."""
+    batch, before, q_len, width = indices.shape
+    most = min(n, width * before // lists)
+    words = -(-max(n, 1) // 32)
+    bitmap = torch.zeros(batch, lists, q_len, words, dtype=torch.int32, device=indices.device)
+    out = torch.empty(batch, lists, q_len, most, dtype=torch.int32, device=indices.device)
+    if out.numel():
+        launch.unite(indices.contiguous(), bitmap, out)
+    return out
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    indices: Tensor,
+    scaling: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Gather and attend in one pass over parts of the lists, then merge the parts."""
+    indices = indices.contiguous()
+    return _attend(q, k, v, indices, None, indices.shape[1], indices.shape[3],
+                   scaling, softcap, sinks)  # fmt: skip
+
+
+def dense_decode(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    spans: Tensor | None,
+    scaling: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+    return_lse: bool,
+) -> tuple[Tensor, Tensor]:
+    """The same pass over all tokens of the spans."""
+    n = k.shape[2]
+    if spans is None:
+        spans = torch.zeros(q.shape[0], q.shape[2], 2, dtype=torch.int64, device=q.device)
+        spans[..., 1] = n
+    return _attend(q, k, v, None, spans.contiguous(), k.shape[1], n, scaling, softcap, sinks)
+
+
+def _attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    indices: Tensor | None,
+    spans: Tensor | None,
+    lists: int,
+    width: int,
+    scaling: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    q, k, v = _rows_in_place(q), _rows_in_place(k), _rows_in_place(v)
+    out = q.new_empty(*q.shape[:3], v.shape[3])
+    lse = torch.empty(q.shape[:3], device=q.device)
+    if lse.numel():
+        space = launch.AttendSpace.reserve(q, lists, width, v.shape[3], k.dtype)
+        launch.attend(q, k, v, indices, spans, scaling, softcap, sinks, out, lse, space)
+    return out, lse
+
+
+def _codes_like(x: Tensor, maps: Maps) -> Tensor:
+    batch, _, rows, _ = x.shape
+    shape = (batch, maps.heads, rows, maps.bits // reference.WORD)
+    return torch.empty(shape, dtype=torch.int32, device=x.device)
+
+
+def _widest(maps: Maps) -> int:
+    """Widest stage."""
+    return max(weight.shape[2] for weight in maps.weights)
+
+
+def _rows_in_place(tensor: Tensor) -> Tensor:
+    """`tensor` if its last axis is dense in memory, else a copy."""
+    return tensor if tensor.stride(3) == 1 else tensor.contiguous()

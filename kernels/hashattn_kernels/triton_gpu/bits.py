@@ -1,0 +1,68 @@
+"""Words of 32 bits in Triton: counting ones, shifting, masks of token ranges.
+
+The bodies of inline assembly are the only lines that the interpreter cannot run; it takes the plain
+expression beside each, and `self_test` compares both with Python integers, on a GPU too.
+"""
+
+import triton
+import triton.language as tl
+
+INTERPRET = tl.constexpr(bool(triton.knobs.runtime.interpret))
+
+
+@triton.jit
+def popcount(x):
+    """Ones in each int32.
+
+    Assembly, because LLVM recognises the sum of masked shifts (Hacker's Delight, figure 5-2) only
+    where no XOR with a scalar stands in front of it, and here one always does.
+    """
+    if INTERPRET:
+        x = x.to(tl.uint32, bitcast=True)
+        x = x - ((x >> 1) & 0x55555555)
+        x = (x & 0x33333333) + ((x >> 2) & 0x33333333)
+        x = (x + (x >> 4)) & 0x0F0F0F0F
+        return ((x * 0x01010101) >> 24).to(tl.int32)
+    else:
+        return tl.inline_asm_elementwise(
+            "popc.b32 $0, $1;", "=r,r", [x], dtype=tl.int32, is_pure=True, pack=1
+        )
+
+
+@triton.jit
+def shift_left(x, by):
+    """x << by, and 0 where `by` is not in [0, 32): PTX clamps there, LLVM's shift is undefined."""
+    if INTERPRET:
+        return tl.where((by >= 0) & (by < 32), x << (by & 31), 0)
+    else:
+        return tl.inline_asm_elementwise(
+            "shl.b32 $0, $1, $2;", "=r,r,r", [x, by], dtype=tl.int32, is_pure=True, pack=1
+        )
+
+
+@triton.jit
+def lowest(word):
+    """Position of the lowest one of each int32; 32 where there is none."""
+    return popcount(~word & (word - 1))
+
+
+@triton.jit
+def below(count):
+    """Words whose lowest `count` bits are ones, count clamped to [0, 32]."""
+    count = tl.minimum(tl.maximum(count, 0), 32)
+    return shift_left(count * 0 + 1, count) - 1
+
+
+@triton.jit
+def range_mask(word, first, last):
+    """Bits of the tokens [first, last) in words of 32 tokens: bit j of word w is token 32 w + j."""
+    return below(last - 32 * word) & ~below(first - 32 * word)
+
+
+@triton.jit
+def emit(out, position, word, ones):
+    """Write the tokens whose bits are set, ascending, from `position` on."""
+    for _ in range(tl.max(popcount(ones), axis=0)):
+        tl.store(out + position, 32 * word + lowest(ones), mask=ones != 0)
+        ones = ones & (ones - 1)
+        position += 1

@@ -1,0 +1,118 @@
+"""Shapes of programs by problem: the shipped configurations, all of which `gate` compiles.
+
+Chosen from bytes in flight, registers and instruction counts; a device run may better them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from triton import next_power_of_2
+
+from .scoring import digits, levels
+
+WARPS = 4  # of the selection kernels: 128 threads, one column of a tile each
+MOST_HOT = 8  # one-hot words of a level that fit in registers, with their digits
+PROGRAMS = 4  # a kernel aims at so many programs for each multiprocessor
+MULTIPROCESSORS = 132  # of an H100 or H200: what is assumed without a GPU
+MERGE_BLOCK = 16  # parts
+MARK_BLOCK = WRITE_BLOCK = 1024  # tokens of a list, words of a bitmap
+
+
+@dataclass(frozen=True)
+class Encode:
+    """Vectors of a program and its warps."""
+
+    block: int
+    warps: int
+
+
+@dataclass(frozen=True)
+class Select:
+    """How a row's tokens are scored: see scoring.code_masks and selection.histogram_kernel."""
+
+    group: int
+    words: int
+    tiles: int
+
+    @property
+    def hot(self) -> int:
+        """One-hot words that hold every level but the highest."""
+        return next_power_of_2(-(-levels(self.group, self.words) // 32))
+
+    @property
+    def wide(self) -> bool:
+        """More levels than histogram_kernel holds in registers."""
+        return self.hot > MOST_HOT
+
+    @property
+    def scoring(self) -> dict[str, int]:
+        """Constants of both selection kernels."""
+        slots = next_power_of_2(self.group)
+        names = {"GROUP": self.group, "SLOTS": slots, "WORDS": self.words}
+        return names | {"DIGITS": digits(self.group), "TILES": self.tiles}
+
+    @property
+    def counting(self) -> dict[str, int]:
+        """Constants of the histogram kernels."""
+        block = min(128, max(8, 4096 // (32 * self.hot)))
+        return self.scoring | {"HOT": self.hot, "BLOCK": block}
+
+
+@dataclass(frozen=True)
+class Attend:
+    """Tokens of a step of a program, its warps, and the steps its loads run ahead."""
+
+    block: int
+    warps: int
+    stages: int
+
+
+DECODE, PREFILL = Encode(16, 8), Encode(64, 8)
+TILES = (1, 4)  # of a chunk: few while there are few chunks, so that all multiprocessors work
+GROUPS = (1, 2, 4, 8)  # query heads of a list that the gate compiles
+BITS = (32, 64, 128, 256)
+HEAD_DIMS = (64, 80, 96, 128, 256)
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+def encode_config(
+    rows: int, dim: int, widest: int, depth: int, dtype: torch.dtype, half: bool
+) -> Encode:
+    """For `rows` vectors of a head; half: the weights are bfloat16.
+
+    More than two stages, wider ones, and vectors that take two products at once, leave no registers
+    for many vectors.
+    """
+    short = dtype == torch.bfloat16 or dim <= 64
+    fits = half and short and depth <= 2 and max(dim, widest) <= 128
+    return PREFILL if fits and rows > DECODE.block else DECODE
+
+
+def select_config(group: int, words: int, rows: int, tiles: int, device: torch.device) -> Select:
+    """For `rows` lists over `tiles` tiles of tokens."""
+    many = rows * tiles >= TILES[1] * PROGRAMS * multiprocessors(device)
+    return Select(group, words, TILES[1] if many else TILES[0])
+
+
+def attend_config(dim: int, dtype: torch.dtype) -> Attend:
+    """For the wider of the head dims of K and V."""
+    if dtype == torch.float32:  # no tensor cores: products in registers
+        return Attend(32, 8, 2)
+    return Attend(32, 4, 2) if dim > 128 else Attend(64, 4, 3)
+
+
+def split_of(width: int, rows: int, block: int, device: torch.device) -> int:
+    """Tokens of a part, so that `rows` lists of `width` tokens keep the device busy."""
+    parts = -(-PROGRAMS * multiprocessors(device) // rows)
+    return block * max(1, -(-width // (parts * block)))
+
+
+@cache
+def multiprocessors(device: torch.device) -> int:
+    """Multiprocessors of a GPU."""
+    if device.type != "cuda":
+        return MULTIPROCESSORS
+    return torch.cuda.get_device_properties(device).multi_processor_count

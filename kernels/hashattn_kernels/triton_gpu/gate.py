@@ -1,0 +1,267 @@
+"""Compile every shipped configuration for sm_80 and sm_90 and look at the machine code.
+
+    python -m hashattn_kernels.triton_gpu.gate [--jobs 2] [--json FILE]
+
+No GPU is needed: Triton brings ptxas and cuobjdump. What the interpreter accepts may still not
+compile, or spill registers, or gather rows two bytes at a time; each of these fails here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from . import configs
+from .attention import attend_kernel, merge_kernel
+from .encoding import encode_kernel
+from .selection import compact_kernel, histogram_kernel, wide_histogram_kernel
+from .self_test import bits_kernel
+from .union import mark_kernel, write_kernel
+
+ARCHITECTURES = (80, 90)
+REGISTERS = 65536  # of a multiprocessor, for all its threads
+NARROW = 4  # loads of one element that a kernel may hold, for the query of one head
+TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+POINTERS = {"SPANS": "*i64", "HEAVY": "*i64"} | dict.fromkeys(
+    ("BIASES", "PARTS", "LSE", "SINKS", "OUT_LSE"), "*fp32"
+)
+KERNELS = {
+    kernel.fn.__name__: kernel
+    for kernel in (
+        encode_kernel, histogram_kernel, wide_histogram_kernel, compact_kernel, attend_kernel,
+        merge_kernel, mark_kernel, write_kernel, bits_kernel,
+    )
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Build:
+    """One kernel in one configuration.
+
+    pointers: element types that are not int32. popcounts: its machine code must count ones. wide:
+    it must not load one element of this many bytes at a time.
+    """
+
+    kernel: str
+    constants: dict[str, Any]
+    warps: int = 4
+    stages: int = 3
+    pointers: dict[str, str] = field(default_factory=dict)
+    popcounts: bool = False
+    rows: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The kernel and what tells this configuration from others."""
+        kinds = sorted(set(self.pointers.values()))
+        sizes = [f"{key}={value}" for key, value in self.constants.items()]
+        return " ".join([self.kernel, *kinds, *sizes])
+
+
+def builds() -> Iterator[Build]:
+    """Every kernel in every configuration that `configs` ships, for the usual dims and dtypes."""
+    yield Build("bits_kernel", {"BLOCK": 128}, popcounts=True)
+    yield from _encodes()
+    yield from _selections()
+    for dtype in configs.DTYPES:
+        dims = configs.HEAD_DIMS if dtype != torch.float32 else (64, 128)
+        for dim in dims:
+            yield from _attention(dim, dtype)
+    yield Build("mark_kernel", {"BLOCK": configs.MARK_BLOCK})
+    yield Build("write_kernel", {"BLOCK": configs.WRITE_BLOCK}, popcounts=True)
+
+
+def _encodes() -> Iterator[Build]:
+    bf16, fp16, fp32 = configs.DTYPES
+    for dim, hidden, bits, depth, dtype, half in (
+        (128, 128, 32, 2, bf16, True),  # the default maps
+        (64, 128, 32, 2, fp32, True),  # the embedded model's
+        (128, 128, 32, 3, bf16, True),  # the paper's
+        (128, 128, 32, 3, bf16, False),  # and in its float32
+        (80, 64, 64, 1, bf16, True),
+        (96, 128, 128, 2, fp16, True),
+        (256, 128, 256, 2, bf16, True),
+    ):
+        sizes = {
+            "IN": dim,
+            "IN_SLOTS": triton.next_power_of_2(dim),
+            "HIDDEN": hidden,
+            "BITS": bits,
+            "BIT_SLOTS": bits,
+            "DEPTH": depth,
+            "ACTIVATION": "silu",
+        }
+        x = "*" + TYPES[dtype]
+        pointers = {"X": x, "X2": x, "WEIGHTS": "*bf16" if half else "*fp32"}
+        for rows, tiled in ((1, True), (1, False), (4096, False)):
+            widest = max(hidden, bits)
+            config = configs.encode_config(rows, sizes["IN_SLOTS"], widest, depth, dtype, half)
+            shape = {"BLOCK": config.block, "TILED": tiled}
+            yield Build("encode_kernel", sizes | shape, config.warps, pointers=pointers)
+
+
+def _selections() -> Iterator[Build]:
+    for bits in configs.BITS:
+        for group in configs.GROUPS:
+            for tiles in configs.TILES:
+                config = configs.Select(group, bits // 32, tiles)
+                count = "wide_histogram_kernel" if config.wide else "histogram_kernel"
+                yield Build(count, config.counting, configs.WARPS, popcounts=True)
+                yield Build("compact_kernel", config.scoring, configs.WARPS, popcounts=True)
+
+
+def _attention(dim: int, dtype: torch.dtype) -> Iterator[Build]:
+    config, kind = configs.attend_config(dim, dtype), "*" + TYPES[dtype]
+    slots = triton.next_power_of_2(dim)
+    value = {"VALUE_DIM": dim, "VALUE_SLOTS": slots}
+    for group, listed in ((1, True), (4, True), (1, False), (4, False)):
+        sizes = {
+            "GROUP": group,
+            "SLOTS": 1 if group == 1 else 16,
+            "DIM": dim,
+            "DIM_SLOTS": slots,
+            **value,
+            "BLOCK": config.block,
+            "STAGES": config.stages,
+            "LISTED": listed,
+            "CAPPED": False,
+        }
+        pointers = {"Q": kind, "K": kind, "V": kind}
+        yield Build(
+            "attend_kernel", sizes, config.warps, config.stages, pointers, rows=dtype.itemsize
+        )
+    sizes = {"GROUP": 4, **value, "BLOCK": configs.MERGE_BLOCK, "HAS_SINKS": False}
+    yield Build("merge_kernel", sizes, pointers={"OUT": kind})
+
+
+def compile_build(build: Build, architecture: int) -> dict[str, Any]:
+    """Compile, and what the machine code says: registers, spills, shared memory, instructions.
+
+    Raises whatever the compiler raises.
+    """
+    kernel = KERNELS[build.kernel]
+    signature, aligned = {}, {}
+    for at, name in enumerate(kernel.arg_names):
+        if name in build.constants:
+            signature[name] = "constexpr"
+        elif name.isupper() or name[0] in "XQKV":
+            signature[name] = build.pointers.get(name, POINTERS.get(name, "*i32"))
+            aligned[(at,)] = [["tt.divisibility", 16]]
+        elif name in ("scale", "softcap"):
+            signature[name] = "fp32"
+        else:
+            signature[name] = "i32"
+            if name.split("_")[-1] in ("batch", "head", "row", "token"):  # strides
+                aligned[(at,)] = [["tt.divisibility", 16]]
+    constants = {(kernel.arg_names.index(name),): v for name, v in build.constants.items()}
+    source = ASTSource(kernel, signature, constants, aligned)
+    target = GPUTarget("cuda", architecture, 32)
+    options = {"num_warps": build.warps, "num_stages": build.stages}
+    start = time.perf_counter()
+    compiled = triton.compile(source, target=target, options=options)
+    facts = {"shared": compiled.metadata.shared, "seconds": time.perf_counter() - start}
+    return _machine_code(compiled.asm["cubin"]) | facts
+
+
+def _machine_code(cubin: bytes) -> dict[str, Any]:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        usage = _cuobjdump("--dump-resource-usage", file.name)
+        code = _cuobjdump("--dump-sass", file.name)
+    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage)
+    if found is None:
+        raise RuntimeError(f"cuobjdump reported no resources: {usage[-500:]}")
+    registers, stack, local = map(int, found.groups())
+    counts: dict[str, int] = {}
+    for line in code.splitlines():
+        operation = re.search(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z][A-Z0-9_.]*)", line)
+        if operation:
+            counts[operation[1]] = counts.get(operation[1], 0) + 1
+    return {"registers": registers, "stack": stack, "local": local, "instructions": counts}
+
+
+def _cuobjdump(option: str, file: str) -> str:
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    return subprocess.run([tool, option, file], capture_output=True, text=True, check=True).stdout
+
+
+def faults(build: Build, code: dict[str, Any]) -> list[str]:
+    """What is wrong with the machine code of a build; nothing for good code."""
+    counts, found = code["instructions"], []
+
+    def count(*prefixes: str) -> int:
+        return sum(n for name, n in counts.items() if name.startswith(prefixes))
+
+    spills = count("LDL", "STL")
+    if spills or code["local"]:
+        found.append(f"spills: {spills} local loads and stores, {code['local']} bytes")
+    if code["registers"] * build.warps * 32 > REGISTERS:
+        found.append(f"{code['registers']} registers do not fit {build.warps} warps")
+    if build.popcounts and not count("POPC"):
+        found.append("no POPC instruction")
+    if build.rows:
+        wide = count("LDGSTS.E.128", "LDGSTS.E.BYPASS.128", "LDG.E.128")
+        narrow = count("LDG.E.U16", "LDG.E.U8", "LDG.E.S16")
+        if not wide or (build.rows < 4 and narrow > NARROW):
+            found.append(f"rows are read by {wide} loads of 16 bytes and {narrow} narrow ones")
+    return found
+
+
+def check(job: tuple[Build, int]) -> dict[str, Any]:
+    """One row of the report."""
+    build, architecture = job
+    row = {"name": build.name, "architecture": f"sm_{architecture}"}
+    try:
+        code = compile_build(build, architecture)
+    except Exception as error:  # the compiler raises many kinds: each is a fault of this build
+        message = str(error).strip().splitlines() or [type(error).__name__]
+        return row | {"faults": [f"does not compile: {message[-1][:300]}"]}
+    return row | code | {"faults": faults(build, code)}
+
+
+def run(jobs: int) -> list[dict[str, Any]]:
+    """The report of all builds on all architectures."""
+    different = {build.name: build for build in builds()}.values()
+    work = [(build, architecture) for architecture in ARCHITECTURES for build in different]
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        return list(pool.map(check, work, chunksize=4))
+
+
+def main() -> None:
+    """Print the faults and a summary; exit status 1 if there are any."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    parser.add_argument("--json", type=Path, help="where the whole report goes")
+    arguments = parser.parse_args()
+    if triton.knobs.runtime.interpret:
+        sys.exit("TRITON_INTERPRET is set: the interpreter compiles nothing. Unset it.")
+    report = run(arguments.jobs)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(report, indent=1))
+    bad = [row for row in report if row["faults"]]
+    for row in bad:
+        print(f"{row['architecture']} {row['name']}: {'; '.join(row['faults'])}")
+    print(f"{len(report)} builds of {len(KERNELS)} kernels, {len(bad)} with faults")
+    sys.exit(bool(bad))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,259 @@
+"""Launches: from tensors to the arguments of the kernels. Nothing here waits for the device."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from triton import cdiv, next_power_of_2
+
+from ..codes import TILE, Tiled
+from ..maps import Maps
+from . import configs
+from .attention import attend_kernel, merge_kernel
+from .encoding import encode_kernel
+from .selection import compact_kernel, histogram_kernel, wide_histogram_kernel
+from .union import mark_kernel, write_kernel
+
+_PACKED: WeakKeyDictionary[Maps, WeakKeyDictionary[Maps, Packed]] = WeakKeyDictionary()
+
+
+def on(tensor: Tensor):
+    """The device whose stream takes the launches."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Weights and biases of two stacks of maps of equal widths, as encode_kernel reads them."""
+
+    weights: Tensor
+    biases: Tensor
+    constants: dict[str, int | str]
+
+
+def pack(maps: Maps, others: Maps) -> Packed:
+    """Both stacks, one behind the other (or one alone, given twice); made once."""
+    made = _PACKED.setdefault(maps, WeakKeyDictionary())
+    if others not in made:
+        stacks = (maps,) if maps is others else (maps, others)
+        flat = [_flatten(stack) for stack in stacks]
+        half = all(stack.half for stack in stacks)
+        weights = torch.cat([weights for weights, _ in flat])
+        made[others] = Packed(
+            weights.bfloat16() if half else weights,
+            torch.cat([biases for _, biases in flat]),
+            constants(maps),
+        )
+    return made[others]
+
+
+def constants(maps: Maps) -> dict[str, int | str]:
+    """Constants of encode_kernel for the widths of these maps."""
+    inputs = maps.weights[0].shape[1]
+    hidden = max((weight.shape[2] for weight in maps.weights[:-1]), default=0)
+    return {
+        "IN": inputs,
+        "IN_SLOTS": _slots(inputs),
+        "HIDDEN": _slots(hidden),
+        "BITS": maps.bits,
+        "BIT_SLOTS": next_power_of_2(maps.bits),
+        "DEPTH": len(maps.weights),
+        "ACTIVATION": maps.activation,
+    }
+
+
+def _flatten(maps: Maps) -> tuple[Tensor, Tensor]:
+    """Weights (maps, numbers) and biases (maps, numbers), stages padded with zeros to the slots."""
+    sizes = constants(maps)
+    widths = [sizes["IN_SLOTS"], *[sizes["HIDDEN"]] * (len(maps.weights) - 1), sizes["BIT_SLOTS"]]
+    weights, biases = [], []
+    stages = zip(maps.weights, maps.biases, widths[:-1], widths[1:], strict=True)
+    for weight, bias, inputs, outputs in stages:
+        grow = (0, outputs - weight.shape[2], 0, inputs - weight.shape[1])
+        weights.append(F.pad(weight.detach().float(), grow).flatten(1))
+        biases.append(F.pad(bias.detach().float(), (0, outputs - bias.shape[1])))
+    return torch.cat(weights, dim=1), torch.cat(biases, dim=1)
+
+
+def _slots(width: int) -> int:
+    """Width of a tile that holds `width` columns: a power of 2 that tensor cores take."""
+    return max(16, next_power_of_2(width))
+
+
+def encode(
+    x: Tensor, maps: Maps, out: Tensor, other: tuple[Tensor, Maps, Tensor, Tensor | None] | None
+) -> None:
+    """Codes of x into `out`; other: (x, maps, out, spans) of a second stack, with spans the tiles
+    of a code cache as its output."""
+    batch, heads, rows, _ = x.shape
+    x2, maps2, out2, spans = (x, maps, out, None) if other is None else other
+    rows2 = x2.shape[2] if other is not None else 0
+    packed = pack(maps, maps2)
+    sizes = packed.constants
+    config = configs.encode_config(
+        max(rows, rows2),
+        sizes["IN_SLOTS"],
+        max(sizes["HIDDEN"], sizes["BIT_SLOTS"]),
+        sizes["DEPTH"],
+        x.dtype,
+        packed.weights.dtype == torch.bfloat16,
+    )
+    total = maps.heads + (maps2.heads if other is not None else 0)
+    grid = (cdiv(max(rows, rows2), config.block), total, batch)
+    with on(x):
+        encode_kernel[grid](
+            x, x2, packed.weights, packed.biases, out, out2, out if spans is None else spans,
+            *x.stride()[:3], *x2.stride()[:3], out2.stride(0), out2.stride(1),
+            maps.heads, maps.heads // heads, maps2.heads // x2.shape[1], rows, rows2,
+            **sizes, BLOCK=config.block, TILED=spans is not None,
+            num_warps=config.warps,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SelectSpace:
+    """Memory of a selection over up to `chunks` chunks a row; `done` must be 0 before the first."""
+
+    config: configs.Select
+    chunks: int
+    histogram: Tensor
+    done: Tensor
+    plan: Tensor
+    prefix: Tensor
+
+    @classmethod
+    def reserve(
+        cls, rows: int, tokens: int, group: int, words: int, device: torch.device
+    ) -> SelectSpace:
+        """For `rows` lists over up to `tokens` tokens."""
+        tiles = cdiv(tokens, TILE)
+        config = configs.select_config(group, words, rows, tiles, device)
+        chunks = cdiv(tiles, config.tiles)
+
+        def numbers(*shape: int) -> Tensor:
+            return torch.empty(shape, dtype=torch.int32, device=device)
+
+        return cls(
+            config,
+            chunks,
+            numbers(rows, chunks, 32 * config.hot),
+            numbers(rows).zero_(),
+            numbers(rows, 3),
+            numbers(rows, chunks, 2),
+        )
+
+
+def select(
+    query_codes: Tensor,
+    keys: Tiled,
+    heavy: Tensor,
+    spans: Tensor,
+    sink: int,
+    local: int,
+    indices: Tensor,
+    space: SelectSpace,
+) -> None:
+    """Lists into indices (batch, lists, q, width), for query codes (batch, heads, q, words)."""
+    batch, lists, q_len, width = indices.shape
+    storage, config = keys.storage, space.config
+    sizes = (
+        *storage.stride()[:2], sink, local, space.chunks, lists, lists // storage.shape[1],
+        q_len, width,
+    )  # fmt: skip
+    grid = (space.chunks, batch * lists * q_len)
+    count = wide_histogram_kernel if config.wide else histogram_kernel
+    with on(storage):
+        count[grid](
+            query_codes, storage, spans, heavy, space.histogram, space.done, space.plan,
+            space.prefix, indices, *sizes, **config.counting, num_warps=configs.WARPS,
+        )  # fmt: skip
+        compact_kernel[grid](
+            query_codes, storage, spans, space.plan, space.prefix, indices, *sizes,
+            **config.scoring, num_warps=configs.WARPS,
+        )  # fmt: skip
+
+
+def unite(indices: Tensor, bitmap: Tensor, out: Tensor) -> None:
+    """Unions into out (batch, lists, q, width); bitmap (batch, lists, q, words) int32, zeros."""
+    batch, before, q_len, width = indices.shape
+    lists, words = out.shape[1], bitmap.shape[3]
+    grid = (cdiv(width, configs.MARK_BLOCK), batch * before * q_len)
+    with on(indices):
+        mark_kernel[grid](
+            indices, bitmap, before // lists, lists, q_len, width, words, BLOCK=configs.MARK_BLOCK
+        )
+        write_kernel[(cdiv(words, configs.WRITE_BLOCK), batch * lists * q_len)](
+            bitmap, out, words, out.shape[3], BLOCK=configs.WRITE_BLOCK
+        )
+
+
+@dataclass(frozen=True)
+class AttendSpace:
+    """Memory of attention over parts of lists: their outputs and log-sum-exps."""
+
+    config: configs.Attend
+    split: int
+    parts: Tensor
+    lse: Tensor
+
+    @classmethod
+    def reserve(
+        cls, q: Tensor, lists: int, width: int, value_dim: int, dtype: torch.dtype
+    ) -> AttendSpace:
+        """For queries like q over lists of up to `width` tokens."""
+        batch, heads, q_len, dim = q.shape
+        rows = batch * lists * q_len
+        config = configs.attend_config(max(dim, value_dim), dtype)
+        split = configs.split_of(width, rows, config.block, q.device)
+        parts = max(1, cdiv(width, split))
+        shape = (rows, heads // lists, parts)
+        return cls(
+            config,
+            split,
+            torch.empty(*shape, value_dim, device=q.device),
+            torch.empty(shape, device=q.device),
+        )
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    indices: Tensor | None,
+    spans: Tensor | None,
+    scaling: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    space: AttendSpace,
+) -> None:
+    """Attention to listed tokens, or to spans, into out (batch, heads, q, value dim) and lse."""
+    batch, heads, q_len, dim = q.shape
+    kv_heads, value_dim = k.shape[1], v.shape[3]
+    rows, group, parts = space.lse.shape
+    lists = heads // group
+    config, slots = space.config, next_power_of_2(group)
+    value_slots = _slots(value_dim)
+    width = 0 if indices is None else indices.shape[3]
+    with on(q):
+        attend_kernel[(parts, rows)](
+            q, k, v, spans if indices is None else indices, indices if spans is None else spans,
+            space.parts, space.lse, scaling, softcap or 1.0,
+            *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
+            lists, lists // kv_heads, q_len, width, space.split,
+            GROUP=group, SLOTS=1 if group == 1 else max(16, slots), DIM=dim,
+            DIM_SLOTS=_slots(dim), VALUE_DIM=value_dim, VALUE_SLOTS=value_slots,
+            BLOCK=config.block, STAGES=config.stages, LISTED=indices is not None,
+            CAPPED=softcap is not None, num_warps=config.warps, num_stages=config.stages,
+        )  # fmt: skip
+        merge_kernel[(rows * group,)](
+            space.parts, space.lse, lse if sinks is None else sinks, out, lse, parts, lists, q_len,
+            GROUP=group, VALUE_DIM=value_dim, VALUE_SLOTS=value_slots,
+            BLOCK=configs.MERGE_BLOCK, HAS_SINKS=sinks is not None,
+        )  # fmt: skip

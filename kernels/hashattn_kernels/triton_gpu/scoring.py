@@ -1,0 +1,73 @@
+"""Hamming distances as small levels, shared by the kernels that score codes.
+
+A list sums the distances of its `group` query heads. With c of them having bit j set, a key bit
+costs c or group - c, so the sum is a constant plus |group - 2 c| for every bit that differs from
+the majority; for an even group all of these are even. What is left are the weights
+|group - 2 c| >> (group is even), and their binary digits are masks:
+
+    level = sum over digits p of 2^p * popcount((key ^ majority) & mask_p)
+
+has the order and the ties of the sum of distances, in few popcounts: one for one or two heads, two
+for four, three for eight.
+"""
+
+import triton
+import triton.language as tl
+
+from .bits import popcount
+
+LANES = tl.constexpr(32)  # tokens of a thread in a tile, as in codes.Tiled
+COLUMNS = tl.constexpr(128)  # threads of a tile
+
+
+def digits(group: int) -> int:
+    """Masks of a word: binary digits of the heaviest weight."""
+    return (group >> (group % 2 == 0)).bit_length()
+
+
+def levels(group: int, words: int) -> int:
+    """The highest level of keys of `words` words."""
+    return 32 * words * (group >> (group % 2 == 0))
+
+
+@triton.jit
+def code_masks(queries, stride, GROUP: tl.constexpr, SLOTS: tl.constexpr, WORDS: tl.constexpr,
+               DIGITS: tl.constexpr):  # fmt: skip
+    """Of every word: the majority, then a mask for each digit, as one tuple of scalars.
+
+    queries: address of the first head's code; stride: from one head to the next. SLOTS: GROUP
+    rounded up to a power of 2.
+    """
+    head = tl.arange(0, SLOTS)
+    lane = tl.arange(0, 32)
+    masks = ()
+    for word in tl.static_range(WORDS):
+        codes = tl.load(queries + head * stride + word, mask=head < GROUP, other=0)
+        ones = tl.sum((codes[:, None] >> lane[None, :]) & 1, axis=0)
+        masks = masks + (tl.sum((2 * ones > GROUP).to(tl.int32) << lane, axis=0),)
+        weight = tl.abs(GROUP - 2 * ones) >> (1 - GROUP % 2)
+        for digit in tl.static_range(DIGITS):
+            masks = masks + (tl.sum(((weight >> digit) & 1) << lane, axis=0),)
+    return masks
+
+
+@triton.jit
+def level(keys, masks, WORDS: tl.constexpr, DIGITS: tl.constexpr):
+    """Levels of the keys at these addresses of a tile, whose words are a tile apart."""
+    total = 0
+    for word in tl.static_range(WORDS):
+        differ = tl.load(keys + word * (LANES * COLUMNS)) ^ masks[word * (1 + DIGITS)]
+        for digit in tl.static_range(DIGITS):
+            ones = popcount(differ & masks[word * (1 + DIGITS) + 1 + digit])
+            total += ones << digit
+    return total
+
+
+@triton.jit
+def row_range(SPANS, row, sink, local):
+    """Tokens a row sees, [first, last), and those among which it chooses, [low, high)."""
+    first = tl.load(SPANS + 2 * row).to(tl.int32)
+    last = tl.maximum(tl.load(SPANS + 2 * row + 1).to(tl.int32), first)
+    low = tl.minimum(first + sink, last)
+    high = tl.maximum(last - local, low)
+    return first, last, low, high
