@@ -1,9 +1,11 @@
-"""What every test runs under: results in a temporary folder, no network, no progress bars."""
+"""What every test runs under: results in a temporary folder, no network, no progress bars, and
+Triton's interpreter where there is no GPU."""
 
 import os
 import tempfile
 
 import pytest
+import torch
 
 _RESULTS = tempfile.TemporaryDirectory(prefix="hashattn-results-")
 
@@ -16,6 +18,8 @@ os.environ.update({
     "TOKENIZERS_PARALLELISM": "false",
     "PYTHONWARNINGS": "ignore:IProgress not found",
 })  # fmt: skip
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # Triton kernels run in numpy, if set before they are made
 for name in ("HASHATTN_MODEL_DIR", "HASHATTN_DATA_DIR", "HASHATTN_PROGRESS"):
     os.environ.pop(name, None)
 

@@ -59,6 +59,11 @@ def _named(tensor: Tensor, name: str, kernel: str, arguments: tuple) -> ModuleTy
         raise ValueError(f"backend={name!r} needs tensors in main memory, got {tensor.device}")
     if not available(name):
         raise ValueError(f"backend={name!r} is not installed: {INSTALL[name]}")
+    if name == "triton" and not (tensor.is_cuda or _interpreted()):
+        raise ValueError(
+            f"backend='triton' needs tensors on a CUDA GPU, got {tensor.device}; for a slow run on "
+            "a CPU set TRITON_INTERPRET=1 before Python starts"
+        )
     module, supports = _load(name)
     if not _takes(supports, kernel, arguments):
         raise ValueError(
@@ -72,6 +77,10 @@ def _named(tensor: Tensor, name: str, kernel: str, arguments: tuple) -> ModuleTy
 def available(name: str) -> bool:
     """Whether a backend's package is installed."""
     return name not in INSTALL or find_spec(name) is not None
+
+
+def _interpreted() -> bool:
+    return bool(import_module("triton").knobs.runtime.interpret)
 
 
 @cache

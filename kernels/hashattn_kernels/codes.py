@@ -132,7 +132,7 @@ class Tiled(Codes):
         end = self._length + new
         tiles = -(-end // TILE)
         if self._storage is None or self._storage.shape[2] < tiles:
-            self._grow(batch, heads, words, end, codes.device)
+            self.reserve(batch, heads, words, capacity(end, TILE), codes.device)
         tile, row, column = place(torch.arange(self._length, end, device=codes.device))
         # advanced indices that are apart bring their axis to the front: (new, batch, heads, words)
         self._storage[:, :, tile, :, row, column] = codes.permute(2, 0, 1, 3)
@@ -150,9 +150,11 @@ class Tiled(Codes):
         if self._storage is not None:
             self._storage = change(self._storage)
 
-    def _grow(self, batch: int, heads: int, words: int, tokens: int, device: torch.device) -> None:
-        tiles = capacity(tokens, TILE) // TILE
-        shape = [batch, heads, tiles, words, LANES, TILE // LANES]
+    def reserve(
+        self, batch: int, heads: int, words: int, tokens: int, device: torch.device
+    ) -> None:
+        """Make room for `tokens` tokens, of which the storage keeps those it has."""
+        shape = [batch, heads, -(-tokens // TILE), words, LANES, TILE // LANES]
         grown = reserve(shape, torch.int32, device).zero_()
         if self._storage is not None:
             grown[:, :, : self._storage.shape[2]] = self._storage

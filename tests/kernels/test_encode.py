@@ -6,9 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from hashattn.kernels import ACTIVATIONS, Maps, encode, encode_pair, unpack_bits
+from hashattn import kernels
+from hashattn.kernels import ACTIVATIONS, Maps, unpack_bits
+from on_device import on_device
 
-BACKENDS = ("reference", "numpy", "numba")
+BACKENDS = ("reference", "numpy", "numba", "triton")
+encode, encode_pair = map(on_device, (kernels.encode, kernels.encode_pair))
 UNSURE = 1e-4  # of a pre-activation: within rounding of 0, where backends may differ
 
 

@@ -4,9 +4,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from hashattn.kernels import Codes, hamming_scores, layout_for, select, select_by_codes
+from hashattn import kernels
+from hashattn.kernels import Codes, hamming_scores, layout_for, select
+from on_device import on_device
 
-BACKENDS = ("reference", "numpy", "numba")
+BACKENDS = ("reference", "numpy", "numba", "triton")
+select_by_codes = on_device(kernels.select_by_codes)
 
 
 def random_codes(*shape: int, seed: int = 0) -> Tensor:
@@ -80,17 +83,14 @@ def test_selects_what_a_stable_sort_selects(
         keys[:] = keys[:, :, :1]
     elif codes == "clustered":
         keys = clustered(keys, queries)
-    whole = torch.tensor([0, n]).expand(2, rows, 2)
-    ragged = torch.stack((whole, whole)).clone()[0]
-    ragged[1] = torch.tensor([n // 3, n - n // 4])
-    for spans in (whole, ragged):
-        for heavy in (0, 1, 7, n // 2, n, n + 5):
-            budgets = torch.full((2, rows), heavy)
-            made = select_by_codes(
-                queries, keys, budgets, 3, 5, spans=spans.contiguous(), lists=lists, backend=backend
-            )
-            want = expected(queries, keys, budgets, spans, 3, 5, lists)
-            assert made.dtype == torch.int32 and as_lists(made) == want
+    spans = torch.tensor([[0, n], [n // 3, n - n // 4]])[:, None].repeat(1, rows, 1)
+    for heavy in ((0, n), (n // 2, 1), (n + 5, 7)):  # of the two sequences
+        budgets = torch.tensor(heavy)[:, None].expand(2, rows)
+        made = select_by_codes(
+            queries, keys, budgets, 3, 5, spans=spans, lists=lists, backend=backend
+        )
+        want = expected(queries, keys, budgets, spans, 3, 5, lists)
+        assert made.dtype == torch.int32 and as_lists(made) == want
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

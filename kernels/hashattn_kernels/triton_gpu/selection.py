@@ -120,14 +120,15 @@ def wide_histogram_kernel(
     column = tl.arange(0, COLUMNS * 8)  # 8 rows of a tile at a time
     keys = KEYS + batch.to(tl.int64) * key_batch + (member // share).to(tl.int64) * key_head
     counts = tl.zeros([32 * HOT], tl.int32)
-    for step in range(TILES * (LANES // 8)):
-        tile = chunk * TILES + step // (LANES // 8)
+    for step in range(TILES):
+        tile = chunk * TILES + step
         if (tile * TILE < high) & ((tile + 1) * TILE > low):
-            place = step % (LANES // 8) * (8 * COLUMNS) + column
-            token = tile * TILE + place % COLUMNS * LANES + place // COLUMNS
-            at = level(keys + tile.to(tl.int64) * (WORDS * TILE) + place, masks, WORDS, DIGITS)
-            counted = (token >= low) & (token < high) & (at < 32 * HOT)
-            counts += tl.histogram(tl.where(counted, at, 0), 32 * HOT, mask=counted)
+            for start in range(0, TILE, 8 * COLUMNS):
+                place = start + column
+                token = tile * TILE + place % COLUMNS * LANES + place // COLUMNS
+                at = level(keys + tile.to(tl.int64) * (WORDS * TILE) + place, masks, WORDS, DIGITS)
+                counted = (token >= low) & (token < high) & (at < 32 * HOT)
+                counts += tl.histogram(tl.where(counted, at, 0), 32 * HOT, mask=counted)
     out = HISTOGRAM + (row.to(tl.int64) * chunks + chunk) * (32 * HOT)
     tl.store(out + tl.arange(0, 32 * HOT), counts)
     plan_when_last(

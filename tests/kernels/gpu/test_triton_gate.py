@@ -1,0 +1,101 @@
+"""Every shipped configuration compiles for sm_80 and sm_90, and the machine code is as it should."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import hashattn_kernels
+from hashattn_kernels.triton_gpu import configs, gate
+
+KERNELS = Path(hashattn_kernels.__file__).parents[1]
+
+
+def compiled_here(*arguments: str) -> subprocess.CompletedProcess:
+    """A Python of its own, for the interpreter of this one compiles nothing."""
+    environment = os.environ | {"PYTHONPATH": str(KERNELS)}
+    environment.pop("TRITON_INTERPRET", None)
+    return subprocess.run(
+        [sys.executable, *arguments], env=environment, capture_output=True, text=True
+    )
+
+
+def test_all_builds_are_without_fault(tmp_path):
+    """Also that the gate covers what it says: each kernel, head dim, dtype, width and group."""
+    file = tmp_path / "gate.json"
+    run = compiled_here("-m", "hashattn_kernels.triton_gpu.gate", "--json", str(file))
+    assert run.returncode == 0, run.stdout + run.stderr
+    report = json.loads(file.read_text())
+    assert len(report) == len({(row["name"], row["architecture"]) for row in report})
+    assert {row["architecture"] for row in report} == {"sm_80", "sm_90"}
+    names = {row["name"] for row in report}
+    assert {name.split()[0] for name in names} == set(gate.KERNELS)
+    for dim in configs.HEAD_DIMS:
+        for kind in ("*bf16", "*fp16"):
+            for group in (1, 4):
+                found = [n for n in names if f"attend_kernel {kind} GROUP={group} " in n]
+                assert any(f" DIM={dim} " in name for name in found)
+    for bits in configs.BITS:
+        for group in configs.GROUPS:
+            sizes = f"GROUP={group} SLOTS={group} WORDS={bits // 32} "
+            assert sum(f"compact_kernel {sizes}" in name for name in names) == len(configs.TILES)
+            assert sum(f"histogram_kernel {sizes}" in name for name in names) == len(configs.TILES)
+    assert all(row["registers"] > 0 and row["instructions"] for row in report)
+
+
+BAD = """
+import json, sys, torch
+import triton, triton.language as tl
+from hashattn_kernels.triton_gpu import gate
+
+@triton.jit
+def spilling_kernel(X, OUT, n, BLOCK: tl.constexpr):
+    at = tl.arange(0, BLOCK)[:, None] * n + tl.arange(0, BLOCK)[None, :]
+    x = tl.load(X + at)
+    tl.store(OUT + at, x * tl.sum(x, axis=0)[None, :])
+
+@triton.jit
+def narrow_kernel(X, INDICES, OUT, n, BLOCK: tl.constexpr):
+    slot = tl.arange(0, BLOCK)
+    x = tl.load(X + tl.load(INDICES + slot) * 3)
+    tl.store(OUT + slot, x)
+
+@triton.jit
+def broken_kernel(X, OUT, n, BLOCK: tl.constexpr):
+    tl.store(OUT + tl.arange(0, BLOCK), tl.load(X + tl.arange(0, BLOCK + 1)))
+
+for kernel in (spilling_kernel, narrow_kernel, broken_kernel):
+    gate.KERNELS[kernel.fn.__name__] = kernel
+builds = [
+    gate.Build("spilling_kernel", {"BLOCK": 128}, warps=1),
+    gate.Build("narrow_kernel", {"BLOCK": 4096}, pointers={"X": "*bf16", "OUT": "*bf16"}, rows=2),
+    gate.Build("narrow_kernel", {"BLOCK": 128}, popcounts=True),
+    gate.Build("broken_kernel", {"BLOCK": 64}),
+]
+print(json.dumps([gate.check((build, 80))["faults"] for build in builds]))
+"""
+
+
+def test_bad_kernels_are_faulted(tmp_path):
+    """Spills, narrow loads, missing instructions and code that does not compile are seen."""
+    script = tmp_path / "bad.py"
+    script.write_text(BAD)
+    run = compiled_here(str(script))
+    pytest.fail(run.stderr) if run.returncode else None
+    spilling, narrow, popless, broken = json.loads(run.stdout.splitlines()[-1])
+    assert any("spills" in fault for fault in spilling)
+    assert any("rows are read by" in fault for fault in narrow)
+    assert popless == ["no POPC instruction"]
+    assert broken[0].startswith("does not compile")
+
+
+def test_the_interpreter_is_refused():
+    environment = os.environ | {"PYTHONPATH": str(KERNELS), "TRITON_INTERPRET": "1"}
+    run = subprocess.run(
+        [sys.executable, "-m", "hashattn_kernels.triton_gpu.gate"],
+        env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert run.returncode and "Unset it" in run.stderr

@@ -1,0 +1,164 @@
+"""Each fast kernel against its simple version, on a GPU or in the interpreter."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from hashattn.kernels import Maps, select_by_codes, unpack_bits
+from hashattn_kernels import reference
+from hashattn_kernels.codes import Tiled
+from hashattn_kernels.triton_gpu import backend, configs, launch, simple
+from hashattn_kernels.triton_gpu.self_test import self_test
+from on_device import GPU
+
+
+def random_codes(*shape: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(-(2**31), 2**31, shape, generator=generator).to(GPU, torch.int32)
+
+
+def normal(*shape: int, seed: int = 0, dtype=torch.float32) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(GPU, dtype)
+
+
+def maps(heads: int, *widths: int, activation: str = "silu") -> Maps:
+    sizes = list(zip(widths, widths[1:], strict=False))
+    weights = tuple(normal(heads, a, b, seed=a) * a**-0.5 for a, b in sizes)
+    biases = tuple(normal(heads, b, seed=b) * 0.1 for _, b in sizes)
+    return Maps(weights, biases, activation).rounded()
+
+
+def listed(n: int, *lengths: int) -> Tensor:
+    """Ascending lists (1, lists, 1, longest) of so many of n tokens."""
+    generator = torch.Generator().manual_seed(n)
+    rows = torch.full((1, len(lengths), 1, max(lengths)), -1, dtype=torch.int32)
+    for row, length in enumerate(lengths):
+        rows[0, row, 0, :length] = torch.randperm(n, generator=generator)[:length].sort().values
+    return rows.to(GPU)
+
+
+def test_instructions_count_and_shift_like_python():
+    assert self_test(GPU) == []
+
+
+@pytest.mark.parametrize(
+    ("group", "words"),
+    [(1, 1), (2, 1), (3, 2), (4, 1), (5, 4), (6, 8), (7, 1), (8, 2), (8, 4), (1, 8)],
+)
+def test_levels_are_counted_as_distances_are(group, words):
+    """Every token of a row counts once, at the level of its distance."""
+    n, sink, local = 70, 3, 5
+    queries = random_codes(1, group, 1, words)
+    keys = random_codes(1, 1, n, words, seed=1)
+    keys[:, :, 10:20], keys[:, :, 20:30] = queries[:, :1], ~queries[:, :1]
+    spans = torch.tensor([[[2, 68]]], device=GPU)
+    heavy = torch.tensor([[9]], device=GPU)
+    space = launch.SelectSpace.reserve(1, n, group, words, GPU)
+    indices = torch.empty(1, 1, 1, 20, dtype=torch.int32, device=GPU)
+    tiled = Tiled.from_tokens(keys)
+    launch.select(queries, tiled, heavy, spans, sink, local, indices, space)
+    distances = simple.distances(queries, keys, 1)[0, 0]
+    choosable = torch.tensor([[5, 63]], dtype=torch.int32, device=GPU)
+    counts = simple.histogram(distances, choosable, 32 * words * group + 1)[0].tolist()
+    # a distance is the least there can be plus a step for each level: see scoring
+    ones = unpack_bits(queries[0, :, 0], 32 * words).sum(0)
+    least, step = int(torch.minimum(ones, group - ones).sum()), 2 - group % 2
+    levels = [counts[least + step * level] if least + step * level < len(counts) else 0
+              for level in range(space.histogram.shape[-1])]  # fmt: skip
+    assert space.histogram[0].sum(0).tolist() == levels
+    assert sum(levels) >= 58 - 10  # the level behind the last is what is left
+    plan = simple.threshold(
+        torch.tensor([counts], dtype=torch.int32, device=GPU),
+        torch.tensor([9], dtype=torch.int32, device=GPU),
+    )[0].tolist()
+    assert space.plan[0].tolist() == [(plan[0] - least) // step, plan[1], 9]
+    same = simple.select_by_codes(queries, keys, heavy, spans, sink, local, 1, 20)
+    assert torch.equal(indices, same)
+    assert space.done.tolist() == [0]  # ready for the next step
+
+
+@pytest.mark.parametrize("tiles", [1, 4])
+@pytest.mark.parametrize("kind", ["random", "equal"])
+def test_spans_at_the_edges_of_tiles_and_words(monkeypatch, kind, tiles):
+    chosen = configs.Select(2, 1, tiles)
+    monkeypatch.setattr(configs, "select_config", lambda *_: chosen)
+    spans = torch.tensor(
+        [
+            [0, 4095],
+            [0, 4096],
+            [0, 4097],
+            [31, 8193],
+            [4096, 4097],
+            [4064, 8192],
+            [9, 9],
+            [100, 103],
+        ]
+    )[:, None].to(GPU)
+    queries, keys = random_codes(8, 2, 1, 1), random_codes(8, 1, 8200, 1, seed=1)
+    if kind == "equal":
+        keys[:] = keys[:, :, :1]
+    heavy = torch.tensor([1, 5, 33, 8193, 4, 40, 3, 2])[:, None].to(GPU)
+    arguments = (queries, keys, heavy, 4, 7)
+    width = min(8200, 8193 + 11)
+    made = select_by_codes(*arguments, spans=spans, width=width, backend="triton")
+    want = select_by_codes(*arguments, spans=spans, width=width, backend="reference")
+    assert torch.equal(made, want)
+
+
+def test_chunks_agree_on_where_each_writes():
+    """One row of many chunks, whose threshold falls into the middle of a run of ties."""
+    queries, keys = random_codes(1, 1, 1, 1), random_codes(1, 1, 4096 * 12 + 50, 1, seed=1) & 0x7
+    made = select_by_codes(queries, keys, 20_000, 16, 64, backend="triton")
+    want = select_by_codes(queries, keys, 20_000, 16, 64, backend="reference")
+    assert torch.equal(made, want)
+
+
+@pytest.mark.parametrize(
+    ("widths", "activation"),
+    [((64, 32, 32), "silu"), ((80, 64, 48, 64), "gelu"), ((96, 40, 256), "tanh"),
+     ((128, 128, 128), "relu")],
+)  # fmt: skip
+def test_codes_are_those_of_the_simple_kernel(widths, activation):
+    stack, x = maps(4, *widths, activation=activation), normal(2, 2, 18, widths[0], seed=5)
+    unsure = reference.preactivations(x.repeat_interleave(2, 1), stack).abs() < 1e-4
+    codes = [unpack_bits(made, widths[-1]) for made in (backend.encode(x, stack),
+                                                        simple.encode(x, stack))]  # fmt: skip
+    assert unsure.float().mean() < 0.01
+    assert ((codes[0] == codes[1]) | unsure).all()
+    assert 0.2 < codes[0].float().mean() < 0.8
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize(("heads", "kv_heads", "lists", "dim"), [(4, 2, 4, 80), (4, 1, 1, 64)])
+def test_attention_is_that_of_the_simple_kernel(heads, kv_heads, lists, dim, dtype):
+    q = normal(1, heads, 1, dim, dtype=dtype)
+    k, v = (normal(1, kv_heads, 400, dim, seed=seed, dtype=dtype) for seed in (1, 2))
+    indices = listed(400, *(70, 1, 0, 150)[:lists])
+    made = backend.attend(q, k, v, indices, dim**-0.5, None, None)
+    want = simple.attend(q, k, v, indices, dim**-0.5)
+    epsilon = {torch.float32: 1e-5}.get(dtype, 2 * torch.finfo(dtype).eps)
+    torch.testing.assert_close(made[0].float(), want[0].float(), rtol=0, atol=epsilon)
+    torch.testing.assert_close(made[1], want[1], rtol=1e-5, atol=1e-5)
+
+
+def test_unions_are_those_of_the_simple_kernel():
+    indices = listed(90, 20, 7, 31, 0, 1, 2)
+    assert torch.equal(backend.unite(indices, 2, 90), simple.unite(indices, 2, 90))
+
+
+@pytest.mark.parametrize("width", [1, 63, 64, 65, 700])
+def test_parts_of_a_list_merge_to_the_whole(monkeypatch, width):
+    """A list split into as many parts as there are blocks, against float64."""
+    monkeypatch.setattr(configs, "PROGRAMS", 10**6)
+    q, k, v = normal(1, 2, 1, 64), normal(1, 2, 900, 64, seed=1), normal(1, 2, 900, 64, seed=2)
+    indices = listed(900, width, max(1, width // 2))
+    space = launch.AttendSpace.reserve(q, 2, width, 64, k.dtype)
+    assert space.lse.shape[2] == math.ceil(width / space.config.block)
+    made, _ = backend.attend(q, k, v, indices, 0.125, None, None)
+    for head, row in enumerate(indices[0, :, 0]):
+        tokens = row[row >= 0].long()
+        weights = (k[0, head, tokens].double() @ q[0, head, 0].double() * 0.125).softmax(0)
+        expected = weights @ v[0, head, tokens].double()
+        torch.testing.assert_close(made[0, head, 0].double(), expected, rtol=0, atol=2e-6)
