@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 FORMAT = 1
-PACKAGES = ("hashattn", "torch", "triton", "numba", "numpy", "transformers", "faiss-cpu")
+PACKAGES = ("hashattn", "torch", "triton", "numba", "numpy", "transformers", "faiss-cpu",
+            "flashinfer-python")  # fmt: skip
 
 
 def protocol_of(clock: str, seed: int) -> dict[str, Any]:

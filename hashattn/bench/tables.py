@@ -10,6 +10,8 @@ import pandas as pd
 from hashattn.bench.step import TORCH_DENSE
 
 SPARSE = ("hash", "hash_query_lists")
+GPU_SPARSE = (*SPARSE, "hash_union")
+GPU_DENSE = ("dense", "sdpa_grouped", "sdpa_gqa", "flex", "flashinfer")
 NEVER = float("nan")  # a break-even beyond every length that was measured
 
 
@@ -52,12 +54,16 @@ def break_even(rows: Iterable[dict[str, Any]], variants: Iterable[str] = SPARSE)
                 continue
             line = {"threads": threads, "dtype": dtype, "variant": name}
             for peer in ("torch", "dense"):
-                ratio = part[f"{name} / {peer}"].droplevel(["threads", "dtype"]).sort_index()
-                lost = ratio[ratio < 1].index
-                won = ratio.index[ratio.index > (lost.max() if len(lost) else 0)]
-                line[peer] = won.min() if len(won) else NEVER
+                line[peer] = won_from(part[f"{name} / {peer}"].droplevel(["threads", "dtype"]))
             lines.append(line)
     return pd.DataFrame(lines).set_index(["threads", "dtype", "variant"])
+
+
+def won_from(ratio: pd.Series) -> float:
+    """The shortest length (its index) from which on a ratio stays at 1 or above; NaN for none."""
+    lost = ratio[ratio < 1].index
+    won = ratio.index[ratio.index > (lost.max() if len(lost) else 0)]
+    return won.min() if len(won) else NEVER
 
 
 def roofline(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
@@ -151,3 +157,65 @@ def model_stages(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
     table = frame[["encode_ms", "select_ms", "attend_ms"]]
     rest = table["select_ms"] + table["attend_ms"]
     return table.assign(**{"encode share": table["encode_ms"] / rest})
+
+
+def gpu_speedups(record: dict[str, Any], graph: bool = True) -> pd.DataFrame:
+    """Each sparse variant on a GPU over the fastest dense call of its cell, losses included.
+
+    A line a (heads, batch, 1 / density, n): the fastest dense call, its ms and share of the copy
+    bandwidth, and for every variant its ms and the ratio (above 1: faster). graph: CUDA graphs.
+    """
+    frame = pd.DataFrame(record["rows"])
+    frame = frame[(frame["graph"] == graph) & (frame["stage"] == "total")]
+    cell = ["heads", "batch", "n"]
+    dense = frame[frame["variant"].isin(GPU_DENSE)]
+    fastest = dense.loc[dense.groupby(cell)["ms"].idxmin()].set_index(cell)
+    sparse = frame[frame["variant"].isin(GPU_SPARSE)]
+    sparse = sparse.astype({"divisor": int})
+    table = sparse.pivot_table(index=["heads", "batch", "divisor", "n"], columns="variant",
+                               values="ms").sort_index()  # fmt: skip
+    here = fastest.reindex(table.reset_index().set_index(cell).index)
+    speed = here["bytes"] / here["ms"] * 1e3
+    found = pd.DataFrame(
+        {
+            "dense": here["variant"].to_numpy(),
+            "dense ms": here["ms"].to_numpy(),
+            "dense / copy": (speed / record["copy_bytes_per_second"]).to_numpy(),
+        },
+        index=table.index,
+    )
+    for name in GPU_SPARSE:
+        if name in table:
+            found[f"{name} ms"] = table[name]
+            found[f"{name} / dense"] = found["dense ms"] / table[name]
+    return found
+
+
+def gpu_break_even(record: dict[str, Any]) -> pd.DataFrame:
+    """Shortest measured length from which on a variant is never slower than the fastest dense call,
+    as CUDA graphs; NaN if there is none. A line a (heads, batch, 1 / density)."""
+    table = gpu_speedups(record)
+    names = [name for name in GPU_SPARSE if f"{name} / dense" in table]
+    lines = {}
+    for key, part in table.groupby(level=["heads", "batch", "divisor"]):
+        part = part.droplevel(["heads", "batch", "divisor"])
+        lines[key] = {name: won_from(part[f"{name} / dense"]) for name in names}
+    return pd.DataFrame(lines).T.rename_axis(["heads", "batch", "divisor"])
+
+
+def gpu_stages(record: dict[str, Any]) -> pd.DataFrame:
+    """Stages as CUDA graphs: microseconds, TB/s of the bytes that they must read, share of copy.
+
+    A line a (heads, batch, n, variant, stage); "topk" is torch's of the scores of one list per
+    query head.
+    """
+    frame = pd.DataFrame(record["rows"])
+    staged = (frame["stage"] != "total") | (frame["variant"] == "topk")
+    frame = frame[frame["graph"] & staged]
+    table = frame.set_index(["heads", "batch", "n", "variant", "stage"])
+    speed = table["bytes"] / table["ms"] * 1e3
+    return pd.DataFrame({
+        "us": table["ms"] * 1e3,
+        "TB/s": speed / 1e12,
+        "share of copy": speed / record["copy_bytes_per_second"],
+    }).sort_index()  # fmt: skip

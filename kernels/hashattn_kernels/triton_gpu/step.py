@@ -1,4 +1,4 @@
-"""One layer's decode step with all its memory reserved: what a CUDA graph captures and replays."""
+"""Decode steps of one layer with all memory reserved: what a CUDA graph captures and replays."""
 
 from __future__ import annotations
 
@@ -35,18 +35,20 @@ class DecodeStep:
         lists: int | None = None,
         union: bool = False,
     ) -> None:
-        """lists: token lists a sequence, heads or KV heads (the default); union: query heads choose
-        one list each, and a KV head's group reads their union. ValueError for maps that do not fit.
-        """
+        """lists: token lists a sequence, one for each key map unless given, or one for each query
+        head; union: query heads choose one list each, and a KV head's group reads their union.
+        ValueError for maps that do not fit."""
         if launch.constants(query_maps) != launch.constants(key_maps):
             raise ValueError("query and key maps must have the same widths and activation")
         batch, kv_heads, capacity, dim = keys.shape
         heads, words, device = query_maps.heads, query_maps.bits // 32, keys.device
-        lists = heads if union else lists or kv_heads
-        if key_maps.heads != kv_heads or lists not in (kv_heads, heads):
+        code_heads = key_maps.heads
+        lists = heads if union else lists or code_heads
+        if code_heads not in (kv_heads, heads) or lists not in (code_heads, heads):
             raise ValueError(
-                f"{key_maps.heads} key maps and {lists} lists for {kv_heads} KV heads and {heads} "
-                "query heads: one key map a KV head, and a list for each KV head or query head"
+                f"{code_heads} key maps and {lists} lists for {kv_heads} KV heads and {heads} "
+                "query heads: one key map a KV head or query head, and a list for each key map or "
+                "query head"
             )
 
         def numbers(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
@@ -56,7 +58,7 @@ class DecodeStep:
         self.keys, self.values = keys, values
         self.sink, self.local, self.scaling = sink, local, scaling
         self.codes = Tiled()
-        self.codes.reserve(batch, kv_heads, words, capacity, device)
+        self.codes.reserve(batch, code_heads, words, capacity, device)
         self.spans = numbers(batch, 1, 2, dtype=torch.int64)
         self.heavy = numbers(batch, 1, dtype=torch.int64).fill_(heavy)
         width = min(capacity, sink + local + heavy)
@@ -112,3 +114,31 @@ class DecodeStep:
             q, self.keys, self.values, read, None, self.scaling, None, None, self.out, self.lse,
             self._attention,
         )  # fmt: skip
+
+
+class DenseStep:
+    """Dense attention of a layer's decode step with all its memory reserved: the baseline.
+
+    spans (batch, 1, 2) int64: the tokens that each sequence sees, read on the device.
+    """
+
+    def __init__(self, heads: int, keys: Tensor, values: Tensor, *, scaling: float) -> None:
+        """keys and values (batch, kv_heads, capacity, head_dim), for `heads` query heads."""
+        batch, kv_heads, capacity, dim = keys.shape
+        self.keys, self.values, self.scaling = keys, values, scaling
+        self.spans = torch.zeros(batch, 1, 2, dtype=torch.int64, device=keys.device)
+        q = keys.new_empty(batch, heads, 1, dim)
+        self.out = keys.new_empty(batch, heads, 1, values.shape[3])
+        self.lse = torch.empty(batch, heads, 1, device=keys.device)
+        self._attention = launch.AttendSpace.reserve(
+            q, kv_heads, capacity, values.shape[3], keys.dtype
+        )
+
+    def __call__(self, q: Tensor) -> Tensor:
+        """Outputs (batch, heads, 1, value_dim) of queries q (batch, heads, 1, head_dim), which the
+        next step overwrites."""
+        launch.attend(
+            q, self.keys, self.values, None, self.spans, self.scaling, None, None, self.out,
+            self.lse, self._attention,
+        )  # fmt: skip
+        return self.out

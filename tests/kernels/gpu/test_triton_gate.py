@@ -1,4 +1,4 @@
-"""Every shipped configuration compiles for sm_80 and sm_90, and the machine code is as it should."""
+"""Every shipped configuration compiles for sm_80 and sm_90, to the machine code that it should."""
 
 import json
 import os

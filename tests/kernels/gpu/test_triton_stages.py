@@ -107,6 +107,19 @@ def test_spans_at_the_edges_of_tiles_and_words(monkeypatch, kind, tiles):
     assert torch.equal(made, want)
 
 
+@pytest.mark.parametrize("farthest", [False, True])
+def test_a_chunk_of_one_level(monkeypatch, farthest):
+    """All 128 tokens of every column at one level: the highest digit of the counters. Or at the
+    highest level, for which there is no counter."""
+    chosen = configs.Select(1, 1, 4)
+    monkeypatch.setattr(configs, "select_config", lambda *_: chosen)
+    queries = random_codes(1, 1, 1, 1)
+    keys = (~queries if farthest else random_codes(1, 1, 1, 1, seed=1)).expand(1, 1, 20_000, 1)
+    made = select_by_codes(queries, keys, 17_000, 0, 1, backend="triton")
+    want = select_by_codes(queries, keys, 17_000, 0, 1, backend="reference")
+    assert torch.equal(made, want)
+
+
 def test_chunks_agree_on_where_each_writes():
     """One row of many chunks, whose threshold falls into the middle of a run of ties."""
     queries, keys = random_codes(1, 1, 1, 1), random_codes(1, 1, 4096 * 12 + 50, 1, seed=1) & 0x7

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from hashattn.kernels import Maps, attend, encode, select_by_codes, unite, unpack_bits
+from hashattn.kernels import Maps, attend, dense_decode, encode, select_by_codes, unite, unpack_bits
 from hashattn_kernels import reference
-from hashattn_kernels.triton_gpu.step import DecodeStep
+from hashattn_kernels.triton_gpu.step import DecodeStep, DenseStep
 from on_device import CUDA, GPU
 
 CAPACITY, HEADS, KV_HEADS, DIM = 5000, 4, 2, 64
@@ -21,9 +21,9 @@ def maps(heads: int, *widths: int) -> Maps:
     return Maps(weights, tuple(normal(heads, b, seed=b) for _, b in sizes)).rounded()
 
 
-def step_of(batch: int = 2, **options) -> DecodeStep:
+def step_of(batch: int = 2, key_maps: int = KV_HEADS, **options) -> DecodeStep:
     """A step over caches filled with anything, its codes the codes of its keys."""
-    query_maps, key_maps = maps(HEADS, DIM, 48, 32), maps(KV_HEADS, DIM, 48, 32)
+    query_maps, key_maps = maps(HEADS, DIM, 48, 32), maps(key_maps, DIM, 48, 32)
     keys, values = (normal(batch, KV_HEADS, CAPACITY, DIM, seed=seed) for seed in (3, 4))
     step = DecodeStep(query_maps, key_maps, keys, values, heavy=40, sink=4, local=8,
                       scaling=0.125, **options)  # fmt: skip
@@ -31,7 +31,9 @@ def step_of(batch: int = 2, **options) -> DecodeStep:
     return step
 
 
-@pytest.mark.parametrize("options", [{}, {"lists": HEADS}, {"union": True}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"lists": HEADS}, {"key_maps": HEADS}, {"union": True}], ids=str
+)
 def test_steps_are_calls_of_the_api(options):
     step = step_of(**options)
     codes = step.codes.to_tokens().clone()
@@ -51,6 +53,15 @@ def test_steps_are_calls_of_the_api(options):
             indices = unite(indices, KV_HEADS, CAPACITY, backend="reference")
         expected = attend(q, step.keys, step.values, indices, 0.125, backend="reference")
         torch.testing.assert_close(out, expected, rtol=0, atol=1e-5)
+
+
+def test_the_dense_step_is_the_dense_call():
+    keys, values = (normal(2, KV_HEADS, CAPACITY, DIM, seed=seed) for seed in (3, 4))
+    step, q = DenseStep(HEADS, keys, values, scaling=0.125), normal(2, HEADS, 1, DIM)
+    for spans in ([[0, 5000], [0, 1]], [[70, 4097], [3, 3]]):
+        step.spans[:, 0] = torch.tensor(spans)
+        expected = dense_decode(q, keys, values, 0.125, spans=step.spans, backend="reference")
+        torch.testing.assert_close(step(q), expected, rtol=0, atol=1e-5)
 
 
 def test_the_code_of_the_newest_token_is_written_at_its_place():
@@ -74,7 +85,7 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="same widths"):
         DecodeStep(maps(4, 64, 48, 32), maps(2, 64, 32, 32), keys, keys, **sizes)
     with pytest.raises(ValueError, match="4 key maps and 2 lists"):
-        DecodeStep(maps(4, 64, 48, 32), maps(4, 64, 48, 32), keys, keys, **sizes)
+        DecodeStep(maps(4, 64, 48, 32), maps(4, 64, 48, 32), keys, keys, lists=2, **sizes)
     with pytest.raises(ValueError, match="2 key maps and 3 lists"):
         DecodeStep(maps(4, 64, 48, 32), maps(2, 64, 48, 32), keys, keys, lists=3, **sizes)
 
