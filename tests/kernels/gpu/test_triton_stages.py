@@ -161,6 +161,14 @@ def test_unions_are_those_of_the_simple_kernel():
     assert torch.equal(backend.unite(indices, 2, 90), simple.unite(indices, 2, 90))
 
 
+def test_unions_reach_over_many_words():
+    """More words than a program writes, so that later ones count what stands before them."""
+    indices = listed(100_000, 300, 17)
+    made, expected = backend.unite(indices, 1, 100_000), reference.unite(indices, 1, 100_000)
+    width = expected.shape[3]
+    assert torch.equal(made[..., :width], expected) and (made[..., width:] == -1).all()
+
+
 @pytest.mark.parametrize("width", [1, 63, 64, 65, 700])
 def test_parts_of_a_list_merge_to_the_whole(monkeypatch, width):
     """A list split into as many parts as there are blocks, against float64."""
