@@ -136,7 +136,7 @@ def _sparse(
         choice = run.choice(mask, query, view.keys.shape[2])
         if mask is not None:
             view = replace(view, visible=choice.seen[:, 0, -1])
-        indices = run.selector.select(call.layer, query, view, scaling, choice)
+        indices, log_weights = run.selector.sample(call.layer, query, view, scaling, choice)
         _record_sparse(call, query, key, indices, choice)
     # the whole buffer, not key[:, :, :n]: slicing a static cache would copy it on gathering
     return attend(
@@ -147,6 +147,7 @@ def _sparse(
         scaling,
         softcap=kwargs.get("softcap"),
         sinks=softmax_sinks(module, kwargs),
+        log_weights=log_weights,
     )
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hashattn.hashing.labels import attention_logits, candidate_mask
-from hashattn.kernels import select
+from hashattn.kernels import membership, select
 from hashattn.selectors.base import KeyView, Selector
 
 if TYPE_CHECKING:
@@ -103,13 +103,6 @@ def best_tokens(scores: Tensor, k: int) -> Tensor:
     by_index = indices.sort(dim=-1)
     ordered = values.gather(-1, by_index.indices).sort(dim=-1, descending=True, stable=True)
     return by_index.values.gather(-1, ordered.indices)[..., :k]
-
-
-def membership(indices: Tensor, n: int) -> Tensor:
-    """bool (B, lists, q, n): which tokens the index lists (B, lists, q, m), -1 padded, hold."""
-    found = torch.zeros(*indices.shape[:-1], n + 1, dtype=torch.bool, device=indices.device)
-    slots = torch.where(indices < 0, n, indices).long()  # the padding lands in a spare column
-    return found.scatter_(-1, slots, True)[..., :n]
 
 
 def _rows_with_candidates(layer: CapturedLayer, sink: int, local: int) -> Tensor:

@@ -15,6 +15,8 @@ METHODS = {
     "lsh": ("hashattn.selectors.lsh", "LSHSelector"),
     "double_sparsity": ("hashattn.selectors.double_sparsity", "DoubleSparsitySelector"),
     "quest": ("hashattn.selectors.quest", "QuestSelector"),
+    "magicpig": ("hashattn.selectors.magicpig", "MagicPIGSelector"),
+    "residual": ("hashattn.selectors.residual", "ResidualSelector"),
 }
 _CLASSES = {cls: module for module, cls in METHODS.values()}
 _CLASSES |= {"Selector": "hashattn.selectors.base", "KeyView": "hashattn.selectors.base"}

@@ -104,6 +104,16 @@ class Selector(ABC):
         self._check_scores(scores, queries, view)
         return select(scores, choice.heavy, choice.candidates, choice.always)
 
+    def sample(
+        self, layer: int, queries: Tensor, view: KeyView, scaling: float, choice: Choice
+    ) -> tuple[Tensor, Tensor | None]:
+        """What attention reads: `select`'s indices, and what is added to their logits.
+
+        The latter (batch, lists, q, m) float32 is minus the log of the probability with which a
+        token was sampled, or None for a method that does not sample.
+        """
+        return self.select(layer, queries, view, scaling, choice), None
+
     def _check_scores(self, scores: Tensor, queries: Tensor, view: KeyView) -> None:
         batch, heads, q_len, _ = queries.shape
         _, kv_heads, n, _ = view.keys.shape

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from hashattn.evaluation.recall import membership, recall_rows
+from hashattn.evaluation.recall import recall_rows
+from hashattn.kernels import membership
 from hashattn.hashing.capture import CapturedLayer
 from hashattn.selectors import make_selector
 
