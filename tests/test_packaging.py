@@ -85,7 +85,7 @@ def test_make_installs_from_the_lock_torch_first():
 
 def test_make_without_a_target_prints_the_help():
     text = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True).stdout
-    for target in "setup test reproduce lab lint clean model store".split():
+    for target in "setup compile test reproduce bench gpu lab lint clean model store".split():
         assert f"make {target}" in text
 
 

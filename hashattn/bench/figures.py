@@ -10,6 +10,7 @@ from hashattn.plots import log_axis
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # variant: colour (Okabe and Ito), marker, name in a legend
 STYLES = {
@@ -40,9 +41,17 @@ def speed_up(axis: Axes, speedups: pd.DataFrame) -> None:
 def stage_bars(axis: Axes, stages: pd.DataFrame) -> None:
     """Milliseconds of encode, select and attend, stacked, by cached tokens."""
     colors = ["#e69f00", "#56b4e9", "#0072b2"]
-    stages[["encode", "select", "attend"]].plot.bar(stacked=True, ax=axis, color=colors, width=0.6)
+    named = stages[["encode", "select", "attend"]].rename(index=lambda n: f"{n // 1024}K")
+    named.plot.bar(stacked=True, ax=axis, color=colors, width=0.6)
+    axis.legend(title=None)
     axis.set(xlabel="cached tokens", ylabel="ms per step and layer")
     axis.tick_params(axis="x", rotation=0)
+
+
+def legend(figure: Figure, axis: Axes) -> None:
+    """The lines of `axis` named below all axes of a figure, where they cover nothing."""
+    handles, labels = axis.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncol=len(labels), frameon=False)
 
 
 def _lines(axis: Axes, table: pd.DataFrame, columns: dict[str, str]) -> None:
@@ -52,4 +61,3 @@ def _lines(axis: Axes, table: pd.DataFrame, columns: dict[str, str]) -> None:
             axis.plot(table.index, table[column], color=color, marker=marker, label=label)
     lengths = list(table.index)
     log_axis(axis, lengths, [f"{n // 1024}K" for n in lengths])
-    axis.legend()

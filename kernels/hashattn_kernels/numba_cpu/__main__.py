@@ -50,9 +50,10 @@ def _codes() -> None:
         queries, keys = (torch.zeros(1, n, 40, 1, dtype=torch.int32) for n in (2 * group, 2))
         select_by_codes(queries[:, :, :1], keys, 4, 1, 1)
     candidates = torch.ones(1, 1, 1, 40, dtype=torch.bool)
-    for highest in (9, 999):
-        scores = torch.arange(40, dtype=torch.int32).expand(1, 2, 1, 40) * highest // 39
-        select(scores, 4, candidates, ~candidates)
+    for dtype in (torch.int32, torch.int64):  # distances, and the order of random tokens
+        for highest in (9, 999):
+            scores = torch.arange(40, dtype=dtype).expand(1, 2, 1, 40) * highest // 39
+            select(scores, 4, candidates, ~candidates)
 
 
 if __name__ == "__main__":
