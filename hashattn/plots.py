@@ -35,6 +35,10 @@ METHOD_STYLES = {
     "lsh": MethodStyle("#cc79a7", "D", "LSH"),
     "window": MethodStyle("#e69f00", "P", "sink + local"),
     "random": MethodStyle("#56b4e9", "X", "random"),
+    "streaming_llm": MethodStyle("#ddcc77", "h", "StreamingLLM"),
+    "h2o": MethodStyle("#882255", "<", "H2O"),
+    "snapkv": MethodStyle("#999933", ">", "SnapKV"),
+    "infllm": MethodStyle("#332288", "p", "InfLLM"),
 }
 SVG_SALT = "hashattn"  # fixes the ids inside an SVG, random otherwise
 METADATA = {"png": {"Software": None}, "svg": {"Date": None}}

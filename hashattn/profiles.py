@@ -15,7 +15,7 @@ from typing import Any
 from hashattn.errors import HashAttnError
 
 DEFAULT = "embedded"
-METHODS = (
+USUAL_METHODS = (
     "dense",
     "oracle",
     "window",
@@ -25,6 +25,7 @@ METHODS = (
     "quest",
     "hash",
 )
+METHODS = (*USUAL_METHODS, "streaming_llm", "h2o", "snapkv", "infllm")
 DTYPES = ("float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda")
 LAYOUTS = ("per_kv_head", "per_query_head")
@@ -115,7 +116,7 @@ class Profile:
     densities: tuple[float, ...]
     samples_per_task: int
     contexts: tuple[int, ...]
-    methods: tuple[str, ...] = METHODS
+    methods: tuple[str, ...] = USUAL_METHODS
     training: HashTraining = HashTraining()
     template: str = "{context}\nQ: {input}"
     metric: str = "exact_match"

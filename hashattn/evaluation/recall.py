@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from hashattn.hashing.labels import attention_logits, candidate_mask
 from hashattn.kernels import membership, select
@@ -25,6 +26,7 @@ def recall_rows(
     sink: int = 4,
     local: int = 28,
     top: Sequence[int] = (4, 32),
+    prompt: int = 0,
 ) -> list[dict[str, Any]]:
     """One row for each captured layer, selector and heavy budget (tokens beside sink and local).
 
@@ -34,13 +36,15 @@ def recall_rows(
     that the selection holds) and mass (share of all mass on selected, sink and local tokens). Means
     over rows and query heads. Rows without a token outside sink and local say nothing and are left
     out; ValueError if none is left.
+
+    prompt: the queries of the first `prompt` tokens, all captured, are shown to selectors that
+    observe and not measured; every later row is then ranked by them as if it came right after.
+    ValueError where such a selector has no prompt, or some of its queries were not captured.
     """
     table = []
     for layer in captured:
-        kept = _rows_with_candidates(layer, sink, local)
-        index = {
-            name: s.encode_keys(layer.layer, layer.keys[None]) for name, s in selectors.items()
-        }
+        kept = _rows_with_candidates(layer, sink, local, prompt)
+        index = {name: _index(selector, layer, prompt) for name, selector in selectors.items()}
         parts: dict[tuple[str, int], list[dict[str, Tensor]]] = {}
         for rows in kept.split(ROWS_AT_ONCE):
             truth = _Truth(layer, rows, (sink, local), top)
@@ -72,8 +76,21 @@ class _Truth:
         self.best = best_tokens(outside, max(top))
 
     def scores(self, selector: Selector, index: dict[str, Tensor]) -> Tensor:
+        if selector.observes:
+            return torch.cat(
+                [self._step(selector, index, row) for row in range(len(self.positions))], 2
+            )
         view = KeyView(self.layer.keys[None], index, positions=self.positions)
         return selector.scores(self.layer.layer, self.queries[None], view, self.layer.scaling)
+
+    def _step(self, selector: Selector, index: dict[str, Tensor], row: int) -> Tensor:
+        """Scores (1, lists, 1, n) of one row in a call of its own, later keys not yet there."""
+        keys = self.layer.keys[None]
+        cached = int(self.positions[row]) + 1
+        view = KeyView(keys[:, :, :cached], index)
+        asked = self.queries[None, :, row : row + 1]
+        scores = selector.scores(self.layer.layer, asked, view, self.layer.scaling)
+        return pad(scores, (0, keys.shape[2] - cached), value=float("-inf"))
 
     def measure(self, scores: Tensor, heavy: int) -> dict[str, Tensor]:
         """recall@k, heavy_mass and mass of a selection, each (query heads, rows)."""
@@ -105,14 +122,30 @@ def best_tokens(scores: Tensor, k: int) -> Tensor:
     return by_index.values.gather(-1, ordered.indices)[..., :k]
 
 
-def _rows_with_candidates(layer: CapturedLayer, sink: int, local: int) -> Tensor:
-    rows = (layer.positions + 1 > sink + local).nonzero()[:, 0]
-    if len(rows) == 0:
+def _rows_with_candidates(layer: CapturedLayer, sink: int, local: int, prompt: int) -> Tensor:
+    measured = (layer.positions + 1 > sink + local) & (layer.positions >= prompt)
+    if not measured.any():
         raise ValueError(
             f"layer {layer.layer}: every captured query sees only sink {sink} and local {local} "
-            "tokens; capture later rows, or a longer sequence"
+            f"tokens, or lies in the prompt of {prompt}; capture later rows, or a longer sequence"
         )
-    return rows
+    return measured.nonzero()[:, 0]
+
+
+def _index(selector: Selector, layer: CapturedLayer, prompt: int) -> dict[str, Tensor]:
+    """What the selector stores of the keys, and what it observes of the prompt's queries."""
+    index = selector.encode_keys(layer.layer, layer.keys[None])
+    if not selector.observes:
+        return index
+    rows = (layer.positions < prompt).nonzero()[:, 0]
+    if not 0 < prompt == len(rows):
+        raise ValueError(
+            f"prompt = {prompt}: selector {selector.name!r} observes a prompt's queries, and layer "
+            f"{layer.layer} has {len(rows)} of them; capture every row from the first on"
+        )
+    view = KeyView(layer.keys[None, :, :prompt])
+    queries = layer.queries[None, :, rows]
+    return index | selector.observe(layer.layer, queries, view, layer.scaling)
 
 
 def _labels(

@@ -142,6 +142,10 @@ def selectors(
         "lsh": lambda: make_selector("lsh", bits=weights.config.bits, seed=profile.seed),
         "random": lambda: make_selector("random", seed=profile.seed),
         "window": lambda: make_selector("window"),
+        "streaming_llm": lambda: make_selector("streaming_llm"),
+        "h2o": lambda: make_selector("h2o"),
+        "snapkv": lambda: make_selector("snapkv"),
+        "infllm": lambda: make_selector("infllm"),
     }
     return {name: make[name]() for name in profile.methods if name != "dense"}
 
@@ -150,7 +154,7 @@ def methods(profile: Profile, chosen: Mapping[str, Selector]) -> list[Method]:
     """Every selector at every density of the profile; dense and the window alone need just one."""
     found = [Method("dense")] if "dense" in profile.methods else []
     for name, selector in chosen.items():
-        if name == "window":
+        if name in ("window", "streaming_llm"):
             budget = Budget(profile.sink, profile.local, heavy=0)
             found.append(Method(name, selector, budget))
             continue
@@ -202,7 +206,12 @@ def recall(
     profile: Profile, model, tokenizer, chosen: Mapping[str, Selector], lengths: Iterable[int],
     fractions: Iterable[int] = (32,), count: int = 1,
 ) -> pd.DataFrame:  # fmt: skip
-    """recall_rows of held-out sequences: a heavy budget of length / fraction for each fraction."""
+    """recall_rows of held-out sequences: a heavy budget of length / fraction for each fraction.
+
+    Selectors that observe are left out: only the questions' queries are captured here, not those of
+    the context before them.
+    """
+    chosen = {name: selector for name, selector in chosen.items() if not selector.observes}
     rows = []
     for length in lengths:
         found = captured(profile, model, tokenizer, length, count)

@@ -15,6 +15,10 @@ METHODS = {
     "lsh": ("hashattn.selectors.lsh", "LSHSelector"),
     "double_sparsity": ("hashattn.selectors.double_sparsity", "DoubleSparsitySelector"),
     "quest": ("hashattn.selectors.quest", "QuestSelector"),
+    "streaming_llm": ("hashattn.selectors.window", "WindowSelector"),
+    "h2o": ("hashattn.selectors.h2o", "H2OSelector"),
+    "snapkv": ("hashattn.selectors.snapkv", "SnapKVSelector"),
+    "infllm": ("hashattn.selectors.infllm", "InfLLMSelector"),
     "magicpig": ("hashattn.selectors.magicpig", "MagicPIGSelector"),
     "residual": ("hashattn.selectors.residual", "ResidualSelector"),
 }

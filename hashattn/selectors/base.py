@@ -23,8 +23,9 @@ Layout = Literal["kv_head", "query_head"]
 class KeyView:
     """What a selector may look at in one layer's cache.
 
-    keys: (batch, kv_heads, n, head_dim), post-RoPE. index: the selector's own data from
-    `encode_keys`, token axis 2, length n (codes may come as the store that holds them). visible:
+    keys: (batch, kv_heads, n, head_dim), post-RoPE. index: the selector's own data, token axis 2:
+    from `encode_keys`, length n (codes may come as the store that holds them), and from `observe`,
+    shorter by the tokens of this call. visible:
     (batch, n) bool, False for left padding, or None when every token is visible. positions: (q,)
     cache index of each query row, or None when the query rows are the last q tokens. encoded: what
     `encode_step` made of the queries.
@@ -62,13 +63,18 @@ class Selector(ABC):
 
     name: how the method is called in records. sparse: False only for the dense baseline.
     trained: False for hash weights that were initialised at random. layout: "kv_head" gives one
-    list of tokens per KV head, "query_head" one per query head.
+    list of tokens per KV head, "query_head" one per query head. needs: "nothing", "calibration" or
+    "training" before it can rank. evicts: True for methods that drop tokens for good. observes:
+    True for methods that decide from attention they saw, see `observe`.
     """
 
     name: str
     sparse: bool = True
     trained: bool = True
     layout: Layout = "kv_head"
+    needs: Literal["nothing", "calibration", "training"] = "nothing"
+    evicts: bool = False
+    observes: bool = False
 
     def encode_keys(self, layer: int, keys: Tensor) -> dict[str, Tensor]:
         """Data stored for new tokens, keys (batch, kv_heads, new, head_dim) -> token axis 2.
@@ -87,6 +93,18 @@ class Selector(ABC):
     def new_store(self, name: str, part: Tensor) -> Growing | Codes:
         """An empty store for what `encode_keys` returns as `name`; part: its first tokens."""
         return Growing(axis=2)
+
+    def observe(
+        self, layer: int, queries: Tensor, view: KeyView, scaling: float, read: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """What is remembered of all n cached tokens after a call, token axis 2; replaces what was.
+
+        Called where `observes` is True, for every call of a layer: prefill chunks and dense steps
+        with read = None (every row reads all it sees), sparse calls after their selection with its
+        indices, read (batch, lists, q, m) int32. It lives beside the cache and is found in
+        view.index, then of the tokens before the call, as no key of it has been observed yet.
+        """
+        return {}
 
     @abstractmethod
     def scores(self, layer: int, queries: Tensor, view: KeyView, scaling: float) -> Tensor:

@@ -23,6 +23,7 @@ class HashSelector(CodeSelector):
     """
 
     name = "hash"
+    needs = "training"
     sparse = True
 
     def __init__(self, weights: HashWeights) -> None:

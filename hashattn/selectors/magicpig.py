@@ -1,4 +1,4 @@
-"""MagicPIG (Chen et al. 2024): sample tokens by hash collisions, weigh them by their probability."""
+"""MagicPIG (Chen et al. 2024): sample tokens by hash collisions, weighted by their probability."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ class MagicPIGSelector(Selector):
     """
 
     name = "magicpig"
+    needs = "calibration"  # of the centers, which may be left out
     layout = "query_head"
 
     def __init__(
@@ -123,7 +124,7 @@ class MagicPIGSelector(Selector):
         return (signs.float() @ powers).to(torch.int16)
 
     def _hyperplanes(self, layer: int, like: Tensor) -> Tensor:
-        """(D, tables * bits) float32 on the device of `like`; drawn on the CPU, the same for all."""
+        """(D, tables * bits) float32 on the device of `like`, drawn on the CPU."""
         key = (layer, like.shape[-1], like.device)
         if key not in self._planes:
             generator = torch.Generator().manual_seed(self.order.seed * 1_000_003 + layer)

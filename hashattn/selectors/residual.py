@@ -52,6 +52,7 @@ class ResidualSelector(Selector):
         self.base, self.share, self.epsilon, self.delta = base, share, epsilon, delta
         self.order = RandomSelector(seed)
         self.layout, self.trained, self.sparse = base.layout, base.trained, base.sparse
+        self.needs, self.evicts, self.observes = base.needs, base.evicts, base.observes
 
     def encode_keys(self, layer: int, keys: Tensor) -> dict[str, Tensor]:
         """As the base."""
@@ -62,6 +63,12 @@ class ResidualSelector(Selector):
     ) -> tuple[dict[str, Tensor], Tensor | None]:
         """As the base."""
         return self.base.encode_step(layer, keys, queries)
+
+    def observe(
+        self, layer: int, queries: Tensor, view: KeyView, scaling: float, read: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """As the base."""
+        return self.base.observe(layer, queries, view, scaling, read)
 
     def new_store(self, name: str, part: Tensor) -> Growing | Codes:
         """As the base."""

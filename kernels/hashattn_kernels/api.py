@@ -185,9 +185,9 @@ def attend(
     The softmax runs in float32. indices (B, L, q, m) with L = kv_heads or heads; a row without
     tokens gives zeros. softcap: Gemma 2's logit cap. sinks: (heads,) extra logits of the softmax
     sum (gpt-oss). log_weights, shaped like indices, float: added to the tokens' logits, minus the
-    log of the probability with which a token was sampled (in plain torch only). return_lse: also the log of the softmax sum (B, Hq, q) float32, by which outputs
-    over disjoint tokens are merged. IndexError for a token that the cache does not hold (not
-    checked on a GPU).
+    log of the probability with which a token was sampled (in plain torch only). return_lse: also
+    the log of the softmax sum (B, Hq, q) float32, by which outputs over disjoint tokens are merged.
+    IndexError for a token that the cache does not hold (not checked on a GPU).
     """
     _check_heads("q", q.shape[1], "k", k.shape[1])
     lists = indices.shape[1]

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from hashattn.evaluation.recall import recall_rows
-from hashattn.kernels import membership
 from hashattn.hashing.capture import CapturedLayer
+from hashattn.kernels import membership
 from hashattn.selectors import make_selector
+from hashattn.selectors.base import KeyView
 
 HEADS, KV_HEADS, N, D = 4, 2, 40, 8
 SINK, LOCAL, HEAVY = 2, 3, 5
@@ -53,8 +54,6 @@ def test_measures_agree_with_loops(softcap):
     selector = make_selector("lsh", bits=32)
     row = recall_rows([layer], {"lsh": selector}, [HEAVY], SINK, LOCAL, top=(4, 6))[0]
     codes = selector.encode_keys(3, layer.keys[None])
-    from hashattn.selectors.base import KeyView
-
     scores = selector.scores(3, layer.queries[None], KeyView(layer.keys[None], codes), 1.0)[0]
     for top in (4, 6):
         expected = by_hand(layer, scores.tolist(), top)
@@ -91,3 +90,54 @@ def test_membership_ignores_padding():
     indices = torch.tensor([[[[0, 2, -1], [1, -1, -1]]]], dtype=torch.int32)
     expected = torch.tensor([[[[1, 0, 1, 0], [0, 1, 0, 0]]]], dtype=torch.bool)
     assert torch.equal(membership(indices, 4), expected)
+
+
+def whole(layer, positions):
+    """Every row of a sequence captured, and the same with some rows left out."""
+    rows = torch.tensor(positions)
+    return CapturedLayer(3, layer.queries[:, rows], rows, layer.keys, layer.scaling)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [("h2o", {}), ("snapkv", {"window": 4}), ("infllm", {"block": 4, "window": 8})],
+)
+def test_observing_selectors_see_the_prompt_and_then_each_row_alone(monkeypatch, name, parameters):
+    monkeypatch.setattr("hashattn.evaluation.recall.ROWS_AT_ONCE", 2)
+    layer, selector = captured(range(N)), make_selector(name, **parameters)
+    asked = [25, 30, 38]
+    table = recall_rows(
+        [whole(layer, [*range(20), *asked])],
+        {name: selector},
+        [HEAVY],
+        SINK,
+        LOCAL,
+        (4,),
+        prompt=20,
+    )
+    prompt = KeyView(layer.keys[None, :, :20])
+    state = selector.observe(3, layer.queries[None, :, :20], prompt, layer.scaling)
+    measured = whole(layer, asked)
+    scores = torch.full((KV_HEADS, len(asked), N), -torch.inf)
+    for row, position in enumerate(asked):
+        view = KeyView(layer.keys[None, :, : position + 1], state)
+        own = selector.scores(3, layer.queries[None, :, [position]], view, layer.scaling)
+        scores[:, row, : position + 1] = own[0, :, 0]
+    found = [table[0]["recall@4"], table[0]["heavy_mass"], table[0]["mass"]]
+    assert found == pytest.approx(by_hand(measured, scores.tolist(), 4), abs=1e-5)
+    assert table[0]["queries"] == len(asked)
+
+
+def test_a_prompt_is_not_measured_by_any_selector():
+    layer, oracle = captured(range(N)), {"oracle": make_selector("oracle")}
+    later = recall_rows([whole(layer, range(30, N))], oracle, [4], SINK, LOCAL)
+    assert recall_rows([layer], oracle, [4], SINK, LOCAL, prompt=30) == later
+    with pytest.raises(ValueError, match="prompt of 40"):
+        recall_rows([layer], oracle, [4], SINK, LOCAL, prompt=N)
+
+
+@pytest.mark.parametrize(("positions", "prompt"), [(range(N), 0), ([*range(5, N)], 20)])
+def test_observing_selectors_need_every_query_of_a_prompt(positions, prompt):
+    layer = whole(captured(range(N)), positions)
+    with pytest.raises(ValueError, match=f"prompt = {prompt}: selector 'h2o'"):
+        recall_rows([layer], {"h2o": make_selector("h2o")}, [4], SINK, LOCAL, prompt=prompt)
