@@ -20,6 +20,7 @@ from hashattn_kernels import (
     preactivations,
     select,
     select_by_codes,
+    tokens_of,
     unite,
     unpack_bits,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "preactivations",
     "select",
     "select_by_codes",
+    "tokens_of",
     "unite",
     "unpack_bits",
 ]

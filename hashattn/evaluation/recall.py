@@ -12,6 +12,7 @@ from torch.nn.functional import pad
 from hashattn.hashing.labels import attention_logits, candidate_mask
 from hashattn.kernels import membership, select
 from hashattn.selectors.base import KeyView, Selector
+from hashattn.selectors.choice import Choice
 
 if TYPE_CHECKING:
     from hashattn.hashing.capture import CapturedLayer
@@ -33,8 +34,10 @@ def recall_rows(
     Columns: method, layer, length (cached tokens), heavy, bits (auxiliary, per token and KV head),
     queries (rows averaged), recall@k for k in `top` (share of the k best tokens by q.k outside sink
     and local that were selected), heavy_mass (share of the attention mass outside sink and local
-    that the selection holds) and mass (share of all mass on selected, sink and local tokens). Means
-    over rows and query heads. Rows without a token outside sink and local say nothing and are left
+    that the selection holds), mass (share of all mass on selected, sink and local tokens), density
+    (tokens read / visible) and, where values were captured, output_error (relative L2 error of the
+    attention output against dense; sampled tokens weigh as the method says). Means over rows and
+    query heads. Rows without a token outside sink and local say nothing and are left
     out; ValueError if none is left.
 
     prompt: the queries of the first `prompt` tokens, all captured, are shown to selectors that
@@ -49,9 +52,10 @@ def recall_rows(
         for rows in kept.split(ROWS_AT_ONCE):
             truth = _Truth(layer, rows, (sink, local), top)
             for name, selector in selectors.items():
-                scores = truth.scores(selector, index[name])
+                scores = truth.scores(selector, index[name]) if selector.ranks else None
                 for tokens in heavy:
-                    parts.setdefault((name, tokens), []).append(truth.measure(scores, tokens))
+                    read = truth.read(selector, index[name], scores, tokens)
+                    parts.setdefault((name, tokens), []).append(truth.measure(*read))
         for (name, tokens), found in parts.items():
             table.append(_labels(layer, name, selectors[name], tokens, len(kept)) | _mean(found))
     return table
@@ -70,7 +74,9 @@ class _Truth:
         view = KeyView(layer.keys[None], positions=self.positions)
         self.visible = view.causal(len(rows))[0, 0]
         logits = attention_logits(self.queries, layer.keys, layer.scaling, layer.softcap)
-        self.weights = logits.masked_fill(~self.visible, float("-inf")).softmax(dim=-1)
+        self.window, self.logits = window, logits.masked_fill(~self.visible, float("-inf"))
+        self.weights = self.logits.softmax(dim=-1)
+        self.dense = None if layer.values is None else self._output(self.weights)
         outside = logits.masked_fill(~self.candidates, float("-inf"))
         self.outside = outside.softmax(dim=-1)
         self.best = best_tokens(outside, max(top))
@@ -92,18 +98,56 @@ class _Truth:
         scores = selector.scores(self.layer.layer, asked, view, self.layer.scaling)
         return pad(scores, (0, keys.shape[2] - cached), value=float("-inf"))
 
-    def measure(self, scores: Tensor, heavy: int) -> dict[str, Tensor]:
-        """recall@k, heavy_mass and mass of a selection, each (query heads, rows)."""
-        always = self.visible & ~self.candidates
-        indices = select(scores, heavy, self.candidates[None, None], always[None, None])
-        attended = membership(indices, self.weights.shape[-1])[0]
-        attended = attended.repeat_interleave(len(self.weights) // len(attended), dim=0)
+    def read(
+        self, selector: Selector, index: dict[str, Tensor], scores: Tensor | None, heavy: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """Lists (1, lists, rows, m) of what a selector reads, and their log weights if it samples.
+
+        scores: of a selector that ranks; the same for every budget.
+        """
+        if scores is not None:
+            always = self.visible & ~self.candidates
+            return select(scores, heavy, self.candidates[None, None], always[None, None]), None
+        seen = self.positions[None] + 1
+        choice = Choice(
+            self.visible.shape[-1], *self.window, torch.full_like(seen, heavy), seen,
+            width=heavy + sum(self.window), mask=self.visible[None, None],
+        )  # fmt: skip
+        view = KeyView(self.layer.keys[None], index, positions=self.positions)
+        return selector.sample(
+            self.layer.layer, self.queries[None], view, self.layer.scaling, choice
+        )
+
+    def measure(self, indices: Tensor, log_weights: Tensor | None) -> dict[str, Tensor]:
+        """recall@k, heavy_mass, mass, density and output_error of lists (1, lists, rows, m), each
+        (query heads, rows)."""
+        group = len(self.weights) // indices.shape[1]
+        attended = membership(indices, self.weights.shape[-1])[0].repeat_interleave(group, dim=0)
         real = self.candidates.expand_as(attended).gather(-1, self.best)
         hits = attended.gather(-1, self.best) & real
         found = {f"recall@{k}": hits[..., :k].sum(-1) / real[..., :k].sum(-1) for k in self.top}
         found["heavy_mass"] = (self.outside * attended).sum(-1)
         found["mass"] = (self.weights * attended).sum(-1)
+        found["density"] = attended.sum(-1) / self.visible.sum(-1)
+        if self.dense is not None:
+            logits = self.logits.masked_fill(~attended, float("-inf"))
+            if log_weights is not None:
+                logits = logits + self._spread(indices, log_weights).repeat_interleave(group, dim=0)
+            error = self._output(logits.softmax(dim=-1)) - self.dense
+            found["output_error"] = error.norm(dim=-1) / self.dense.norm(dim=-1)
         return found
+
+    def _output(self, weights: Tensor) -> Tensor:
+        """Attention output (query heads, rows, D) of weights (query heads, rows, n)."""
+        values = self.layer.values.float()
+        return weights @ values.repeat_interleave(len(weights) // len(values), dim=0)
+
+    def _spread(self, indices: Tensor, log_weights: Tensor) -> Tensor:
+        """Log weights (lists, rows, n) at their tokens, 0 elsewhere."""
+        n = self.weights.shape[-1]
+        slots = torch.where(indices < 0, n, indices).long()[0]
+        found = torch.zeros(*slots.shape[:-1], n + 1, device=slots.device)
+        return found.scatter_(-1, slots, log_weights[0].to(found.dtype))[..., :n]
 
 
 def best_tokens(scores: Tensor, k: int) -> Tensor:

@@ -107,14 +107,14 @@ def shipped_or_trained(profile: Profile, model, tokenizer) -> HashWeights:
 
 def captured(
     profile: Profile, model, tokenizer, length: int, count: int = 1, *, split: str = "eval",
-    seed: int = 0,
+    seed: int = 0, values: bool = False,
 ) -> list[CapturedLayer]:  # fmt: skip
-    """Queries and keys of every layer of `count` sequences of `length` tokens."""
+    """Queries, keys and, if asked, values of every layer of `count` sequences of `length` tokens."""
     found = []
     asked = sequences(profile, tokenizer, count, length=length, split=split, seed=seed,
                       questions=QUESTIONS_PER_CONTEXT)  # fmt: skip
     for ids, rows in asked:
-        found += capture(model, ids, rows=rows).values()
+        found += capture(model, ids, rows=rows, values=values).values()
     return found
 
 

@@ -20,6 +20,7 @@ METHODS = {
     "snapkv": ("hashattn.selectors.snapkv", "SnapKVSelector"),
     "infllm": ("hashattn.selectors.infllm", "InfLLMSelector"),
     "magicpig": ("hashattn.selectors.magicpig", "MagicPIGSelector"),
+    "rerank": ("hashattn.selectors.rerank", "RerankSelector"),
     "residual": ("hashattn.selectors.residual", "ResidualSelector"),
 }
 _CLASSES = {cls: module for module, cls in METHODS.values()}

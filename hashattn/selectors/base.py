@@ -64,7 +64,8 @@ class Selector(ABC):
     name: how the method is called in records. sparse: False only for the dense baseline.
     trained: False for hash weights that were initialised at random. layout: "kv_head" gives one
     list of tokens per KV head, "query_head" one per query head. needs: "nothing", "calibration" or
-    "training" before it can rank. evicts: True for methods that drop tokens for good. observes:
+    "training" before it can rank. ranks: False for methods whose `select` is not simply the best of
+    their scores. evicts: True for methods that drop tokens for good. observes:
     True for methods that decide from attention they saw, see `observe`.
     """
 
@@ -73,6 +74,7 @@ class Selector(ABC):
     trained: bool = True
     layout: Layout = "kv_head"
     needs: Literal["nothing", "calibration", "training"] = "nothing"
+    ranks: bool = True
     evicts: bool = False
     observes: bool = False
 

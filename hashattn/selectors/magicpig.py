@@ -30,6 +30,7 @@ class MagicPIGSelector(Selector):
     """
 
     name = "magicpig"
+    ranks = False
     needs = "calibration"  # of the centers, which may be left out
     layout = "query_head"
 

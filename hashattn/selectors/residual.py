@@ -33,6 +33,7 @@ class ResidualSelector(Selector):
     """
 
     name = "residual"
+    ranks = False
 
     def __init__(
         self,

@@ -23,7 +23,7 @@ from .api import (
     unpack_bits,
 )
 from .backends import available
-from .codes import Codes, layout_for
+from .codes import Codes, layout_for, tokens_of
 from .maps import ACTIVATIONS, Maps
 from .memory import Growing
 
@@ -47,6 +47,7 @@ __all__ = [
     "preactivations",
     "select",
     "select_by_codes",
+    "tokens_of",
     "unite",
     "unpack_bits",
 ]

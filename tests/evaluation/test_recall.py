@@ -1,10 +1,13 @@
 """Recall and attention mass against loops over heads and rows."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
+from hashattn.attention.budget import Budget
+from hashattn.attention.tokens import make_choice
 from hashattn.evaluation.recall import recall_rows
 from hashattn.hashing.capture import CapturedLayer
 from hashattn.kernels import membership
@@ -141,3 +144,38 @@ def test_observing_selectors_need_every_query_of_a_prompt(positions, prompt):
     layer = whole(captured(range(N)), positions)
     with pytest.raises(ValueError, match=f"prompt = {prompt}: selector 'h2o'"):
         recall_rows([layer], {"h2o": make_selector("h2o")}, [4], SINK, LOCAL, prompt=prompt)
+
+
+@pytest.mark.parametrize("method", ["lsh", "residual"])
+def test_output_error_and_density_by_hand(method):
+    """Attention over what was read, head by head in float64; sampled tokens stand for others."""
+    layer = captured(positions=(20, 39))
+    values = torch.randn(KV_HEADS, N, D, generator=torch.Generator().manual_seed(9))
+    layer = replace(layer, values=values)
+    selector = make_selector("lsh", bits=32)
+    if method == "residual":
+        selector = make_selector("residual", base=selector, share=0.6)
+    row = recall_rows([layer], {method: selector}, [HEAVY], SINK, LOCAL)[0]
+    errors, densities = [], []
+    for number, position in enumerate(layer.positions.tolist()):
+        n = position + 1
+        keys, asked = layer.keys[None, :, :n], layer.queries[None, :, number : number + 1]
+        view = KeyView(keys, selector.encode_keys(3, keys))
+        choice = make_choice(None, 1, 1, n, keys.device, Budget(SINK, LOCAL, heavy=HEAVY))
+        indices, weights = selector.sample(3, asked, view, layer.scaling, choice)
+        for head in range(HEADS):
+            tokens = indices[0, head // 2, 0].long()
+            k, v = layer.keys[head // 2, :n].double(), values[head // 2, :n].double()
+            logits = k @ layer.queries[head, number].double() * layer.scaling
+            dense = logits.softmax(0) @ v
+            extra = 0 if weights is None else weights[0, head // 2, 0].double()
+            sparse = (logits[tokens] + extra).softmax(0) @ v[tokens]
+            errors.append(((sparse - dense).norm() / dense.norm()).item())
+            densities.append(len(tokens) / n)
+    assert row["output_error"] == pytest.approx(sum(errors) / len(errors), rel=1e-4)
+    assert row["density"] == pytest.approx(sum(densities) / len(densities))
+
+
+def test_without_values_there_is_no_output_error():
+    row = recall_rows([captured()], {"lsh": make_selector("lsh", bits=32)}, [4], SINK, LOCAL)[0]
+    assert "output_error" not in row and 0 < row["density"] < 1
