@@ -109,7 +109,7 @@ def captured(
     profile: Profile, model, tokenizer, length: int, count: int = 1, *, split: str = "eval",
     seed: int = 0, values: bool = False,
 ) -> list[CapturedLayer]:  # fmt: skip
-    """Queries, keys and, if asked, values of every layer of `count` sequences of `length` tokens."""
+    """Queries, keys and, if asked, values of all layers of `count` sequences of `length` tokens."""
     found = []
     asked = sequences(profile, tokenizer, count, length=length, split=split, seed=seed,
                       questions=QUESTIONS_PER_CONTEXT)  # fmt: skip
