@@ -99,7 +99,8 @@ def verdicts(rows: pd.DataFrame, ours: str) -> pd.DataFrame:
 
     A line each: the other method, its bits, the difference of mean output errors (ours minus
     theirs, below 0: ours is better) with the ends of a paired bootstrap interval over sequences and
-    layers, taken as independent, and the verdict: "better", "worse" or "not distinguishable". Oracles are no methods.
+    layers, taken as independent, and the verdict: "better", "worse" or "not distinguishable".
+    Oracles are no methods.
     """
     own = rows[rows["method"] == ours]
     least = own["bits"].iloc[0]
