@@ -9,6 +9,7 @@ from typing import Any
 METHODS = {
     "dense": ("hashattn.selectors.dense", "DenseSelector"),
     "oracle": ("hashattn.selectors.oracle", "OracleSelector"),
+    "oracle_top_p": ("hashattn.selectors.oracle_top_p", "OracleTopPSelector"),
     "window": ("hashattn.selectors.window", "WindowSelector"),
     "random": ("hashattn.selectors.random", "RandomSelector"),
     "hash": ("hashattn.selectors.hash", "HashSelector"),
@@ -17,6 +18,7 @@ METHODS = {
     "quest": ("hashattn.selectors.quest", "QuestSelector"),
     "magicpig": ("hashattn.selectors.magicpig", "MagicPIGSelector"),
     "residual": ("hashattn.selectors.residual", "ResidualSelector"),
+    "sparq": ("hashattn.selectors.sparq", "SparQSelector"),
 }
 _CLASSES = {cls: module for module, cls in METHODS.values()}
 _CLASSES |= {"Selector": "hashattn.selectors.base", "KeyView": "hashattn.selectors.base"}

@@ -52,6 +52,7 @@ class ResidualSelector(Selector):
         self.base, self.share, self.epsilon, self.delta = base, share, epsilon, delta
         self.order = RandomSelector(seed)
         self.layout, self.trained, self.sparse = base.layout, base.trained, base.sparse
+        self.needs, self.evicts = base.needs, base.evicts
 
     def encode_keys(self, layer: int, keys: Tensor) -> dict[str, Tensor]:
         """As the base."""
@@ -133,6 +134,10 @@ class ResidualSelector(Selector):
     def auxiliary_bits(self, group: int, head_dim: int) -> float:
         """As the base: sampling stores nothing."""
         return self.base.auxiliary_bits(group, head_dim)
+
+    def read_bits(self, group: int, head_dim: int) -> float:
+        """As the base: sampled tokens are not ranked."""
+        return self.base.read_bits(group, head_dim)
 
     def record(self) -> dict[str, Any]:
         """Parameters and the base's record, whose weights are this method's."""
