@@ -19,6 +19,7 @@ METHODS = {
     "magicpig": ("hashattn.selectors.magicpig", "MagicPIGSelector"),
     "residual": ("hashattn.selectors.residual", "ResidualSelector"),
     "sparq": ("hashattn.selectors.sparq", "SparQSelector"),
+    "loki": ("hashattn.selectors.loki", "LokiSelector"),
 }
 _CLASSES = {cls: module for module, cls in METHODS.values()}
 _CLASSES |= {"Selector": "hashattn.selectors.base", "KeyView": "hashattn.selectors.base"}
