@@ -20,6 +20,7 @@ METHODS = {
     "residual": ("hashattn.selectors.residual", "ResidualSelector"),
     "sparq": ("hashattn.selectors.sparq", "SparQSelector"),
     "loki": ("hashattn.selectors.loki", "LokiSelector"),
+    "pqcache": ("hashattn.selectors.pqcache", "PQCacheSelector"),
 }
 _CLASSES = {cls: module for module, cls in METHODS.values()}
 _CLASSES |= {"Selector": "hashattn.selectors.base", "KeyView": "hashattn.selectors.base"}
