@@ -9,6 +9,7 @@ from typing import Any
 METHODS = {
     "dense": ("hashattn.selectors.dense", "DenseSelector"),
     "oracle": ("hashattn.selectors.oracle", "OracleSelector"),
+    "oracle_top_p": ("hashattn.selectors.oracle_top_p", "OracleTopPSelector"),
     "window": ("hashattn.selectors.window", "WindowSelector"),
     "random": ("hashattn.selectors.random", "RandomSelector"),
     "hash": ("hashattn.selectors.hash", "HashSelector"),
@@ -22,6 +23,9 @@ METHODS = {
     "magicpig": ("hashattn.selectors.magicpig", "MagicPIGSelector"),
     "rerank": ("hashattn.selectors.rerank", "RerankSelector"),
     "residual": ("hashattn.selectors.residual", "ResidualSelector"),
+    "sparq": ("hashattn.selectors.sparq", "SparQSelector"),
+    "loki": ("hashattn.selectors.loki", "LokiSelector"),
+    "pqcache": ("hashattn.selectors.pqcache", "PQCacheSelector"),
 }
 _CLASSES = {cls: module for module, cls in METHODS.values()}
 _CLASSES |= {"Selector": "hashattn.selectors.base", "KeyView": "hashattn.selectors.base"}

@@ -6,17 +6,31 @@ which is the same selection bit for bit, so all methods share one.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 from uuid import uuid4
 
 import torch
 from torch import Tensor
 
-from hashattn.kernels import Codes, Growing, select
+from hashattn.kernels import Growing, select
 from hashattn.selectors.choice import Choice
 
 Layout = Literal["kv_head", "query_head"]
+
+
+class Store(Protocol):
+    """What a cache layer keeps of one part of an index, and all it asks of it; axis 0 is the batch.
+
+    value: what `scores` finds in KeyView.index, a tensor or the store itself.
+    """
+
+    @property
+    def value(self) -> Any: ...
+    def append(self, part: Tensor) -> None: ...
+    def crop(self, length: int) -> None: ...
+    def map(self, change: Callable[[Tensor], Tensor]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -32,7 +46,7 @@ class KeyView:
     """
 
     keys: Tensor
-    index: dict[str, Tensor | Codes] = field(default_factory=dict)
+    index: dict[str, Tensor | Store] = field(default_factory=dict)
     visible: Tensor | None = None
     positions: Tensor | None = None
     encoded: Tensor | None = None
@@ -92,7 +106,7 @@ class Selector(ABC):
         of its queries (batch, heads, q, head_dim), where both together are faster."""
         return self.encode_keys(layer, keys), None
 
-    def new_store(self, name: str, part: Tensor) -> Growing | Codes:
+    def new_store(self, name: str, part: Tensor) -> Store:
         """An empty store for what `encode_keys` returns as `name`; part: its first tokens."""
         return Growing(axis=2)
 
@@ -147,6 +161,11 @@ class Selector(ABC):
     def auxiliary_bits(self, group: int, head_dim: int) -> float:
         """Bits stored per token per KV head, `group` query heads sharing a KV head."""
         return 0.0
+
+    def read_bits(self, group: int, head_dim: int) -> float:
+        """Bits read per token per KV head to rank the tokens for one query of each of its heads:
+        what is stored, unless a method ranks by the cache itself or by a part of what it stores."""
+        return self.auxiliary_bits(group, head_dim)
 
     def record(self) -> dict[str, Any]:
         """JSON-able description for receipts: name, parameters, weights_sha256 or None."""

@@ -33,6 +33,7 @@ class DoubleSparsitySelector(Selector):
     needs = "calibration"
     sparse = True
     trained = True  # calibrated, there are no weights that could be random
+    needs = "calibration"
 
     def __init__(
         self,

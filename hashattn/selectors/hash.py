@@ -32,6 +32,7 @@ class HashSelector(CodeSelector):
     name = "hash"
     needs = "training"
     sparse = True
+    needs = "training"
 
     def __init__(self, weights: HashWeights, scoring: str = "hamming") -> None:
         if scoring not in SCORINGS:

@@ -142,6 +142,10 @@ class ResidualSelector(Selector):
         """As the base: sampling stores nothing."""
         return self.base.auxiliary_bits(group, head_dim)
 
+    def read_bits(self, group: int, head_dim: int) -> float:
+        """As the base: sampled tokens are not ranked."""
+        return self.base.read_bits(group, head_dim)
+
     def record(self) -> dict[str, Any]:
         """Parameters and the base's record, whose weights are this method's."""
         base = self.base.record()
