@@ -15,6 +15,7 @@ METHODS = {
     "lsh": ("hashattn.selectors.lsh", "LSHSelector"),
     "double_sparsity": ("hashattn.selectors.double_sparsity", "DoubleSparsitySelector"),
     "quest": ("hashattn.selectors.quest", "QuestSelector"),
+    "socket": ("hashattn.selectors.socket", "SocketSelector"),
     "magicpig": ("hashattn.selectors.magicpig", "MagicPIGSelector"),
     "residual": ("hashattn.selectors.residual", "ResidualSelector"),
 }

@@ -62,13 +62,16 @@ class Selector(ABC):
 
     name: how the method is called in records. sparse: False only for the dense baseline.
     trained: False for hash weights that were initialised at random. layout: "kv_head" gives one
-    list of tokens per KV head, "query_head" one per query head.
+    list of tokens per KV head, "query_head" one per query head. needs: "nothing", "calibration" or
+    "training" before it can rank. evicts: True for methods that drop tokens for good.
     """
 
     name: str
     sparse: bool = True
     trained: bool = True
     layout: Layout = "kv_head"
+    needs: Literal["nothing", "calibration", "training"] = "nothing"
+    evicts: bool = False
 
     def encode_keys(self, layer: int, keys: Tensor) -> dict[str, Tensor]:
         """Data stored for new tokens, keys (batch, kv_heads, new, head_dim) -> token axis 2.

@@ -24,6 +24,7 @@ class HashSelector(CodeSelector):
 
     name = "hash"
     sparse = True
+    needs = "training"
 
     def __init__(self, weights: HashWeights) -> None:
         self.weights = weights
