@@ -20,6 +20,7 @@ METHODS = {
     "h2o": ("hashattn.selectors.h2o", "H2OSelector"),
     "snapkv": ("hashattn.selectors.snapkv", "SnapKVSelector"),
     "infllm": ("hashattn.selectors.infllm", "InfLLMSelector"),
+    "socket": ("hashattn.selectors.socket", "SocketSelector"),
     "magicpig": ("hashattn.selectors.magicpig", "MagicPIGSelector"),
     "rerank": ("hashattn.selectors.rerank", "RerankSelector"),
     "residual": ("hashattn.selectors.residual", "ResidualSelector"),

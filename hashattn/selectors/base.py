@@ -79,8 +79,8 @@ class Selector(ABC):
     trained: False for hash weights that were initialised at random. layout: "kv_head" gives one
     list of tokens per KV head, "query_head" one per query head. needs: "nothing", "calibration" or
     "training" before it can rank. ranks: False for methods whose `select` is not simply the best of
-    their scores. evicts: True for methods that drop tokens for good. observes:
-    True for methods that decide from attention they saw, see `observe`.
+    their scores. evicts: True for methods that drop tokens for good. observes: True for methods
+    that decide from attention they saw, see `observe`.
     """
 
     name: str

@@ -47,6 +47,7 @@ class MagicPIGSelector(Selector):
         if tables < 2:
             raise ValueError(f"tables = {tables} must be at least 2: a token has to collide twice")
         self.bits, self.tables, self.centers = bits, tables, dict(centers or {})
+        self.needs = "calibration" if self.centers else "nothing"
         self.order = RandomSelector(seed)
         self._planes: dict[tuple, Tensor] = {}
 

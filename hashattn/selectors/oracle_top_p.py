@@ -23,6 +23,7 @@ class OracleTopPSelector(OracleSelector):
     """
 
     name = "oracle_top_p"
+    ranks = False
 
     def __init__(self, p: float = 0.95, layout: Layout = "query_head") -> None:
         """Raises ValueError for a p outside (0, 1) or an unknown layout."""

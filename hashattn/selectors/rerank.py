@@ -87,6 +87,10 @@ class RerankSelector(Selector):
         """As the base."""
         return self.base.auxiliary_bits(group, head_dim)
 
+    def read_bits(self, group: int, head_dim: int) -> float:
+        """As the base, to propose; the proposed keys come on top."""
+        return self.base.read_bits(group, head_dim)
+
     def record(self) -> dict[str, Any]:
         """factor and the base's record, whose weights are this method's."""
         base = self.base.record()
