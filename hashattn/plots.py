@@ -39,6 +39,14 @@ METHOD_STYLES = {
     "h2o": MethodStyle("#882255", "<", "H2O"),
     "snapkv": MethodStyle("#999933", ">", "SnapKV"),
     "infllm": MethodStyle("#332288", "p", "InfLLM"),
+    "oracle_top_p": MethodStyle("#bbbbbb", "*", "oracle top-p"),
+    "sparq": MethodStyle("#44aa99", "1", "SparQ"),
+    "loki": MethodStyle("#117733", "2", "Loki"),
+    "pqcache": MethodStyle("#aa4499", "3", "PQCache"),
+    "socket": MethodStyle("#88ccee", "4", "SOCKET"),
+    "magicpig": MethodStyle("#661100", "d", "MagicPIG"),
+    "rerank": MethodStyle("#004488", "H", "HashAttention, re-ranked"),
+    "residual": MethodStyle("#6699cc", "8", "HashAttention and a sample"),
 }
 SVG_SALT = "hashattn"  # fixes the ids inside an SVG, random otherwise
 METADATA = {"png": {"Software": None}, "svg": {"Date": None}}

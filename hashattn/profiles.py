@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hashattn.errors import HashAttnError
+from hashattn.selectors import METHODS
 
 DEFAULT = "embedded"
 USUAL_METHODS = (
@@ -25,7 +26,6 @@ USUAL_METHODS = (
     "quest",
     "hash",
 )
-METHODS = (*USUAL_METHODS, "streaming_llm", "h2o", "snapkv", "infllm")
 DTYPES = ("float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda")
 LAYOUTS = ("per_kv_head", "per_query_head")

@@ -27,6 +27,8 @@ from hashattn.reproduce.claims import Claims
 from hashattn.selectors import make_selector
 from hashattn.selectors.base import Selector
 from hashattn.selectors.double_sparsity import DoubleSparsitySelector
+from hashattn.selectors.loki import LokiSelector
+from hashattn.selectors.magicpig import MagicPIGSelector
 
 VALIDATION_SHARE = 6  # one validation sequence for every six that train
 CALIBRATION = 2  # training sequences that the calibrated baselines look at
@@ -131,7 +133,8 @@ def selectors(
     """One selector for each sparse method of the profile, in its usual setting.
 
     Quest: pages of 16, float16 bounds, 2 head_dim bits. Double Sparsity: an eighth of the channels
-    for each query head, 4-bit labels. LSH: as many bits as the hashes.
+    for each query head, 4-bit labels. LSH: as many bits as the hashes. Re-ranking and the sampled
+    residual stand on the hashes.
     """
     double = {"channels_per_head": weights.config.head_dim // 8, "label_bits": 4}
     make = {
@@ -146,6 +149,14 @@ def selectors(
         "h2o": lambda: make_selector("h2o"),
         "snapkv": lambda: make_selector("snapkv"),
         "infllm": lambda: make_selector("infllm"),
+        "oracle_top_p": lambda: make_selector("oracle_top_p"),
+        "sparq": lambda: make_selector("sparq"),
+        "loki": lambda: LokiSelector.calibrate(calibrated),
+        "pqcache": lambda: make_selector("pqcache"),
+        "socket": lambda: make_selector("socket"),
+        "magicpig": lambda: MagicPIGSelector.calibrate(calibrated, seed=profile.seed),
+        "rerank": lambda: make_selector("rerank", base=make["hash"]()),
+        "residual": lambda: make_selector("residual", base=make["hash"](), seed=profile.seed),
     }
     return {name: make[name]() for name in profile.methods if name != "dense"}
 
