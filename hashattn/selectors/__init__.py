@@ -16,6 +16,7 @@ METHODS = {
     "double_sparsity": ("hashattn.selectors.double_sparsity", "DoubleSparsitySelector"),
     "quest": ("hashattn.selectors.quest", "QuestSelector"),
     "socket": ("hashattn.selectors.socket", "SocketSelector"),
+    "hata": ("hashattn.selectors.hata", "HATASelector"),
     "magicpig": ("hashattn.selectors.magicpig", "MagicPIGSelector"),
     "residual": ("hashattn.selectors.residual", "ResidualSelector"),
 }
@@ -25,7 +26,6 @@ _CLASSES["CodeSelector"] = "hashattn.selectors.codes"
 _CLASSES["Choice"] = "hashattn.selectors.choice"
 
 __all__ = ["METHODS", "make_selector", *sorted(_CLASSES)]
-
 
 def make_selector(name: str, **parameters: Any) -> Any:
     """The selector called `name` (a key of METHODS), built with its own parameters.
@@ -40,7 +40,6 @@ def make_selector(name: str, **parameters: Any) -> Any:
     except TypeError as error:
         given = sorted(parameters)
         raise ValueError(f"selector {name!r} with parameters {given}: {error}") from error
-
 
 def __getattr__(name: str) -> Any:
     if name not in _CLASSES:
