@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+from hashattn.selectors.describe import describe  # a function, else the name is the module
+
 # name: (module, class); imported when asked for, so that one method does not load them all
 METHODS = {
     "dense": ("hashattn.selectors.dense", "DenseSelector"),
@@ -25,7 +27,8 @@ _CLASSES |= {"Selector": "hashattn.selectors.base", "KeyView": "hashattn.selecto
 _CLASSES["CodeSelector"] = "hashattn.selectors.codes"
 _CLASSES["Choice"] = "hashattn.selectors.choice"
 
-__all__ = ["METHODS", "make_selector", *sorted(_CLASSES)]
+__all__ = ["METHODS", "describe", "make_selector", *sorted(_CLASSES)]
+
 
 def make_selector(name: str, **parameters: Any) -> Any:
     """The selector called `name` (a key of METHODS), built with its own parameters.
@@ -40,6 +43,7 @@ def make_selector(name: str, **parameters: Any) -> Any:
     except TypeError as error:
         given = sorted(parameters)
         raise ValueError(f"selector {name!r} with parameters {given}: {error}") from error
+
 
 def __getattr__(name: str) -> Any:
     if name not in _CLASSES:
