@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+from hashattn.selectors.describe import describe  # a function, else the name is the module
+
 # name: (module, class); imported when asked for, so that one method does not load them all
 METHODS = {
     "dense": ("hashattn.selectors.dense", "DenseSelector"),
@@ -21,6 +23,7 @@ METHODS = {
     "snapkv": ("hashattn.selectors.snapkv", "SnapKVSelector"),
     "infllm": ("hashattn.selectors.infllm", "InfLLMSelector"),
     "socket": ("hashattn.selectors.socket", "SocketSelector"),
+    "hata": ("hashattn.selectors.hata", "HATASelector"),
     "magicpig": ("hashattn.selectors.magicpig", "MagicPIGSelector"),
     "rerank": ("hashattn.selectors.rerank", "RerankSelector"),
     "residual": ("hashattn.selectors.residual", "ResidualSelector"),
@@ -33,7 +36,7 @@ _CLASSES |= {"Selector": "hashattn.selectors.base", "KeyView": "hashattn.selecto
 _CLASSES["CodeSelector"] = "hashattn.selectors.codes"
 _CLASSES["Choice"] = "hashattn.selectors.choice"
 
-__all__ = ["METHODS", "make_selector", *sorted(_CLASSES)]
+__all__ = ["METHODS", "describe", "make_selector", *sorted(_CLASSES)]
 
 
 def make_selector(name: str, **parameters: Any) -> Any:
