@@ -22,7 +22,7 @@ class MethodStyle(NamedTuple):
     """How a method is drawn: colour, marker and its name in a legend."""
 
     color: str
-    marker: str
+    marker: str | tuple[int, int, int]
     label: str
 
 
@@ -39,11 +39,12 @@ METHOD_STYLES = {
     "h2o": MethodStyle("#882255", "<", "H2O"),
     "snapkv": MethodStyle("#999933", ">", "SnapKV"),
     "infllm": MethodStyle("#332288", "p", "InfLLM"),
-    "oracle_top_p": MethodStyle("#bbbbbb", "*", "oracle top-p"),
-    "sparq": MethodStyle("#44aa99", "1", "SparQ"),
-    "loki": MethodStyle("#117733", "2", "Loki"),
-    "pqcache": MethodStyle("#aa4499", "3", "PQCache"),
-    "socket": MethodStyle("#88ccee", "4", "SOCKET"),
+    "oracle_top_p": MethodStyle("#bbbbbb", (4, 1, 0), "oracle top-p"),
+    "sparq": MethodStyle("#44aa99", (3, 1, 0), "SparQ"),
+    "loki": MethodStyle("#117733", (6, 1, 0), "Loki"),
+    "pqcache": MethodStyle("#aa4499", (8, 1, 0), "PQCache"),
+    "socket": MethodStyle("#88ccee", (3, 1, 180), "SOCKET"),
+    "hata": MethodStyle("#ee8866", (5, 0, 180), "HATA"),
     "magicpig": MethodStyle("#661100", "d", "MagicPIG"),
     "rerank": MethodStyle("#004488", "H", "HashAttention, re-ranked"),
     "residual": MethodStyle("#6699cc", "8", "HashAttention and a sample"),

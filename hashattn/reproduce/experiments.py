@@ -27,6 +27,7 @@ from hashattn.reproduce.claims import Claims
 from hashattn.selectors import make_selector
 from hashattn.selectors.base import Selector
 from hashattn.selectors.double_sparsity import DoubleSparsitySelector
+from hashattn.selectors.hata import HATASelector
 from hashattn.selectors.loki import LokiSelector
 from hashattn.selectors.magicpig import MagicPIGSelector
 
@@ -154,6 +155,7 @@ def selectors(
         "loki": lambda: LokiSelector.calibrate(calibrated),
         "pqcache": lambda: make_selector("pqcache"),
         "socket": lambda: make_selector("socket"),
+        "hata": lambda: HATASelector.train(calibrated, bits=weights.config.bits, seed=profile.seed),
         "magicpig": lambda: MagicPIGSelector.calibrate(calibrated, seed=profile.seed),
         "rerank": lambda: make_selector("rerank", base=make["hash"]()),
         "residual": lambda: make_selector("residual", base=make["hash"](), seed=profile.seed),

@@ -30,7 +30,6 @@ class DoubleSparsitySelector(Selector):
     """
 
     name = "double_sparsity"
-    needs = "calibration"
     sparse = True
     trained = True  # calibrated, there are no weights that could be random
     needs = "calibration"

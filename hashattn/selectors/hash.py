@@ -30,7 +30,6 @@ class HashSelector(CodeSelector):
     """
 
     name = "hash"
-    needs = "training"
     sparse = True
     needs = "training"
 

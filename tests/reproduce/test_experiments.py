@@ -76,7 +76,7 @@ def test_every_sparse_method_gets_every_density_and_the_window_one(profile, load
 def test_every_method_answers_within_its_budget(profile, loaded, weights):
     """All selectors through the one attention path, from the prefill on."""
     model, tokenizer = loaded
-    every = replace(profile, methods=METHODS)
+    every = replace(profile, methods=tuple(METHODS))
     calibrated = experiments.captured(profile, *loaded, 512, split="train")
     chosen = experiments.selectors(every, weights, calibrated)
     assert set(chosen) == set(METHODS) - {"dense"}
