@@ -19,7 +19,8 @@ class SparQSelector(Selector):
     The temperature makes up for the channels left out (SparQ, algorithm 1); where a model scales
     its logits by s instead of 1 / sqrt(D), it is s / sqrt(c). layout "kv_head" (the paper's rule
     for grouped queries): a group shares the channels with the largest sum of |q| and one selection,
-    by the sum of its approximate softmax weights over the tokens each row sees. "query_head": channels and a selection for each query head.
+    by the sum of its approximate softmax weights over the tokens each row sees. "query_head":
+    channels and a selection for each query head.
     The paper's mean-value correction, which adds the average value for the attention that is not
     read, belongs to the output and not to the ranking: it is left out.
     """
