@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ from hashattn.selectors.double_sparsity import DoubleSparsitySelector as DoubleS
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+VARIANTS, LINES = "os^vDPX", ("-", "--", ":", "-.")
 FAMILY_SEED = 4000  # sequences that no other measurement of the notebooks uses
 
 
@@ -124,13 +126,16 @@ def verdicts(rows: pd.DataFrame, ours: str) -> pd.DataFrame:
 
 def error_lines(axis: Axes, table: pd.DataFrame, names: Iterable[str]) -> None:
     """Output error over density for some methods of `summary`, their bits in the legend."""
-    labels = list(table.columns)
+    labels, seen = list(table.columns), Counter()
     for name in names:
         line = table.xs(name, level="method")
-        bits = line.index[0]
-        style = plots.method_style(name)
-        dashes = {"linestyle": "--" if " " in name else "-"}
-        axis.plot(range(len(labels)), line.iloc[0], marker=style.marker, color=style.color,
-                  label=f"{name} ({bits:g} bits)", **dashes)  # fmt: skip
+        bits, style = line.index[0], plots.method_style(name)
+        # variants of a method share its colour and differ by marker and line
+        family = seen[style.color]
+        seen[style.color] += 1
+        axis.plot(range(len(labels)), line.iloc[0], marker=VARIANTS[family % len(VARIANTS)],
+                  color=style.color, linestyle=LINES[family % len(LINES)],
+                  label=f"{name} ({bits:g} bits)")  # fmt: skip
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncol=2, fontsize=8)
     axis.set_xticks(range(len(labels)), labels)
     axis.set(xlabel="density (tokens read / tokens cached)", ylabel="output error", yscale="log")
