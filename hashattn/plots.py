@@ -22,7 +22,7 @@ class MethodStyle(NamedTuple):
     """How a method is drawn: colour, marker and its name in a legend."""
 
     color: str
-    marker: str
+    marker: str | tuple[int, int, int]
     label: str
 
 
@@ -35,6 +35,19 @@ METHOD_STYLES = {
     "lsh": MethodStyle("#cc79a7", "D", "LSH"),
     "window": MethodStyle("#e69f00", "P", "sink + local"),
     "random": MethodStyle("#56b4e9", "X", "random"),
+    "streaming_llm": MethodStyle("#ddcc77", "h", "StreamingLLM"),
+    "h2o": MethodStyle("#882255", "<", "H2O"),
+    "snapkv": MethodStyle("#999933", ">", "SnapKV"),
+    "infllm": MethodStyle("#332288", "p", "InfLLM"),
+    "oracle_top_p": MethodStyle("#bbbbbb", (4, 1, 0), "oracle top-p"),
+    "sparq": MethodStyle("#44aa99", (3, 1, 0), "SparQ"),
+    "loki": MethodStyle("#117733", (6, 1, 0), "Loki"),
+    "pqcache": MethodStyle("#aa4499", (8, 1, 0), "PQCache"),
+    "socket": MethodStyle("#88ccee", (3, 1, 180), "SOCKET"),
+    "hata": MethodStyle("#ee8866", (5, 0, 180), "HATA"),
+    "magicpig": MethodStyle("#661100", "d", "MagicPIG"),
+    "rerank": MethodStyle("#004488", "H", "HashAttention, re-ranked"),
+    "residual": MethodStyle("#6699cc", "8", "HashAttention and a sample"),
 }
 SVG_SALT = "hashattn"  # fixes the ids inside an SVG, random otherwise
 METADATA = {"png": {"Software": None}, "svg": {"Date": None}}

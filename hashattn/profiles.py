@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from hashattn.errors import HashAttnError
+from hashattn.selectors import METHODS
 
 DEFAULT = "embedded"
-METHODS = (
+USUAL_METHODS = (
     "dense",
     "oracle",
     "window",
@@ -115,7 +116,7 @@ class Profile:
     densities: tuple[float, ...]
     samples_per_task: int
     contexts: tuple[int, ...]
-    methods: tuple[str, ...] = METHODS
+    methods: tuple[str, ...] = USUAL_METHODS
     training: HashTraining = HashTraining()
     template: str = "{context}\nQ: {input}"
     metric: str = "exact_match"

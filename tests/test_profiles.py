@@ -11,7 +11,7 @@ from hashattn.access import (
     require_access,
 )
 from hashattn.errors import HashAttnError
-from hashattn.profiles import ProfileError, available, load_profile, repository
+from hashattn.profiles import METHODS, ProfileError, available, load_profile, repository
 
 NAMES = ["embedded", "embedded-full", "llama-3.1-8b", "mistral-7b", "tiny"]
 MODEL_FILES = ("config.json", "tokenizer.json", "model.safetensors")
@@ -150,8 +150,8 @@ def test_a_missing_gpu_is_said_first(llama, tmp_path, monkeypatch):
         require_access(dataclasses.replace(llama, device="cuda"))
 
 
-def test_the_profile_s_methods_are_the_selectors():
-    from hashattn.profiles import METHODS
-    from hashattn.selectors import METHODS as SELECTORS
-
-    assert set(METHODS) == set(SELECTORS)
+def test_a_profile_may_name_every_selector():
+    profile = dataclasses.replace(load_profile("tiny"), methods=tuple(METHODS))
+    assert len(profile.methods) >= 18
+    with pytest.raises(ProfileError, match="methods"):
+        dataclasses.replace(profile, methods=("dense", "sharp"))

@@ -25,6 +25,7 @@ class IndexedLayer:
     stores: dict[str, Growing | Codes] | None = None
     index_length: int = 0  # tokens encoded so far
     index_owner: str | None = None  # identity of the selector that encoded them
+    observed: dict[str, Tensor] | None = None  # what Selector.observe made of earlier calls
 
     def sync_index(
         self, selector: Selector, layer: int, keys: Tensor, queries: Tensor | None = None
@@ -42,21 +43,38 @@ class IndexedLayer:
                 new, encoded = selector.encode_step(layer, fresh, queries)
             else:
                 new = selector.encode_keys(layer, fresh)
-            _check_index(selector, new, n - self.index_length)
+            _check_index(selector, "encode_keys", new, n - self.index_length)
             if self.stores is None:
                 self.stores = {name: selector.new_store(name, part) for name, part in new.items()}
             for name, part in new.items():
                 self.stores[name].append(part)
             self.index_length, self.index_owner = n, selector.identity
-        return {name: store.value for name, store in (self.stores or {}).items()}, encoded
+        index = {name: store.value for name, store in (self.stores or {}).items()}
+        return index if self.observed is None else index | self.observed, encoded
+
+    @property
+    def observed_length(self) -> int:
+        """Tokens of which the selector has observed something."""
+        return next((part.shape[2] for part in (self.observed or {}).values()), 0)
+
+    def keep_observed(self, selector: Selector, state: dict[str, Tensor]) -> None:
+        """Replace what was observed. Never written in place: copies of the layer may share it."""
+        _check_index(selector, "observe", state, self.index_length)
+        self.observed = state
 
     def drop_index(self) -> None:
         """Forget the index; the next use encodes all keys again."""
         self.stores, self.index_length, self.index_owner = None, 0, None
+        self.observed = None
 
     def _map_index(self, change: Any) -> None:
         for store in (self.stores or {}).values():
             store.map(change)
+        self._map_observed(change)
+
+    def _map_observed(self, change: Any) -> None:
+        if self.observed is not None:
+            self.observed = {name: change(part) for name, part in self.observed.items()}
 
     def crop(self, *args: Any, **kwargs: Any) -> None:
         """Crop K and V, then the index to what is left: the argument's meaning has changed
@@ -66,6 +84,7 @@ class IndexedLayer:
         if kept < self.index_length:
             for store in (self.stores or {}).values():
                 store.crop(kept)
+            self._map_observed(lambda part: part[:, :, :kept])
             self.index_length = kept
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
@@ -180,10 +199,10 @@ def _indexed_class(cls: type) -> type:
     return _CLASSES[cls]
 
 
-def _check_index(selector: Selector, new: dict[str, Tensor], tokens: int) -> None:
+def _check_index(selector: Selector, method: str, new: dict[str, Tensor], tokens: int) -> None:
     for name, part in new.items():
         if part.dim() < 3 or part.shape[2] != tokens:
             raise ValueError(
-                f"selector {selector.name!r}: encode_keys returned {name!r} of shape "
+                f"selector {selector.name!r}: {method} returned {name!r} of shape "
                 f"{tuple(part.shape)} for {tokens} keys; the token axis must be axis 2"
             )

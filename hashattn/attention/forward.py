@@ -13,7 +13,7 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from ..dense import dense_attention, softmax_sinks
-from ..errors import UnsupportedModelError
+from ..errors import AttachmentError, UnsupportedModelError
 from ..kernels import Codes, attend, dense_decode
 from ..selectors.base import KeyView, Selector
 from ..selectors.choice import Choice
@@ -93,13 +93,18 @@ def forward(
     n = _tokens_cached(call, key)
     reason = _dense_reason(call, query.shape[2], n, attention_mask, kwargs)
     index, encoded = _sync(call, key[:, :, :n], query if reason is None else None)
+    view = KeyView(keys=key[:, :, :n], index=index, encoded=encoded)
+    if _observes(call):
+        _refuse_unobserved(call, n - query.shape[2])
     if reason is None:
         _refuse_unsupported(module, query, kwargs)
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-        view = KeyView(keys=key[:, :, :n], index=index, encoded=encoded)
         out = _sparse(module, call, query, key, value, attention_mask, view, scaling, kwargs)
         return out.transpose(1, 2).contiguous(), None
     _record_dense(call, query, n, attention_mask, reason)
+    if _observes(call):
+        seen = replace(view, visible=_visible(attention_mask, n))
+        _observe(call, query, seen, query.shape[-1] ** -0.5 if scaling is None else scaling)
     if _walks(call, query, reason):
         choice = call.run.choice(attention_mask, query, n)
         if choice.spans is not None:
@@ -136,8 +141,10 @@ def _sparse(
         choice = run.choice(mask, query, view.keys.shape[2])
         if mask is not None:
             view = replace(view, visible=choice.seen[:, 0, -1])
-        indices = run.selector.select(call.layer, query, view, scaling, choice)
+        indices, log_weights = run.selector.sample(call.layer, query, view, scaling, choice)
         _record_sparse(call, query, key, indices, choice)
+    if run.selector.observes:
+        _observe(call, query, view, scaling, indices)
     # the whole buffer, not key[:, :, :n]: slicing a static cache would copy it on gathering
     return attend(
         query,
@@ -147,6 +154,7 @@ def _sparse(
         scaling,
         softcap=kwargs.get("softcap"),
         sinks=softmax_sinks(module, kwargs),
+        log_weights=log_weights,
     )
 
 
@@ -188,6 +196,27 @@ def _sync(
         return {}, None
     with torch.no_grad():
         return call.cache_layer.sync_index(call.run.selector, call.layer, keys, queries)
+
+
+def _observes(call: LayerCall) -> bool:
+    return call.run.selector.observes and _eligible(call)
+
+
+@torch.no_grad()
+def _observe(
+    call: LayerCall, query: Tensor, view: KeyView, scaling: float, read: Tensor | None = None
+) -> None:
+    selector = call.run.selector
+    state = selector.observe(call.layer, query, view, scaling, read)
+    call.cache_layer.keep_observed(selector, state)
+
+
+def _visible(mask: Tensor | None, n: int) -> Tensor | None:
+    """Tokens (batch, n) that the last row of transformers' mask sees; None where all are seen."""
+    if mask is None:
+        return None
+    last = mask[:, 0, -1, :n]
+    return last if last.dtype == torch.bool else last > torch.finfo(last.dtype).min / 2
 
 
 def _dense_reason(
@@ -252,6 +281,16 @@ def _refuse_unsupported(module: nn.Module, query: Tensor, kwargs: dict[str, Any]
         raise UnsupportedModelError(
             "output_attentions=True: sparse attention computes no full attention matrix. Leave "
             "it off, or detach to look at dense attention weights"
+        )
+
+
+def _refuse_unobserved(call: LayerCall, before: int) -> None:
+    seen = call.cache_layer.observed_length
+    if seen != before:
+        raise AttachmentError(
+            f"selector {call.run.selector.name!r} decides from the attention it saw, but of the "
+            f"{before} tokens cached before this call it saw {seen}: attach it before the prompt "
+            "is prefilled, and keep it attached"
         )
 
 

@@ -28,7 +28,8 @@ class PrefilledContext:
         self.model, self.tokens = model, list(tokens)
         self.cache = DynamicCache(config=model.config)
         ids = torch.tensor([self.tokens], device=model.device)
-        for chunk in ids.split(PREFILL_CHUNK, dim=1):
+        # equal parts: a short last one could pass for decoding where sparse attention is attached
+        for chunk in ids.tensor_split(-(-ids.shape[1] // PREFILL_CHUNK), dim=1):
             model(input_ids=chunk, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
 
     def fork(self) -> Any:

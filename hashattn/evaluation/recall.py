@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from hashattn.hashing.labels import attention_logits, candidate_mask
-from hashattn.kernels import select
+from hashattn.kernels import membership, select
 from hashattn.selectors.base import KeyView, Selector
+from hashattn.selectors.choice import Choice
 
 if TYPE_CHECKING:
     from hashattn.hashing.capture import CapturedLayer
@@ -25,29 +27,35 @@ def recall_rows(
     sink: int = 4,
     local: int = 28,
     top: Sequence[int] = (4, 32),
+    prompt: int = 0,
 ) -> list[dict[str, Any]]:
     """One row for each captured layer, selector and heavy budget (tokens beside sink and local).
 
     Columns: method, layer, length (cached tokens), heavy, bits (auxiliary, per token and KV head),
     queries (rows averaged), recall@k for k in `top` (share of the k best tokens by q.k outside sink
     and local that were selected), heavy_mass (share of the attention mass outside sink and local
-    that the selection holds) and mass (share of all mass on selected, sink and local tokens). Means
-    over rows and query heads. Rows without a token outside sink and local say nothing and are left
+    that the selection holds), mass (share of all mass on selected, sink and local tokens), density
+    (tokens read / visible) and, where values were captured, output_error (relative L2 error of the
+    attention output against dense; sampled tokens weigh as the method says). Means over rows and
+    query heads. Rows without a token outside sink and local say nothing and are left
     out; ValueError if none is left.
+
+    prompt: the queries of the first `prompt` tokens, all captured, are shown to selectors that
+    observe and not measured; every later row is then ranked by them as if it came right after.
+    ValueError where such a selector has no prompt, or some of its queries were not captured.
     """
     table = []
     for layer in captured:
-        kept = _rows_with_candidates(layer, sink, local)
-        index = {
-            name: s.encode_keys(layer.layer, layer.keys[None]) for name, s in selectors.items()
-        }
+        kept = _rows_with_candidates(layer, sink, local, prompt)
+        index = {name: _index(selector, layer, prompt) for name, selector in selectors.items()}
         parts: dict[tuple[str, int], list[dict[str, Tensor]]] = {}
         for rows in kept.split(ROWS_AT_ONCE):
             truth = _Truth(layer, rows, (sink, local), top)
             for name, selector in selectors.items():
-                scores = truth.scores(selector, index[name])
+                scores = truth.scores(selector, index[name]) if selector.ranks else None
                 for tokens in heavy:
-                    parts.setdefault((name, tokens), []).append(truth.measure(scores, tokens))
+                    read = truth.read(selector, index[name], scores, tokens)
+                    parts.setdefault((name, tokens), []).append(truth.measure(*read))
         for (name, tokens), found in parts.items():
             table.append(_labels(layer, name, selectors[name], tokens, len(kept)) | _mean(found))
     return table
@@ -66,27 +74,80 @@ class _Truth:
         view = KeyView(layer.keys[None], positions=self.positions)
         self.visible = view.causal(len(rows))[0, 0]
         logits = attention_logits(self.queries, layer.keys, layer.scaling, layer.softcap)
-        self.weights = logits.masked_fill(~self.visible, float("-inf")).softmax(dim=-1)
+        self.window, self.logits = window, logits.masked_fill(~self.visible, float("-inf"))
+        self.weights = self.logits.softmax(dim=-1)
+        self.dense = None if layer.values is None else self._output(self.weights)
         outside = logits.masked_fill(~self.candidates, float("-inf"))
         self.outside = outside.softmax(dim=-1)
         self.best = best_tokens(outside, max(top))
 
     def scores(self, selector: Selector, index: dict[str, Tensor]) -> Tensor:
+        if selector.observes:
+            return torch.cat(
+                [self._step(selector, index, row) for row in range(len(self.positions))], 2
+            )
         view = KeyView(self.layer.keys[None], index, positions=self.positions)
         return selector.scores(self.layer.layer, self.queries[None], view, self.layer.scaling)
 
-    def measure(self, scores: Tensor, heavy: int) -> dict[str, Tensor]:
-        """recall@k, heavy_mass and mass of a selection, each (query heads, rows)."""
-        always = self.visible & ~self.candidates
-        indices = select(scores, heavy, self.candidates[None, None], always[None, None])
-        attended = membership(indices, self.weights.shape[-1])[0]
-        attended = attended.repeat_interleave(len(self.weights) // len(attended), dim=0)
+    def _step(self, selector: Selector, index: dict[str, Tensor], row: int) -> Tensor:
+        """Scores (1, lists, 1, n) of one row in a call of its own, later keys not yet there."""
+        keys = self.layer.keys[None]
+        cached = int(self.positions[row]) + 1
+        view = KeyView(keys[:, :, :cached], index)
+        asked = self.queries[None, :, row : row + 1]
+        scores = selector.scores(self.layer.layer, asked, view, self.layer.scaling)
+        return pad(scores, (0, keys.shape[2] - cached), value=float("-inf"))
+
+    def read(
+        self, selector: Selector, index: dict[str, Tensor], scores: Tensor | None, heavy: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """Lists (1, lists, rows, m) of what a selector reads, and their log weights if it samples.
+
+        scores: of a selector that ranks; the same for every budget.
+        """
+        if scores is not None:
+            always = self.visible & ~self.candidates
+            return select(scores, heavy, self.candidates[None, None], always[None, None]), None
+        seen = self.positions[None] + 1
+        choice = Choice(
+            self.visible.shape[-1], *self.window, torch.full_like(seen, heavy), seen,
+            width=heavy + sum(self.window), mask=self.visible[None, None],
+        )  # fmt: skip
+        view = KeyView(self.layer.keys[None], index, positions=self.positions)
+        return selector.sample(
+            self.layer.layer, self.queries[None], view, self.layer.scaling, choice
+        )
+
+    def measure(self, indices: Tensor, log_weights: Tensor | None) -> dict[str, Tensor]:
+        """recall@k, heavy_mass, mass, density and output_error of lists (1, lists, rows, m), each
+        (query heads, rows)."""
+        group = len(self.weights) // indices.shape[1]
+        attended = membership(indices, self.weights.shape[-1])[0].repeat_interleave(group, dim=0)
         real = self.candidates.expand_as(attended).gather(-1, self.best)
         hits = attended.gather(-1, self.best) & real
         found = {f"recall@{k}": hits[..., :k].sum(-1) / real[..., :k].sum(-1) for k in self.top}
         found["heavy_mass"] = (self.outside * attended).sum(-1)
         found["mass"] = (self.weights * attended).sum(-1)
+        found["density"] = attended.sum(-1) / self.visible.sum(-1)
+        if self.dense is not None:
+            logits = self.logits.masked_fill(~attended, float("-inf"))
+            if log_weights is not None:
+                logits = logits + self._spread(indices, log_weights).repeat_interleave(group, dim=0)
+            error = self._output(logits.softmax(dim=-1)) - self.dense
+            found["output_error"] = error.norm(dim=-1) / self.dense.norm(dim=-1)
         return found
+
+    def _output(self, weights: Tensor) -> Tensor:
+        """Attention output (query heads, rows, D) of weights (query heads, rows, n)."""
+        values = self.layer.values.float()
+        return weights @ values.repeat_interleave(len(weights) // len(values), dim=0)
+
+    def _spread(self, indices: Tensor, log_weights: Tensor) -> Tensor:
+        """Log weights (lists, rows, n) at their tokens, 0 elsewhere."""
+        n = self.weights.shape[-1]
+        slots = torch.where(indices < 0, n, indices).long()[0]
+        found = torch.zeros(*slots.shape[:-1], n + 1, device=slots.device)
+        return found.scatter_(-1, slots, log_weights[0].to(found.dtype))[..., :n]
 
 
 def best_tokens(scores: Tensor, k: int) -> Tensor:
@@ -105,21 +166,30 @@ def best_tokens(scores: Tensor, k: int) -> Tensor:
     return by_index.values.gather(-1, ordered.indices)[..., :k]
 
 
-def membership(indices: Tensor, n: int) -> Tensor:
-    """bool (B, lists, q, n): which tokens the index lists (B, lists, q, m), -1 padded, hold."""
-    found = torch.zeros(*indices.shape[:-1], n + 1, dtype=torch.bool, device=indices.device)
-    slots = torch.where(indices < 0, n, indices).long()  # the padding lands in a spare column
-    return found.scatter_(-1, slots, True)[..., :n]
-
-
-def _rows_with_candidates(layer: CapturedLayer, sink: int, local: int) -> Tensor:
-    rows = (layer.positions + 1 > sink + local).nonzero()[:, 0]
-    if len(rows) == 0:
+def _rows_with_candidates(layer: CapturedLayer, sink: int, local: int, prompt: int) -> Tensor:
+    measured = (layer.positions + 1 > sink + local) & (layer.positions >= prompt)
+    if not measured.any():
         raise ValueError(
             f"layer {layer.layer}: every captured query sees only sink {sink} and local {local} "
-            "tokens; capture later rows, or a longer sequence"
+            f"tokens, or lies in the prompt of {prompt}; capture later rows, or a longer sequence"
         )
-    return rows
+    return measured.nonzero()[:, 0]
+
+
+def _index(selector: Selector, layer: CapturedLayer, prompt: int) -> dict[str, Tensor]:
+    """What the selector stores of the keys, and what it observes of the prompt's queries."""
+    index = selector.encode_keys(layer.layer, layer.keys[None])
+    if not selector.observes:
+        return index
+    rows = (layer.positions < prompt).nonzero()[:, 0]
+    if not 0 < prompt == len(rows):
+        raise ValueError(
+            f"prompt = {prompt}: selector {selector.name!r} observes a prompt's queries, and layer "
+            f"{layer.layer} has {len(rows)} of them; capture every row from the first on"
+        )
+    view = KeyView(layer.keys[None, :, :prompt])
+    queries = layer.queries[None, :, rows]
+    return index | selector.observe(layer.layer, queries, view, layer.scaling)
 
 
 def _labels(

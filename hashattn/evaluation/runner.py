@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 
-from hashattn.attention.sparse import attach
+from hashattn.attention.sparse import Attachment, attach
 from hashattn.evaluation.answering import PrefilledContext, feed, greedy
 from hashattn.evaluation.identity import (
     code_version,
@@ -127,22 +128,32 @@ class _Cells:
             cache = context.rewind(cache)
 
     def _answer(self, method: Method, index: int, cache: Any) -> tuple[str, Receipt | None]:
-        _, question = self._tokens(index)
+        context, question = self._tokens(index)
         rest = (self._max_new_tokens(self.records[index]), self.protocol.stop)
         model, tokenizer = self.model, self.tokenizer
         if not method.sparse:
             return greedy(model, tokenizer, cache, feed(model, question, cache), *rest), None
         sparse_question = self.protocol.question == "sparse"
-        token = None if sparse_question else feed(model, question, cache)
-        with attach(
-            model, method.selector, method.budget,
-            sparse_rows=len(question) if sparse_question else 1,
+        token = None
+        # a selector that observes has to see its own prefill: the shared one came before it, and
+        # decoding changes what it remembers
+        observes = method.selector.observes
+        with self._attached(method, 1) if observes else nullcontext():
+            cache = PrefilledContext(model, context).cache if observes else cache
+            if not sparse_question:
+                token = feed(model, question, cache)
+        with self._attached(method, len(question) if sparse_question else 1) as run:
+            first = feed(model, question, cache) if token is None else token
+            return greedy(model, tokenizer, cache, first, *rest), run.receipt
+
+    def _attached(self, method: Method, sparse_rows: int) -> Attachment:
+        return attach(
+            self.model, method.selector, method.budget,
+            sparse_rows=sparse_rows,
             dense_layers=self.protocol.dense_layers,
             allow_dense=True,  # judged over all samples, a single context may be short
             allow_untrained=method.allow_untrained,
-        ) as run:  # fmt: skip
-            first = feed(model, question, cache) if token is None else token
-            return greedy(model, tokenizer, cache, first, *rest), run.receipt
+        )  # fmt: skip
 
     def _tokens(self, index: int) -> tuple[list[int], list[int]]:
         """Token ids of a record's shared context, truncated, and of the question after it.

@@ -27,6 +27,9 @@ from hashattn.reproduce.claims import Claims
 from hashattn.selectors import make_selector
 from hashattn.selectors.base import Selector
 from hashattn.selectors.double_sparsity import DoubleSparsitySelector
+from hashattn.selectors.hata import HATASelector
+from hashattn.selectors.loki import LokiSelector
+from hashattn.selectors.magicpig import MagicPIGSelector
 
 VALIDATION_SHARE = 6  # one validation sequence for every six that train
 CALIBRATION = 2  # training sequences that the calibrated baselines look at
@@ -107,14 +110,14 @@ def shipped_or_trained(profile: Profile, model, tokenizer) -> HashWeights:
 
 def captured(
     profile: Profile, model, tokenizer, length: int, count: int = 1, *, split: str = "eval",
-    seed: int = 0,
+    seed: int = 0, values: bool = False,
 ) -> list[CapturedLayer]:  # fmt: skip
-    """Queries and keys of every layer of `count` sequences of `length` tokens."""
+    """Queries, keys and, if asked, values of all layers of `count` sequences of `length` tokens."""
     found = []
     asked = sequences(profile, tokenizer, count, length=length, split=split, seed=seed,
                       questions=QUESTIONS_PER_CONTEXT)  # fmt: skip
     for ids, rows in asked:
-        found += capture(model, ids, rows=rows).values()
+        found += capture(model, ids, rows=rows, values=values).values()
     return found
 
 
@@ -131,7 +134,8 @@ def selectors(
     """One selector for each sparse method of the profile, in its usual setting.
 
     Quest: pages of 16, float16 bounds, 2 head_dim bits. Double Sparsity: an eighth of the channels
-    for each query head, 4-bit labels. LSH: as many bits as the hashes.
+    for each query head, 4-bit labels. LSH: as many bits as the hashes. Re-ranking and the sampled
+    residual stand on the hashes.
     """
     double = {"channels_per_head": weights.config.head_dim // 8, "label_bits": 4}
     make = {
@@ -142,6 +146,19 @@ def selectors(
         "lsh": lambda: make_selector("lsh", bits=weights.config.bits, seed=profile.seed),
         "random": lambda: make_selector("random", seed=profile.seed),
         "window": lambda: make_selector("window"),
+        "streaming_llm": lambda: make_selector("streaming_llm"),
+        "h2o": lambda: make_selector("h2o"),
+        "snapkv": lambda: make_selector("snapkv"),
+        "infllm": lambda: make_selector("infllm"),
+        "oracle_top_p": lambda: make_selector("oracle_top_p"),
+        "sparq": lambda: make_selector("sparq"),
+        "loki": lambda: LokiSelector.calibrate(calibrated),
+        "pqcache": lambda: make_selector("pqcache"),
+        "socket": lambda: make_selector("socket"),
+        "hata": lambda: HATASelector.train(calibrated, bits=weights.config.bits, seed=profile.seed),
+        "magicpig": lambda: MagicPIGSelector.calibrate(calibrated, seed=profile.seed),
+        "rerank": lambda: make_selector("rerank", base=make["hash"]()),
+        "residual": lambda: make_selector("residual", base=make["hash"](), seed=profile.seed),
     }
     return {name: make[name]() for name in profile.methods if name != "dense"}
 
@@ -150,7 +167,7 @@ def methods(profile: Profile, chosen: Mapping[str, Selector]) -> list[Method]:
     """Every selector at every density of the profile; dense and the window alone need just one."""
     found = [Method("dense")] if "dense" in profile.methods else []
     for name, selector in chosen.items():
-        if name == "window":
+        if name in ("window", "streaming_llm"):
             budget = Budget(profile.sink, profile.local, heavy=0)
             found.append(Method(name, selector, budget))
             continue
@@ -202,7 +219,12 @@ def recall(
     profile: Profile, model, tokenizer, chosen: Mapping[str, Selector], lengths: Iterable[int],
     fractions: Iterable[int] = (32,), count: int = 1,
 ) -> pd.DataFrame:  # fmt: skip
-    """recall_rows of held-out sequences: a heavy budget of length / fraction for each fraction."""
+    """recall_rows of held-out sequences: a heavy budget of length / fraction for each fraction.
+
+    Selectors that observe are left out: only the questions' queries are captured here, not those of
+    the context before them.
+    """
+    chosen = {name: selector for name, selector in chosen.items() if not selector.observes}
     rows = []
     for length in lengths:
         found = captured(profile, model, tokenizer, length, count)

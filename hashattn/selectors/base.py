@@ -6,32 +6,47 @@ which is the same selection bit for bit, so all methods share one.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 from uuid import uuid4
 
 import torch
 from torch import Tensor
 
-from hashattn.kernels import Codes, Growing, select
+from hashattn.kernels import Growing, select
 from hashattn.selectors.choice import Choice
 
 Layout = Literal["kv_head", "query_head"]
+
+
+class Store(Protocol):
+    """What a cache layer keeps of one part of an index, and all it asks of it; axis 0 is the batch.
+
+    value: what `scores` finds in KeyView.index, a tensor or the store itself.
+    """
+
+    @property
+    def value(self) -> Any: ...
+    def append(self, part: Tensor) -> None: ...
+    def crop(self, length: int) -> None: ...
+    def map(self, change: Callable[[Tensor], Tensor]) -> None: ...
 
 
 @dataclass(frozen=True)
 class KeyView:
     """What a selector may look at in one layer's cache.
 
-    keys: (batch, kv_heads, n, head_dim), post-RoPE. index: the selector's own data from
-    `encode_keys`, token axis 2, length n (codes may come as the store that holds them). visible:
+    keys: (batch, kv_heads, n, head_dim), post-RoPE. index: the selector's own data, token axis 2:
+    from `encode_keys`, length n (codes may come as the store that holds them), and from `observe`,
+    shorter by the tokens of this call. visible:
     (batch, n) bool, False for left padding, or None when every token is visible. positions: (q,)
     cache index of each query row, or None when the query rows are the last q tokens. encoded: what
     `encode_step` made of the queries.
     """
 
     keys: Tensor
-    index: dict[str, Tensor | Codes] = field(default_factory=dict)
+    index: dict[str, Tensor | Store] = field(default_factory=dict)
     visible: Tensor | None = None
     positions: Tensor | None = None
     encoded: Tensor | None = None
@@ -62,13 +77,20 @@ class Selector(ABC):
 
     name: how the method is called in records. sparse: False only for the dense baseline.
     trained: False for hash weights that were initialised at random. layout: "kv_head" gives one
-    list of tokens per KV head, "query_head" one per query head.
+    list of tokens per KV head, "query_head" one per query head. needs: "nothing", "calibration" or
+    "training" before it can rank. ranks: False for methods whose `select` is not simply the best of
+    their scores. evicts: True for methods that drop tokens for good. observes: True for methods
+    that decide from attention they saw, see `observe`.
     """
 
     name: str
     sparse: bool = True
     trained: bool = True
     layout: Layout = "kv_head"
+    needs: Literal["nothing", "calibration", "training"] = "nothing"
+    ranks: bool = True
+    evicts: bool = False
+    observes: bool = False
 
     def encode_keys(self, layer: int, keys: Tensor) -> dict[str, Tensor]:
         """Data stored for new tokens, keys (batch, kv_heads, new, head_dim) -> token axis 2.
@@ -84,9 +106,21 @@ class Selector(ABC):
         of its queries (batch, heads, q, head_dim), where both together are faster."""
         return self.encode_keys(layer, keys), None
 
-    def new_store(self, name: str, part: Tensor) -> Growing | Codes:
+    def new_store(self, name: str, part: Tensor) -> Store:
         """An empty store for what `encode_keys` returns as `name`; part: its first tokens."""
         return Growing(axis=2)
+
+    def observe(
+        self, layer: int, queries: Tensor, view: KeyView, scaling: float, read: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """What is remembered of all n cached tokens after a call, token axis 2; replaces what was.
+
+        Called where `observes` is True, for every call of a layer: prefill chunks and dense steps
+        with read = None (every row reads all it sees), sparse calls after their selection with its
+        indices, read (batch, lists, q, m) int32. It lives beside the cache and is found in
+        view.index, then of the tokens before the call, as no key of it has been observed yet.
+        """
+        return {}
 
     @abstractmethod
     def scores(self, layer: int, queries: Tensor, view: KeyView, scaling: float) -> Tensor:
@@ -104,6 +138,16 @@ class Selector(ABC):
         self._check_scores(scores, queries, view)
         return select(scores, choice.heavy, choice.candidates, choice.always)
 
+    def sample(
+        self, layer: int, queries: Tensor, view: KeyView, scaling: float, choice: Choice
+    ) -> tuple[Tensor, Tensor | None]:
+        """What attention reads: `select`'s indices, and what is added to their logits.
+
+        The latter (batch, lists, q, m) float32 is minus the log of the probability with which a
+        token was sampled, or None for a method that does not sample.
+        """
+        return self.select(layer, queries, view, scaling, choice), None
+
     def _check_scores(self, scores: Tensor, queries: Tensor, view: KeyView) -> None:
         batch, heads, q_len, _ = queries.shape
         _, kv_heads, n, _ = view.keys.shape
@@ -117,6 +161,11 @@ class Selector(ABC):
     def auxiliary_bits(self, group: int, head_dim: int) -> float:
         """Bits stored per token per KV head, `group` query heads sharing a KV head."""
         return 0.0
+
+    def read_bits(self, group: int, head_dim: int) -> float:
+        """Bits read per token per KV head to rank the tokens for one query of each of its heads:
+        what is stored, unless a method ranks by the cache itself or by a part of what it stores."""
+        return self.auxiliary_bits(group, head_dim)
 
     def record(self) -> dict[str, Any]:
         """JSON-able description for receipts: name, parameters, weights_sha256 or None."""

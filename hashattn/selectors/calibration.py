@@ -40,6 +40,23 @@ def mean_by_layer(
     return {layer: (sums[layer] / counts[layer]).float() for layer in sorted(sums)}
 
 
+def covariance_by_layer(
+    captured: Iterable[CapturedRows], values: Callable[[CapturedRows], Tensor]
+) -> dict[int, Tensor]:
+    """{layer: (heads, D, D) float64}: covariance over tokens of values(c) (heads, tokens, D), all
+    sequences. Raises ValueError when nothing was captured."""
+    kept = list(captured)
+    means = mean_by_layer(kept, values)
+    sums: dict[int, Tensor] = {}
+    counts: dict[int, int] = {}
+    for rows in kept:
+        centred = values(rows).double() - means[rows.layer].double()[:, None]
+        total = centred.mT @ centred
+        sums[rows.layer] = sums.get(rows.layer, torch.zeros_like(total)) + total
+        counts[rows.layer] = counts.get(rows.layer, 0) + centred.shape[1]
+    return {layer: sums[layer] / counts[layer] for layer in means}
+
+
 def tensors_sha256(tensors: Mapping[int, Tensor]) -> str:
     """SHA-256 (hex) over the layers, shapes, dtypes and bytes of {layer: tensor}."""
     digest = hashlib.sha256()

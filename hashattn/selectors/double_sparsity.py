@@ -32,6 +32,7 @@ class DoubleSparsitySelector(Selector):
     name = "double_sparsity"
     sparse = True
     trained = True  # calibrated, there are no weights that could be random
+    needs = "calibration"
 
     def __init__(
         self,

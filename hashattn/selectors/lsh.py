@@ -51,6 +51,7 @@ class LSHSelector(CodeSelector):
         self.bits, self.seed, self.layout = bits, seed, layout
         self.query_heads = query_heads if layout == "query_head" else None
         self.centers = dict(centers or {})
+        self.needs = "calibration" if self.centers else "nothing"
         self._planes: dict[tuple[int, int, int, torch.device], Tensor] = {}
 
     @classmethod

@@ -33,6 +33,10 @@ class OracleSelector(Selector):
         weights = logits.masked_fill(hidden, torch.finfo(logits.dtype).min).softmax(dim=-1)
         return weights.sum(dim=2)
 
+    def read_bits(self, group: int, head_dim: int) -> float:
+        """All of K, at 16 bits a channel."""
+        return 16.0 * head_dim
+
     def record(self) -> dict[str, Any]:
         """Name and layout."""
         return super().record() | {"parameters": {"layout": self.layout}}

@@ -8,10 +8,13 @@
 from .api import (
     attend,
     causal_spans,
+    compact,
     dense_decode,
     encode,
     encode_pair,
+    gather_tokens,
     hamming_scores,
+    membership,
     pack_bits,
     preactivations,
     select,
@@ -20,7 +23,7 @@ from .api import (
     unpack_bits,
 )
 from .backends import available
-from .codes import Codes, layout_for
+from .codes import Codes, layout_for, tokens_of
 from .maps import ACTIVATIONS, Maps
 from .memory import Growing
 
@@ -32,15 +35,19 @@ __all__ = [
     "attend",
     "available",
     "causal_spans",
+    "compact",
     "dense_decode",
     "encode",
     "encode_pair",
+    "gather_tokens",
     "hamming_scores",
     "layout_for",
+    "membership",
     "pack_bits",
     "preactivations",
     "select",
     "select_by_codes",
+    "tokens_of",
     "unite",
     "unpack_bits",
 ]

@@ -176,6 +176,7 @@ def attend(
     softcap: float | None = None,
     sinks: Tensor | None = None,
     *,
+    log_weights: Tensor | None = None,
     return_lse: bool = False,
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -183,9 +184,10 @@ def attend(
 
     The softmax runs in float32. indices (B, L, q, m) with L = kv_heads or heads; a row without
     tokens gives zeros. softcap: Gemma 2's logit cap. sinks: (heads,) extra logits of the softmax
-    sum (gpt-oss). return_lse: also the log of the softmax sum (B, Hq, q) float32, by which outputs
-    over disjoint tokens are merged. IndexError for a token that the cache does not hold (not
-    checked on a GPU).
+    sum (gpt-oss). log_weights, shaped like indices, float: added to the tokens' logits, minus the
+    log of the probability with which a token was sampled (in plain torch only). return_lse: also
+    the log of the softmax sum (B, Hq, q) float32, by which outputs over disjoint tokens are merged.
+    IndexError for a token that the cache does not hold (not checked on a GPU).
     """
     _check_heads("q", q.shape[1], "k", k.shape[1])
     lists = indices.shape[1]
@@ -194,6 +196,16 @@ def attend(
             f"indices: expected (batch, {k.shape[1]} or {q.shape[1]} lists, q, m), "
             f"got {tuple(indices.shape)}"
         )
+    if log_weights is not None:
+        if log_weights.shape != indices.shape:
+            raise ValueError(
+                f"log_weights: expected the shape of indices, {tuple(indices.shape)}, got "
+                f"{tuple(log_weights.shape)}"
+            )
+        if backend not in (None, "reference"):
+            raise ValueError(f"backend={backend!r} has no log_weights: name none, or 'reference'")
+        out, lse = reference.attend(q, k, v, indices, scaling, softcap, sinks, log_weights)
+        return (out, lse) if return_lse else out
     chosen = backend_for(q, backend, "attend", q, k, v)
     out, lse = chosen.attend(q, k, v, indices, scaling, softcap, sinks)
     return (out, lse) if return_lse else out
@@ -222,6 +234,24 @@ def dense_decode(
     chosen = backend_for(q, backend, "dense_decode", q, k, v)
     out, lse = chosen.dense_decode(q, k, v, spans, scaling, softcap, sinks, return_lse)
     return (out, lse) if return_lse else out
+
+
+def compact(chosen: Tensor) -> Tensor:
+    """Positions of the true entries of (..., n) bool -> (..., m) int32, ascending, -1 padded."""
+    return reference.compact(chosen)
+
+
+def membership(indices: Tensor, n: int) -> Tensor:
+    """Which tokens the lists (..., m) hold: (..., n) bool, the inverse of `compact`."""
+    return reference.membership(indices, n)
+
+
+def gather_tokens(states: Tensor, indices: Tensor) -> Tensor:
+    """Rows of keys or values (B, Hkv, n, D) at indices (B, L, q, m) -> (B, L, q, m, D).
+
+    Padding of the lists repeats token 0.
+    """
+    return reference.gather_tokens(states, indices)
 
 
 def causal_spans(batch: int, q_len: int, n: int, device: torch.device | str) -> Tensor:

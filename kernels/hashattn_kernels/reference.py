@@ -141,6 +141,13 @@ def compact(chosen: Tensor) -> Tensor:
     return indices.reshape(*chosen.shape[:-1], width)
 
 
+def membership(indices: Tensor, n: int) -> Tensor:
+    """(..., m) int32, -1 padded -> (..., n) bool: the tokens that are listed."""
+    found = torch.zeros(*indices.shape[:-1], n + 1, dtype=torch.bool, device=indices.device)
+    slots = torch.where(indices < 0, n, indices).long()  # the padding lands in a spare column
+    return found.scatter_(-1, slots, True)[..., :n]
+
+
 def gather_tokens(states: Tensor, indices: Tensor) -> Tensor:
     """(B, Hkv, n, D) and indices (B, L, q, m) -> (B, L, q, m, D); padding repeats token 0.
 
@@ -206,6 +213,7 @@ def attend(
     scaling: float,
     softcap: float | None,
     sinks: Tensor | None,
+    log_weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Attention over the listed tokens only -> (B, Hq, q, Dv) and log-sum-exp (B, Hq, q)."""
     batch, heads, q_len, dim = q.shape
@@ -215,6 +223,8 @@ def attend(
     keys = gather_tokens(k, indices).to(work)
     values = gather_tokens(v, indices).to(work)
     logits = cap_logits(queries @ keys.transpose(-1, -2) * scaling, softcap)  # (B, L, q, r, m)
+    if log_weights is not None:
+        logits = logits + log_weights[:, :, :, None].to(work)
     weights, lse = listed_softmax(logits, indices[:, :, :, None] < 0)
     out = (weights @ values).transpose(2, 3).reshape(batch, heads, q_len, v.shape[-1])
     lse = lse.transpose(2, 3).reshape(batch, heads, q_len)

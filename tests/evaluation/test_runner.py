@@ -6,6 +6,7 @@ import signal
 import string
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -102,6 +103,35 @@ def test_dense_answers_are_those_of_generate(model, tokenizer, tmp_path):
     assert frame["prediction"].tolist() == expected
     assert len(set(expected)) > 1 and all(expected)
     assert (frame["density"] == 1.0).all()
+
+
+@pytest.mark.parametrize("question", ["sparse", "dense"])
+@pytest.mark.parametrize("name", ["h2o", "snapkv", "infllm"])
+def test_observing_methods_see_their_own_prefill(model, tokenizer, tmp_path, name, question):
+    """Answers do not depend on which were given before, nor on the prefill's chunks."""
+    protocol = replace(PROTOCOL, question=question)
+    half = Method(name, make_selector(name), protocol.budget(heavy=30))
+    frame = run(model, tokenizer, tmp_path / "all", methods=[half], protocol=protocol)
+    assert (frame["density"] < 1).all()
+    last = run(model, tokenizer, tmp_path / "one", records=records()[-1:], methods=[half],
+               protocol=protocol)  # fmt: skip
+    assert last["prediction"].tolist() == frame["prediction"].tolist()[-1:]
+    everything = Method(name, half.selector, protocol.budget(density=1.0), allow_dense=True)
+    dense = run(model, tokenizer, tmp_path / "dense", methods=[Method("dense")])
+    full = run(model, tokenizer, tmp_path / "full", methods=[everything], protocol=protocol)
+    assert full["prediction"].tolist() == dense["prediction"].tolist()
+
+
+@pytest.mark.parametrize("length", [1, 4, 5, 9])
+def test_no_part_of_a_prefill_is_short(model, monkeypatch, length):
+    monkeypatch.setattr("hashattn.evaluation.answering.PREFILL_CHUNK", 4)
+    parts = []
+    hook = model.register_forward_pre_hook(
+        lambda module, args, kwargs: parts.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    PrefilledContext(model, range(3, 3 + length))
+    hook.remove()
+    assert sum(parts) == length and max(parts) <= 4 and max(parts) - min(parts) <= 1
 
 
 def test_a_budget_for_everything_gives_dense_answers(model, tokenizer, tmp_path):
@@ -218,6 +248,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(model, tokenizer, tmp_path,
 
 KILLED = """
 import sys
+from dataclasses import replace
 sys.path[:0] = {paths!r}
 import test_runner as t
 from hashattn.evaluation import runner

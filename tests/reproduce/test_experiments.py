@@ -4,10 +4,11 @@ from dataclasses import replace
 
 import pytest
 
+from hashattn import Budget, attach
 from hashattn.access import load_model
 from hashattn.evaluation.longbench import save_records
 from hashattn.hashing import HashWeights
-from hashattn.profiles import load_profile
+from hashattn.profiles import METHODS, load_profile
 from hashattn.reproduce import experiments
 
 
@@ -70,3 +71,22 @@ def test_every_sparse_method_gets_every_density_and_the_window_one(profile, load
     labels = [(m.name, m.budget_label) for m in chosen]
     sparse = len(profile.methods) - 2  # dense and the window alone have one budget each
     assert len(labels) == len(set(labels)) == 2 + sparse * len(profile.densities)
+
+
+def test_every_method_answers_within_its_budget(profile, loaded, weights):
+    """All selectors through the one attention path, from the prefill on."""
+    model, tokenizer = loaded
+    every = replace(profile, methods=tuple(METHODS))
+    calibrated = experiments.captured(profile, *loaded, 512, split="train")
+    chosen = experiments.selectors(every, weights, calibrated)
+    assert set(chosen) == set(METHODS) - {"dense"}
+    record = experiments.generated_records(profile, tokenizer, 1024, 1, ("lookup",))[0]
+    ids = tokenizer(f"{record.context}\nQ: {record.input}", return_tensors="pt").input_ids
+    for name, selector in chosen.items():
+        with attach(model, selector, Budget(4, 28, density=1 / 8)) as run:
+            out = model.generate(ids, max_new_tokens=3, do_sample=False, pad_token_id=0)
+        steps = run.receipt.sparse_steps
+        assert out.shape[1] > ids.shape[1] and len(steps) >= 4, name
+        assert all(step.read <= step.cached / 8 for step in steps), name
+        assert selector.needs in ("nothing", "calibration", "training"), name
+        assert selector.auxiliary_bits(4, 64) >= 0, name

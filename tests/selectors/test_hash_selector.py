@@ -3,10 +3,12 @@
 import pytest
 import torch
 
+from hashattn import Budget, attach
 from hashattn.hashing.maps import HashConfig
 from hashattn.hashing.weights import HashWeights
 from hashattn.selectors import HashSelector, make_selector
 from hashattn.selectors.base import KeyView
+from helpers import generate, prompt, tiny_model
 
 B, HEADS, KV_HEADS, ROWS, N, D = 2, 4, 2, 2, 33, 8
 
@@ -69,7 +71,49 @@ def test_records_name_the_weights():
     maps = weights()
     record = make_selector("hash", weights=maps).record()
     assert record["weights_sha256"] == maps.sha256 != weights(seed=1).sha256
-    assert record["parameters"] == {"layout": "per_kv_head", "bits": 64, "depth": 2}
+    assert record["parameters"] == {
+        "layout": "per_kv_head",
+        "bits": 64,
+        "depth": 2,
+        "scoring": "hamming",
+    }
     assert not HashSelector(maps).trained
     trained = HashWeights(maps.config, maps.maps, maps.card | {"trained": True})
     assert HashSelector(trained).trained
+
+
+@pytest.mark.parametrize("layout", ["per_kv_head", "per_query_head"])
+def test_asymmetric_scores_weigh_bits_by_the_query(layout):
+    """Pre-activations of the query times the key's signs, by hand, summed over the group."""
+    maps = weights(layout)
+    selector = make_selector("hash", weights=maps, scoring="asymmetric")
+    queries, keys = tensors()
+    index, query = selector.encode_step(1, keys, queries)
+    assert query is None
+    found = selector.scores(1, queries, KeyView(keys, index), 1.0)
+    lists = KV_HEADS if layout == "per_kv_head" else HEADS
+    expected = torch.zeros(B, lists, ROWS, N, dtype=torch.float64)
+    for b in range(B):
+        for head in range(HEADS):
+            own = head * lists // HEADS
+            first, second = (w[head].double() for w in maps.maps[1].query.weights)
+            for j in range(N):
+                signs = torch.tensor(bits_of(maps.maps[1].key, own, keys[b, head // 2, j]))
+                for row in range(ROWS):
+                    biases = [bias[head].double() for bias in maps.maps[1].query.biases]
+                    hidden = queries[b, head, row].double() @ first + biases[0]
+                    real = hidden / (1 + torch.exp(-hidden)) @ second + biases[1]
+                    expected[b, own, row, j] += torch.where(signs, real, -real).sum()
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-4)
+
+
+def test_asymmetric_selection_runs_in_a_model_and_is_recorded():
+    config = HashConfig((0, 1), 4, 2, 16, "per_kv_head", 32, depth=2, hidden=16)
+    selector = make_selector("hash", weights=HashWeights.random(config, 0), scoring="asymmetric")
+    model, budget = tiny_model("llama"), Budget(1, 3, heavy=6)
+    with attach(model, selector, budget, allow_untrained=True) as run:
+        generate(model, prompt())
+    assert run.receipt.method["parameters"]["scoring"] == "asymmetric"
+    assert run.receipt.sparse_steps[0].read == 10
+    with pytest.raises(ValueError, match="scoring = 'cosine' must be one of"):
+        make_selector("hash", weights=weights(), scoring="cosine")

@@ -1,0 +1,162 @@
+"""HATA (Gong et al. 2025): codes of a learned linear hash shared by the queries and keys of a head.
+
+Training is in hashattn.hashing.hata.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from hashattn.kernels import Codes, Growing, Maps, encode, encode_pair
+from hashattn.selectors.base import KeyView, Selector
+from hashattn.selectors.calibration import tensors_sha256
+from hashattn.selectors.choice import Choice
+from hashattn.selectors.codes import CodeSelector
+
+if TYPE_CHECKING:
+    from hashattn.hashing.capture import CapturedLayer
+
+NORM_BITS = 16
+TOKENS_AT_ONCE = 1024  # as the hash selector: a long prefill's keys stay in the processor's cache
+
+
+class HATASelector(CodeSelector):
+    """Ranks tokens by matching bits of (x W > 0), summed over the group: one selection per KV head.
+
+    weights {layer: (KV heads, D, bits)}, bits a multiple of 32: one W for a KV head's keys and its
+    group's queries, both after the rotary embedding. key_norm: score = |k| sum_g (1 - 2 d_g / bits)
+    with d_g the Hamming distance, which the authors' code has on by default and their paper does
+    not; scores are then no longer integers, so tokens are ranked without the packed-code selection.
+    trained: False for weights that were drawn at random.
+    """
+
+    name = "hata"
+    sparse = True
+    layout = "kv_head"
+    evicts = False
+    needs = "training"
+
+    def __init__(
+        self, weights: Mapping[int, Tensor], key_norm: bool = False, trained: bool = True
+    ) -> None:
+        shapes = {tuple(tensor.shape) for tensor in weights.values()}
+        if len(shapes) != 1 or len(next(iter(shapes))) != 3:
+            raise ValueError(
+                f"weights need one shape (KV heads, D, bits) in every layer, not {sorted(shapes)}"
+            )
+        self.bits = shapes.pop()[-1]
+        if self.bits <= 0 or self.bits % 32:
+            raise ValueError(f"weights of {self.bits} bits: bits must be a positive multiple of 32")
+        self.weights = {layer: tensor.detach().float() for layer, tensor in weights.items()}
+        self.key_norm, self.trained = key_norm, trained
+        self._maps: dict[tuple[int, torch.device], Maps] = {}
+
+    @classmethod
+    def train(
+        cls,
+        captured: Iterable[CapturedLayer],
+        bits: int = 128,
+        steps: int = 300,
+        seed: int = 0,
+        key_norm: bool = False,
+        progress: bool = True,
+        **recipe: Any,
+    ) -> HATASelector:
+        """A HATASelector trained on captured layers of sequences, by the authors' recipe.
+
+        recipe: other fields of hashattn.hashing.hata.HataRecipe. steps = 0 keeps the random start
+        (and says so in `trained`). ValueError for a field out of range or nothing captured.
+        """
+        from hashattn.hashing.hata import HataRecipe, train_hata_weights
+
+        weights = train_hata_weights(
+            captured,
+            bits=bits,
+            recipe=HataRecipe(steps=steps, **recipe),
+            seed=seed,
+            progress=progress,
+        )
+        return cls(weights, key_norm, trained=steps > 0)
+
+    def encode_keys(self, layer: int, keys: Tensor) -> dict[str, Tensor]:
+        """{"codes": int32 (B, KV heads, n, bits / 32)} of keys (B, KV heads, n, D), and float16
+        "norms" (B, KV heads, n, 1) if key_norm."""
+        maps = self._on(layer, keys)
+        codes = torch.cat([encode(part, maps) for part in keys.split(TOKENS_AT_ONCE, 2)], dim=2)
+        return self._index(codes, keys)
+
+    def encode_step(
+        self, layer: int, keys: Tensor, queries: Tensor
+    ) -> tuple[dict[str, Tensor], Tensor | None]:
+        """The same of new keys, and codes of the queries that come with them, in one call."""
+        maps = self._on(layer, keys)
+        query_codes, key_codes = encode_pair(self._by_kv_head(maps, queries), maps, keys, maps)
+        return self._index(key_codes, keys), query_codes.reshape(*queries.shape[:3], -1)
+
+    def encode_queries(self, layer: int, queries: Tensor, view: KeyView | None = None) -> Tensor:
+        """Codes int32 (B, heads, q, bits / 32) of queries (B, heads, q, D)."""
+        maps = self._on(layer, queries)
+        codes = encode(self._by_kv_head(maps, queries), maps)
+        return codes.reshape(*queries.shape[:3], -1)
+
+    def new_store(self, name: str, part: Tensor) -> Growing | Codes:
+        """Codes in the layout of their device, norms as they are."""
+        return super().new_store(name, part) if name == "codes" else Growing(axis=2)
+
+    def scores(self, layer: int, queries: Tensor, view: KeyView, scaling: float) -> Tensor:
+        """Matching bits, int32 (B, KV heads, q, n); float32 and weighted if key_norm."""
+        matching = super().scores(layer, queries, view, scaling)
+        if not self.key_norm:
+            return matching
+        group = queries.shape[1] // view.keys.shape[1]
+        # sum_g (1 - 2 d_g / bits) with d_g = bits - matching_g
+        similarity = 2 * matching.float() / self.bits - group
+        return similarity * view.index["norms"].float().mT
+
+    def select(
+        self, layer: int, queries: Tensor, view: KeyView, scaling: float, choice: Choice
+    ) -> Tensor:
+        """Straight from the codes, or by the weighted scores if key_norm."""
+        if self.key_norm:
+            return Selector.select(self, layer, queries, view, scaling, choice)
+        return super().select(layer, queries, view, scaling, choice)
+
+    def auxiliary_bits(self, group: int, head_dim: int) -> float:
+        """bits, and 16 for a key norm."""
+        return float(self.bits + NORM_BITS * self.key_norm)
+
+    def record(self) -> dict[str, Any]:
+        """Method and parameters; weights_sha256 covers the weights of all layers."""
+        return {
+            "name": self.name,
+            "parameters": {"bits": self.bits, "key_norm": self.key_norm},
+            "weights_sha256": tensors_sha256(self.weights),
+        }
+
+    def _index(self, codes: Tensor, keys: Tensor) -> dict[str, Tensor]:
+        if not self.key_norm:
+            return {"codes": codes}
+        return {"codes": codes, "norms": keys.float().norm(dim=-1, keepdim=True).half()}
+
+    def _on(self, layer: int, x: Tensor) -> Maps:
+        """The layer's hash on the device of x, as a linear map of the kernels without a bias."""
+        if layer not in self.weights:
+            raise ValueError(
+                f"layer {layer} has no hash weights, only {sorted(self.weights)}; "
+                "train on a capture of it, or make it a dense layer"
+            )
+        place = (layer, x.device)
+        if place not in self._maps:
+            weight = self.weights[layer].to(x.device)
+            self._maps[place] = Maps((weight,), (torch.zeros_like(weight[:, 0]),))
+        return self._maps[place]
+
+    @staticmethod
+    def _by_kv_head(maps: Maps, queries: Tensor) -> Tensor:
+        """Queries (B, heads, q, D) as (B, KV heads, group * q, D), each to its map."""
+        batch, _, _, dim = queries.shape
+        return queries.reshape(batch, maps.heads, -1, dim)

@@ -1,0 +1,89 @@
+"""InfLLM (Xiao et al. 2024): rank blocks of tokens by a few representative tokens of each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from hashattn.selectors.base import KeyView
+from hashattn.selectors.observed import ObservingSelector, attention_by_rows
+
+KEY_BITS = 16
+
+
+class InfLLMSelector(ObservingSelector):
+    """score(token) = sum of q.k over the representatives k of its block, all rows and query heads.
+
+    Blocks of `block` tokens start at each row's first visible token. Representatives are, per KV
+    head, the `representatives` tokens of a block that gathered the most attention, group means,
+    from the queries whose local window of `window` tokens held them (the paper writes their mean
+    q.k, its code sums the softmax over the window, as here); ties go to the first. All tokens of a
+    block score the same, so selection takes whole blocks, the same for all heads of a layer and all
+    rows of a call, and cuts the last one at the budget. Keys carry the positions they were cached
+    with, where InfLLM looks blocks up without any.
+    """
+
+    name = "infllm"
+
+    def __init__(self, block: int = 128, representatives: int = 4, window: int = 4096) -> None:
+        if block < 1:
+            raise ValueError(f"block = {block} must be at least 1 token")
+        if not 1 <= representatives <= block:
+            raise ValueError(f"representatives = {representatives} must lie within 1..{block}")
+        if window < 1:
+            raise ValueError(f"window = {window} must be at least 1 token")
+        self.block, self.representatives, self.window = block, representatives, window
+
+    def observe(
+        self, layer: int, queries: Tensor, view: KeyView, scaling: float, read: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """{"gathered": (B, KV heads, n) float32}: attention within the local window so far."""
+        weights = attention_by_rows(queries, view, scaling, window=self.window)
+        return {"gathered": self.gathered(view, weights)}
+
+    def scores(self, layer: int, queries: Tensor, view: KeyView, scaling: float) -> Tensor:
+        """Block scores, (B, KV heads, q, n) float32; -inf where a row has no visible token."""
+        gathered = self.remembered(view, "gathered", 0.0)
+        asked = self._asked(queries, view)
+        rows = [
+            self._from(start, *(part[row : row + 1] for part in (asked, view.keys, gathered)))
+            for row, start in enumerate(view.row_start.tolist())
+        ]
+        shape = (-1, view.keys.shape[1], queries.shape[2], -1)
+        return torch.cat(rows)[:, None, None].expand(shape)
+
+    def auxiliary_bits(self, group: int, head_dim: int) -> float:
+        """The representatives' keys, 16 bits a channel. The attention gathered is left out: a
+        token's is needed only until its local window and its block are full."""
+        return self.representatives * head_dim * KEY_BITS / self.block
+
+    def parameters(self) -> dict[str, Any]:
+        """block, representatives and window."""
+        return {
+            "block": self.block,
+            "representatives": self.representatives,
+            "window": self.window,
+        }
+
+    def _asked(self, queries: Tensor, view: KeyView) -> Tensor:
+        """Queries (B, KV heads, D) summed over the call's rows, without padding, and the group."""
+        real = view.query_positions(queries.shape[2]) >= view.row_start[:, None]
+        total = (queries.float() * real[:, None, :, None]).sum(dim=2)
+        return total.unflatten(1, (view.keys.shape[1], -1)).sum(dim=2)
+
+    def _from(self, start: int, asked: Tensor, keys: Tensor, gathered: Tensor) -> Tensor:
+        """Scores (1, n) of one row's tokens, its first block at `start`."""
+        n = keys.shape[2]
+        missing = -(n - start) % self.block
+        blocks = pad(gathered[:, :, start:], (0, missing), value=-1.0)
+        blocks = blocks.unflatten(2, (-1, self.block)).sort(dim=-1, descending=True, stable=True)
+        # a short last block has representatives among what is missing: their keys are zero
+        keys = pad(keys[:, :, start:].float(), (0, 0, 0, missing)).unflatten(2, (-1, self.block))
+        best = blocks.indices[..., : self.representatives, None].expand(*[-1] * 4, keys.shape[-1])
+        summed = keys.gather(3, best).sum(dim=3)
+        score = (summed @ asked[..., None])[..., 0].sum(dim=1)
+        tokens = score.repeat_interleave(self.block, dim=-1)[:, : n - start]
+        return pad(tokens, (start, 0), value=float("-inf"))

@@ -1,0 +1,41 @@
+"""Exact or estimated attention logits as scores: per query head, or one ranking for a group."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hashattn.selectors.base import KeyView
+
+LAYOUTS = ("query_head", "kv_head")
+
+
+def check_layout(layout: str) -> None:
+    """Raises ValueError unless `layout` is one of LAYOUTS."""
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout = {layout!r} must be one of {list(LAYOUTS)}")
+
+
+def inner_products(queries: Tensor, keys: Tensor) -> Tensor:
+    """q . k, float32 (B, heads, q, n), of queries (B, heads, q, D) and keys (B, KV heads, n, D)."""
+    batch, heads, q_len, dim = queries.shape
+    grouped = queries.float().reshape(batch, keys.shape[1], -1, dim)
+    return (grouped @ keys.float().mT).reshape(batch, heads, q_len, -1)
+
+
+def attention_weights(logits: Tensor, view: KeyView) -> Tensor:
+    """Softmax of logits (B, heads, q, n) over the tokens that each row may attend to."""
+    # the lowest finite value, not -inf: a row of padding sees nothing and would become NaN
+    hidden = ~view.causal(logits.shape[2])
+    return logits.masked_fill(hidden, torch.finfo(logits.dtype).min).softmax(dim=-1)
+
+
+def group_weights(logits: Tensor, view: KeyView) -> Tensor:
+    """Attention weights of logits (B, heads, q, n), summed over each group: (B, KV heads, q, n)."""
+    groups = (view.keys.shape[1], -1)
+    return attention_weights(logits, view).unflatten(1, groups).sum(dim=2)
+
+
+def scores_by_layout(logits: Tensor, layout: str, view: KeyView) -> Tensor:
+    """Scores (B, lists, q, n): the logits (B, heads, q, n) themselves, or `group_weights`."""
+    return logits if layout == "query_head" else group_weights(logits, view)

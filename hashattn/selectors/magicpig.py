@@ -1,0 +1,148 @@
+"""MagicPIG (Chen et al. 2024): sample tokens by hash collisions, weighted by their probability."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hashattn.kernels import compact, gather_tokens
+from hashattn.selectors.base import KeyView, Selector
+from hashattn.selectors.calibration import CapturedRows, mean_by_layer, tensors_sha256
+from hashattn.selectors.choice import Choice
+from hashattn.selectors.random import RandomSelector
+
+LEAST = 1e-4  # a sampling probability counts as at least this, as in the paper's code
+MOST_BITS = 15  # of a table's bucket number, stored as int16
+
+
+class MagicPIGSelector(Selector):
+    """A token is sampled if it shares the query's bucket in at least two of `tables` SimHash tables
+    of `bits` hyperplanes each; sink and local tokens are always read.
+
+    With p = 1 - angle(q, k) / pi for one hyperplane, that happens with probability
+    u = 1 - (1 - p^K)^L - L p^K (1 - p^K)^(L - 1), and the sampled token's logit falls by log u
+    (self-normalised importance sampling, section 4). Keys are centred by their calibrated mean, if
+    there is one, for the angles only. The method has no budget: where more than the heavy budget
+    collide, a uniform sample of them is read and weighs accordingly more. One list a query head.
+    """
+
+    name = "magicpig"
+    ranks = False
+    needs = "calibration"  # of the centers, which may be left out
+    layout = "query_head"
+
+    def __init__(
+        self,
+        bits: int = 10,
+        tables: int = 150,
+        seed: int = 0,
+        centers: Mapping[int, Tensor] | None = None,
+    ) -> None:
+        """centers {layer: (KV heads, D)}. Raises ValueError for bits or tables out of range."""
+        if not 1 <= bits <= MOST_BITS:
+            raise ValueError(f"bits = {bits} must lie within 1..{MOST_BITS}")
+        if tables < 2:
+            raise ValueError(f"tables = {tables} must be at least 2: a token has to collide twice")
+        self.bits, self.tables, self.centers = bits, tables, dict(centers or {})
+        self.needs = "calibration" if self.centers else "nothing"
+        self.order = RandomSelector(seed)
+        self._planes: dict[tuple, Tensor] = {}
+
+    @classmethod
+    def calibrate(cls, captured: Iterable[CapturedRows], **parameters: Any) -> MagicPIGSelector:
+        """Centres on the mean captured key of each layer and KV head."""
+        return cls(centers=mean_by_layer(captured, lambda c: c.keys), **parameters)
+
+    def encode_keys(self, layer: int, keys: Tensor) -> dict[str, Tensor]:
+        """{"buckets": int16 (B, KV heads, n, tables)} of keys (B, KV heads, n, D)."""
+        return {"buckets": self._buckets(layer, self._centred(layer, keys))}
+
+    def scores(self, layer: int, queries: Tensor, view: KeyView, scaling: float) -> Tensor:
+        """Tables in which query and key collide, int16 (B, query heads, q, n)."""
+        asked = self._buckets(layer, queries)
+        stored = view.index["buckets"].repeat_interleave(asked.shape[1] // view.keys.shape[1], 1)
+        found = torch.zeros(*asked.shape[:3], stored.shape[2], dtype=torch.int16,
+                            device=asked.device)  # fmt: skip
+        for table in range(self.tables):  # one at a time: (B, heads, q, n) and no table axis
+            found += asked[..., table, None] == stored[:, :, None, :, table]
+        return found
+
+    def select(
+        self, layer: int, queries: Tensor, view: KeyView, scaling: float, choice: Choice
+    ) -> Tensor:
+        """Tokens that are read."""
+        return self.sample(layer, queries, view, scaling, choice)[0]
+
+    def sample(
+        self, layer: int, queries: Tensor, view: KeyView, scaling: float, choice: Choice
+    ) -> tuple[Tensor, Tensor]:
+        """Indices, and log weights: 0 for sink and local tokens, -log of the probability of the
+        others."""
+        collided = (self.scores(layer, queries, view, scaling) >= 2) & choice.candidates
+        count = collided.sum(dim=-1)
+        room = choice.heavy[:, None].expand_as(count)
+        drawn = self._thin(layer, queries, view, collided, room)
+        indices = compact(drawn | choice.always)
+        at = indices.clamp(min=0).long()
+        weights = -self._log_probability(layer, queries, view.keys, indices)
+        weights = weights + (count / torch.minimum(count, room).clamp(min=1)).log()[..., None]
+        return indices, torch.where(drawn.gather(-1, at), weights, 0.0)
+
+    def _thin(
+        self, layer: int, queries: Tensor, view: KeyView, collided: Tensor, room: Tensor
+    ) -> Tensor:
+        """At most `room` of the collided tokens of a row, by a random order."""
+        order = self.order.scores(layer, queries, view, 1.0)
+        order = order.repeat_interleave(collided.shape[1] // order.shape[1], dim=1)
+        first = order.masked_fill(~collided, -1).argsort(dim=-1, descending=True, stable=True)
+        place = torch.arange(collided.shape[-1], device=order.device).expand_as(first)
+        rank = torch.empty_like(first).scatter_(-1, first, place)
+        return collided & (rank < room[..., None])
+
+    def _log_probability(
+        self, layer: int, queries: Tensor, keys: Tensor, indices: Tensor
+    ) -> Tensor:
+        """log u of the listed tokens, float32 (B, query heads, q, m)."""
+        picked = gather_tokens(self._centred(layer, keys), indices).float()
+        cosine = torch.cosine_similarity(picked, queries.float()[:, :, :, None], dim=-1)
+        same = (1 - cosine.clamp(-1, 1).arccos() / torch.pi) ** self.bits
+        none, one = (1 - same) ** self.tables, self.tables * same * (1 - same) ** (self.tables - 1)
+        return (1 - none - one).clamp(min=LEAST).log()
+
+    def _centred(self, layer: int, keys: Tensor) -> Tensor:
+        if layer not in self.centers:
+            return keys
+        return keys - self.centers[layer].to(keys)[:, None]
+
+    def _buckets(self, layer: int, x: Tensor) -> Tensor:
+        """int16 (B, H, n, tables) of x (B, H, n, D); all heads of a layer share the tables."""
+        signs = (x.float() @ self._hyperplanes(layer, x) > 0).unflatten(
+            -1, (self.tables, self.bits)
+        )
+        powers = 2 ** torch.arange(self.bits, device=x.device, dtype=torch.float32)
+        return (signs.float() @ powers).to(torch.int16)
+
+    def _hyperplanes(self, layer: int, like: Tensor) -> Tensor:
+        """(D, tables * bits) float32 on the device of `like`, drawn on the CPU."""
+        key = (layer, like.shape[-1], like.device)
+        if key not in self._planes:
+            generator = torch.Generator().manual_seed(self.order.seed * 1_000_003 + layer)
+            shape = (like.shape[-1], self.tables * self.bits)
+            self._planes[key] = torch.randn(shape, generator=generator).to(like.device)
+        return self._planes[key]
+
+    def auxiliary_bits(self, group: int, head_dim: int) -> float:
+        """tables * bits."""
+        return float(self.tables * self.bits)
+
+    def record(self) -> dict[str, Any]:
+        """Method and parameters; weights_sha256 covers the centers, None without them."""
+        parameters = {"bits": self.bits, "tables": self.tables, "seed": self.order.seed}
+        return {
+            "name": self.name,
+            "parameters": parameters | {"centred": bool(self.centers)},
+            "weights_sha256": tensors_sha256(self.centers) if self.centers else None,
+        }

@@ -1,0 +1,60 @@
+"""Oracle top-p: as many tokens as an attention mass needs, ranked by exact attention."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from hashattn.kernels import compact
+
+from .base import KeyView, Layout
+from .choice import Choice
+from .oracle import OracleSelector
+
+
+class OracleTopPSelector(OracleSelector):
+    """The fewest tokens whose exact attention, with sink and local, reaches p of the whole.
+
+    Nucleus selection (Twilight, Lin et al. 2025, ranks so over a cheaper selector's tokens): rows
+    that look at few tokens read few. Choice.heavy is a cap and no longer a count; where it binds,
+    the mass falls short of p. layout "query_head": p of each query head; "kv_head": p of the mean
+    over a group's query heads.
+    """
+
+    name = "oracle_top_p"
+    ranks = False
+
+    def __init__(self, p: float = 0.95, layout: Layout = "query_head") -> None:
+        """Raises ValueError for a p outside (0, 1) or an unknown layout."""
+        if not 0 < p < 1:
+            raise ValueError(f"p = {p!r} must lie between 0 and 1")
+        super().__init__(layout)
+        self.p = p
+
+    def select(
+        self, layer: int, queries: Tensor, view: KeyView, scaling: float, choice: Choice
+    ) -> Tensor:
+        """Indices (B, lists, q, m) int32: always, and the best candidates up to mass p or heavy."""
+        mass = self._mass(self.scores(layer, queries, view, scaling), choice.seen)
+        fixed = (mass * choice.always).sum(dim=-1, keepdim=True)
+        best = mass.masked_fill(~choice.candidates, -1).sort(dim=-1, descending=True, stable=True)
+        gain = best.values.clamp(min=0)
+        before = fixed + pad(gain.cumsum(dim=-1)[..., :-1], (1, 0))  # read ahead of each token
+        place = torch.arange(choice.n, device=mass.device)
+        wanted = (before < self.p) & (place < choice.heavy[:, None, :, None])
+        heavy = torch.zeros_like(wanted).scatter_(-1, best.indices, wanted) & choice.candidates
+        return compact(heavy | choice.always)
+
+    def _mass(self, scores: Tensor, seen: Tensor) -> Tensor:
+        """Share of each list's attention, float64 (B, lists, q, n), 0 for what a row sees not."""
+        scores = scores.double()
+        if self.layout == "query_head":
+            # the lowest finite value, not -inf: a row of padding would become NaN
+            scores = scores.masked_fill(~seen, torch.finfo(scores.dtype).min).softmax(dim=-1)
+        scores = scores * seen
+        return scores / scores.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(scores.dtype).tiny)
+
+    def record(self) -> dict[str, Any]:
+        """Name, p and layout."""
+        return super().record() | {"parameters": {"p": self.p, "layout": self.layout}}

@@ -1,0 +1,183 @@
+"""PQCache (Zhang et al. 2024): rank tokens by product-quantised keys."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from hashattn.kernels import Growing
+from hashattn.selectors.base import KeyView, Selector
+from hashattn.selectors.logits import check_layout, scores_by_layout
+
+TOKENS_AT_ONCE = 1024  # bounds the distances (B, KV heads, parts, tokens, 2**bits) while encoding
+
+
+class PQCacheSelector(Selector):
+    """logit(token) = sum_j q_j.c_j[code_j], q and k cut into `parts` sub-vectors, j = 1..parts.
+
+    k-means finds 2**bits centroids c_j for every sequence, layer and KV head among the keys of that
+    cache's prefill after the first `sink`, and later keys take the code of their nearest centroid,
+    as in the paper. It runs once, on the first sparse call and not within the prefill, so padding
+    is known by then and chunks make no difference. Lloyd's algorithm, `iterations` steps, starts at
+    tokens at even distances and needs no seed; a centroid that loses all its keys stays where it
+    is. Centroids live in the cache beside the codes and survive its crops. Queries of a capture
+    (view.positions) share centroids of all its keys.
+    layout "kv_head" (official) selects once per group, by the sum of its softmax weights of these
+    logits, here over all tokens a row sees; "query_head" per query head.
+    """
+
+    name = "pqcache"
+
+    def __init__(
+        self,
+        parts: int = 2,
+        bits: int = 6,
+        iterations: int = 10,
+        sink: int = 4,
+        layout: str = "kv_head",
+    ) -> None:
+        for field, value, least in (("parts", parts, 1), ("iterations", iterations, 0)):
+            if value < least:
+                raise ValueError(f"{field} = {value} must be at least {least}")
+        if not 1 <= bits <= 8:
+            raise ValueError(f"bits = {bits} must lie within 1..8, a code is one byte")
+        if sink < 0:
+            raise ValueError(f"sink = {sink} must be zero or more tokens")
+        check_layout(layout)
+        self.parts, self.bits, self.iterations = parts, bits, iterations
+        self.sink, self.layout = sink, layout
+
+    def encode_keys(self, layer: int, keys: Tensor) -> dict[str, Tensor]:
+        """{"codes": keys}: the store, which has the centroids, turns keys into codes."""
+        return {"codes": keys}
+
+    def new_store(self, name: str, part: Tensor) -> ProductCodes:
+        """Codes without centroids yet."""
+        return ProductCodes(self.parts, self.bits)
+
+    def scores(self, layer: int, queries: Tensor, view: KeyView, scaling: float) -> Tensor:
+        """Approximate logits, or a group's weights, float32 (B, lists, q, n).
+
+        Raises ValueError where the head dimension is no multiple of `parts`.
+        """
+        codes = view.index["codes"]
+        if not isinstance(codes, ProductCodes):  # keys that no cache has stored
+            codes = self.new_store("codes", codes)
+        if codes.centroids is None:
+            new = 0 if view.positions is not None else queries.shape[2]
+            end = max(view.keys.shape[2] - new, 1)
+            codes.fit(view.keys, view.row_start + self.sink, end, self.iterations)
+        return scores_by_layout(codes.inner_products(queries) * scaling, self.layout, view)
+
+    def auxiliary_bits(self, group: int, head_dim: int) -> float:
+        """parts codes of `bits`, kept here in a byte each. Not counted: a cache's centroids,
+        2**bits head_dim numbers per KV head however long it is."""
+        return float(self.parts * self.bits)
+
+    def record(self) -> dict[str, Any]:
+        """Method and parameters; centroids belong to a cache, so there are no weights."""
+        names = ("parts", "bits", "iterations", "sink", "layout")
+        parameters = {name: getattr(self, name) for name in names}
+        return {"name": self.name, "parameters": parameters, "weights_sha256": None}
+
+
+class ProductCodes:
+    """Codes of cached keys, uint8 (B, KV heads, n, parts), and the centroids they stand for.
+
+    centroids: float32 (B, KV heads, parts, 2**bits, D / parts), None before `fit`. Keys appended
+    before are not kept: `fit` is given all of them.
+    """
+
+    def __init__(self, parts: int, bits: int) -> None:
+        self._grown = Growing(axis=2)
+        self.parts, self.count = parts, 2**bits
+        self.centroids: Tensor | None = None
+
+    @property
+    def value(self) -> ProductCodes:
+        """Itself: a selector needs the centroids with the codes."""
+        return self
+
+    @property
+    def codes(self) -> Tensor:
+        """uint8 (B, KV heads, n, parts)."""
+        return self._grown.value
+
+    def append(self, keys: Tensor) -> None:
+        """Store the codes of keys (B, KV heads, new, D), once there are centroids."""
+        if self.centroids is not None:
+            for some in self._cut(keys).split(TOKENS_AT_ONCE, dim=3):
+                nearby = nearest(some, self.centroids).transpose(2, 3)
+                self._grown.append(nearby.to(torch.uint8))
+
+    def crop(self, length: int) -> None:
+        """Forget the codes behind the first `length`; the centroids stay."""
+        self._grown.crop(length)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Reorder, repeat or pick the batch of codes and centroids."""
+        self._grown.map(change)
+        if self.centroids is not None:
+            self.centroids = change(self.centroids)
+
+    def fit(self, keys: Tensor, first: Tensor, end: int, iterations: int) -> None:
+        """Codes of keys (B, KV heads, n, D) for the centroids of the tokens [first, end) of each
+        row, first (B,), of the one before `end` at least."""
+        points = self._cut(keys[:, :, :end])
+        self.centroids = kmeans(points, first.clamp(max=end - 1), self.count, iterations)
+        self.append(keys)
+
+    def inner_products(self, queries: Tensor) -> Tensor:
+        """Queries (B, heads, q, D) times the quantised keys: float32 (B, heads, q, n)."""
+        batch, heads, q_len, dim = queries.shape
+        kv_heads = self.centroids.shape[1]
+        grouped = queries.reshape(batch, kv_heads, heads // kv_heads * q_len, dim)
+        tables = self._cut(grouped) @ self.centroids.mT  # (B, KV heads, parts, rows, 2**bits)
+        total = 0
+        for table, code in zip(tables.unbind(2), self.codes.long().unbind(-1), strict=True):
+            total = total + table.gather(-1, code[:, :, None].expand(*table.shape[:3], -1))
+        return total.reshape(batch, heads, q_len, -1)
+
+    def _cut(self, x: Tensor) -> Tensor:
+        """x (B, H, n, D) as sub-vectors, float32 (B, H, parts, n, D / parts)."""
+        if x.shape[-1] % self.parts:
+            raise ValueError(f"parts = {self.parts} must divide the head_dim {x.shape[-1]}")
+        return x.float().unflatten(-1, (self.parts, -1)).transpose(2, 3)
+
+
+def nearest(points: Tensor, centroids: Tensor) -> Tensor:
+    """Index of the centroid (..., count, d) next to each of points (..., n, d): (..., n) int64."""
+    # |p - c|^2 / 2 = |p|^2 / 2 - (p.c - |c|^2 / 2), and |p| is the same for all centroids
+    closeness = points @ centroids.mT - centroids.square().sum(dim=-1)[..., None, :] / 2
+    return closeness.argmax(dim=-1)
+
+
+def kmeans(points: Tensor, first: Tensor, count: int, iterations: int) -> Tensor:
+    """Centroids (B, H, parts, count, d) of points (B, H, parts, n, d), from first (B,) on."""
+    n = points.shape[3]
+    tokens = torch.arange(n, device=points.device)
+    members = (tokens >= first[:, None]).float()[:, None, None, :, None]
+    even = torch.arange(count, device=points.device) * (n - first)[:, None] // count
+    start = (first[:, None] + even)[:, None, None, :, None]
+    shape = (*points.shape[:3], count, points.shape[4])
+    centroids = points.gather(3, start.expand(shape))
+    for _ in range(iterations):
+        centroids = _means(points, members, centroids)
+    return centroids
+
+
+def _means(points: Tensor, members: Tensor, centroids: Tensor) -> Tensor:
+    """Mean of the points nearest to each centroid, or the centroid where there are none."""
+    total, size = torch.zeros_like(centroids), torch.zeros_like(centroids[..., :1])
+    for some, counted in zip(
+        points.split(TOKENS_AT_ONCE, dim=3), members.split(TOKENS_AT_ONCE, dim=3), strict=True
+    ):
+        # a product, not scatter_add: the same sums in the same order on every run
+        belongs = one_hot(nearest(some, centroids), centroids.shape[3]) * counted
+        total += belongs.mT @ some
+        size += belongs.sum(dim=3)[..., None]
+    return torch.where(size > 0, total / size.clamp(min=1), centroids)

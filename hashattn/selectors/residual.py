@@ -1,0 +1,158 @@
+"""A selector's top tokens plus a uniform sample of the rest (vAttention, Desai et al. 2025).
+
+What top-k leaves out has little weight each and may have much together. A sampled token stands for
+n_s / B tokens of the residual, n_s tokens of which B are sampled: its logit grows by log(n_s / B),
+and numerator and denominator of the softmax become unbiased estimates.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from statistics import NormalDist
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hashattn.kernels import Codes, Growing, compact, gather_tokens, membership
+from hashattn.selectors.base import KeyView, Selector
+from hashattn.selectors.choice import Choice
+from hashattn.selectors.random import RandomSelector
+
+
+class ResidualSelector(Selector):
+    """The best tokens of `base` and a uniform sample, without replacement, of all others.
+
+    share: part of the heavy budget that is sampled; the rest is `base`'s. Without epsilon that is
+    all. With epsilon and delta the sample grows beyond the budget, row by row, until the softmax
+    denominator is within a relative error of epsilon with probability 1 - delta, by the central
+    limit theorem (vAttention, section 4): B = (z sigma n_s / (epsilon D))^2, z the normal quantile
+    at 1 - delta / 2, sigma and the denominator D estimated from `share` as the base sample and the
+    tokens that are read anyway. No token outside these is looked at. Sampling without replacement
+    needs fewer: B / (1 + B / n_s). Lists per KV head take what the neediest head of a group needs.
+    """
+
+    name = "residual"
+    ranks = False
+
+    def __init__(
+        self,
+        base: Selector,
+        share: float = 0.5,
+        epsilon: float | None = None,
+        delta: float | None = None,
+        seed: int = 0,
+    ) -> None:
+        """Raises ValueError for a share, epsilon or delta outside (0, 1), or one without the
+        other."""
+        if (epsilon is None) != (delta is None):
+            raise ValueError(f"epsilon = {epsilon!r} and delta = {delta!r}: give both or neither")
+        for name, value in (("share", share), ("epsilon", epsilon), ("delta", delta)):
+            if value is not None and not 0 < value < 1:
+                raise ValueError(f"{name} = {value!r} must lie between 0 and 1")
+        self.base, self.share, self.epsilon, self.delta = base, share, epsilon, delta
+        self.order = RandomSelector(seed)
+        self.layout, self.trained, self.sparse = base.layout, base.trained, base.sparse
+        self.needs, self.evicts, self.observes = base.needs, base.evicts, base.observes
+
+    def encode_keys(self, layer: int, keys: Tensor) -> dict[str, Tensor]:
+        """As the base."""
+        return self.base.encode_keys(layer, keys)
+
+    def encode_step(
+        self, layer: int, keys: Tensor, queries: Tensor
+    ) -> tuple[dict[str, Tensor], Tensor | None]:
+        """As the base."""
+        return self.base.encode_step(layer, keys, queries)
+
+    def observe(
+        self, layer: int, queries: Tensor, view: KeyView, scaling: float, read: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """As the base."""
+        return self.base.observe(layer, queries, view, scaling, read)
+
+    def new_store(self, name: str, part: Tensor) -> Growing | Codes:
+        """As the base."""
+        return self.base.new_store(name, part)
+
+    def scores(self, layer: int, queries: Tensor, view: KeyView, scaling: float) -> Tensor:
+        """As the base: what is sampled has no score."""
+        return self.base.scores(layer, queries, view, scaling)
+
+    def select(
+        self, layer: int, queries: Tensor, view: KeyView, scaling: float, choice: Choice
+    ) -> Tensor:
+        """All tokens that are read, the sampled ones included."""
+        return self.sample(layer, queries, view, scaling, choice)[0]
+
+    def sample(
+        self, layer: int, queries: Tensor, view: KeyView, scaling: float, choice: Choice
+    ) -> tuple[Tensor, Tensor]:
+        """Indices and log weights: 0 for what the base chose, log(n_s / B) for the sample."""
+        sampled = (choice.heavy * self.share).round().long()
+        fewer = replace(choice, heavy=choice.heavy - sampled)
+        kept = membership(self.base.select(layer, queries, view, scaling, fewer), choice.n)
+        residual = choice.seen & ~kept
+        rank = self._rank(layer, queries, view, residual)
+        left = residual.sum(dim=-1)  # n_s, (batch, lists, q)
+        count = torch.minimum(sampled[:, None], left)
+        if self.epsilon is not None:
+            needed = self._needed(queries, view.keys, scaling, kept, rank < count[..., None], left)
+            count = torch.minimum(torch.maximum(needed, count), left)
+        drawn = rank < count[..., None]
+        indices = compact(kept | drawn)
+        weight = (left / count.clamp(min=1)).log()[..., None]
+        at = indices.clamp(min=0).long()
+        return indices, torch.where(drawn.gather(-1, at), weight, 0.0).float()
+
+    def _rank(self, layer: int, queries: Tensor, view: KeyView, residual: Tensor) -> Tensor:
+        """Place of each token of the residual in a random order, n for all others."""
+        n = residual.shape[-1]
+        order = self.order.scores(layer, queries, view, 1.0)
+        order = order.repeat_interleave(residual.shape[1] // order.shape[1], dim=1)
+        order = order.masked_fill(~residual, -1).argsort(dim=-1, descending=True, stable=True)
+        place = torch.arange(n, device=order.device).expand_as(order)
+        return torch.empty_like(order).scatter_(-1, order, place).masked_fill(~residual, n)
+
+    def _needed(
+        self, queries: Tensor, keys: Tensor, scaling: float, kept: Tensor, base: Tensor,
+        left: Tensor,
+    ) -> Tensor:  # fmt: skip
+        """Sampled tokens (batch, lists, q) that epsilon and delta ask for."""
+        batch, heads, rows, dim = queries.shape
+        lists = kept.shape[1]
+        read = compact(kept | base)
+        at = read.clamp(min=0).long()
+        grouped = queries.float().reshape(batch, lists, heads // lists, rows, dim).transpose(2, 3)
+        logits = grouped @ gather_tokens(keys, read).float().mT * scaling  # (B, L, q, r, m)
+        logits = logits.masked_fill((read < 0)[:, :, :, None], -torch.inf)
+        weights = (logits - logits.amax(dim=-1, keepdim=True)).exp()
+        drawn = base.gather(-1, at)[:, :, :, None] & (read >= 0)[:, :, :, None]
+        count = drawn.sum(dim=-1).clamp(min=1)
+        mean = (weights * drawn).sum(dim=-1) / count
+        spread = ((weights - mean[..., None]) ** 2 * drawn).sum(dim=-1) / (count - 1).clamp(min=1)
+        left = left[..., None].double()
+        denominator = (weights * ~drawn).sum(dim=-1) + left * mean
+        z = NormalDist().inv_cdf(1 - self.delta / 2)
+        wanted = (z * spread.double().sqrt() * left / (self.epsilon * denominator)) ** 2
+        wanted = wanted / (1 + wanted / left.clamp(min=1))
+        return wanted.amax(dim=-1).ceil().long()
+
+    def auxiliary_bits(self, group: int, head_dim: int) -> float:
+        """As the base: sampling stores nothing."""
+        return self.base.auxiliary_bits(group, head_dim)
+
+    def read_bits(self, group: int, head_dim: int) -> float:
+        """As the base: sampled tokens are not ranked."""
+        return self.base.read_bits(group, head_dim)
+
+    def record(self) -> dict[str, Any]:
+        """Parameters and the base's record, whose weights are this method's."""
+        base = self.base.record()
+        parameters = {"share": self.share, "epsilon": self.epsilon, "delta": self.delta,
+                      "seed": self.order.seed, "base": base}  # fmt: skip
+        return {
+            "name": self.name,
+            "parameters": parameters,
+            "weights_sha256": base["weights_sha256"],
+        }

@@ -1,0 +1,102 @@
+"""SnapKV (Li et al. 2024): the prompt's last queries vote once for the tokens to keep."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import avg_pool1d, max_pool1d
+
+from hashattn.kernels import membership
+from hashattn.selectors.base import KeyView
+from hashattn.selectors.observed import (
+    ObservingSelector,
+    attention_by_rows,
+    extended,
+)
+
+POOLS = {"max": max_pool1d, "avg": avg_pool1d}
+EVICTED = float("-inf")
+
+
+class SnapKVSelector(ObservingSelector):
+    """rank(token) = pool(sum over the last `window` prompt queries of softmax(scaling q.k)).
+
+    The votes for the prefix before the window, group means, are pooled over `kernel` tokens ("max"
+    or "avg", zeros beyond the prefix); the window itself ranks above it. The first sparse call
+    keeps what its last row reads, sink, local and the best heavy tokens, and evicts the rest;
+    tokens generated later stay readable while they are local. Tokens that come several to a sparse
+    call are a prompt's question and rank with the window. A later dense call, a prompt's next turn,
+    votes again among what is left.
+    """
+
+    name = "snapkv"
+    evicts = True
+
+    def __init__(self, window: int = 32, kernel: int = 7, pooling: str = "max") -> None:
+        if window < 1:
+            raise ValueError(f"window = {window} must be at least 1 query")
+        if kernel < 1 or kernel % 2 == 0:
+            raise ValueError(f"kernel = {kernel} must be a positive odd number of tokens")
+        if pooling not in POOLS:
+            raise ValueError(f"pooling = {pooling!r} must be one of {sorted(POOLS)}")
+        self.window, self.kernel, self.pooling = window, kernel, pooling
+
+    def observe(
+        self, layer: int, queries: Tensor, view: KeyView, scaling: float, read: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """{"rank": (B, KV heads, n) float32}, -inf for evicted tokens; while a prompt comes also
+        "votes" (B, KV heads, n, window) float32 of its last queries, oldest first."""
+        n = view.keys.shape[2]
+        if read is not None:
+            newcomers = self._certain if queries.shape[2] > 1 else EVICTED
+            rank = self.remembered(view, "rank", newcomers)
+            kept = membership(read[:, :, -1:], n)[:, :, 0]
+            return {"rank": rank.masked_fill(~kept, EVICTED)}
+        votes = self._votes(queries, view, scaling)
+        rank = self._pooled(votes.sum(dim=-1))
+        if "rank" in view.index:
+            evicted = self.remembered(view, "rank", 0.0) == EVICTED
+            rank = rank.masked_fill(evicted, EVICTED)
+        return {"rank": rank, "votes": votes}
+
+    def scores(self, layer: int, queries: Tensor, view: KeyView, scaling: float) -> Tensor:
+        """The ranks, (B, KV heads, q, n) float32; -inf once evicted."""
+        rank = self.remembered(view, "rank", self._certain)
+        return rank[:, :, None].expand(-1, -1, queries.shape[2], -1)
+
+    def auxiliary_bits(self, group: int, head_dim: int) -> float:
+        """The float32 rank, in which -inf marks evicted tokens; votes are gone after the prompt."""
+        return 32.0
+
+    def parameters(self) -> dict[str, Any]:
+        """window, kernel and pooling."""
+        return {"window": self.window, "kernel": self.kernel, "pooling": self.pooling}
+
+    @property
+    def _certain(self) -> float:
+        """Above every rank by votes: each query of the window gives a token at most 1."""
+        return self.window + 1.0
+
+    def _votes(self, queries: Tensor, view: KeyView, scaling: float) -> Tensor:
+        """Attention of the last `window` queries so far, for earlier tokens and these alike."""
+        batch, shared, n, _ = view.keys.shape
+        recent = queries[:, :, -self.window :]
+        rows = recent.shape[2]
+        here = KeyView(view.keys, visible=view.visible,
+                       positions=view.query_positions(queries.shape[2])[-rows:])  # fmt: skip
+        fresh = torch.cat(list(attention_by_rows(recent, here, scaling)), dim=2).mT
+        if "votes" in view.index:  # these queries came before the new tokens and gave them nothing
+            earlier = extended(view.index["votes"], n, 0.0)
+        else:
+            earlier = fresh.new_zeros(batch, shared, n, self.window)
+        return torch.cat([earlier[..., rows:], fresh], dim=-1)
+
+    def _pooled(self, votes: Tensor) -> Tensor:
+        """Ranks (B, KV heads, n) by votes (B, KV heads, n), the last `window` tokens certain."""
+        inside = max(0, votes.shape[2] - self.window)
+        votes[:, :, inside:] = 0.0
+        rank = POOLS[self.pooling](votes, self.kernel, stride=1, padding=self.kernel // 2)
+        rank[:, :, inside:] = self._certain
+        return rank

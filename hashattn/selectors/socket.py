@@ -1,0 +1,140 @@
+"""SOCKET (Joshi et al. 2026): soft collisions of a query with the hash buckets of the keys."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hashattn.selectors.base import KeyView, Selector
+
+LAYOUTS = ("query_head", "kv_head")
+MOST_HYPERPLANES = 15  # bucket ids of a table fit int16
+NORM_BITS = 16
+OFFICIAL = {"tables": 60, "hyperplanes": 12}  # 720 bits; the defaults are 128
+TOKENS_AT_ONCE = 4096  # bounds the float projections while a long prefill is encoded
+
+
+class SocketSelector(Selector):
+    """score = sum_l P_l(bucket_l(k)), over `tables` tables of `hyperplanes` hyperplanes w each.
+
+    A key falls into one of a table's 2**hyperplanes buckets, by the signs of w.k. A query spreads
+    over all of them: P_l is the softmax of h.c / temperature over the corners c of {-1, 1}^K, with
+    h = tanh(w.q) / sqrt(D) (arXiv 2602.06283). Hyperplanes are N(0, 1), one set a layer shared by
+    its heads, fixed by seed and layer on every device. OFFICIAL holds the authors' sizes.
+
+    value_norms: multiply by the norm of the token's value, as the paper does. Off by default, since
+    the attention shows selectors no values; with it, whoever makes the KeyView has to add
+    index["value_norms"], (B, KV heads, n, 1). layout "query_head" (official) selects per query
+    head, "kv_head" sums a group's scores and selects once.
+    """
+
+    name = "socket"
+    sparse = True
+    trained = True  # nothing to train
+    evicts = False
+    needs = "nothing"
+
+    def __init__(
+        self,
+        tables: int = 16,
+        hyperplanes: int = 8,
+        temperature: float = 0.3,
+        seed: int = 0,
+        layout: str = "query_head",
+        value_norms: bool = False,
+    ) -> None:
+        if tables < 1:
+            raise ValueError(f"tables = {tables} must be at least 1")
+        if not 1 <= hyperplanes <= MOST_HYPERPLANES:
+            raise ValueError(f"hyperplanes = {hyperplanes} must lie within 1..{MOST_HYPERPLANES}")
+        if not temperature > 0:
+            raise ValueError(f"temperature = {temperature} must be more than 0")
+        if layout not in LAYOUTS:
+            raise ValueError(f"layout = {layout!r} must be one of {list(LAYOUTS)}")
+        self.tables, self.hyperplanes, self.temperature = tables, hyperplanes, temperature
+        self.seed, self.layout, self.value_norms = seed, layout, value_norms
+        self._planes: dict[tuple[int, int, torch.device], Tensor] = {}
+
+    def encode_keys(self, layer: int, keys: Tensor) -> dict[str, Tensor]:
+        """{"buckets": (B, KV heads, n, tables)} of keys (B, KV heads, n, D), a number per table.
+
+        uint8 up to 8 hyperplanes, int16 above. Hyperplane i of a table has weight 2**i.
+        """
+        dtype = torch.uint8 if self.hyperplanes <= 8 else torch.int16
+        weights = 2 ** torch.arange(self.hyperplanes, device=keys.device)
+        parts = [
+            ((self._project(layer, part) > 0) * weights).sum(dim=-1).to(dtype)
+            for part in keys.split(TOKENS_AT_ONCE, dim=2)
+        ]
+        return {"buckets": torch.cat(parts, dim=2)}
+
+    def scores(self, layer: int, queries: Tensor, view: KeyView, scaling: float) -> Tensor:
+        """Expected collisions, float32 (B, lists, q, n), times the value norms if asked for."""
+        batch, heads, rows, dim = queries.shape
+        buckets = view.index["buckets"]
+        kv_heads, n = buckets.shape[1:3]
+        pull = self._project(layer, queries).tanh() / (dim**0.5 * self.temperature)
+        corners = self._corners(queries.device)
+        # a group's query heads and rows are all rows of its KV head: (B, KV heads, rows, tables, K)
+        pull = pull.reshape(batch, kv_heads, -1, self.tables, self.hyperplanes)
+        collisions = pull.new_zeros(batch, kv_heads, pull.shape[2], n)
+        for table in range(self.tables):  # one at a time: 2**K probabilities a row
+            chances = (pull[:, :, :, table] @ corners).softmax(dim=-1)
+            hit = buckets[..., table].long()[:, :, None]
+            collisions += chances.gather(-1, hit.expand_as(collisions))
+        if self.value_norms:
+            collisions = collisions * self._norms(view)
+        collisions = collisions.reshape(batch, heads, rows, n)
+        if self.layout == "kv_head":
+            collisions = collisions.unflatten(1, (kv_heads, -1)).sum(dim=2)
+        return collisions
+
+    def auxiliary_bits(self, group: int, head_dim: int) -> float:
+        """A bit per hyperplane and table, and 16 for a value norm.
+
+        The cache spends whole bytes on a table's bucket: as many at 8 hyperplanes, more otherwise.
+        """
+        return float(self.tables * self.hyperplanes + NORM_BITS * self.value_norms)
+
+    def record(self) -> dict[str, Any]:
+        """Method and parameters; SOCKET has no weights."""
+        parameters = {
+            "tables": self.tables,
+            "hyperplanes": self.hyperplanes,
+            "temperature": self.temperature,
+            "seed": self.seed,
+            "layout": self.layout,
+            "value_norms": self.value_norms,
+        }
+        return {"name": self.name, "parameters": parameters, "weights_sha256": None}
+
+    def _project(self, layer: int, x: Tensor) -> Tensor:
+        """w.x of x (B, H, n, D): (B, H, n, tables, hyperplanes) float32."""
+        planes = self._hyperplanes(layer, x.shape[-1], x.device)
+        return (x.float() @ planes).unflatten(-1, (self.tables, self.hyperplanes))
+
+    def _hyperplanes(self, layer: int, dim: int, device: torch.device) -> Tensor:
+        """(D, tables * hyperplanes) float32; drawn on the CPU, the same on every device."""
+        key = (layer, dim, device)
+        if key not in self._planes:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + layer)
+            shape = (dim, self.tables * self.hyperplanes)
+            self._planes[key] = torch.randn(shape, generator=generator).to(device)
+        return self._planes[key]
+
+    def _corners(self, device: torch.device) -> Tensor:
+        """Signs (hyperplanes, 2**hyperplanes) float32 of the buckets, in the order of their ids."""
+        buckets = torch.arange(2**self.hyperplanes, device=device)
+        planes = torch.arange(self.hyperplanes, device=device)
+        return ((buckets >> planes[:, None]) & 1) * 2.0 - 1.0
+
+    def _norms(self, view: KeyView) -> Tensor:
+        """Value norms of the tokens, (B, KV heads, 1, n) float32."""
+        if "value_norms" not in view.index:
+            raise ValueError(
+                'value_norms = True needs index["value_norms"] (batch, KV heads, n, 1) in the '
+                "KeyView; the attention shows selectors no values, so use value_norms = False there"
+            )
+        return view.index["value_norms"].float().mT
