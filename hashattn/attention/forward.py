@@ -213,10 +213,12 @@ def _observe(
 
 def _visible(mask: Tensor | None, n: int) -> Tensor | None:
     """Tokens (batch, n) that the last row of transformers' mask sees; None where all are seen."""
-    if mask is None:
-        return None
-    last = mask[:, 0, -1, :n]
-    return last if last.dtype == torch.bool else last > torch.finfo(last.dtype).min / 2
+    return None if mask is None else _as_bool(mask[:, 0, -1, :n])
+
+
+def _as_bool(mask: Tensor) -> Tensor:
+    """True where transformers' mask, boolean or added to the logits, lets attend."""
+    return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
 
 
 def _dense_reason(
@@ -260,10 +262,8 @@ def _record_dense(call: LayerCall, query: Tensor, n: int, mask: Tensor | None, r
     if reason in ("prefill", "no_cache"):
         receipt.record_call(reason)
         return
-    if mask is not None and mask.dtype != torch.bool:
-        mask = mask > torch.finfo(mask.dtype).min / 2
     if mask is not None:
-        tokens = mask[..., :n].sum(dim=-1).double().mean()
+        tokens = _as_bool(mask)[..., :n].sum(dim=-1).double().mean()
     else:
         tokens = n - (query.shape[2] - 1) / 2
     rows = query.shape[0] * query.shape[2]

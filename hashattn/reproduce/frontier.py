@@ -78,13 +78,16 @@ def frontier(
         for sequence in range(count):
             seed = FAMILY_SEED + sequence
             layers = captured(profile, model, tokenizer, length, 1, seed=seed, values=True)
-            for density in densities:
-                heavy = int(density * layers[0].keys.shape[1]) - profile.sink - profile.local
-                made = recall_rows(
-                    layers, chosen, [max(0, heavy)], profile.sink, profile.local, top=(4, 32)
-                )
-                labels = {"sequence": sequence, "context": length, "budget": density}
-                rows += [row | labels for row in made]
+            n, fixed = layers[0].keys.shape[1], profile.sink + profile.local
+            heavy = {density: max(0, int(density * n) - fixed) for density in densities}
+            budgets = sorted(set(heavy.values()))
+            made = recall_rows(layers, chosen, budgets, profile.sink, profile.local)
+            rows += [
+                row | {"sequence": sequence, "context": length, "budget": density}
+                for density, tokens in heavy.items()
+                for row in made
+                if row["heavy"] == tokens
+            ]
     return pd.DataFrame(rows)
 
 

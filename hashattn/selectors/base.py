@@ -39,10 +39,9 @@ class KeyView:
 
     keys: (batch, kv_heads, n, head_dim), post-RoPE. index: the selector's own data, token axis 2:
     from `encode_keys`, length n (codes may come as the store that holds them), and from `observe`,
-    shorter by the tokens of this call. visible:
-    (batch, n) bool, False for left padding, or None when every token is visible. positions: (q,)
-    cache index of each query row, or None when the query rows are the last q tokens. encoded: what
-    `encode_step` made of the queries.
+    shorter by the tokens of this call. visible: (batch, n) bool, False for left padding, or None
+    when every token is visible. positions: (q,) cache index of each query row, or None when the
+    query rows are the last q tokens. encoded: what `encode_step` made of the queries.
     """
 
     keys: Tensor

@@ -16,7 +16,10 @@ class CodeSelector(Selector):
 
     Subclasses encode: keys to {"codes": (batch, code heads, n, words) int32}, queries to codes of
     the same bits. Codes are stored as the device's kernels read them, and selected without scores.
+    by_codes: False where scores are more than matching bits, so that tokens are selected by them.
     """
+
+    by_codes: bool = True
 
     @abstractmethod
     def encode_queries(self, layer: int, queries: Tensor, view: KeyView) -> Tensor:
@@ -33,8 +36,8 @@ class CodeSelector(Selector):
     def select(
         self, layer: int, queries: Tensor, view: KeyView, scaling: float, choice: Choice
     ) -> Tensor:
-        """Straight from the codes where every row sees an interval of tokens."""
-        if choice.spans is None:
+        """Straight from the codes, if they decide and every row sees an interval of tokens."""
+        if choice.spans is None or not self.by_codes:
             return super().select(layer, queries, view, scaling, choice)
         return select_by_codes(
             self._query_codes(layer, queries, view),

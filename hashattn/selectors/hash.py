@@ -10,7 +10,6 @@ from torch import Tensor
 from hashattn.hashing.weights import HashWeights
 from hashattn.kernels import tokens_of, unpack_bits
 from hashattn.selectors.base import KeyView
-from hashattn.selectors.choice import Choice
 from hashattn.selectors.codes import CodeSelector
 
 SCORINGS = ("hamming", "asymmetric")
@@ -36,7 +35,7 @@ class HashSelector(CodeSelector):
     def __init__(self, weights: HashWeights, scoring: str = "hamming") -> None:
         if scoring not in SCORINGS:
             raise ValueError(f"scoring = {scoring!r} must be one of {list(SCORINGS)}")
-        self.weights, self.scoring = weights, scoring
+        self.weights, self.scoring, self.by_codes = weights, scoring, scoring == "hamming"
         self.trained = weights.trained
         self.layout = "query_head" if self._per_query_head else "kv_head"
 
@@ -53,7 +52,7 @@ class HashSelector(CodeSelector):
         self, layer: int, keys: Tensor, queries: Tensor
     ) -> tuple[dict[str, Tensor], Tensor | None]:
         """Codes of new keys and of the queries that come with them, in one pass over the maps."""
-        if self.scoring == "asymmetric":
+        if not self.by_codes:
             return self.encode_keys(layer, keys), None
         query_codes, key_codes = self.weights.encode_step(layer, queries, keys)
         return {"codes": key_codes}, query_codes
@@ -64,7 +63,7 @@ class HashSelector(CodeSelector):
 
     def scores(self, layer: int, queries: Tensor, view: KeyView, scaling: float) -> Tensor:
         """Matching bits, int32 (B, lists, q, n), or the asymmetric score, float32."""
-        if self.scoring == "hamming":
+        if self.by_codes:
             return super().scores(layer, queries, view, scaling)
         real = self.weights.preactivations_queries(layer, queries)
         codes = tokens_of(view.index["codes"])
@@ -72,13 +71,6 @@ class HashSelector(CodeSelector):
         signs = unpack_bits(codes, bits).float() * 2 - 1
         grouped = real.reshape(batch, codes.shape[1], -1, rows, bits).sum(dim=2)
         return grouped @ signs.mT
-
-    def select(
-        self, layer: int, queries: Tensor, view: KeyView, scaling: float, choice: Choice
-    ) -> Tensor:
-        """Straight from the codes for bits, by the scores otherwise."""
-        by = super() if self.scoring == "hamming" else super(CodeSelector, self)
-        return by.select(layer, queries, view, scaling, choice)
 
     def auxiliary_bits(self, group: int, head_dim: int) -> float:
         """bits per KV head, times the group when every query head has its own code."""

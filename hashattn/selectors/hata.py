@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from hashattn.kernels import Codes, Growing, Maps, encode, encode_pair
-from hashattn.selectors.base import KeyView, Selector
+from hashattn.selectors.base import KeyView
 from hashattn.selectors.calibration import tensors_sha256
-from hashattn.selectors.choice import Choice
 from hashattn.selectors.codes import CodeSelector
 
 if TYPE_CHECKING:
@@ -37,7 +36,6 @@ class HATASelector(CodeSelector):
     name = "hata"
     sparse = True
     layout = "kv_head"
-    evicts = False
     needs = "training"
 
     def __init__(
@@ -52,7 +50,7 @@ class HATASelector(CodeSelector):
         if self.bits <= 0 or self.bits % 32:
             raise ValueError(f"weights of {self.bits} bits: bits must be a positive multiple of 32")
         self.weights = {layer: tensor.detach().float() for layer, tensor in weights.items()}
-        self.key_norm, self.trained = key_norm, trained
+        self.key_norm, self.trained, self.by_codes = key_norm, trained, not key_norm
         self._maps: dict[tuple[int, torch.device], Maps] = {}
 
     @classmethod
@@ -116,14 +114,6 @@ class HATASelector(CodeSelector):
         # sum_g (1 - 2 d_g / bits) with d_g = bits - matching_g
         similarity = 2 * matching.float() / self.bits - group
         return similarity * view.index["norms"].float().mT
-
-    def select(
-        self, layer: int, queries: Tensor, view: KeyView, scaling: float, choice: Choice
-    ) -> Tensor:
-        """Straight from the codes, or by the weighted scores if key_norm."""
-        if self.key_norm:
-            return Selector.select(self, layer, queries, view, scaling, choice)
-        return super().select(layer, queries, view, scaling, choice)
 
     def auxiliary_bits(self, group: int, head_dim: int) -> float:
         """bits, and 16 for a key norm."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hashattn.kernels import gather_tokens
 from hashattn.selectors.base import KeyView
 
 LAYOUTS = ("query_head", "kv_head")
@@ -21,6 +22,18 @@ def inner_products(queries: Tensor, keys: Tensor) -> Tensor:
     batch, heads, q_len, dim = queries.shape
     grouped = queries.float().reshape(batch, keys.shape[1], -1, dim)
     return (grouped @ keys.float().mT).reshape(batch, heads, q_len, -1)
+
+
+def listed_logits(queries: Tensor, keys: Tensor, indices: Tensor) -> Tensor:
+    """q . k of listed tokens, float32 (B, lists, q, r, m), r query heads a list.
+
+    queries (B, heads, q, D), keys (B, KV heads, n, D), indices (B, lists, q, m); where these are
+    padded, the product with token 0.
+    """
+    batch, heads, q_len, dim = queries.shape
+    lists = indices.shape[1]
+    grouped = queries.float().reshape(batch, lists, heads // lists, q_len, dim).transpose(2, 3)
+    return grouped @ gather_tokens(keys, indices).float().mT
 
 
 def attention_weights(logits: Tensor, view: KeyView) -> Tensor:

@@ -12,9 +12,10 @@ from hashattn.kernels import pack_bits
 from hashattn.selectors.base import KeyView
 from hashattn.selectors.calibration import CapturedRows, mean_by_layer, tensors_sha256
 from hashattn.selectors.codes import CodeSelector
+from hashattn.selectors.hyperplanes import Hyperplanes
+from hashattn.selectors.logits import check_layout
 
 TOKENS_AT_ONCE = 4096  # bounds the float pre-activations while a long prefill is encoded
-LAYOUTS = ("kv_head", "query_head")
 
 
 class LSHSelector(CodeSelector):
@@ -44,15 +45,14 @@ class LSHSelector(CodeSelector):
     ) -> None:
         if bits <= 0 or bits % 32:
             raise ValueError(f"bits = {bits} must be a positive multiple of 32")
-        if layout not in LAYOUTS:
-            raise ValueError(f"layout = {layout!r} must be one of {list(LAYOUTS)}")
+        check_layout(layout)
         if layout == "query_head" and query_heads is None:
             raise ValueError('layout = "query_head" stores a code per query head: give query_heads')
         self.bits, self.seed, self.layout = bits, seed, layout
         self.query_heads = query_heads if layout == "query_head" else None
         self.centers = dict(centers or {})
         self.needs = "calibration" if self.centers else "nothing"
-        self._planes: dict[tuple[int, int, int, torch.device], Tensor] = {}
+        self._planes = Hyperplanes(seed)
 
     @classmethod
     def calibrate(cls, captured: Iterable[CapturedRows], **parameters: Any) -> LSHSelector:
@@ -64,12 +64,11 @@ class LSHSelector(CodeSelector):
         if layer in self.centers:
             keys = keys - self.centers[layer].to(keys)[:, None]
         heads = self.query_heads or keys.shape[1]
-        return {"codes": self._encode(layer, keys, self._hyperplanes(layer, heads, keys))}
+        return {"codes": self._encode(layer, keys, heads)}
 
     def encode_queries(self, layer: int, queries: Tensor, view: KeyView) -> Tensor:
         """Codes int32 (B, query heads, q, bits / 32), a group's under its KV head's planes."""
-        planes = self._hyperplanes(layer, view.index["codes"].shape[1], queries)
-        return self._encode(layer, queries, planes)
+        return self._encode(layer, queries, view.index["codes"].shape[1])
 
     def auxiliary_bits(self, group: int, head_dim: int) -> float:
         """bits per KV head, times the group in layout "query_head"."""
@@ -84,21 +83,13 @@ class LSHSelector(CodeSelector):
             "weights_sha256": tensors_sha256(self.centers) if self.centers else None,
         }
 
-    def _encode(self, layer: int, x: Tensor, planes: Tensor) -> Tensor:
-        """Codes of x (B, H, n, D) under planes (P, D, bits): (B, max(H, P), n, words)."""
-        heads, sets = x.shape[1], planes.shape[0]
+    def _encode(self, layer: int, x: Tensor, sets: int) -> Tensor:
+        """Codes of x (B, H, n, D) under `sets` sets of hyperplanes: (B, max(H, sets), n, words)."""
+        planes = self._planes(layer, (sets, x.shape[-1], self.bits), x.device)
+        heads = x.shape[1]
         if heads < sets:  # a code per query head of keys held per KV head
             x = x.repeat_interleave(sets // heads, dim=1)
         elif sets < heads:  # the group's queries under their KV head's planes
             planes = planes.repeat_interleave(heads // sets, dim=0)
         parts = x.float().split(TOKENS_AT_ONCE, dim=2)
         return torch.cat([pack_bits(part @ planes) for part in parts], dim=2)
-
-    def _hyperplanes(self, layer: int, heads: int, like: Tensor) -> Tensor:
-        """(heads, D, bits) float32 on the device of `like`; drawn on the CPU, the same for all."""
-        key = (layer, heads, like.shape[-1], like.device)
-        if key not in self._planes:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + layer)
-            shape = (heads, like.shape[-1], self.bits)
-            self._planes[key] = torch.randn(shape, generator=generator).to(like.device)
-        return self._planes[key]

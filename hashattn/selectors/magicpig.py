@@ -12,6 +12,7 @@ from hashattn.kernels import compact, gather_tokens
 from hashattn.selectors.base import KeyView, Selector
 from hashattn.selectors.calibration import CapturedRows, mean_by_layer, tensors_sha256
 from hashattn.selectors.choice import Choice
+from hashattn.selectors.hyperplanes import Hyperplanes
 from hashattn.selectors.random import RandomSelector
 
 LEAST = 1e-4  # a sampling probability counts as at least this, as in the paper's code
@@ -31,7 +32,6 @@ class MagicPIGSelector(Selector):
 
     name = "magicpig"
     ranks = False
-    needs = "calibration"  # of the centers, which may be left out
     layout = "query_head"
 
     def __init__(
@@ -49,7 +49,7 @@ class MagicPIGSelector(Selector):
         self.bits, self.tables, self.centers = bits, tables, dict(centers or {})
         self.needs = "calibration" if self.centers else "nothing"
         self.order = RandomSelector(seed)
-        self._planes: dict[tuple, Tensor] = {}
+        self._planes = Hyperplanes(seed)
 
     @classmethod
     def calibrate(cls, captured: Iterable[CapturedRows], **parameters: Any) -> MagicPIGSelector:
@@ -84,23 +84,12 @@ class MagicPIGSelector(Selector):
         collided = (self.scores(layer, queries, view, scaling) >= 2) & choice.candidates
         count = collided.sum(dim=-1)
         room = choice.heavy[:, None].expand_as(count)
-        drawn = self._thin(layer, queries, view, collided, room)
+        drawn = collided & (self.order.places(layer, queries, view, collided) < room[..., None])
         indices = compact(drawn | choice.always)
         at = indices.clamp(min=0).long()
         weights = -self._log_probability(layer, queries, view.keys, indices)
         weights = weights + (count / torch.minimum(count, room).clamp(min=1)).log()[..., None]
         return indices, torch.where(drawn.gather(-1, at), weights, 0.0)
-
-    def _thin(
-        self, layer: int, queries: Tensor, view: KeyView, collided: Tensor, room: Tensor
-    ) -> Tensor:
-        """At most `room` of the collided tokens of a row, by a random order."""
-        order = self.order.scores(layer, queries, view, 1.0)
-        order = order.repeat_interleave(collided.shape[1] // order.shape[1], dim=1)
-        first = order.masked_fill(~collided, -1).argsort(dim=-1, descending=True, stable=True)
-        place = torch.arange(collided.shape[-1], device=order.device).expand_as(first)
-        rank = torch.empty_like(first).scatter_(-1, first, place)
-        return collided & (rank < room[..., None])
 
     def _log_probability(
         self, layer: int, queries: Tensor, keys: Tensor, indices: Tensor
@@ -119,20 +108,10 @@ class MagicPIGSelector(Selector):
 
     def _buckets(self, layer: int, x: Tensor) -> Tensor:
         """int16 (B, H, n, tables) of x (B, H, n, D); all heads of a layer share the tables."""
-        signs = (x.float() @ self._hyperplanes(layer, x) > 0).unflatten(
-            -1, (self.tables, self.bits)
-        )
+        planes = self._planes(layer, (x.shape[-1], self.tables * self.bits), x.device)
+        signs = (x.float() @ planes > 0).unflatten(-1, (self.tables, self.bits))
         powers = 2 ** torch.arange(self.bits, device=x.device, dtype=torch.float32)
         return (signs.float() @ powers).to(torch.int16)
-
-    def _hyperplanes(self, layer: int, like: Tensor) -> Tensor:
-        """(D, tables * bits) float32 on the device of `like`, drawn on the CPU."""
-        key = (layer, like.shape[-1], like.device)
-        if key not in self._planes:
-            generator = torch.Generator().manual_seed(self.order.seed * 1_000_003 + layer)
-            shape = (like.shape[-1], self.tables * self.bits)
-            self._planes[key] = torch.randn(shape, generator=generator).to(like.device)
-        return self._planes[key]
 
     def auxiliary_bits(self, group: int, head_dim: int) -> float:
         """tables * bits."""

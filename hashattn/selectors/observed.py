@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hashattn.kernels import membership
 from hashattn.selectors.base import KeyView, Selector
+from hashattn.selectors.logits import inner_products
 
 WEIGHTS_AT_ONCE = 1 << 24  # bounds the float attention matrix of a long prefill, in elements
 
@@ -91,10 +92,7 @@ def attention_by_rows(
 
 
 def _weights(queries: Tensor, keys: Tensor, scaling: float, allowed: Tensor) -> Tensor:
-    batch, heads, rows, dim = queries.shape
-    shared, n = keys.shape[1:3]
-    grouped = queries.float().reshape(batch, shared, -1, dim)
-    logits = (grouped @ keys.float().mT * scaling).view(batch, shared, -1, rows, n)
+    logits = (inner_products(queries, keys) * scaling).unflatten(1, (keys.shape[1], -1))
     allowed = allowed[:, :, None]
     # the lowest finite value, not -inf: a row of padding sees nothing and would become NaN
     weights = logits.masked_fill(~allowed, torch.finfo(logits.dtype).min).softmax(dim=-1)

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from hashattn.selectors.base import KeyView, Selector
+from hashattn.selectors.logits import check_layout
 
-LAYOUTS = ("query_head", "kv_head")
 SCALE_BITS = 64  # a page's minimum and step, float32 each, when its bounds are quantised
 
 
@@ -35,8 +35,7 @@ class QuestSelector(Selector):
             raise ValueError(f"page = {page} must be at least 1 token")
         if bits not in (2, 4, 8, 16):
             raise ValueError(f"bits = {bits} must be one of [2, 4, 8, 16]")
-        if layout not in LAYOUTS:
-            raise ValueError(f"layout = {layout!r} must be one of {list(LAYOUTS)}")
+        check_layout(layout)
         self.page, self.bits, self.layout = page, bits, layout
 
     def scores(self, layer: int, queries: Tensor, view: KeyView, scaling: float) -> Tensor:

@@ -34,6 +34,15 @@ class RandomSelector(Selector):
             mixed = _mix(mixed + part)
         return mixed >> 32 & 0x7FFFFFFF
 
+    def places(self, layer: int, queries: Tensor, view: KeyView, among: Tensor) -> Tensor:
+        """Place of each token of `among` (batch, lists, q, n) bool in this order, n for others."""
+        order = self.scores(layer, queries, view, 1.0)
+        order = order.repeat_interleave(among.shape[1] // order.shape[1], dim=1)
+        order = order.masked_fill(~among, -1).argsort(dim=-1, descending=True, stable=True)
+        place = torch.arange(among.shape[-1], device=order.device).expand_as(order)
+        placed = torch.empty_like(order).scatter_(-1, order, place)
+        return placed.masked_fill(~among, among.shape[-1])
+
     def record(self) -> dict[str, Any]:
         """Name and seed."""
         return super().record() | {"parameters": {"seed": self.seed}}

@@ -14,13 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hashattn.kernels import Codes, Growing, compact, gather_tokens, membership
+from hashattn.kernels import compact, membership
 from hashattn.selectors.base import KeyView, Selector
 from hashattn.selectors.choice import Choice
+from hashattn.selectors.logits import listed_logits
 from hashattn.selectors.random import RandomSelector
+from hashattn.selectors.wrapper import WrapperSelector
 
 
-class ResidualSelector(Selector):
+class ResidualSelector(WrapperSelector):
     """The best tokens of `base` and a uniform sample, without replacement, of all others.
 
     share: part of the heavy budget that is sampled; the rest is `base`'s. Without epsilon that is
@@ -33,7 +35,6 @@ class ResidualSelector(Selector):
     """
 
     name = "residual"
-    ranks = False
 
     def __init__(
         self,
@@ -50,34 +51,9 @@ class ResidualSelector(Selector):
         for name, value in (("share", share), ("epsilon", epsilon), ("delta", delta)):
             if value is not None and not 0 < value < 1:
                 raise ValueError(f"{name} = {value!r} must lie between 0 and 1")
-        self.base, self.share, self.epsilon, self.delta = base, share, epsilon, delta
+        super().__init__(base)
+        self.share, self.epsilon, self.delta = share, epsilon, delta
         self.order = RandomSelector(seed)
-        self.layout, self.trained, self.sparse = base.layout, base.trained, base.sparse
-        self.needs, self.evicts, self.observes = base.needs, base.evicts, base.observes
-
-    def encode_keys(self, layer: int, keys: Tensor) -> dict[str, Tensor]:
-        """As the base."""
-        return self.base.encode_keys(layer, keys)
-
-    def encode_step(
-        self, layer: int, keys: Tensor, queries: Tensor
-    ) -> tuple[dict[str, Tensor], Tensor | None]:
-        """As the base."""
-        return self.base.encode_step(layer, keys, queries)
-
-    def observe(
-        self, layer: int, queries: Tensor, view: KeyView, scaling: float, read: Tensor | None = None
-    ) -> dict[str, Tensor]:
-        """As the base."""
-        return self.base.observe(layer, queries, view, scaling, read)
-
-    def new_store(self, name: str, part: Tensor) -> Growing | Codes:
-        """As the base."""
-        return self.base.new_store(name, part)
-
-    def scores(self, layer: int, queries: Tensor, view: KeyView, scaling: float) -> Tensor:
-        """As the base: what is sampled has no score."""
-        return self.base.scores(layer, queries, view, scaling)
 
     def select(
         self, layer: int, queries: Tensor, view: KeyView, scaling: float, choice: Choice
@@ -93,7 +69,7 @@ class ResidualSelector(Selector):
         fewer = replace(choice, heavy=choice.heavy - sampled)
         kept = membership(self.base.select(layer, queries, view, scaling, fewer), choice.n)
         residual = choice.seen & ~kept
-        rank = self._rank(layer, queries, view, residual)
+        rank = self.order.places(layer, queries, view, residual)
         left = residual.sum(dim=-1)  # n_s, (batch, lists, q)
         count = torch.minimum(sampled[:, None], left)
         if self.epsilon is not None:
@@ -105,26 +81,14 @@ class ResidualSelector(Selector):
         at = indices.clamp(min=0).long()
         return indices, torch.where(drawn.gather(-1, at), weight, 0.0).float()
 
-    def _rank(self, layer: int, queries: Tensor, view: KeyView, residual: Tensor) -> Tensor:
-        """Place of each token of the residual in a random order, n for all others."""
-        n = residual.shape[-1]
-        order = self.order.scores(layer, queries, view, 1.0)
-        order = order.repeat_interleave(residual.shape[1] // order.shape[1], dim=1)
-        order = order.masked_fill(~residual, -1).argsort(dim=-1, descending=True, stable=True)
-        place = torch.arange(n, device=order.device).expand_as(order)
-        return torch.empty_like(order).scatter_(-1, order, place).masked_fill(~residual, n)
-
     def _needed(
         self, queries: Tensor, keys: Tensor, scaling: float, kept: Tensor, base: Tensor,
         left: Tensor,
     ) -> Tensor:  # fmt: skip
         """Sampled tokens (batch, lists, q) that epsilon and delta ask for."""
-        batch, heads, rows, dim = queries.shape
-        lists = kept.shape[1]
         read = compact(kept | base)
         at = read.clamp(min=0).long()
-        grouped = queries.float().reshape(batch, lists, heads // lists, rows, dim).transpose(2, 3)
-        logits = grouped @ gather_tokens(keys, read).float().mT * scaling  # (B, L, q, r, m)
+        logits = listed_logits(queries, keys, read) * scaling
         logits = logits.masked_fill((read < 0)[:, :, :, None], -torch.inf)
         weights = (logits - logits.amax(dim=-1, keepdim=True)).exp()
         drawn = base.gather(-1, at)[:, :, :, None] & (read >= 0)[:, :, :, None]
@@ -138,21 +102,11 @@ class ResidualSelector(Selector):
         wanted = wanted / (1 + wanted / left.clamp(min=1))
         return wanted.amax(dim=-1).ceil().long()
 
-    def auxiliary_bits(self, group: int, head_dim: int) -> float:
-        """As the base: sampling stores nothing."""
-        return self.base.auxiliary_bits(group, head_dim)
-
-    def read_bits(self, group: int, head_dim: int) -> float:
-        """As the base: sampled tokens are not ranked."""
-        return self.base.read_bits(group, head_dim)
-
-    def record(self) -> dict[str, Any]:
-        """Parameters and the base's record, whose weights are this method's."""
-        base = self.base.record()
-        parameters = {"share": self.share, "epsilon": self.epsilon, "delta": self.delta,
-                      "seed": self.order.seed, "base": base}  # fmt: skip
+    def parameters(self) -> dict[str, Any]:
+        """share, epsilon, delta and seed."""
         return {
-            "name": self.name,
-            "parameters": parameters,
-            "weights_sha256": base["weights_sha256"],
+            "share": self.share,
+            "epsilon": self.epsilon,
+            "delta": self.delta,
+            "seed": self.order.seed,
         }

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from hashattn.selectors.base import KeyView, Selector
+from hashattn.selectors.hyperplanes import Hyperplanes
+from hashattn.selectors.logits import check_layout
 
-LAYOUTS = ("query_head", "kv_head")
 MOST_HYPERPLANES = 15  # bucket ids of a table fit int16
 NORM_BITS = 16
 OFFICIAL = {"tables": 60, "hyperplanes": 12}  # 720 bits; the defaults are 128
@@ -33,8 +34,6 @@ class SocketSelector(Selector):
     name = "socket"
     sparse = True
     trained = True  # nothing to train
-    evicts = False
-    needs = "nothing"
 
     def __init__(
         self,
@@ -51,11 +50,10 @@ class SocketSelector(Selector):
             raise ValueError(f"hyperplanes = {hyperplanes} must lie within 1..{MOST_HYPERPLANES}")
         if not temperature > 0:
             raise ValueError(f"temperature = {temperature} must be more than 0")
-        if layout not in LAYOUTS:
-            raise ValueError(f"layout = {layout!r} must be one of {list(LAYOUTS)}")
+        check_layout(layout)
         self.tables, self.hyperplanes, self.temperature = tables, hyperplanes, temperature
         self.seed, self.layout, self.value_norms = seed, layout, value_norms
-        self._planes: dict[tuple[int, int, torch.device], Tensor] = {}
+        self._planes = Hyperplanes(seed)
 
     def encode_keys(self, layer: int, keys: Tensor) -> dict[str, Tensor]:
         """{"buckets": (B, KV heads, n, tables)} of keys (B, KV heads, n, D), a number per table.
@@ -112,17 +110,8 @@ class SocketSelector(Selector):
 
     def _project(self, layer: int, x: Tensor) -> Tensor:
         """w.x of x (B, H, n, D): (B, H, n, tables, hyperplanes) float32."""
-        planes = self._hyperplanes(layer, x.shape[-1], x.device)
+        planes = self._planes(layer, (x.shape[-1], self.tables * self.hyperplanes), x.device)
         return (x.float() @ planes).unflatten(-1, (self.tables, self.hyperplanes))
-
-    def _hyperplanes(self, layer: int, dim: int, device: torch.device) -> Tensor:
-        """(D, tables * hyperplanes) float32; drawn on the CPU, the same on every device."""
-        key = (layer, dim, device)
-        if key not in self._planes:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + layer)
-            shape = (dim, self.tables * self.hyperplanes)
-            self._planes[key] = torch.randn(shape, generator=generator).to(device)
-        return self._planes[key]
 
     def _corners(self, device: torch.device) -> Tensor:
         """Signs (hyperplanes, 2**hyperplanes) float32 of the buckets, in the order of their ids."""

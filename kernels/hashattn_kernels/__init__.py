@@ -8,13 +8,10 @@
 from .api import (
     attend,
     causal_spans,
-    compact,
     dense_decode,
     encode,
     encode_pair,
-    gather_tokens,
     hamming_scores,
-    membership,
     pack_bits,
     preactivations,
     select,
@@ -26,6 +23,7 @@ from .backends import available
 from .codes import Codes, layout_for, tokens_of
 from .maps import ACTIVATIONS, Maps
 from .memory import Growing
+from .reference import compact, gather_tokens, membership
 
 __all__ = [
     "ACTIVATIONS",

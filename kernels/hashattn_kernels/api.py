@@ -236,24 +236,6 @@ def dense_decode(
     return (out, lse) if return_lse else out
 
 
-def compact(chosen: Tensor) -> Tensor:
-    """Positions of the true entries of (..., n) bool -> (..., m) int32, ascending, -1 padded."""
-    return reference.compact(chosen)
-
-
-def membership(indices: Tensor, n: int) -> Tensor:
-    """Which tokens the lists (..., m) hold: (..., n) bool, the inverse of `compact`."""
-    return reference.membership(indices, n)
-
-
-def gather_tokens(states: Tensor, indices: Tensor) -> Tensor:
-    """Rows of keys or values (B, Hkv, n, D) at indices (B, L, q, m) -> (B, L, q, m, D).
-
-    Padding of the lists repeats token 0.
-    """
-    return reference.gather_tokens(states, indices)
-
-
 def causal_spans(batch: int, q_len: int, n: int, device: torch.device | str) -> Tensor:
     """Spans (batch, q_len, 2) of the last q_len of n tokens: each sees itself and all before it."""
     last = torch.arange(n - q_len + 1, n + 1, device=device)

@@ -1,0 +1,65 @@
+"""A selector that stands on another one, and leaves to it what is stored of the keys."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from hashattn.selectors.base import KeyView, Selector, Store
+
+
+class WrapperSelector(Selector):
+    """Encodes, observes and scores as `base`; subclasses select in their own way."""
+
+    ranks = False
+
+    def __init__(self, base: Selector) -> None:
+        self.base, self.layout = base, base.layout
+        self.trained, self.sparse, self.needs = base.trained, base.sparse, base.needs
+        self.evicts, self.observes = base.evicts, base.observes
+
+    def encode_keys(self, layer: int, keys: Tensor) -> dict[str, Tensor]:
+        """As the base."""
+        return self.base.encode_keys(layer, keys)
+
+    def encode_step(
+        self, layer: int, keys: Tensor, queries: Tensor
+    ) -> tuple[dict[str, Tensor], Tensor | None]:
+        """As the base."""
+        return self.base.encode_step(layer, keys, queries)
+
+    def new_store(self, name: str, part: Tensor) -> Store:
+        """As the base."""
+        return self.base.new_store(name, part)
+
+    def observe(
+        self, layer: int, queries: Tensor, view: KeyView, scaling: float, read: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """As the base."""
+        return self.base.observe(layer, queries, view, scaling, read)
+
+    def scores(self, layer: int, queries: Tensor, view: KeyView, scaling: float) -> Tensor:
+        """As the base."""
+        return self.base.scores(layer, queries, view, scaling)
+
+    def auxiliary_bits(self, group: int, head_dim: int) -> float:
+        """As the base: nothing more is stored."""
+        return self.base.auxiliary_bits(group, head_dim)
+
+    def read_bits(self, group: int, head_dim: int) -> float:
+        """As the base, to rank; tokens that the wrapper looks at come on top."""
+        return self.base.read_bits(group, head_dim)
+
+    def parameters(self) -> dict[str, Any]:
+        """What the wrapper was built with, beside its base."""
+        return {}
+
+    def record(self) -> dict[str, Any]:
+        """Parameters and the base's record, whose weights are this method's."""
+        base = self.base.record()
+        return {
+            "name": self.name,
+            "parameters": self.parameters() | {"base": base},
+            "weights_sha256": base["weights_sha256"],
+        }
