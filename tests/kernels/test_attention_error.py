@@ -6,19 +6,8 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from hashattn.kernels import attend, dense_decode
+from kernel_inputs import attention_states, token_lists
 from on_device import GPU
-
-
-def states(heads, kv_heads, n, dim, value_dim, dtype) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    shapes = [(2, heads, 1, dim), (2, kv_heads, n, dim), (2, kv_heads, n, value_dim)]
-    return [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
-
-
-def lists(kv_heads, n, m) -> Tensor:
-    generator = torch.Generator().manual_seed(n)
-    rows = [torch.randperm(n, generator=generator)[:m].sort().values for _ in range(2 * kv_heads)]
-    return torch.stack(rows).reshape(2, kv_heads, 1, m).to(torch.int32)
 
 
 def exact(q, k, v, indices, scaling) -> Tensor:
@@ -52,8 +41,8 @@ def exact(q, k, v, indices, scaling) -> Tensor:
 def test_error_is_at_most_twice_that_of_torch(backend, heads, kv_heads, dim, value_dim, dtype, n):
     """FlashAttention's criterion: against float64, beside torch's attention in the same dtype."""
     device = GPU if backend == "triton" else torch.device("cpu")
-    q, k, v = (x.to(device) for x in states(heads, kv_heads, n, dim, value_dim, dtype))
-    indices = lists(kv_heads, n, max(1, n // 2)).to(device)
+    q, k, v = (x.to(device) for x in attention_states(heads, kv_heads, n, dim, value_dim, dtype))
+    indices = token_lists(kv_heads, n, max(1, n // 2)).to(device)
     everything = torch.arange(n, dtype=torch.int32, device=device).expand(2, kv_heads, 1, n)
     cases = [
         (attend(q, k, v, indices, dim**-0.5, backend=backend), indices),

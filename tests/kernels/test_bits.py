@@ -4,14 +4,9 @@ import pytest
 import torch
 
 from hashattn.kernels import hamming_scores, pack_bits, unpack_bits
+from kernel_inputs import random_codes
 
 BACKENDS = ("reference", "numpy")
-
-
-def random_codes(*shape: int, seed: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    words = torch.randint(-(2**31), 2**31, shape, generator=generator)
-    return words.to(torch.int32)
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 import hashattn_kernels
 from hashattn.kernels import attend, dense_decode, encode, select_by_codes
 from hashattn_kernels.numba_cpu import compiled, regions, simd
 from hashattn_kernels.numba_cpu.backend import smallest
+from kernel_inputs import attention_states, token_lists
 
 KERNELS = Path(hashattn_kernels.__file__).parents[1]
 
@@ -27,23 +27,11 @@ def threads():
     torch.set_num_threads(before)
 
 
-def states(heads, kv_heads, n, dim, value_dim, dtype, seed=0) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    shapes = [(2, heads, 1, dim), (2, kv_heads, n, dim), (2, kv_heads, n, value_dim)]
-    return [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
-
-
-def lists(kv_heads, n, m) -> Tensor:
-    generator = torch.Generator().manual_seed(n)
-    rows = [torch.randperm(n, generator=generator)[:m].sort().values for _ in range(2 * kv_heads)]
-    return torch.stack(rows).reshape(2, kv_heads, 1, m).to(torch.int32)
-
-
 @pytest.mark.parametrize("number", [1, 2, 3, 7])
 def test_results_do_not_depend_on_the_number_of_threads(number):
     """With more threads than lists every list is split, and its parts are merged."""
-    q, k, v = states(8, 2, 300, 64, 64, torch.float32)
-    indices = lists(2, 300, 130)
+    q, k, v = attention_states(8, 2, 300, 64, 64, torch.float32)
+    indices = token_lists(2, 300, 130)
     torch.set_num_threads(1)
     expected = attend(q[:1], k[:1], v[:1], indices[:1], 0.1), dense_decode(q, k, v, 0.1)
     torch.set_num_threads(number)
@@ -73,7 +61,7 @@ def test_selection_and_codes_are_the_same_on_any_number_of_threads(number):
 
 
 def test_the_pool_does_what_openmp_does(monkeypatch):
-    q, k, v = states(8, 2, 300, 64, 64, torch.float32)
+    q, k, v = attention_states(8, 2, 300, 64, 64, torch.float32)
     torch.set_num_threads(4)
     expected = dense_decode(q, k, v, 0.1)
     monkeypatch.setattr(regions, "_openmp", lambda: None)
@@ -82,7 +70,7 @@ def test_the_pool_does_what_openmp_does(monkeypatch):
 
 def test_shares_that_openmp_gives_no_thread_are_done_all_the_same(monkeypatch):
     """Inside another parallel region OpenMP may start one thread where four were asked for."""
-    q, k, v = states(8, 2, 300, 64, 64, torch.float32)
+    q, k, v = attention_states(8, 2, 300, 64, 64, torch.float32)
     torch.set_num_threads(4)
     expected = dense_decode(q, k, v, 0.1)
     found = regions._openmp()
@@ -98,7 +86,7 @@ def test_shares_that_openmp_gives_no_thread_are_done_all_the_same(monkeypatch):
 
 
 def test_python_threads_may_call_at_once():
-    q, k, v = states(8, 2, 2000, 64, 64, torch.float32)
+    q, k, v = attention_states(8, 2, 2000, 64, 64, torch.float32)
     torch.set_num_threads(2)
     inputs = [q * (1 + i / 10) for i in range(6)]
     expected = [dense_decode(x, k, v, 0.1) for x in inputs]

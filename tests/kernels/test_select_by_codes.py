@@ -6,15 +6,11 @@ from torch import Tensor
 
 from hashattn import kernels
 from hashattn.kernels import Codes, hamming_scores, layout_for, select
+from kernel_inputs import random_codes
 from on_device import on_device
 
 BACKENDS = ("reference", "numpy", "numba", "triton")
 select_by_codes = on_device(kernels.select_by_codes)
-
-
-def random_codes(*shape: int, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(-(2**31), 2**31, shape, generator=generator).to(torch.int32)
 
 
 def clustered(keys: Tensor, queries: Tensor) -> Tensor:

@@ -1,33 +1,22 @@
 """Each fast kernel against its simple version, on a GPU or in the interpreter."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
-from hashattn.kernels import Maps, select_by_codes, unpack_bits
+import kernel_inputs
+from hashattn.kernels import select_by_codes, unpack_bits
 from hashattn_kernels import reference
 from hashattn_kernels.codes import Tiled
 from hashattn_kernels.triton_gpu import backend, configs, launch, simple
 from hashattn_kernels.triton_gpu.self_test import self_test
+from kernel_inputs import normal, normal_maps
 from on_device import GPU
 
-
-def random_codes(*shape: int, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(-(2**31), 2**31, shape, generator=generator).to(GPU, torch.int32)
-
-
-def normal(*shape: int, seed: int = 0, dtype=torch.float32) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(GPU, dtype)
-
-
-def maps(heads: int, *widths: int, activation: str = "silu") -> Maps:
-    sizes = list(zip(widths, widths[1:], strict=False))
-    weights = tuple(normal(heads, a, b, seed=a) * a**-0.5 for a, b in sizes)
-    biases = tuple(normal(heads, b, seed=b) * 0.1 for _, b in sizes)
-    return Maps(weights, biases, activation).rounded()
+random_codes = partial(kernel_inputs.random_codes, device=GPU)
 
 
 def listed(n: int, *lengths: int) -> Tensor:
@@ -134,7 +123,7 @@ def test_chunks_agree_on_where_each_writes():
      ((128, 128, 128), "relu")],
 )  # fmt: skip
 def test_codes_are_those_of_the_simple_kernel(widths, activation):
-    stack, x = maps(4, *widths, activation=activation), normal(2, 2, 18, widths[0], seed=5)
+    stack, x = normal_maps(4, *widths, activation=activation), normal(2, 2, 18, widths[0], seed=5)
     unsure = reference.preactivations(x.repeat_interleave(2, 1), stack).abs() < 1e-4
     codes = [unpack_bits(made, widths[-1]) for made in (backend.encode(x, stack),
                                                         simple.encode(x, stack))]  # fmt: skip

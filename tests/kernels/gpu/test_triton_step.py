@@ -3,27 +3,18 @@
 import pytest
 import torch
 
-from hashattn.kernels import Maps, attend, dense_decode, encode, select_by_codes, unite, unpack_bits
+from hashattn.kernels import attend, dense_decode, encode, select_by_codes, unite, unpack_bits
 from hashattn_kernels import reference
 from hashattn_kernels.triton_gpu.step import DecodeStep, DenseStep
+from kernel_inputs import normal, normal_maps
 from on_device import CUDA, GPU
 
 CAPACITY, HEADS, KV_HEADS, DIM = 5000, 4, 2, 64
 
 
-def normal(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(GPU)
-
-
-def maps(heads: int, *widths: int) -> Maps:
-    sizes = list(zip(widths, widths[1:], strict=False))
-    weights = tuple(normal(heads, a, b, seed=a) * a**-0.5 for a, b in sizes)
-    return Maps(weights, tuple(normal(heads, b, seed=b) for _, b in sizes)).rounded()
-
-
 def step_of(batch: int = 2, key_maps: int = KV_HEADS, **options) -> DecodeStep:
     """A step over caches filled with anything, its codes the codes of its keys."""
-    query_maps, key_maps = maps(HEADS, DIM, 48, 32), maps(key_maps, DIM, 48, 32)
+    query_maps, key_maps = normal_maps(HEADS, DIM, 48, 32), normal_maps(key_maps, DIM, 48, 32)
     keys, values = (normal(batch, KV_HEADS, CAPACITY, DIM, seed=seed) for seed in (3, 4))
     step = DecodeStep(query_maps, key_maps, keys, values, heavy=40, sink=4, local=8,
                       scaling=0.125, **options)  # fmt: skip
@@ -83,11 +74,15 @@ def test_what_does_not_fit_is_refused():
     keys = torch.zeros(1, KV_HEADS, 64, DIM, device=GPU)
     sizes = {"heavy": 4, "sink": 1, "local": 1, "scaling": 1.0}
     with pytest.raises(ValueError, match="same widths"):
-        DecodeStep(maps(4, 64, 48, 32), maps(2, 64, 32, 32), keys, keys, **sizes)
+        DecodeStep(normal_maps(4, 64, 48, 32), normal_maps(2, 64, 32, 32), keys, keys, **sizes)
     with pytest.raises(ValueError, match="4 key maps and 2 lists"):
-        DecodeStep(maps(4, 64, 48, 32), maps(4, 64, 48, 32), keys, keys, lists=2, **sizes)
+        DecodeStep(
+            normal_maps(4, 64, 48, 32), normal_maps(4, 64, 48, 32), keys, keys, lists=2, **sizes
+        )
     with pytest.raises(ValueError, match="2 key maps and 3 lists"):
-        DecodeStep(maps(4, 64, 48, 32), maps(2, 64, 48, 32), keys, keys, lists=3, **sizes)
+        DecodeStep(
+            normal_maps(4, 64, 48, 32), normal_maps(2, 64, 48, 32), keys, keys, lists=3, **sizes
+        )
 
 
 @pytest.mark.skipif(not CUDA, reason="needs a GPU: CUDA graphs")
