@@ -1,11 +1,13 @@
 """How many cached tokens a query may attend to."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import overload
 
 import torch
 from torch import Tensor
+
+from ..selectors.choice import Choice
 
 
 @dataclass(frozen=True)
@@ -16,12 +18,18 @@ class Budget:
     token included. Exactly one of heavy (a number of tokens) and density (attended / visible
     tokens, sink and local counted in) says how many tokens the selector adds. All counts are
     over the visible tokens of a row, so left padding does not change them.
+
+    shares: how layers and heads divide the heavy tokens, None for evenly: for every model layer the
+    factor of each KV head, or one for all of them; their mean over layers and heads is 1, so that
+    heavy and density stay what is read on average (`hashattn.evaluation.allocation` finds them).
+    Raises ValueError naming the field, its value and what is allowed.
     """
 
     sink: int = 4
     local: int = 28
     heavy: int | None = None
     density: float | None = None
+    shares: tuple[tuple[float, ...], ...] | None = None
 
     def __post_init__(self) -> None:
         _check_count("sink", self.sink, least=0)
@@ -35,6 +43,9 @@ class Budget:
             _check_count("heavy", self.heavy, least=0)
         elif not 0 < self.density <= 1:
             raise ValueError(f"density={self.density!r}: must be in (0, 1], e.g. 1/16")
+        if self.shares is not None:
+            object.__setattr__(self, "shares", tuple(tuple(map(float, s)) for s in self.shares))
+            _check_shares(self.shares)
 
     @overload
     def heavy_tokens(self, n: int) -> int: ...
@@ -60,6 +71,43 @@ class Budget:
         """Tokens attended out of n visible ones when the selector spends its whole budget."""
         wanted = self.heavy_tokens(n) + self.sink + self.local
         return torch.minimum(wanted, n) if isinstance(n, Tensor) else min(wanted, n)
+
+    def of_layer(self, choice: Choice, layer: int, kv_heads: int, lists: int) -> Choice:
+        """A choice by this budget, with the layer's shares of its heavy tokens.
+
+        lists: token lists of the layer, kv_heads or a multiple. ValueError for a layer or a number
+        of KV heads that `shares` does not have.
+        """
+        if self.shares is None:
+            return choice
+        if layer >= len(self.shares) or len(self.shares[layer]) not in (1, kv_heads):
+            raise ValueError(
+                f"shares={self.shares!r}: need a factor for each of the {kv_heads} KV heads of "
+                f"layer {layer}, or one for all; allocate them for this model"
+            )
+        factors = self.shares[layer] if len(self.shares[layer]) > 1 else self.shares[layer] * lists
+        factors = [factor for factor in factors for _ in range(lists // len(factors))]
+        scale = torch.tensor(factors, dtype=torch.float64, device=choice.heavy.device)[:, None]
+        most = math.ceil(max(factors) * self.heavy_tokens(choice.n))
+        return replace(
+            choice,
+            heavy=(choice.heavy * scale).floor().long(),
+            width=min(choice.n, self.sink + self.local + most),
+        )
+
+
+def _check_shares(shares: tuple[tuple[float, ...], ...]) -> None:
+    factors = [factor for layer in shares for factor in layer]
+    heads = max((len(layer) for layer in shares), default=0)
+    valid = bool(shares) and all(len(layer) in (1, heads) for layer in shares)
+    if not valid or any(not math.isfinite(f) or f < 0 for f in factors):
+        raise ValueError(
+            f"shares={shares!r}: must be a list of factors for each layer, all at least 0, one for "
+            "each KV head or one for all"
+        )
+    mean = sum(sum(layer) / len(layer) for layer in shares) / len(shares)
+    if not math.isclose(mean, 1.0, abs_tol=1e-3):
+        raise ValueError(f"shares={shares!r}: their mean is {mean:.4f}, must be 1")
 
 
 def _check_count(name: str, value: int, least: int) -> None:

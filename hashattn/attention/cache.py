@@ -28,9 +28,14 @@ class IndexedLayer:
     observed: dict[str, Tensor] | None = None  # what Selector.observe made of earlier calls
 
     def sync_index(
-        self, selector: Selector, layer: int, keys: Tensor, queries: Tensor | None = None
+        self,
+        selector: Selector,
+        layer: int,
+        keys: Tensor,
+        values: Tensor,
+        queries: Tensor | None = None,
     ) -> tuple[dict[str, Tensor | Codes], Tensor | None]:
-        """Index of all keys (batch, kv_heads, n, head_dim), encoding only those not yet seen.
+        """Index of all keys and values (batch, kv_heads, n, dim), encoding only the unseen ones.
 
         Also what the selector made of a step's queries on the way, for KeyView.encoded.
         """
@@ -43,7 +48,8 @@ class IndexedLayer:
                 new, encoded = selector.encode_step(layer, fresh, queries)
             else:
                 new = selector.encode_keys(layer, fresh)
-            _check_index(selector, "encode_keys", new, n - self.index_length)
+            new = new | selector.encode_values(layer, values[:, :, self.index_length : n])
+            _check_index(selector, "encode_keys or encode_values", new, n - self.index_length)
             if self.stores is None:
                 self.stores = {name: selector.new_store(name, part) for name, part in new.items()}
             for name, part in new.items():

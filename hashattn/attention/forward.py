@@ -92,7 +92,7 @@ def forward(
     _refuse_paged(kwargs)
     n = _tokens_cached(call, key)
     reason = _dense_reason(call, query.shape[2], n, attention_mask, kwargs)
-    index, encoded = _sync(call, key[:, :, :n], query if reason is None else None)
+    index, encoded = _sync(call, key[:, :, :n], value, query if reason is None else None)
     view = KeyView(keys=key[:, :, :n], index=index, encoded=encoded)
     if _observes(call):
         _refuse_unobserved(call, n - query.shape[2])
@@ -138,7 +138,10 @@ def _sparse(
 ) -> Tensor:
     run = call.run
     with torch.no_grad():
+        kv_heads = key.shape[1]
         choice = run.choice(mask, query, view.keys.shape[2])
+        lists = run.selector.lists(query.shape[1], kv_heads)
+        choice = run.budget.of_layer(choice, call.layer, kv_heads, lists)
         if mask is not None:
             view = replace(view, visible=choice.seen[:, 0, -1])
         indices, log_weights = run.selector.sample(call.layer, query, view, scaling, choice)
@@ -186,7 +189,7 @@ def _eligible(call: LayerCall) -> bool:
 
 
 def _sync(
-    call: LayerCall, keys: Tensor, queries: Tensor | None
+    call: LayerCall, keys: Tensor, values: Tensor, queries: Tensor | None
 ) -> tuple[dict[str, Tensor | Codes], Tensor | None]:
     """Encode new keys on every call, prefill included, so that decoding only adds its own.
 
@@ -195,7 +198,7 @@ def _sync(
     if not _eligible(call):
         return {}, None
     with torch.no_grad():
-        return call.cache_layer.sync_index(call.run.selector, call.layer, keys, queries)
+        return call.cache_layer.sync_index(call.run.selector, call.layer, keys, values, queries)
 
 
 def _observes(call: LayerCall) -> bool:

@@ -27,7 +27,7 @@ def make_choice(
         n=n,
         sink=budget.sink,
         local=budget.local,
-        heavy=budget.heavy_tokens(count).expand(batch, q_len).contiguous(),
+        heavy=budget.heavy_tokens(count).expand(batch, q_len)[:, None].contiguous(),
         visible=count,
         width=budget.total(n),
         spans=spans,

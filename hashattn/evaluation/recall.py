@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from hashattn.attention.budget import Budget
 from hashattn.hashing.labels import attention_logits, candidate_mask
 from hashattn.kernels import membership, select
 from hashattn.selectors.base import KeyView, Selector
@@ -28,6 +29,8 @@ def recall_rows(
     local: int = 28,
     top: Sequence[int] = (4, 32),
     prompt: int = 0,
+    by_head: bool = False,
+    shares: tuple[tuple[float, ...], ...] | None = None,
 ) -> list[dict[str, Any]]:
     """One row for each captured layer, selector and heavy budget (tokens beside sink and local).
 
@@ -40,24 +43,28 @@ def recall_rows(
     query heads. Rows without a token outside sink and local say nothing and are left
     out; ValueError if none is left.
 
+    by_head: a row for each KV head instead, column head, means over its group. shares: as in
+    Budget, how layers and heads divide the heavy tokens.
+
     prompt: the queries of the first `prompt` tokens, all captured, are shown to selectors that
     observe and not measured; every later row is then ranked by them as if it came right after.
     ValueError where such a selector has no prompt, or some of its queries were not captured.
     """
     table = []
     for layer in captured:
-        kept = _rows_with_candidates(layer, sink, local, prompt)
+        kept = rows_with_candidates(layer, sink, local, prompt=prompt)
         index = {name: _index(selector, layer, prompt) for name, selector in selectors.items()}
         parts: dict[tuple[str, int], list[dict[str, Tensor]]] = {}
         for rows in kept.split(ROWS_AT_ONCE):
-            truth = _Truth(layer, rows, (sink, local), top)
+            truth = _Truth(layer, rows, (sink, local), top, shares)
             for name, selector in selectors.items():
                 scores = truth.scores(selector, index[name]) if selector.ranks else None
                 for tokens in heavy:
                     read = truth.read(selector, index[name], scores, tokens)
                     parts.setdefault((name, tokens), []).append(truth.measure(*read))
         for (name, tokens), found in parts.items():
-            table.append(_labels(layer, name, selectors[name], tokens, len(kept)) | _mean(found))
+            labels = _labels(layer, name, selectors[name], tokens, len(kept))
+            table += [labels | means for means in _means(found, len(layer.keys), by_head)]
     return table
 
 
@@ -65,10 +72,15 @@ class _Truth:
     """What some rows of a layer attend to, computed once for all selectors and budgets."""
 
     def __init__(
-        self, layer: CapturedLayer, rows: Tensor, window: tuple[int, int], top: Sequence[int]
+        self,
+        layer: CapturedLayer,
+        rows: Tensor,
+        window: tuple[int, int],
+        top: Sequence[int],
+        shares: tuple[tuple[float, ...], ...] | None,
     ) -> None:
         n = layer.keys.shape[1]
-        self.layer, self.top = layer, top
+        self.layer, self.top, self.shares = layer, top, shares
         self.positions, self.queries = layer.positions[rows], layer.queries[:, rows]
         self.candidates = candidate_mask(self.positions, n, *window)
         view = KeyView(layer.keys[None], positions=self.positions)
@@ -105,14 +117,17 @@ class _Truth:
 
         scores: of a selector that ranks; the same for every budget.
         """
-        if scores is not None:
-            always = self.visible & ~self.candidates
-            return select(scores, heavy, self.candidates[None, None], always[None, None]), None
         seen = self.positions[None] + 1
         choice = Choice(
-            self.visible.shape[-1], *self.window, torch.full_like(seen, heavy), seen,
+            self.visible.shape[-1], *self.window, torch.full_like(seen, heavy)[:, None], seen,
             width=heavy + sum(self.window), mask=self.visible[None, None],
         )  # fmt: skip
+        kv_heads = len(self.layer.keys)
+        lists = selector.lists(len(self.queries), kv_heads)
+        budget = Budget(*self.window, heavy=heavy, shares=self.shares)
+        choice = budget.of_layer(choice, self.layer.layer, kv_heads, lists)
+        if scores is not None:
+            return select(scores, choice.heavy, choice.candidates, choice.always), None
         view = KeyView(self.layer.keys[None], index, positions=self.positions)
         return selector.sample(
             self.layer.layer, self.queries[None], view, self.layer.scaling, choice
@@ -166,12 +181,19 @@ def best_tokens(scores: Tensor, k: int) -> Tensor:
     return by_index.values.gather(-1, ordered.indices)[..., :k]
 
 
-def _rows_with_candidates(layer: CapturedLayer, sink: int, local: int, prompt: int) -> Tensor:
-    measured = (layer.positions + 1 > sink + local) & (layer.positions >= prompt)
+def rows_with_candidates(
+    layer: CapturedLayer, sink: int, local: int, *, least: int = 1, prompt: int = 0
+) -> Tensor:
+    """Captured rows behind the prompt that see `least` tokens or more outside sink and local.
+
+    ValueError if there are none.
+    """
+    seen = layer.positions + 1 - sink - local
+    measured = (seen >= least) & (layer.positions >= prompt)
     if not measured.any():
         raise ValueError(
-            f"layer {layer.layer}: every captured query sees only sink {sink} and local {local} "
-            f"tokens, or lies in the prompt of {prompt}; capture later rows, or a longer sequence"
+            f"layer {layer.layer}: no captured query behind the prompt of {prompt} sees {least} "
+            f"tokens outside sink {sink} and local {local}; capture later rows or a longer sequence"
         )
     return measured.nonzero()[:, 0]
 
@@ -179,6 +201,8 @@ def _rows_with_candidates(layer: CapturedLayer, sink: int, local: int, prompt: i
 def _index(selector: Selector, layer: CapturedLayer, prompt: int) -> dict[str, Tensor]:
     """What the selector stores of the keys, and what it observes of the prompt's queries."""
     index = selector.encode_keys(layer.layer, layer.keys[None])
+    if layer.values is not None:
+        index = index | selector.encode_values(layer.layer, layer.values[None])
     if not selector.observes:
         return index
     rows = (layer.positions < prompt).nonzero()[:, 0]
@@ -206,8 +230,15 @@ def _labels(
     }
 
 
-def _mean(parts: Sequence[dict[str, Tensor]]) -> dict[str, float]:
-    return {
-        name: float(torch.cat([part[name].float() for part in parts], dim=1).mean())
-        for name in parts[0]
-    }
+def _means(
+    parts: Sequence[dict[str, Tensor]], kv_heads: int, by_head: bool
+) -> list[dict[str, float]]:
+    """Mean of every measure, over all query heads or those of each KV head."""
+    whole = {name: torch.cat([part[name].float() for part in parts], dim=1) for name in parts[0]}
+    if not by_head:
+        return [{name: float(values.mean()) for name, values in whole.items()}]
+    return [
+        {"head": head}
+        | {name: float(values.chunk(kv_heads)[head].mean()) for name, values in whole.items()}
+        for head in range(kv_heads)
+    ]

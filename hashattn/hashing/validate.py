@@ -26,7 +26,7 @@ def selected_tokens(
     )
     budget = ((captured.positions + 1) // fraction).clamp_min(1)
     indices = select(
-        scores, budget[None], allowed[None, None], torch.zeros_like(allowed)[None, None]
+        scores, budget[None, None], allowed[None, None], torch.zeros_like(allowed)[None, None]
     )[0].long()
     chosen = torch.zeros(scores.shape[1:], dtype=torch.int8, device=scores.device)
     chosen.scatter_reduce_(-1, indices.clamp_min(0), (indices >= 0).to(torch.int8), "amax")

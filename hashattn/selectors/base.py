@@ -18,6 +18,7 @@ from hashattn.kernels import Growing, select
 from hashattn.selectors.choice import Choice
 
 Layout = Literal["kv_head", "query_head"]
+NORM_BITS = 16  # of a stored value norm
 
 
 class Store(Protocol):
@@ -38,10 +39,10 @@ class KeyView:
     """What a selector may look at in one layer's cache.
 
     keys: (batch, kv_heads, n, head_dim), post-RoPE. index: the selector's own data, token axis 2:
-    from `encode_keys`, length n (codes may come as the store that holds them), and from `observe`,
-    shorter by the tokens of this call. visible: (batch, n) bool, False for left padding, or None
-    when every token is visible. positions: (q,) cache index of each query row, or None when the
-    query rows are the last q tokens. encoded: what `encode_step` made of the queries.
+    from `encode_keys` and `encode_values`, length n (codes may come as the store that holds them),
+    and from `observe`, shorter by the tokens of this call. visible: (batch, n) bool, False for left
+    padding, or None when every token is visible. positions: (q,) cache index of each query row, or
+    None when the query rows are the last q tokens. encoded: what `encode_step` made of the queries.
     """
 
     keys: Tensor
@@ -79,7 +80,8 @@ class Selector(ABC):
     list of tokens per KV head, "query_head" one per query head. needs: "nothing", "calibration" or
     "training" before it can rank. ranks: False for methods whose `select` is not simply the best of
     their scores. evicts: True for methods that drop tokens for good. observes: True for methods
-    that decide from attention they saw, see `observe`.
+    that decide from attention they saw, see `observe`. value_norms: True for methods that weigh a
+    token by the norm of its value, see `encode_values`.
     """
 
     name: str
@@ -90,6 +92,7 @@ class Selector(ABC):
     ranks: bool = True
     evicts: bool = False
     observes: bool = False
+    value_norms: bool = False
 
     def encode_keys(self, layer: int, keys: Tensor) -> dict[str, Tensor]:
         """Data stored for new tokens, keys (batch, kv_heads, new, head_dim) -> token axis 2.
@@ -97,6 +100,16 @@ class Selector(ABC):
         Called once per token; the attention appends the result to the cache layer.
         """
         return {}
+
+    def encode_values(self, layer: int, values: Tensor) -> dict[str, Tensor]:
+        """Data stored for new tokens' values (batch, kv_heads, new, Dv), beside `encode_keys`'s.
+
+        Where `value_norms` is True {"value_norms": (batch, kv_heads, new, 1) bfloat16}, as what a
+        token adds to the output is its attention weight times its value (HashAttention, Lemma 4.1).
+        """
+        if not self.value_norms:
+            return {}
+        return {"value_norms": values.float().norm(dim=-1, keepdim=True).bfloat16()}
 
     def encode_step(
         self, layer: int, keys: Tensor, queries: Tensor

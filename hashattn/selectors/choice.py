@@ -13,11 +13,11 @@ from torch import Tensor
 class Choice:
     """The choice of every query row of a call, the same for all layers of a step.
 
-    n: tokens cached. sink, local: first and last visible tokens, always read. heavy (batch, q)
-    int64: tokens to choose from the other visible ones. visible (batch, q) int64: tokens seen.
-    spans (batch, q, 2) int64: the tokens [first, last) that a row sees, None where they are no
-    interval. mask (batch or 1, 1, q, n) bool: the same as a mask, None where spans say it. width:
-    the most tokens that a row may end up with.
+    n: tokens cached. sink, local: first and last visible tokens, always read. heavy (batch, 1 or
+    lists, q) int64: tokens to choose from the other visible ones. visible (batch, q) int64: tokens
+    seen. spans (batch, q, 2) int64: the tokens [first, last) that a row sees, None where they are
+    no interval. mask (batch or 1, 1, q, n) bool: the same as a mask, None where spans say it.
+    width: the most tokens that a row may end up with.
     """
 
     n: int

@@ -36,6 +36,19 @@ def listed_logits(queries: Tensor, keys: Tensor, indices: Tensor) -> Tensor:
     return grouped @ gather_tokens(keys, indices).float().mT
 
 
+def value_norms(view: KeyView) -> Tensor:
+    """Norms of the tokens' values, float32 (B, KV heads, 1, n), that the index holds.
+
+    ValueError where whoever made the view left them out.
+    """
+    if "value_norms" not in view.index:
+        raise ValueError(
+            "value_norms=True needs the norms of the cached values in the index: encode the values "
+            "too (Selector.encode_values), or capture them (capture(values=True))"
+        )
+    return view.index["value_norms"].float().mT
+
+
 def attention_weights(logits: Tensor, view: KeyView) -> Tensor:
     """Softmax of logits (B, heads, q, n) over the tokens that each row may attend to."""
     # the lowest finite value, not -inf: a row of padding sees nothing and would become NaN

@@ -83,7 +83,7 @@ class MagicPIGSelector(Selector):
         others."""
         collided = (self.scores(layer, queries, view, scaling) >= 2) & choice.candidates
         count = collided.sum(dim=-1)
-        room = choice.heavy[:, None].expand_as(count)
+        room = choice.heavy.expand_as(count)
         drawn = collided & (self.order.places(layer, queries, view, collided) < room[..., None])
         indices = compact(drawn | choice.always)
         at = indices.clamp(min=0).long()

@@ -4,29 +4,43 @@ from typing import Any
 
 from torch import Tensor
 
-from .base import KeyView, Layout, Selector
-from .logits import check_layout, inner_products, scores_by_layout
+from .base import NORM_BITS, KeyView, Layout, Selector
+from .logits import check_layout, inner_products, scores_by_layout, value_norms
 
 
 class OracleSelector(Selector):
     """Exact inner products q . k (layout "query_head"), or the attention weight summed over the
-    query heads of a group (layout "kv_head")."""
+    query heads of a group (layout "kv_head").
+
+    value_norms: attention weights times the norms of the tokens' values (HashAttention, Lemma 4.1).
+    """
 
     name = "oracle"
 
-    def __init__(self, layout: Layout = "query_head") -> None:
+    def __init__(self, layout: Layout = "query_head", value_norms: bool = False) -> None:
         check_layout(layout)
-        self.layout = layout
+        self.layout, self.value_norms = layout, value_norms
 
     def scores(self, layer: int, queries: Tensor, view: KeyView, scaling: float) -> Tensor:
         """(batch, lists, q, n) float32, monotone in the attention weight of each list."""
         logits = inner_products(queries, view.keys) * scaling
-        return scores_by_layout(logits, self.layout, view)
+        scores = scores_by_layout(logits, self.layout, view)
+        if not self.value_norms:
+            return scores
+        norms = value_norms(view)
+        if self.layout == "kv_head":
+            return scores * norms
+        return scores + norms.log().repeat_interleave(queries.shape[1] // norms.shape[1], dim=1)
+
+    def auxiliary_bits(self, group: int, head_dim: int) -> float:
+        """Nothing, or a value norm."""
+        return float(NORM_BITS * self.value_norms)
 
     def read_bits(self, group: int, head_dim: int) -> float:
         """All of K, at 16 bits a channel."""
         return 16.0 * head_dim
 
     def record(self) -> dict[str, Any]:
-        """Name and layout."""
-        return super().record() | {"parameters": {"layout": self.layout}}
+        """Name, layout and value_norms."""
+        parameters = {"layout": self.layout, "value_norms": self.value_norms}
+        return super().record() | {"parameters": parameters}

@@ -42,7 +42,7 @@ class OracleTopPSelector(OracleSelector):
         gain = best.values.clamp(min=0)
         before = fixed + pad(gain.cumsum(dim=-1)[..., :-1], (1, 0))  # read ahead of each token
         place = torch.arange(choice.n, device=mass.device)
-        wanted = (before < self.p) & (place < choice.heavy[:, None, :, None])
+        wanted = (before < self.p) & (place < choice.heavy[..., None])
         heavy = torch.zeros_like(wanted).scatter_(-1, best.indices, wanted) & choice.candidates
         return compact(heavy | choice.always)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from hashattn.kernels import select
 from hashattn.selectors.base import KeyView, Selector
 from hashattn.selectors.choice import Choice
-from hashattn.selectors.logits import listed_logits
+from hashattn.selectors.logits import listed_logits, value_norms
 from hashattn.selectors.wrapper import WrapperSelector
 
 
@@ -20,19 +20,20 @@ class RerankSelector(WrapperSelector):
 
     Reads the keys of all proposed tokens and the values of those that stay, so that a token of the
     budget costs (factor + 1) / 2 times its bytes; density counts tokens attended. Lists per KV head
-    add up the attention weights of a group's query heads among the proposed tokens.
+    add up the attention weights of a group's query heads among the proposed tokens. value_norms:
+    weights times the norms of the values, which are stored.
     """
 
     name = "rerank"
 
-    def __init__(self, base: Selector, factor: int = 4) -> None:
+    def __init__(self, base: Selector, factor: int = 4, value_norms: bool = False) -> None:
         """Raises ValueError for a factor below 2, or a base whose own selection is no ranking."""
         if not isinstance(factor, int) or factor < 2:
             raise ValueError(f"factor = {factor!r} must be an integer of at least 2")
         if not base.ranks:
             raise ValueError(f"base = {base.name!r}: must rank tokens by its scores")
         super().__init__(base)
-        self.factor = factor
+        self.factor, self.value_norms = factor, value_norms
 
     def select(
         self, layer: int, queries: Tensor, view: KeyView, scaling: float, choice: Choice
@@ -44,6 +45,10 @@ class RerankSelector(WrapperSelector):
         proposed = self.base.select(layer, queries, view, scaling, wider)
         weights = self._weights(queries, view.keys, proposed, scaling)
         scores = torch.full((*proposed.shape[:3], choice.n + 1), -torch.inf, device=weights.device)
+        if self.value_norms:
+            norms = value_norms(view).repeat_interleave(len(scores[0]) // view.keys.shape[1], dim=1)
+            at = proposed.clamp(min=0).long()
+            weights = weights * norms.expand(*scores.shape[:3], -1).gather(-1, at)
         slots = torch.where(proposed < 0, choice.n, proposed).long()
         scores.scatter_(-1, slots, weights)
         return select(scores[..., : choice.n], choice.heavy, choice.candidates, choice.always)
@@ -57,5 +62,5 @@ class RerankSelector(WrapperSelector):
         return logits.softmax(dim=-1).sum(dim=3)
 
     def parameters(self) -> dict[str, Any]:
-        """factor."""
-        return {"factor": self.factor}
+        """factor and value_norms."""
+        return {"factor": self.factor, "value_norms": self.value_norms}

@@ -71,7 +71,7 @@ class ResidualSelector(WrapperSelector):
         residual = choice.seen & ~kept
         rank = self.order.places(layer, queries, view, residual)
         left = residual.sum(dim=-1)  # n_s, (batch, lists, q)
-        count = torch.minimum(sampled[:, None], left)
+        count = torch.minimum(sampled, left)
         if self.epsilon is not None:
             needed = self._needed(queries, view.keys, scaling, kept, rank < count[..., None], left)
             count = torch.minimum(torch.maximum(needed, count), left)

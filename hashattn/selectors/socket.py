@@ -7,12 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hashattn.selectors.base import KeyView, Selector
+from hashattn.selectors.base import NORM_BITS, KeyView, Selector
 from hashattn.selectors.hyperplanes import Hyperplanes
-from hashattn.selectors.logits import check_layout
+from hashattn.selectors.logits import check_layout, value_norms
 
 MOST_HYPERPLANES = 15  # bucket ids of a table fit int16
-NORM_BITS = 16
 OFFICIAL = {"tables": 60, "hyperplanes": 12}  # 720 bits; the defaults are 128
 TOKENS_AT_ONCE = 4096  # bounds the float projections while a long prefill is encoded
 
@@ -25,9 +24,8 @@ class SocketSelector(Selector):
     h = tanh(w.q) / sqrt(D) (arXiv 2602.06283). Hyperplanes are N(0, 1), one set a layer shared by
     its heads, fixed by seed and layer on every device. OFFICIAL holds the authors' sizes.
 
-    value_norms: multiply by the norm of the token's value, as the paper does. Off by default, since
-    the attention shows selectors no values; with it, whoever makes the KeyView has to add
-    index["value_norms"], (B, KV heads, n, 1). layout "query_head" (official) selects per query
+    value_norms: multiply by the norm of the token's value, as the paper does; off by default, for
+    its 16 bits. layout "query_head" (official) selects per query
     head, "kv_head" sums a group's scores and selects once.
     """
 
@@ -83,7 +81,7 @@ class SocketSelector(Selector):
             hit = buckets[..., table].long()[:, :, None]
             collisions += chances.gather(-1, hit.expand_as(collisions))
         if self.value_norms:
-            collisions = collisions * self._norms(view)
+            collisions = collisions * value_norms(view)
         collisions = collisions.reshape(batch, heads, rows, n)
         if self.layout == "kv_head":
             collisions = collisions.unflatten(1, (kv_heads, -1)).sum(dim=2)
@@ -118,12 +116,3 @@ class SocketSelector(Selector):
         buckets = torch.arange(2**self.hyperplanes, device=device)
         planes = torch.arange(self.hyperplanes, device=device)
         return ((buckets >> planes[:, None]) & 1) * 2.0 - 1.0
-
-    def _norms(self, view: KeyView) -> Tensor:
-        """Value norms of the tokens, (B, KV heads, 1, n) float32."""
-        if "value_norms" not in view.index:
-            raise ValueError(
-                'value_norms = True needs index["value_norms"] (batch, KV heads, n, 1) in the '
-                "KeyView; the attention shows selectors no values, so use value_norms = False there"
-            )
-        return view.index["value_norms"].float().mT

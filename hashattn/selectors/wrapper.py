@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from hashattn.selectors.base import KeyView, Selector, Store
+from hashattn.selectors.base import NORM_BITS, KeyView, Selector, Store
 
 
 class WrapperSelector(Selector):
@@ -29,6 +29,10 @@ class WrapperSelector(Selector):
         """As the base."""
         return self.base.encode_step(layer, keys, queries)
 
+    def encode_values(self, layer: int, values: Tensor) -> dict[str, Tensor]:
+        """The base's and the wrapper's own."""
+        return super().encode_values(layer, values) | self.base.encode_values(layer, values)
+
     def new_store(self, name: str, part: Tensor) -> Store:
         """As the base."""
         return self.base.new_store(name, part)
@@ -44,8 +48,9 @@ class WrapperSelector(Selector):
         return self.base.scores(layer, queries, view, scaling)
 
     def auxiliary_bits(self, group: int, head_dim: int) -> float:
-        """As the base: nothing more is stored."""
-        return self.base.auxiliary_bits(group, head_dim)
+        """As the base, and a value norm where only the wrapper stores one."""
+        own = self.value_norms and not self.base.value_norms
+        return self.base.auxiliary_bits(group, head_dim) + NORM_BITS * own
 
     def read_bits(self, group: int, head_dim: int) -> float:
         """As the base, to rank; tokens that the wrapper looks at come on top."""

@@ -102,7 +102,7 @@ def select(
     """Indices (B, L, q, m) int32 of all `always` tokens and the k best other candidates.
 
     scores (B, L, q, n), larger is better, ties go to the lowest index; a float score of -inf is
-    never selected, NaN raises ValueError. k: int or (B, q). candidates, always: bool
+    never selected, NaN raises ValueError. k: int or (B, 1 or L, q). candidates, always: bool
     (B or 1, 1 or L, q or 1, n). Indices ascend; -1 pads shorter rows.
     """
     if scores.dim() != 4 or scores.dtype == torch.bool or scores.is_complex():
@@ -111,8 +111,7 @@ def select(
         )
     if scores.is_floating_point() and scores.isnan().any():
         raise ValueError("scores contain NaN: the selector or its inputs overflowed")
-    batch, _, q_len, _ = scores.shape
-    k = _check_heavy("k", k, batch, q_len, scores.device)
+    k = _check_heavy("k", k, scores.shape[:3], scores.device)
     return backend_for(scores, backend, "select").select(scores, k, candidates, always)
 
 
@@ -131,9 +130,9 @@ def select_by_codes(
     """`select` by `hamming_scores`, without ever holding the scores -> (B, lists, q, width) int32.
 
     Of the tokens that a row sees: the first `sink`, the last `local` and the `heavy` best others
-    (an int, or (B, q)), ties to the lowest index; ascending, -1 for padding. spans (B, q, 2): what
-    rows see, causal if None. width: columns of the result; the most that sink + heavy + local can
-    fill if None, for which a tensor on a GPU is waited for. ValueError if it is too small.
+    (an int, or (B, 1 or lists, q)), ties to the lowest index; ascending, -1 for padding. spans (B,
+    q, 2): what rows see, causal if None. width: columns of the result; the most that sink + heavy +
+    local can fill if None, for which a tensor on a GPU is waited for. ValueError if it is less.
     """
     lists = _check_codes(query_codes, key_codes, lists)
     batch, _, q_len, _ = query_codes.shape
@@ -147,7 +146,7 @@ def select_by_codes(
         width = needed if width is None else width
         if width < needed:
             raise ValueError(f"width={width}: {needed} columns are needed")
-    heavy = _check_heavy("heavy", heavy, batch, q_len, query_codes.device)
+    heavy = _check_heavy("heavy", heavy, (batch, lists, q_len), query_codes.device)
     spans = causal_spans(batch, q_len, n, query_codes.device) if spans is None else spans
     if spans.shape != (batch, q_len, 2) or spans.dtype != torch.int64:
         raise ValueError(
@@ -278,15 +277,16 @@ def _check_codes(query_codes: Tensor, key_codes: Tensor | Codes, lists: int | No
 
 
 def _check_heavy(
-    name: str, heavy: int | Tensor, batch: int, q_len: int, device: torch.device
+    name: str, heavy: int | Tensor, shape: tuple[int, ...], device: torch.device
 ) -> Tensor:
-    """`heavy` as an int64 tensor (batch, q); values on a GPU are not looked at."""
+    """`heavy` as an int64 tensor of shape (batch, lists, q); values on a GPU are not looked at."""
     given = torch.as_tensor(heavy, device=device)
     known = given.device.type == "cpu" or not isinstance(heavy, Tensor)
-    if (
-        given.is_floating_point()
-        or given.dim() not in (0, 2)
-        or (known and bool((given < 0).any()))
-    ):
-        raise ValueError(f"{name}: expected a non-negative integer or an integer tensor (batch, q)")
-    return given.to(torch.int64).expand(batch, q_len)
+    batch, lists, q_len = shape
+    fits = given.dim() == 0 or tuple(given.shape) in ((batch, 1, q_len), (batch, lists, q_len))
+    if given.is_floating_point() or not fits or (known and bool((given < 0).any())):
+        raise ValueError(
+            f"{name}: expected a non-negative integer or an integer tensor (batch, 1 or lists, q), "
+            f"({batch}, 1 or {lists}, {q_len}), got {given.dtype} {tuple(given.shape)}"
+        )
+    return given.to(torch.int64).expand(shape)

@@ -63,7 +63,7 @@ def select_by_codes(
             low = min(first + sink, last)
             high = max(last - local, low)
             distances = _distances(queries[b, line, :, row], codes[low:high])
-            best = low + _smallest(distances, int(heavy[b, row]))
+            best = low + _smallest(distances, int(heavy[b, line, row]))
             parts = (np.arange(first, low), best, np.arange(high, last))
             chosen = np.concatenate(parts)
             indices[b, line, row, : len(chosen)] = chosen
@@ -110,7 +110,7 @@ def select(scores: Tensor, k: Tensor, candidates: Tensor, always: Tensor) -> Ten
     allowed = candidates.expand(shape).numpy().reshape(-1, n)
     chosen = always.expand(shape).numpy().reshape(-1, n).copy()
     values = scores.detach().numpy().reshape(-1, n)
-    budgets = np.broadcast_to(k.numpy()[:, None, :], shape[:-1]).reshape(-1)
+    budgets = k.numpy().reshape(-1)
     for row, budget in enumerate(budgets):
         _choose(values[row], int(budget), allowed[row], chosen[row])
     indices = _compact(chosen)

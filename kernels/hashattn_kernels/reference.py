@@ -112,7 +112,7 @@ def select(scores: Tensor, k: Tensor, candidates: Tensor, always: Tensor) -> Ten
     if scores.is_floating_point():
         candidates = candidates & (scores != -torch.inf)
     candidates = candidates.expand(scores.shape)
-    k = torch.minimum(k[:, None].to(torch.int64), candidates.sum(dim=-1))
+    k = torch.minimum(k, candidates.sum(dim=-1))
     floor = -torch.inf if scores.is_floating_point() else torch.iinfo(scores.dtype).min
     masked = torch.where(candidates, scores, floor)
     widest = int(k.max()) if k.numel() else 0

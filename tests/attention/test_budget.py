@@ -31,6 +31,10 @@ def test_tensors_agree_with_integers(budget):
         ({"heavy": 1, "local": 0}, "local=0"),
         ({"density": 0.0}, "density=0.0"),
         ({"density": 1.5}, "density=1.5"),
+        ({"heavy": 1, "shares": ()}, "factors for each layer"),
+        ({"heavy": 1, "shares": ((1.0, 1.0), (2.0, 0.5, 0.5))}, "one for all"),
+        ({"heavy": 1, "shares": ((-1.0, 3.0),)}, "at least 0"),
+        ({"heavy": 1, "shares": ((1.0,), (0.5,))}, "their mean is 0.7500, must be 1"),
     ],
 )
 def test_invalid_values_are_named(settings, message):
@@ -55,7 +59,7 @@ def test_a_choice_counts_visible_tokens():
     assert made.spans is None and made.visible.tolist() == [[6, 7]]
     assert rows(made.always) == [[2, 7, 8], [2, 8, 9]]
     assert rows(made.candidates) == [[3, 4, 6], [3, 4, 6, 7]]
-    assert made.heavy.tolist() == [[2, 2]] and made.width == 5
+    assert made.heavy.tolist() == [[[2, 2]]] and made.width == 5
 
 
 def test_no_mask_is_causal():
@@ -63,7 +67,7 @@ def test_no_mask_is_causal():
     assert made.spans.tolist() == 2 * [[[0, 3], [0, 4], [0, 5]]]
     assert rows(made.seen) == [[0, 1, 2], [0, 1, 2, 3], [0, 1, 2, 3, 4]]
     assert rows(made.always) == [[0, 2], [0, 3], [0, 4]]
-    assert made.heavy.tolist() == 2 * [[0, 0, 1]] and made.width == 3
+    assert made.heavy.tolist() == 2 * [[[0, 0, 1]]] and made.width == 3
 
 
 def test_padding_on_the_left_is_a_span():
@@ -79,3 +83,17 @@ def test_holes_are_no_spans():
     mask = torch.tensor([[[[True, False, True]]], [[[False, True, True]]]])
     assert spans_of(mask) is None
     assert spans_of(mask[1:]).tolist() == [[[1, 3]]]
+
+
+def test_a_layer_gets_its_shares():
+    budget = Budget(sink=1, local=2, heavy=5, shares=((0.5, 1.5), (0.2,), (1.8,)))
+    whole = choice(None, budget, batch=2)
+    assert budget.of_layer(whole, 0, 2, 2).heavy.tolist() == 2 * [[[2, 2], [7, 7]]]
+    assert budget.of_layer(whole, 0, 2, 4).heavy[0, :, 0].tolist() == [2, 2, 7, 7]
+    assert budget.of_layer(whole, 1, 2, 4).heavy[0, :, 0].tolist() == 4 * [1]
+    assert [budget.of_layer(whole, i, 2, 2).width for i in (0, 1, 2)] == [10, 4, 10]
+    assert Budget(heavy=5).of_layer(whole, 9, 2, 2) is whole
+    with pytest.raises(ValueError, match="3 KV heads of layer 0"):
+        budget.of_layer(whole, 0, 3, 3)
+    with pytest.raises(ValueError, match="2 KV heads of layer 3"):
+        budget.of_layer(whole, 3, 2, 2)

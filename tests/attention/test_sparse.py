@@ -284,3 +284,20 @@ def test_shapes_of_selectors_are_checked(bad_index, message):
     with pytest.raises(ValueError, match=f"misshapen.*{message}"):
         with attach(model, Misshapen(bad_index), SMALL):
             generate(model, prompt())
+
+
+def test_layers_and_heads_read_their_shares():
+    """The receipt counts what each layer read; the lists of a layer differ."""
+    model = tiny_model("llama")
+    shares = ((0.0, 1.0), (1.0, 2.0))
+    oracle = TracingOracle("kv_head")
+    with attach(model, oracle, Budget(2, 3, heavy=6, shares=shares)) as run:
+        generate(model, prompt(length=40), max_new_tokens=4)
+    reads = {step.layer: step.read for step in run.receipt.sparse_steps}
+    assert reads == {0: 5 + 3, 1: 5 + 9}
+    assert run.receipt.settings["shares"] == shares
+    with (
+        attach(model, oracle, Budget(heavy=6, shares=((1.0,),))),
+        pytest.raises(ValueError, match="KV heads of layer 1"),
+    ):
+        generate(model, prompt(length=40))

@@ -179,3 +179,29 @@ def test_output_error_and_density_by_hand(method):
 def test_without_values_there_is_no_output_error():
     row = recall_rows([captured()], {"lsh": make_selector("lsh", bits=32)}, [4], SINK, LOCAL)[0]
     assert "output_error" not in row and 0 < row["density"] < 1
+
+
+def test_rows_by_head_are_the_parts_of_the_mean():
+    layer = replace(captured(), values=torch.randn(KV_HEADS, N, D))
+    quest = make_selector("quest", page=2, layout="kv_head")
+    arguments = ([layer], {"quest": quest}, [HEAVY], SINK, LOCAL)
+    whole, heads = recall_rows(*arguments)[0], recall_rows(*arguments, by_head=True)
+    assert [row.pop("head") for row in heads] == [0, 1]
+    for name, value in whole.items():
+        if isinstance(value, float):
+            assert sum(row[name] for row in heads) / 2 == pytest.approx(value), name
+    alone = replace(layer, queries=layer.queries[2:], keys=layer.keys[1:], values=layer.values[1:])
+    assert recall_rows([alone], *arguments[1:])[0] == pytest.approx(heads[1])
+
+
+@pytest.mark.parametrize("method", ["lsh", "residual"])
+def test_shares_divide_the_budget(method):
+    """Each head measured as if all heads had its budget."""
+    layer, selector = captured((33, 39)), make_selector("lsh", bits=32)
+    if method == "residual":
+        selector = make_selector("residual", base=selector)
+    shares = ((1.0,), (1.0,), (1.0,), (0.4, 1.6))
+    divided = recall_rows([layer], {"m": selector}, [5], SINK, LOCAL, by_head=True, shares=shares)
+    for head, tokens in ((0, 2), (1, 8)):
+        alone = recall_rows([layer], {"m": selector}, [tokens], SINK, LOCAL, by_head=True)[head]
+        assert divided[head] == alone | {"heavy": 5}

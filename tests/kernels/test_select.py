@@ -23,10 +23,11 @@ def stable_choice(scores: list, k: int, candidates: list, always: list) -> list[
 def expected_indices(scores: Tensor, k: Tensor, candidates: Tensor, always: Tensor) -> Tensor:
     batch, lists, q_len, _ = scores.shape
     candidates, always = candidates.expand_as(scores), always.expand_as(scores)
+    k = k.expand(batch, lists, q_len)
     rows = [
         stable_choice(
             scores[b, i, r].tolist(),
-            int(k[b, r]),
+            int(k[b, i, r]),
             candidates[b, i, r].tolist(),
             always[b, i, r].tolist(),
         )
@@ -60,10 +61,10 @@ def random_scores(kind: str, shape: tuple[int, ...], generator: torch.Generator)
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 3, 4, 29), (1, 2, 1, 100)])
 def test_selects_what_a_stable_sort_selects(backend, kind, shape):
     generator = torch.Generator().manual_seed(len(kind) + shape[-1])
-    batch, _, q_len, n = shape
-    for _ in range(5):
+    batch, lists, q_len, n = shape
+    for trial in range(5):
         scores = random_scores(kind, shape, generator)
-        k = torch.randint(0, n + 3, (batch, q_len), generator=generator)
+        k = torch.randint(0, n + 3, (batch, (1, lists)[trial % 2], q_len), generator=generator)
         visible = torch.rand(batch, 1, q_len, n, generator=generator) < 0.8
         always = visible & (torch.rand(batch, 1, q_len, n, generator=generator) < 0.2)
         actual = select(scores, k, visible, always, backend=backend)

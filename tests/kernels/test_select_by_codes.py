@@ -27,6 +27,7 @@ def clustered(keys: Tensor, queries: Tensor) -> Tensor:
 def expected(queries, keys, heavy, spans, sink, local, lists) -> list:
     """Lists of token numbers by the definition, in Python integers."""
     batch, heads, rows, words = queries.shape
+    budget = heavy.expand(batch, lists, rows)
     group, shared = heads // lists, lists // keys.shape[1]
     found = []
     for b, line, row in torch.cartesian_prod(*map(torch.arange, (batch, lists, rows))).tolist():
@@ -42,7 +43,7 @@ def expected(queries, keys, heavy, spans, sink, local, lists) -> list:
             )
             for token in range(low, high)
         }  # fmt: skip
-        best = sorted(distance, key=lambda token: (distance[token], token))[: heavy[b, row]]
+        best = sorted(distance, key=lambda token: (distance[token], token))[: budget[b, line, row]]
         found.append([*range(first, low), *sorted(best), *range(high, last)])
     return found
 
@@ -81,7 +82,7 @@ def test_selects_what_a_stable_sort_selects(
         keys = clustered(keys, queries)
     spans = torch.tensor([[0, n], [n // 3, n - n // 4]])[:, None].repeat(1, rows, 1)
     for heavy in ((0, n), (n // 2, 1), (n + 5, 7)):  # of the two sequences
-        budgets = torch.tensor(heavy)[:, None].expand(2, rows)
+        budgets = torch.tensor(heavy)[:, None, None].expand(2, 1, rows)
         made = select_by_codes(
             queries, keys, budgets, 3, 5, spans=spans, lists=lists, backend=backend
         )
@@ -94,9 +95,23 @@ def test_budgets_and_spans_differ_between_rows(backend):
     queries, keys = random_codes(3, 4, 3, 1), random_codes(3, 2, 200, 1, seed=1)
     spans = torch.tensor([[[0, 198], [0, 199], [0, 200]], [[150, 198], [150, 199], [150, 200]],
                           [[0, 0], [7, 8], [5, 12]]])  # fmt: skip
-    heavy = torch.tensor([[0, 9, 200], [1, 2, 3], [4, 4, 4]])
+    heavy = torch.tensor([[0, 9, 200], [1, 2, 3], [4, 4, 4]])[:, None]
     made = select_by_codes(queries, keys, heavy, 4, 8, spans=spans, backend=backend)
     assert as_lists(made) == expected(queries, keys, heavy, spans, 4, 8, 2)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_budgets_differ_between_lists(backend):
+    queries, keys = random_codes(2, 6, 2, 1), random_codes(2, 3, 90, 1, seed=1)
+    heavy = torch.tensor([[[0, 1], [50, 7], [90, 3]], [[5, 5], [2, 60], [1, 0]]])
+    made = select_by_codes(queries, keys, heavy, 2, 3, backend=backend)
+    spans = torch.tensor([[0, 89], [0, 90]]).expand(2, 2, 2)
+    assert as_lists(made) == expected(queries, keys, heavy, spans, 2, 3, 3)
+    scores = hamming_scores(queries, keys, backend="reference")
+    tokens = torch.arange(90)
+    seen = (tokens < torch.tensor([[89], [90]]))[None, None]
+    always = seen & ((tokens < 2) | (tokens >= torch.tensor([[86], [87]])))[None, None]
+    assert as_lists(select(scores, heavy, seen, always, backend=backend)) == as_lists(made)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -117,7 +132,7 @@ def test_no_spans_are_causal(backend):
     queries, keys = random_codes(1, 2, 3, 1), random_codes(1, 1, 40, 1, seed=1)
     spans = torch.tensor([[[0, 38], [0, 39], [0, 40]]])
     made = select_by_codes(queries, keys, 6, 1, 2, backend=backend)
-    assert as_lists(made) == expected(queries, keys, torch.full((1, 3), 6), spans, 1, 2, 1)
+    assert as_lists(made) == expected(queries, keys, torch.full((1, 1, 3), 6), spans, 1, 2, 1)
 
 
 @pytest.mark.parametrize("layout", [layout_for(torch.device(d)) for d in ("cpu", "cuda")])
@@ -141,6 +156,8 @@ def test_invalid_arguments():
         select_by_codes(queries, keys, 1, -1, 1)
     with pytest.raises(ValueError, match="heavy: expected"):
         select_by_codes(queries, keys, -1, 0, 1)
+    with pytest.raises(ValueError, match=r"\(1, 1 or 2, 1\), got torch.int64 \(1, 3, 1\)"):
+        select_by_codes(queries, keys, torch.ones(1, 3, 1, dtype=torch.int64), 0, 1)
     with pytest.raises(ValueError, match="width=3: 4 columns are needed"):
         select_by_codes(queries, keys, 2, 1, 1, width=3)
     with pytest.raises(ValueError, match="spans: expected int64"):

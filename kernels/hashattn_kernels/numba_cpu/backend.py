@@ -209,9 +209,8 @@ def select(scores: Tensor, k: Tensor, candidates: Tensor, always: Tensor) -> Ten
     free = survey[:, 1] > 0
     span = int((survey[free, 3] - survey[free, 2]).max()) + 2 if free.any() else 1
     if span > np.iinfo(np.uint16).max:
-        return numpy_cpu.select(scores, torch.from_numpy(k).reshape(batch, rows), *kept)
-    budgets = np.broadcast_to(k.reshape(batch, 1, rows), (batch, lists, rows)).reshape(-1)
-    width = int((survey[:, 0] + np.minimum(budgets, survey[:, 1])).max())
+        return numpy_cpu.select(scores, torch.from_numpy(k).reshape(batch, lists, rows), *kept)
+    width = int((survey[:, 0] + np.minimum(k, survey[:, 1])).max())
     out = np.empty((units, width), dtype=np.int32)
     kind = np.uint8 if span <= np.iinfo(np.uint8).max else np.uint16
     selection.choose_units(numbers, *addresses, k, survey, out, np.empty(n, dtype=kind))

@@ -237,7 +237,7 @@ def choose_units(numbers, scores_at, limits, candidates_at, always_at, k, survey
         taken, free, low, high = survey[unit]
         most = high - low + 2 if free else 1
         to_levels(scores[unit * n : (unit + 1) * n], allowed, fixed, high, most, levels)
-        wanted = taken + min(k[item * rows + row], free)
+        wanted = taken + min(k[unit], free)
         end = take_smallest(levels, n, wanted, most, 0, out[unit], 0)
         for i in range(end, out.shape[1]):
             out[unit, i] = -1
@@ -255,9 +255,10 @@ def select_share(data, kind):
     """This thread's units: (batch, list, row), the last fastest.
 
     data: the address of a CALL. queries (batch, lists * group, rows, words) and keys are codes,
-    uint32; keys have their own strides, tokens side by side. heavy (batch, rows) int64. spans
-    (batch, rows, 2) int64: the tokens that a row sees. out (batch, lists, rows, width) int32: the
-    first `sink` and last `local` of them and the `heavy` best of the rest, ascending, -1 behind.
+    uint32; keys have their own strides, tokens side by side. heavy (batch, lists, rows) int64.
+    spans (batch, rows, 2) int64: the tokens that a row sees. out (batch, lists, rows, width) int32:
+    the first `sink` and last `local` of them and the `heavy` best of the rest, ascending, -1
+    behind.
     kind: a type that holds every distance.
     """
     call = at_address(address_of(data), 1, CALL)[0]
@@ -266,7 +267,7 @@ def select_share(data, kind):
     words, width = call.words, call.width
     queries = at_address(call.queries, batch * lists * group * rows * words, np.uint32)
     keys = at_address(call.keys, call.key_size, np.uint32)
-    heavy = at_address(call.heavy, batch * rows, np.int64)
+    heavy = at_address(call.heavy, batch * lists * rows, np.int64)
     spans = at_address(call.spans, 2 * batch * rows, np.int64)
     out = at_address(call.out, batch * lists * rows * width, np.int32)
     memory = call.memory + thread * call.memory_size
@@ -283,7 +284,7 @@ def select_share(data, kind):
         size = high - low
         base = item * call.key_batch
         base += line // call.lists_per_code_head * call.key_head
-        k = min(heavy[item * rows + row], size)
+        k = min(heavy[unit], size)
         if 0 < k < size:
             for chunk in range(0, size, CHUNK):
                 tokens = min(CHUNK, size - chunk)

@@ -159,7 +159,7 @@ def plan_when_last(
     if done == chunks - 1:
         tl.store(DONE + row, 0)  # ready for the next launch
         first, last, low, high = row_range(SPANS, query, sink, local)
-        heavy = tl.minimum(tl.load(HEAVY + query), high - low).to(tl.int32)
+        heavy = tl.minimum(tl.load(HEAVY + row), high - low).to(tl.int32)
         level_of = tl.arange(0, BINS)
         histogram = HISTOGRAM + row.to(tl.int64) * chunks * BINS
         block = tl.arange(0, BLOCK)

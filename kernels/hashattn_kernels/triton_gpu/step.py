@@ -15,10 +15,10 @@ class DecodeStep:
 
     Reserved for up to `capacity` cached tokens and `heavy` chosen ones: keys and values (batch,
     kv_heads, capacity, head_dim) and codes (append those of a prompt), which the caller fills;
-    spans (batch, 1, 2) int64, the tokens that each sequence sees, and heavy (batch, 1) int64, how
-    many it chooses. All of them are read on the device: replaying a captured step after they have
-    changed is a step with the new sizes. Maps must have equal widths, and dims that the backend
-    supports.
+    spans (batch, 1, 2) int64, the tokens that each sequence sees, and heavy (batch, lists, 1)
+    int64, how many each list chooses. All of them are read on the device: replaying a captured step
+    after they have changed is a step with the new sizes. Maps must have equal widths, and dims that
+    the backend supports.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class DecodeStep:
         self.codes = Tiled()
         self.codes.reserve(batch, code_heads, words, capacity, device)
         self.spans = numbers(batch, 1, 2, dtype=torch.int64)
-        self.heavy = numbers(batch, 1, dtype=torch.int64).fill_(heavy)
+        self.heavy = numbers(batch, lists, 1, dtype=torch.int64).fill_(heavy)
         width = min(capacity, sink + local + heavy)
         self.indices = numbers(batch, lists, 1, width)
         self.union = self._bitmap = None

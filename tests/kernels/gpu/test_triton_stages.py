@@ -43,7 +43,7 @@ def test_levels_are_counted_as_distances_are(group, words):
     keys = random_codes(1, 1, n, words, seed=1)
     keys[:, :, 10:20], keys[:, :, 20:30] = queries[:, :1], ~queries[:, :1]
     spans = torch.tensor([[[2, 68]]], device=GPU)
-    heavy = torch.tensor([[9]], device=GPU)
+    heavy = torch.tensor([[[9]]], device=GPU)
     space = launch.SelectSpace.reserve(1, n, group, words, GPU)
     indices = torch.empty(1, 1, 1, 20, dtype=torch.int32, device=GPU)
     tiled = Tiled.from_tokens(keys)
@@ -88,7 +88,7 @@ def test_spans_at_the_edges_of_tiles_and_words(monkeypatch, kind, tiles):
     queries, keys = random_codes(8, 2, 1, 1), random_codes(8, 1, 8200, 1, seed=1)
     if kind == "equal":
         keys[:] = keys[:, :, :1]
-    heavy = torch.tensor([1, 5, 33, 8193, 4, 40, 3, 2])[:, None].to(GPU)
+    heavy = torch.tensor([1, 5, 33, 8193, 4, 40, 3, 2])[:, None, None].to(GPU)
     arguments = (queries, keys, heavy, 4, 7)
     width = min(8200, 8193 + 11)
     made = select_by_codes(*arguments, spans=spans, width=width, backend="triton")

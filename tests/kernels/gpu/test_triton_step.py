@@ -30,7 +30,7 @@ def test_steps_are_calls_of_the_api(options):
     codes = step.codes.to_tokens().clone()
     for lengths, heavy in (((4096, 33), (40, 7)), ((4097, 34), (0, 40)), ((5000, 1), (40, 40))):
         step.spans[:, 0, 1] = torch.tensor(lengths)
-        step.heavy[:, 0] = torch.tensor(heavy)
+        step.heavy[:, :, 0] = torch.tensor(heavy)[:, None]
         q = normal(2, HEADS, 1, DIM, seed=lengths[0])
         newest = torch.tensor(lengths, device=GPU)[:, None, None, None] - 1
         key = step.keys.gather(2, newest.expand(2, KV_HEADS, 1, DIM))
@@ -102,7 +102,7 @@ def test_a_captured_step_follows_the_sizes_in_memory(options):
     for length in (11, 4095, 4097, 5000):
         for each in (step, eager):
             each.spans[:, 0, 1] = length
-            each.heavy[:, 0] = length % 41
+            each.heavy[:] = length % 41
         q.copy_(normal(2, HEADS, 1, DIM, seed=length))
         graph.replay()
         assert torch.equal(step.out, eager(q, key))
