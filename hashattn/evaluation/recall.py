@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 from hashattn.attention.budget import Budget
 from hashattn.hashing.labels import attention_logits, candidate_mask
 from hashattn.kernels import membership, select
-from hashattn.selectors.base import KeyView, Selector
+from hashattn.selectors.base import KeyView, Selector, Store
 from hashattn.selectors.choice import Choice
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class _Truth:
         self.outside = outside.softmax(dim=-1)
         self.best = best_tokens(outside, max(top))
 
-    def scores(self, selector: Selector, index: dict[str, Tensor]) -> Tensor:
+    def scores(self, selector: Selector, index: dict[str, Tensor | Store]) -> Tensor:
         if selector.observes:
             return torch.cat(
                 [self._step(selector, index, row) for row in range(len(self.positions))], 2
@@ -101,7 +101,7 @@ class _Truth:
         view = KeyView(self.layer.keys[None], index, positions=self.positions)
         return selector.scores(self.layer.layer, self.queries[None], view, self.layer.scaling)
 
-    def _step(self, selector: Selector, index: dict[str, Tensor], row: int) -> Tensor:
+    def _step(self, selector: Selector, index: dict[str, Tensor | Store], row: int) -> Tensor:
         """Scores (1, lists, 1, n) of one row in a call of its own, later keys not yet there."""
         keys = self.layer.keys[None]
         cached = int(self.positions[row]) + 1
@@ -111,7 +111,11 @@ class _Truth:
         return pad(scores, (0, keys.shape[2] - cached), value=float("-inf"))
 
     def read(
-        self, selector: Selector, index: dict[str, Tensor], scores: Tensor | None, heavy: int
+        self,
+        selector: Selector,
+        index: dict[str, Tensor | Store],
+        scores: Tensor | None,
+        heavy: int,
     ) -> tuple[Tensor, Tensor | None]:
         """Lists (1, lists, rows, m) of what a selector reads, and their log weights if it samples.
 
@@ -198,11 +202,16 @@ def rows_with_candidates(
     return measured.nonzero()[:, 0]
 
 
-def _index(selector: Selector, layer: CapturedLayer, prompt: int) -> dict[str, Tensor]:
+def _index(selector: Selector, layer: CapturedLayer, prompt: int) -> dict[str, Tensor | Store]:
     """What the selector stores of the keys, and what it observes of the prompt's queries."""
-    index = selector.encode_keys(layer.layer, layer.keys[None])
+    parts = selector.encode_keys(layer.layer, layer.keys[None])
     if layer.values is not None:
-        index = index | selector.encode_values(layer.layer, layer.values[None])
+        parts = parts | selector.encode_values(layer.layer, layer.values[None])
+    # in stores, as in a cache: what a store works out of its keys is worked out once
+    stores = {name: selector.new_store(name, part) for name, part in parts.items()}
+    for name, part in parts.items():
+        stores[name].append(part)
+    index = {name: store.value for name, store in stores.items()}
     if not selector.observes:
         return index
     rows = (layer.positions < prompt).nonzero()[:, 0]

@@ -17,19 +17,17 @@ from torch import Tensor
 class RowLabels:
     """The heaviest candidates of each query row.
 
-    tokens (query_heads, rows, top) int64, heaviest first, 0 where `mass` is -1 (fewer candidates);
-    mass (query_heads, rows, top) share of the row's whole softmax;
-    outside (query_heads, rows) share of the softmax that lies on candidates.
+    tokens (query_heads, rows, top) int64, heaviest first, 0 where `weight` is -1 (fewer labels);
+    weight (query_heads, rows, top): share of the row's whole softmax, or the output's loss.
     """
 
     tokens: Tensor
-    mass: Tensor
-    outside: Tensor
+    weight: Tensor
 
     @property
     def valid(self) -> Tensor:
         """Which entries name a token, bool (query_heads, rows, top)."""
-        return self.mass >= 0
+        return self.weight >= 0
 
 
 def candidate_mask(positions: Tensor, n: int, sink: int, local: int) -> Tensor:
@@ -57,6 +55,19 @@ def attention_mass(
     return logits.masked_fill(future, float("-inf")).softmax(-1)
 
 
+def output_loss(mass: Tensor, values: Tensor) -> Tensor:
+    """Relative change of each row's attention output when one token is left out, (Hq, r, n).
+
+    mass (Hq, r, n) is the softmax a, values (Hkv, n, Dv); without token i the output o becomes
+    (o - a_i v_i) / (1 - a_i), so the change is a_i / (1 - a_i) |v_i - o| / |o|.
+    """
+    values = values.float().repeat_interleave(mass.shape[0] // values.shape[0], 0)
+    output = mass @ values
+    distance = torch.cdist(output, values)
+    size = output.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+    return mass / (1 - mass).clamp_min(1e-6) * distance / size
+
+
 def row_labels(
     queries: Tensor,
     keys: Tensor,
@@ -66,19 +77,26 @@ def row_labels(
     sink: int,
     local: int,
     top: int,
+    top_fraction: float = 1.0,
+    values: Tensor | None = None,
     softcap: float | None = None,
     rows_at_once: int = 64,
 ) -> RowLabels:
     """Labels of rows (Hq, r, D) against keys (Hkv, n, D), `rows_at_once` rows of scores at a time.
 
-    Memory is Hq * rows_at_once * n floats, never a sequence's whole attention.
+    The `top` heaviest candidates by attention mass, or with values (Hkv, n, Dv) by `output_loss`;
+    of n visible tokens at most n * top_fraction. Memory is Hq * rows_at_once * n floats, never a
+    sequence's whole attention.
     """
     parts = []
     for start in range(0, positions.numel(), rows_at_once):
         rows = slice(start, start + rows_at_once)
         mass = attention_mass(queries[:, rows], keys, positions[rows], scaling, softcap)
         allowed = candidate_mask(positions[rows], keys.shape[1], sink, local)
-        outside = (mass * allowed).sum(-1)
-        best = mass.masked_fill(~allowed, -1.0).topk(min(top, keys.shape[1]), -1)
-        parts.append((best.indices.masked_fill(best.values < 0, 0), best.values, outside))
+        weight = mass if values is None else output_loss(mass, values)
+        best = weight.masked_fill(~allowed, -1.0).topk(min(top, keys.shape[1]), -1)
+        most = ((positions[rows] + 1) * top_fraction).long().clamp_min(1)[:, None]
+        place = torch.arange(best.values.shape[-1], device=keys.device)
+        found = best.values.masked_fill(place >= most, -1.0)
+        parts.append((best.indices.masked_fill(found < 0, 0), found))
     return RowLabels(*(torch.cat(part, 1) for part in zip(*parts, strict=True)))

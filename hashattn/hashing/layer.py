@@ -83,6 +83,8 @@ class LayerTrainer:
             sink=self.recipe.sink,
             local=self.recipe.local,
             top=self.recipe.top,
+            top_fraction=self.recipe.top_fraction,
+            values=captured.values if self.recipe.weigh == "output" else None,
             softcap=captured.softcap,
         )
 
@@ -115,7 +117,7 @@ class LayerTrainer:
         captured, labels = self.captures[number], self.labels[number]
         rows = self._draw(captured.positions.numel(), self.recipe.rows_per_step)
         positions = captured.positions[rows]
-        labels = RowLabels(labels.tokens[:, rows], labels.mass[:, rows], labels.outside[:, rows])
+        labels = RowLabels(labels.tokens[:, rows], labels.weight[:, rows])
         allowed = candidate_mask(
             positions, captured.keys.shape[1], self.recipe.sink, self.recipe.local
         )
@@ -136,7 +138,7 @@ class LayerTrainer:
         kept = order.argsort()[:limit].sort().values
         place = torch.zeros(n, dtype=torch.long, device=self.device)
         place[kept] = torch.arange(limit, device=self.device)
-        labels = RowLabels(place[labels.tokens], labels.mass, labels.outside)
+        labels = RowLabels(place[labels.tokens], labels.weight)
         return Batch(
             batch.queries,
             batch.keys[:, kept],

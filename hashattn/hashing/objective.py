@@ -49,16 +49,16 @@ def relaxed_scores(query_bits: Tensor, key_bits: Tensor, average: bool) -> Tenso
 
 
 def label_weights(labels: RowLabels, mass_share: float) -> Tensor:
-    """Weight of each label, (Hq, r, top): mass_share by attention mass, the rest evenly.
+    """Weight of each label, (Hq, r, top): mass_share by the labels' own weights, the rest evenly.
 
     Both parts sum to the number of rows over a head, so mass_share is what it says; a row that
     attends only sink and local has little of the first part.
     """
     valid = labels.valid.float()
-    mass = labels.mass.clamp_min(0)
-    by_mass = mass * (mass.shape[1] / mass.sum((1, 2), keepdim=True).clamp_min(1e-6))
+    weight = labels.weight.clamp_min(0)
+    by_weight = weight * (weight.shape[1] / weight.sum((1, 2), keepdim=True).clamp_min(1e-6))
     evenly = valid / valid.sum(-1, keepdim=True).clamp_min(1)
-    return mass_share * by_mass + (1 - mass_share) * evenly
+    return mass_share * by_weight + (1 - mass_share) * evenly
 
 
 def _by_map(x: Tensor, maps: int) -> Tensor:

@@ -16,6 +16,7 @@ CHOICES = {
     "normalise": ("none", "per_head"),
     "schedule": ("constant", "one_cycle"),
     "precision": ("bfloat16", "float32"),
+    "weigh": ("mass", "output"),
 }
 AT_LEAST_ONE = (
     "top",
@@ -28,7 +29,7 @@ AT_LEAST_ONE = (
 )
 SHARES = ("mass_share", "hard_share")
 NOT_NEGATIVE = ("sink", "local", "balance", "decorrelation", "weight_decay", "alpha", "beta")
-POSITIVE = ("learning_rate", "scale", "budget_fraction")
+POSITIVE = ("learning_rate", "scale", "budget_fraction", "top_fraction")
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,12 @@ class TrainRecipe:
     """How one layer's hash maps are trained.
 
     Labels
-      top: label tokens per query row and head. mass_share: weight of a label that follows the
-      token's attention mass (rows that attend outside sink and local count more); the rest,
-      1 - mass_share, is spread evenly over the `top` tokens of every row.
+      top: label tokens per query row and head; with top_fraction only visible * top_fraction of
+      them (at least one, at most top), so that labels scale with length. weigh: what ranks and
+      weighs them, "mass" (the token's attention weight a) or "output" (what the attention output o
+      loses without it, a / (1 - a) |v - o| / |o|, v its value). mass_share: weight of a label that
+      follows that measure (rows with more of it outside sink and local count more); the rest,
+      1 - mass_share, is spread evenly over the labels of every row.
       sink, local: tokens excluded from labels and loss.
     Loss
       loss: "bce" (the paper's; positive weight alpha + beta * tokens), "cross_entropy" of the
@@ -67,6 +71,8 @@ class TrainRecipe:
     """
 
     top: int = 32
+    top_fraction: float = 1.0
+    weigh: str = "mass"
     mass_share: float = 0.5
     sink: int = 4
     local: int = 28

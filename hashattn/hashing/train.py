@@ -30,7 +30,7 @@ from hashattn.progress import progress_bar, say
 
 SequenceRows = tuple[Tensor, Tensor]
 HELD_OUT = 8  # without a validation set, every 8th sequence is held out
-CODE_VERSION = 2  # raise when training changes, so that old layers are not reused
+CODE_VERSION = 3  # raise when training changes, so that old layers are not reused
 
 
 def train_hash_weights(
@@ -138,7 +138,12 @@ class _Run:
         return self.out_dir / "layers" / f"layer_{layer:03d}.safetensors"
 
     def _capture_dir(self) -> Path:
-        return self.captures / _digest([self.inputs, self.config.layers])[:16]
+        return self.captures / _digest([self.inputs, self.config.layers, self._values])[:16]
+
+    @property
+    def _values(self) -> bool:
+        """Whether the recipe looks at values, which are captured for it alone."""
+        return self.recipe.weigh == "output"
 
     def say(self, message: str) -> None:
         """A line of progress, if progress is wanted."""
@@ -176,7 +181,9 @@ class _Run:
         for i, (ids, rows) in progress_bar(
             numbered, desc="queries and keys", disable=not self.progress
         ):
-            found = capture(model, ids, rows=rows, chunk=chunk, layers=self.config.layers)
+            found = capture(
+                model, ids, rows=rows, chunk=chunk, layers=self.config.layers, values=self._values
+            )
             _save_captures(_sequence_file(directory, i), found)
 
     def train(self, layer: int, first_held_out: int, count: int) -> TrainedLayer:
@@ -209,6 +216,8 @@ def _save_captures(path: Path, captures: dict[int, CapturedLayer]) -> None:
     tensors = {}
     for layer, captured in captures.items():
         tensors |= {f"{layer}.queries": captured.queries, f"{layer}.keys": captured.keys}
+        if captured.values is not None:
+            tensors[f"{layer}.values"] = captured.values
         logits = [captured.scaling, float("nan") if captured.softcap is None else captured.softcap]
         tensors[f"{layer}.logits"] = torch.tensor(logits, dtype=torch.float64)
         tensors["positions"] = captured.positions
@@ -224,9 +233,10 @@ def _load_capture(path: Path, layer: int, device: torch.device) -> CapturedLayer
             file.get_tensor(name).to(device)
             for name in (f"{layer}.queries", "positions", f"{layer}.keys")
         )
-        return CapturedLayer(
-            layer, queries, positions, keys, scaling, None if math.isnan(softcap) else softcap
-        )
+        softcap = None if math.isnan(softcap) else softcap
+        name = f"{layer}.values"
+        values = file.get_tensor(name).to(device) if name in file.keys() else None
+        return CapturedLayer(layer, queries, positions, keys, scaling, softcap, values)
 
 
 def _split(

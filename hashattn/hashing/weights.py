@@ -1,8 +1,9 @@
 """Hash weights of a model: maps of every layer, the card that says how they came about, and files.
 
-A directory holds `hash_maps.safetensors` (float32, names "layers.3.key.0.weight") and
-`hash_config.json` (shapes, card, content hash). Loading refuses whatever would give codes that
-look right and mean nothing: damaged files, wrong shapes, other models, untrained maps.
+A directory holds `hash_maps.safetensors` (names "layers.3.key.0.weight"; bfloat16 where that is
+exact, else float32) and `hash_config.json` (shapes, card, content hash). Loading refuses whatever
+would give codes that look right and mean nothing: damaged files, wrong shapes, other models,
+untrained maps.
 """
 
 from __future__ import annotations
@@ -128,7 +129,7 @@ class HashWeights:
         """Write both files, each atomically; the config last, so that it never precedes maps."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        write_tensors(directory / MAPS_FILE, self.tensors())
+        write_tensors(directory / MAPS_FILE, _compact(self.tensors()))
         write_json(
             directory / CONFIG_FILE,
             {
@@ -154,7 +155,7 @@ class HashWeights:
         record = _read_config(directory)
         config = _parse_config(record, directory)
         path = directory / MAPS_FILE
-        tensors = read_tensors(path, TRAIN_HINT)
+        tensors = {name: t.float() for name, t in read_tensors(path, TRAIN_HINT).items()}
         _check_tensors(tensors, config, path)
         maps = {
             layer: LayerMaps.from_tensors(_of_layer(tensors, layer), config)
@@ -275,6 +276,15 @@ def _parse_config(record: Mapping[str, Any], directory: Path) -> HashConfig:
             f"{directory / CONFIG_FILE} describes impossible hash maps "
             f"({error}): copy it again, or {TRAIN_HINT}"
         ) from error
+
+
+def _compact(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rounded weights at half the bytes: a tensor that bfloat16 holds exactly is stored as such."""
+    halved = {name: tensor.bfloat16() for name, tensor in tensors.items()}
+    return {
+        name: halved[name] if torch.equal(halved[name].float(), tensor) else tensor
+        for name, tensor in tensors.items()
+    }
 
 
 def _of_layer(tensors: Mapping[str, Tensor], layer: int) -> dict[str, Tensor]:

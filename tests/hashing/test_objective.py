@@ -102,7 +102,7 @@ def test_a_row_without_candidates_costs_nothing_and_has_finite_gradient():
         batch.keys,
         torch.zeros_like(batch.allowed),
         batch.visible,
-        RowLabels(torch.zeros(4, 3, 4, dtype=torch.long), -torch.ones(4, 3, 4), torch.zeros(4, 3)),
+        RowLabels(torch.zeros(4, 3, 4, dtype=torch.long), -torch.ones(4, 3, 4)),
     )
     for recipe in (RECIPE, TrainRecipe.official()):
         q, k = bits(4, 3, 1).requires_grad_(), bits(2, 30, 2).requires_grad_()
@@ -117,7 +117,6 @@ def test_label_weights_share_between_mass_and_count():
     labels = RowLabels(
         torch.tensor([[[3, 4], [5, 0]]]),
         torch.tensor([[[0.6, 0.2], [0.1, -1.0]]]),
-        torch.tensor([[0.8, 0.1]]),
     )
     assert torch.allclose(label_weights(labels, 0.0), torch.tensor([[[0.5, 0.5], [1.0, 0.0]]]))
     by_mass = label_weights(labels, 1.0)

@@ -100,6 +100,7 @@ def test_every_shape_trains(data, layout, depth, bits):
         {"keys_per_step": 128},
         {"sequences_per_step": 2},
         {"balance": 0.1, "decorrelation": 0.1},
+        {"top_fraction": 1 / 128},
     ],
     ids=str,
 )
@@ -304,3 +305,16 @@ def test_captures_can_be_shared_between_trainings(tmp_path, monkeypatch):
         )  # fmt: skip
     assert len(runs) == len(data)
     assert any((tmp_path / "shared").rglob("*.safetensors"))
+
+
+def test_values_are_captured_for_the_recipe_that_weighs_by_output(tmp_path):
+    """Beside the captures of other recipes; labels, and so the weights, differ."""
+    model, data, results = tiny_model("llama"), sequences(), []
+    for name, recipe in (("a", FAST), ("b", FAST.vary(weigh="output"))):
+        weights = train_hash_weights(
+            model, data, recipe, out_dir=tmp_path / name, hidden=16, depth=1, progress=False,
+            capture_dir=tmp_path / "shared",
+        )  # fmt: skip
+        results.append(weights.sha256)
+    assert results[0] != results[1]
+    assert len(list((tmp_path / "shared").iterdir())) == 2

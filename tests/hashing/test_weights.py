@@ -62,6 +62,20 @@ def test_round_trip_keeps_codes_card_and_hash(tmp_path, layout, depth, bits):
         assert again.preactivations_queries(layer, queries).shape == (2, 4, 3, bits)
 
 
+def test_rounded_weights_take_half_the_bytes(tmp_path):
+    """Stored as bfloat16, exactly, and of the same content hash; others stay float32."""
+    weights = trained()
+    weights.save(tmp_path / "full")
+    weights.rounded().save(tmp_path / "half")
+    full, half = (load_file(tmp_path / name / MAPS_FILE) for name in ("full", "half"))
+    assert {t.dtype for t in full.values()} == {torch.float32}
+    rounded = {t.dtype for name, t in half.items() if name.endswith("weight")}
+    assert rounded == {torch.bfloat16}
+    again = HashWeights.load(tmp_path / "half")
+    assert again.sha256 == weights.rounded().sha256 != weights.sha256
+    assert all(t.dtype == torch.float32 for t in again.tensors().values())
+
+
 def test_hash_is_stable_across_processes_and_sensitive_to_one_value():
     config = HashConfig((0, 2), 4, 2, 16, hidden=8)
     here = HashWeights.random(config, seed=5)
