@@ -1,21 +1,35 @@
-"""Train the shipped hash weights: data/embedded/hash_weights. Two minutes on 2 CPU cores."""
+"""Train the shipped hash weights, data/embedded/hash_weights and variants: 10 minutes on 2 cores.
 
+Names of variants (hashattn.reproduce.experiments.VARIANTS) as arguments train only those.
+"""
+
+import sys
 import tempfile
 from pathlib import Path
 
 from hashattn.access import load_model
 from hashattn.profiles import load_profile
-from hashattn.reproduce.experiments import train_hashes
+from hashattn.reproduce.experiments import VARIANTS, train_hashes
 
 
-def main() -> None:
+def main(names: list[str]) -> None:
     profile = load_profile("embedded")
     model, tokenizer = load_model(profile)
+    default, variants = (
+        profile.hash_weights_path,
+        profile.hash_weights_path.parent / "hash_variants",
+    )
+    asked = {"default": (default, {})}
+    asked |= {name: (variants / name, arguments) for name, arguments in VARIANTS.items()}
     with tempfile.TemporaryDirectory() as folder:
-        weights = train_hashes(profile, model, tokenizer, str(Path(folder) / "hashes"))
-    weights.save(profile.hash_weights_path)
-    print(f"saved {weights.sha256[:12]} to {profile.hash_weights_path}")
+        for name in names or asked:
+            path, arguments = asked[name]
+            weights = train_hashes(profile, model, tokenizer, str(Path(folder) / name),
+                                   shared_captures=str(Path(folder) / "captured"),
+                                   **arguments)  # fmt: skip
+            weights.save(path)
+            print(f"saved {weights.sha256[:12]} to {path.relative_to(default.parent)}")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -222,6 +222,7 @@ def train_layer(
                 sink=recipe.sink,
                 local=recipe.local,
                 fraction=recipe.selection_fraction,
+                group=recipe.group,
             )
             mean_loss = {"loss": sum(losses) / len(losses)} if losses else {}
             history.append({"step": number, **mean_loss, **quality})

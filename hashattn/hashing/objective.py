@@ -36,15 +36,20 @@ def relax(pre: Tensor, sharpness: float, hard: bool) -> Tensor:
     return torch.where(pre > 0, 1.0, -1.0) + (soft - soft.detach())  # exactly +-1
 
 
-def relaxed_scores(query_bits: Tensor, key_bits: Tensor, average: bool) -> Tensor:
+def relaxed_scores(
+    query_bits: Tensor, key_bits: Tensor, average: bool, group: str = "sum"
+) -> Tensor:
     """Products of bits in [-1, 1], summed (or averaged) over bits and over a key map's queries.
 
-    query_bits (Hq, r, bits), key_bits (maps, n, bits) to (maps, r, n). The sum over the group is
-    taken before the product: sum_g <q_g, k> = <sum_g q_g, k>.
+    query_bits (Hq, r, bits), key_bits (maps, n, bits) to (maps, r, n), or (Hq, r, n) for group
+    "each". The sum over the group is taken before the product: sum_g <q_g, k> = <sum_g q_g, k>.
     """
     maps, (heads, rows, bits) = key_bits.shape[0], query_bits.shape
-    summed = query_bits.view(maps, heads // maps, rows, bits).sum(1)
-    scores = summed @ key_bits.transpose(1, 2)
+    grouped = query_bits.view(maps, heads // maps, rows, bits)
+    if group == "each":
+        scores = (grouped @ key_bits[:, None].transpose(2, 3)).flatten(0, 1)
+        return scores / bits if average else scores
+    scores = grouped.sum(1) @ key_bits.transpose(1, 2)
     return scores * (maps / (heads * bits)) if average else scores
 
 
@@ -68,7 +73,7 @@ def _by_map(x: Tensor, maps: int) -> Tensor:
 
 
 def ranking_loss(logits: Tensor, batch: Batch, recipe: TrainRecipe) -> Tensor:
-    """ "cross_entropy" or "budgeted" loss of logits (maps, r, n); see TrainRecipe."""
+    """ "cross_entropy" or "budgeted" loss of logits (maps or Hq, r, n); see TrainRecipe."""
     maps = logits.shape[0]
     weights = _by_map(label_weights(batch.labels, recipe.mass_share), maps)
     masked = logits.masked_fill(~batch.allowed, torch.finfo(logits.dtype).min)
@@ -113,7 +118,8 @@ def batch_loss(
     recipe: TrainRecipe,
 ) -> Tensor:
     """Loss of relaxed codes; scale and bias (maps,) turn scores into logits."""
-    scores = relaxed_scores(query_bits, key_bits, recipe.average_group)
-    logits = scores * scale[:, None, None] + bias[:, None, None]
+    scores = relaxed_scores(query_bits, key_bits, recipe.average_group, recipe.group)
+    scale, bias = (x.repeat_interleave(len(scores) // len(x))[:, None, None] for x in (scale, bias))
+    logits = scores * scale + bias
     main = bce_loss if recipe.loss == "bce" else ranking_loss
     return main(logits, batch, recipe) + bit_penalties(key_bits, recipe)

@@ -17,6 +17,7 @@ CHOICES = {
     "schedule": ("constant", "one_cycle"),
     "precision": ("bfloat16", "float32"),
     "weigh": ("mass", "output"),
+    "group": ("each", "sum"),
 }
 AT_LEAST_ONE = (
     "top",
@@ -50,6 +51,8 @@ class TrainRecipe:
       softplus(logsumexp(scores) - log(k) - its score) with k = visible / budget_fraction, so
       that a token stops costing once it is safely among the k best.
       learn_scale: train scale and bias of the logits, starting at `scale`; else fixed.
+      group: what a token is ranked by where query heads share a key map: "each" query head's own
+      score, for one selection per query head, or the "sum" over the group, for one per group.
       average_group: logits are the mean over the group and bits (times scale), else the plain sum.
       balance, decorrelation: weights of the key bits' squared mean and squared correlations.
     Surrogate of the sign
@@ -81,6 +84,7 @@ class TrainRecipe:
     alpha: float = 20.0
     beta: float = 0.0
     scale: float = 20.0
+    group: str = "each"
     learn_scale: bool = True
     average_group: bool = True
     balance: float = 0.0
@@ -93,7 +97,7 @@ class TrainRecipe:
     schedule: str = "one_cycle"
     learning_rate: float = 5e-3
     weight_decay: float = 0.0
-    steps: int = 900
+    steps: int = 600
     sequences_per_step: int = 1
     rows_per_step: int = 64
     keys_per_step: int | None = None
@@ -148,6 +152,7 @@ class TrainRecipe:
             alpha=20.0,
             beta=0.0,
             scale=1.0,
+            group="sum",
             learn_scale=False,
             average_group=False,
             surrogate="tanh",

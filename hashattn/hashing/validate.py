@@ -10,20 +10,32 @@ from torch import Tensor
 from hashattn.hashing.capture import CapturedLayer
 from hashattn.hashing.labels import attention_mass, candidate_mask
 from hashattn.hashing.maps import LayerMaps
-from hashattn.kernels import hamming_scores, select
+from hashattn.kernels import grade_bits, hamming_scores, select
 
 METRICS = ("recall@4", "recall@32", "mass")
 
 
 def selected_tokens(
-    maps: LayerMaps, captured: CapturedLayer, *, sink: int, local: int, fraction: int
+    maps: LayerMaps,
+    captured: CapturedLayer,
+    *,
+    sink: int,
+    local: int,
+    fraction: int,
+    group: str = "each",
 ) -> Tensor:
     """Tokens the codes choose, bool (Hq, r, n): visible // fraction (at least one) of each row's
-    candidates by score, ties to the lowest index; one choice per key map."""
+    candidates by score, ties to the lowest index.
+
+    group "sum": one choice per key map, by matching bits; "each": one per query head, by graded
+    ones (TrainRecipe.group).
+    """
     allowed = candidate_mask(captured.positions, captured.keys.shape[1], sink, local)
-    scores = hamming_scores(
-        maps.encode_queries(captured.queries[None]), maps.encode_keys(captured.keys[None])
-    )
+    if group == "each":
+        queries = grade_bits(maps.preactivations_queries(captured.queries[None]))
+    else:
+        queries = maps.encode_queries(captured.queries[None])
+    scores = hamming_scores(queries, maps.encode_keys(captured.keys[None]))
     budget = ((captured.positions + 1) // fraction).clamp_min(1)
     indices = select(
         scores, budget[None, None], allowed[None, None], torch.zeros_like(allowed)[None, None]
@@ -41,7 +53,13 @@ def _top_recall(mass: Tensor, chosen: Tensor, k: int) -> Tensor:
 
 
 def selection_quality(
-    maps: LayerMaps, captures: Sequence[CapturedLayer], *, sink: int, local: int, fraction: int = 32
+    maps: LayerMaps,
+    captures: Sequence[CapturedLayer],
+    *,
+    sink: int,
+    local: int,
+    fraction: int = 32,
+    group: str = "each",
 ) -> dict[str, float]:
     """Means over query heads and rows of all captures, with visible / fraction tokens selected.
 
@@ -55,7 +73,9 @@ def selection_quality(
         mass = attention_mass(
             captured.queries, captured.keys, captured.positions, captured.scaling, captured.softcap
         )
-        chosen = selected_tokens(maps, captured, sink=sink, local=local, fraction=fraction)
+        chosen = selected_tokens(
+            maps, captured, sink=sink, local=local, fraction=fraction, group=group
+        )
         allowed = candidate_mask(captured.positions, mass.shape[-1], sink, local)
         rows = allowed.any(-1)
         candidate = mass.masked_fill(~allowed, -1.0)[:, rows]

@@ -31,6 +31,14 @@ from hashattn.selectors.hata import HATASelector
 from hashattn.selectors.loki import LokiSelector
 from hashattn.selectors.magicpig import MagicPIGSelector
 
+# arguments of train_hashes for weights other than the default: more bits, and the paper's recipe
+# with its code for every query head
+VARIANTS: dict[str, dict] = {
+    "64_bits": {"bits": 64},
+    "128_bits": {"bits": 128},
+    "256_bits": {"bits": 256},
+    "official": {"recipe": TrainRecipe.official(), "layout": "per_query_head", "depth": 3},
+}
 VALIDATION_SHARE = 6  # one validation sequence for every six that train
 CALIBRATION = 2  # training sequences that the calibrated baselines look at
 SHORTEST = 512  # tokens of a generated training sequence
@@ -106,6 +114,15 @@ def shipped_or_trained(profile: Profile, model, tokenizer) -> HashWeights:
     if folder is not None and folder.is_dir():
         return HashWeights.load(folder, model)
     return train_hashes(profile, model, tokenizer, "default")
+
+
+def hash_weights(profile: Profile, model, tokenizer, variant: str) -> HashWeights:
+    """Weights of a key of VARIANTS: shipped beside the profile's own, else trained into the results
+    as much as those."""
+    folder = profile.hash_weights_path
+    if folder is not None and (folder.parent / "hash_variants" / variant).is_dir():
+        return HashWeights.load(folder.parent / "hash_variants" / variant, model)
+    return train_hashes(profile, model, tokenizer, f"variants/{variant}", **VARIANTS[variant])
 
 
 def captured(

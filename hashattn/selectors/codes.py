@@ -15,7 +15,8 @@ class CodeSelector(Selector):
     """Ranks tokens by matching bits of codes, summed over the query heads that share a key's code.
 
     Subclasses encode: keys to {"codes": (batch, code heads, n, words) int32}, queries to codes of
-    the same bits. Codes are stored as the device's kernels read them, and selected without scores.
+    the same bits, plain or graded. Codes are stored as the device's kernels read them, and selected
+    without scores.
     by_codes: False where scores are more than matching bits, so that tokens are selected by them.
     """
 
@@ -23,7 +24,8 @@ class CodeSelector(Selector):
 
     @abstractmethod
     def encode_queries(self, layer: int, queries: Tensor, view: KeyView) -> Tensor:
-        """Codes (batch, query heads, q, words) int32 of queries (batch, query heads, q, D)."""
+        """Codes (batch, query heads, q, words) int32 of queries (batch, query heads, q, D), or
+        graded ones (batch, lists, q, words, 1 + planes)."""
 
     def new_store(self, name: str, part: Tensor) -> Growing | Codes:
         """Codes in the layout of their device."""
@@ -31,7 +33,8 @@ class CodeSelector(Selector):
 
     def scores(self, layer: int, queries: Tensor, view: KeyView, scaling: float) -> Tensor:
         """Matching bits, int32 (batch, lists, q, n)."""
-        return hamming_scores(self._query_codes(layer, queries, view), view.index["codes"])
+        lists = self.lists(queries.shape[1], view.keys.shape[1])
+        return hamming_scores(self._query_codes(layer, queries, view), view.index["codes"], lists)
 
     def select(
         self, layer: int, queries: Tensor, view: KeyView, scaling: float, choice: Choice
@@ -46,6 +49,7 @@ class CodeSelector(Selector):
             choice.sink,
             choice.local,
             spans=choice.spans,
+            lists=self.lists(queries.shape[1], view.keys.shape[1]),
             width=choice.width,
         )
 

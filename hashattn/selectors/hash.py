@@ -8,36 +8,47 @@ import torch
 from torch import Tensor
 
 from hashattn.hashing.weights import HashWeights
-from hashattn.kernels import tokens_of, unpack_bits
-from hashattn.selectors.base import KeyView
+from hashattn.kernels import grade_bits, tokens_of, unpack_bits
+from hashattn.selectors.base import KeyView, Layout
 from hashattn.selectors.codes import CodeSelector
+from hashattn.selectors.logits import check_layout
 
-SCORINGS = ("hamming", "asymmetric")
+SCORINGS = ("graded", "hamming", "asymmetric")
+GRADES = 3  # binary digits of a bit's weight: 1 % more output error than the real pre-activation
 TOKENS_AT_ONCE = 1024  # activations of a long prefill stay in the processor's cache (1.7x on a CPU)
 
 
 class HashSelector(CodeSelector):
     """Ranks tokens by matching bits between learned codes of the query and of the keys.
 
-    The weights' layout decides the rest: "per_query_head" (the official one) stores a code per
-    query head and selects per query head; "per_kv_head" stores a code per KV head, sums the matches
-    over the group and selects once per group.
+    The weights' layout decides what is stored: "per_query_head" (the official one) a code per query
+    head, "per_kv_head" a code per KV head, which its query heads share.
 
-    scoring "hamming" compares bits with bits. "asymmetric" compares them with the query map's
-    pre-activations p: score = sum over bits of p b, b = 1 or -1, again summed over the group. It
-    keeps how sure the query is of each bit, stores nothing more, and runs in plain torch.
+    scoring: "hamming" counts matching bits (the paper's). "graded" weighs each bit by how sure the
+    query's map is of it, in GRADES binary digits: the query is not stored, so this costs no memory,
+    only a popcount a digit. "asymmetric" weighs by the real pre-activations, in plain torch: the
+    limit of many digits. layout: "query_head" selects for every query head, "kv_head" sums over
+    the group and selects once for all its heads, which reads fewer rows of K and V. ValueError for
+    another scoring or layout, or one selection per group by codes per query head.
     """
 
     name = "hash"
     sparse = True
     needs = "training"
 
-    def __init__(self, weights: HashWeights, scoring: str = "hamming") -> None:
+    def __init__(
+        self, weights: HashWeights, scoring: str = "graded", layout: Layout = "query_head"
+    ) -> None:
         if scoring not in SCORINGS:
             raise ValueError(f"scoring = {scoring!r} must be one of {list(SCORINGS)}")
-        self.weights, self.scoring, self.by_codes = weights, scoring, scoring == "hamming"
-        self.trained = weights.trained
-        self.layout = "query_head" if self._per_query_head else "kv_head"
+        check_layout(layout)
+        self.weights, self.scoring, self.layout = weights, scoring, layout
+        if self._per_query_head and layout == "kv_head":
+            raise ValueError(
+                'layout = "kv_head" needs one code per KV head, and these weights have one per '
+                'query head: use layout = "query_head"'
+            )
+        self.trained, self.by_codes = weights.trained, scoring != "asymmetric"
 
     @property
     def _per_query_head(self) -> bool:
@@ -51,26 +62,35 @@ class HashSelector(CodeSelector):
     def encode_step(
         self, layer: int, keys: Tensor, queries: Tensor
     ) -> tuple[dict[str, Tensor], Tensor | None]:
-        """Codes of new keys and of the queries that come with them, in one pass over the maps."""
-        if not self.by_codes:
-            return self.encode_keys(layer, keys), None
-        query_codes, key_codes = self.weights.encode_step(layer, queries, keys)
-        return {"codes": key_codes}, query_codes
+        """Codes of new keys and of the queries that come with them."""
+        if self.scoring == "hamming":
+            query_codes, key_codes = self.weights.encode_step(layer, queries, keys)
+            return {"codes": key_codes}, query_codes
+        graded = self.encode_queries(layer, queries) if self.by_codes else None
+        return self.encode_keys(layer, keys), graded
 
     def encode_queries(self, layer: int, queries: Tensor, view: KeyView | None = None) -> Tensor:
-        """Codes int32 (B, query heads, q, words) of queries (B, query heads, q, D)."""
-        return self.weights.encode_queries(layer, queries)
+        """Codes int32 (B, query heads, q, words) of queries (B, query heads, q, D), or graded ones
+        (B, lists, q, words, 1 + GRADES)."""
+        if self.scoring == "hamming":
+            return self.weights.encode_queries(layer, queries)
+        return grade_bits(self._real(layer, queries), GRADES)
 
     def scores(self, layer: int, queries: Tensor, view: KeyView, scaling: float) -> Tensor:
-        """Matching bits, int32 (B, lists, q, n), or the asymmetric score, float32."""
+        """Matching bits, weighted or not, int32 (B, lists, q, n), or float32 if asymmetric."""
         if self.by_codes:
             return super().scores(layer, queries, view, scaling)
+        real, codes = self._real(layer, queries), tokens_of(view.index["codes"])
+        signs = unpack_bits(codes, real.shape[-1]).float() * 2 - 1
+        return real @ signs.repeat_interleave(real.shape[1] // signs.shape[1], dim=1).mT
+
+    @torch.no_grad()
+    def _real(self, layer: int, queries: Tensor) -> Tensor:
+        """Pre-activations (B, lists, q, bits) float32, summed over the heads that share a list."""
         real = self.weights.preactivations_queries(layer, queries)
-        codes = tokens_of(view.index["codes"])
-        batch, heads, rows, bits = real.shape
-        signs = unpack_bits(codes, bits).float() * 2 - 1
-        grouped = real.reshape(batch, codes.shape[1], -1, rows, bits).sum(dim=2)
-        return grouped @ signs.mT
+        if self.layout == "query_head":
+            return real
+        return real.unflatten(1, (self.weights.config.kv_heads, -1)).sum(dim=2)
 
     def auxiliary_bits(self, group: int, head_dim: int) -> float:
         """bits per KV head, times the group when every query head has its own code."""
@@ -78,15 +98,16 @@ class HashSelector(CodeSelector):
         return float(bits * group if self._per_query_head else bits)
 
     def record(self) -> dict[str, Any]:
-        """Method, layout, bits and the hash weights' content hash."""
+        """Method, layouts, bits and the hash weights' content hash."""
         config = self.weights.config
         return {
             "name": self.name,
             "parameters": {
-                "layout": config.layout,
+                "codes": config.layout,
                 "bits": config.bits,
                 "depth": config.depth,
                 "scoring": self.scoring,
+                "layout": self.layout,
             },
             "weights_sha256": self.weights.sha256,
         }

@@ -1,7 +1,8 @@
 """Public kernels: argument checks and the choice of a backend.
 
 Shapes: queries (batch, heads, q, head_dim); keys and values (batch, kv_heads, n, head_dim); codes
-(batch, kv_heads or heads, n, words) int32; indices (batch, lists, q, m) int32, ascending, -1 for
+(batch, kv_heads or heads, n, words) int32; graded query codes (batch, lists, q, words, 1 + planes)
+int32; indices (batch, lists, q, m) int32, ascending, -1 for
 padding, lists = kv_heads or heads; spans (batch, q, 2) int64, the tokens [first, last) that a query
 row sees.
 """
@@ -23,10 +24,23 @@ def pack_bits(preactivations: Tensor) -> Tensor:
     Bit i of word w is preactivations[..., 32 * w + i] > 0, unit 0 the least significant bit.
     Raises ValueError unless bits is a positive multiple of 32.
     """
-    bits = preactivations.shape[-1]
-    if bits == 0 or bits % reference.WORD:
-        raise ValueError(f"bits={bits}: must be a positive multiple of {reference.WORD}")
+    _check_bits(preactivations.shape[-1])
     return reference.pack_bits(preactivations)
+
+
+def grade_bits(preactivations: Tensor, planes: int = 3, *, backend: str | None = None) -> Tensor:
+    """Graded codes of pre-activations (..., bits) -> (..., bits // 32, 1 + planes) int32.
+
+    A code keeps only the sign of each unit; a graded one also how large it is: weight_i =
+    round(|p_i| / max |p| * (2^planes - 1)). Slot 0 of the last axis holds pack_bits, slot 1 + j
+    the j-th binary digits of the weights. For queries, which are not stored: keys keep plain codes.
+    Raises ValueError unless bits is a positive multiple of 32 and planes within 1..8.
+    """
+    if not 1 <= planes <= 8:
+        raise ValueError(f"planes={planes}: must be within 1..8")
+    _check_bits(preactivations.shape[-1])
+    chosen = backend_for(preactivations, backend, "grade_bits", preactivations)
+    return chosen.grade_bits(preactivations, planes)
 
 
 def unpack_bits(codes: Tensor, bits: int) -> Tensor:
@@ -84,7 +98,8 @@ def hamming_scores(
     """Matching bits of query codes (B, Hq, q, W) and key codes (B, Hc, n, W) -> (B, lists, q, n).
 
     int32, summed over the Hq / lists query heads of a list; lists is Hc unless given, and a
-    multiple of Hc that divides Hq.
+    multiple of Hc that divides Hq. Graded query codes (B, lists, q, W, 1 + planes): the sum of the
+    matching bits' weights.
     """
     keys = tokens_of(key_codes)
     lists = _check_codes(query_codes, keys, lists)
@@ -129,13 +144,15 @@ def select_by_codes(
 ) -> Tensor:
     """`select` by `hamming_scores`, without ever holding the scores -> (B, lists, q, width) int32.
 
+    Query codes may be graded, see `grade_bits` (in plain torch on a GPU).
+
     Of the tokens that a row sees: the first `sink`, the last `local` and the `heavy` best others
     (an int, or (B, 1 or lists, q)), ties to the lowest index; ascending, -1 for padding. spans (B,
     q, 2): what rows see, causal if None. width: columns of the result; the most that sink + heavy +
     local can fill if None, for which a tensor on a GPU is waited for. ValueError if it is less.
     """
     lists = _check_codes(query_codes, key_codes, lists)
-    batch, _, q_len, _ = query_codes.shape
+    batch, _, q_len = query_codes.shape[:3]
     n = key_codes.shape[2]
     for name, value in (("sink", sink), ("local", local)):
         if value < 0:
@@ -241,6 +258,11 @@ def causal_spans(batch: int, q_len: int, n: int, device: torch.device | str) -> 
     return torch.stack((torch.zeros_like(last), last), dim=-1).expand(batch, q_len, 2)
 
 
+def _check_bits(bits: int) -> None:
+    if bits == 0 or bits % reference.WORD:
+        raise ValueError(f"bits={bits}: must be a positive multiple of {reference.WORD}")
+
+
 def _check_heads(name: str, heads: int, other: str, fewer: int) -> None:
     if fewer == 0 or heads % fewer:
         raise ValueError(f"{name} has {heads} heads, not a multiple of the {fewer} of {other}")
@@ -257,17 +279,22 @@ def _check_vectors(name: str, x: Tensor, maps: Maps) -> None:
 
 def _check_codes(query_codes: Tensor, key_codes: Tensor | Codes, lists: int | None) -> int:
     """The number of lists; ValueError if codes or lists do not fit together."""
-    check(query_codes, "query_codes")
+    graded = query_codes.dim() == 5
+    if graded and query_codes.shape[-1] < 2:
+        raise ValueError("query_codes: graded codes hold signs and at least one plane of weights")
+    check(query_codes[..., 0] if graded else query_codes, "query_codes")
     if isinstance(key_codes, Tensor):
         check(key_codes, "key_codes")
     heads, code_heads = query_codes.shape[1], key_codes.shape[1]
     _check_heads("query_codes", heads, "key_codes", code_heads)
-    if query_codes.shape[-1] != key_codes.shape[-1]:
+    if query_codes.shape[3] != key_codes.shape[-1]:
         raise ValueError(
-            f"query_codes have {query_codes.shape[-1]} words, key_codes {key_codes.shape[-1]}: "
+            f"query_codes have {query_codes.shape[3]} words, key_codes {key_codes.shape[-1]}: "
             "encode both with the same bits"
         )
-    lists = code_heads if lists is None else lists
+    if graded and lists not in (None, heads):
+        raise ValueError(f"lists={lists}: graded query_codes come one for each list, here {heads}")
+    lists = heads if graded else code_heads if lists is None else lists
     if lists < 1 or lists % code_heads or heads % lists:
         raise ValueError(
             f"lists={lists}: must be a multiple of the {code_heads} code heads that divides the "

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from . import reference
 from .codes import Codes, tokens_of
-from .reference import encode, unite
+from .reference import encode, grade_bits, unite
 
 __all__ = [
-    "attend", "dense_decode", "encode", "hamming_scores", "select", "select_by_codes", "unite",
+    "attend", "dense_decode", "encode", "grade_bits", "hamming_scores", "select",
+    "select_by_codes", "unite",
 ]  # fmt: skip
 
 WORD = reference.WORD
@@ -22,6 +23,8 @@ WORD = reference.WORD
 
 def hamming_scores(query_codes: Tensor, key_codes: Tensor, lists: int) -> Tensor:
     """Matching bits with numpy's popcount, one list at a time to stay in cache."""
+    if query_codes.dim() == 5:
+        return reference.hamming_scores(query_codes, key_codes, lists)
     batch, heads, q_len, words = query_codes.shape
     key_heads, n = key_codes.shape[1:3]
     group = heads // lists
@@ -49,11 +52,10 @@ def select_by_codes(
     width: int,
 ) -> Tensor:
     """Distances of one row at a time in bytes, threshold by counting, compaction."""
-    batch, heads, q_len, words = query_codes.shape
+    batch, heads, q_len, words = query_codes.shape[:4]
     keys = tokens_of(key_codes)
-    queries = (
-        query_codes.numpy().view(np.uint32).reshape(batch, lists, heads // lists, q_len, words)
-    )
+    shape = (batch, lists, heads // lists, q_len, words, *query_codes.shape[4:])
+    queries = query_codes.numpy().view(np.uint32).reshape(shape)
     shared = lists // keys.shape[1]
     indices = np.full((batch, lists, q_len, width), -1, dtype=np.int32)
     for b, line in np.ndindex(batch, lists):
@@ -71,12 +73,31 @@ def select_by_codes(
 
 
 def _distances(queries: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """Bits in which codes (n, words) differ from queries (group, words), summed: (n,)."""
+    """Bits in which codes (n, words) differ from queries (group, words), summed: (n,).
+
+    Of a graded query (1, words, 1 + planes), their weights.
+    """
+    if queries.ndim == 3:
+        return _graded_distances(queries[0], codes)
     group, words = queries.shape
     kind = np.uint8 if group * words * WORD <= np.iinfo(np.uint8).max else np.uint16
     total = np.zeros(len(codes), dtype=kind)
     for member, word in np.ndindex(group, words):
         total += np.bitwise_count(codes[:, word] ^ queries[member, word])
+    return total
+
+
+def _graded_distances(query: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """Weights of the bits in which codes (n, words) differ from query (words, 1 + planes): (n,)."""
+    words, slots = query.shape
+    most = words * WORD * (2 ** (slots - 1) - 1)
+    kind = np.uint16 if most <= np.iinfo(np.uint16).max else np.uint32
+    total = np.zeros(len(codes), dtype=kind)
+    for word in range(words):
+        other = codes[:, word] ^ query[word, 0]
+        for plane in range(slots - 1):
+            counted = np.bitwise_count(other & query[word, 1 + plane])
+            total += counted.astype(kind) << plane
     return total
 
 

@@ -8,6 +8,7 @@ from .codes import Codes, tokens_of
 from .maps import Maps
 
 WORD = 32
+TOKENS_AT_ONCE = 16_384  # whose bits are spread to floats at a time
 
 
 def pack_bits(preactivations: Tensor) -> Tensor:
@@ -16,6 +17,15 @@ def pack_bits(preactivations: Tensor) -> Tensor:
     shifts = torch.arange(WORD, device=ones.device)
     words = (ones << shifts).sum(dim=-1)
     return words.to(torch.int32)  # wraps: unit 31 becomes the sign bit
+
+
+def grade_bits(preactivations: Tensor, planes: int) -> Tensor:
+    """(..., bits) real -> (..., bits // 32, 1 + planes) int32: signs, digits of the weights."""
+    size = preactivations.float().abs()
+    largest = size.amax(dim=-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+    weights = (size / largest * (2**planes - 1)).round().to(torch.int64)
+    digits = [pack_bits((weights >> plane) & 1) for plane in range(planes)]
+    return torch.stack([pack_bits(preactivations), *digits], dim=-1)
 
 
 def unpack_bits(codes: Tensor, bits: int) -> Tensor:
@@ -55,7 +65,10 @@ def hamming_scores(query_codes: Tensor, key_codes: Tensor, lists: int) -> Tensor
     """Matching bits: (B, Hq, q, W) and (B, Hc, n, W) -> (B, lists, q, n) int32.
 
     A list sums the scores of its Hq / lists query heads; lists / Hc of them read the same codes.
+    Graded queries (B, lists, q, W, 1 + planes) weigh the bits.
     """
+    if query_codes.dim() == 5:
+        return _graded_scores(query_codes, key_codes)
     batch, heads, q_len, words = query_codes.shape
     n = key_codes.shape[2]
     group = heads // lists
@@ -72,6 +85,22 @@ def hamming_scores(query_codes: Tensor, key_codes: Tensor, lists: int) -> Tensor
         for member in range(group):
             scores -= popcount(grouped[:, :, member, :, word, None] ^ keys)
     return scores
+
+
+def _graded_scores(query_codes: Tensor, key_codes: Tensor) -> Tensor:
+    """As a product of signs: the weights of all bits, plus those that match, less the others, over
+    2. Whole numbers below 2^24, so exact in float32."""
+    batch, lists, q_len, words, slots = query_codes.shape
+    code_heads, bits = key_codes.shape[1], words * WORD
+    digits = [unpack_bits(query_codes[..., slot], bits) for slot in range(slots)]
+    weights = sum(digit.float() * 2**plane for plane, digit in enumerate(digits[1:]))
+    signed = torch.where(digits[0], weights, -weights).reshape(batch, code_heads, -1, bits)
+    parts = [
+        signed @ (unpack_bits(part, bits).float() * 2 - 1).mT
+        for part in key_codes.split(TOKENS_AT_ONCE, dim=2)
+    ]
+    agreement = torch.cat(parts, dim=-1).reshape(batch, lists, q_len, -1)
+    return ((weights.sum(dim=-1, keepdim=True) + agreement) / 2).to(torch.int32)
 
 
 def token_sets(spans: Tensor, n: int, sink: int, local: int) -> tuple[Tensor, Tensor]:

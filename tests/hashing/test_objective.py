@@ -67,8 +67,8 @@ def test_official_loss_is_the_papers_bce(maps):
 
 
 @pytest.mark.parametrize("loss_name", ["cross_entropy", "budgeted"])
-@pytest.mark.parametrize("maps", [2, 4])
-def test_ranking_losses_follow_their_formula(loss_name, maps):
+@pytest.mark.parametrize(("maps", "summed"), [(2, "sum"), (2, "each"), (4, "each")])
+def test_ranking_losses_follow_their_formula(loss_name, maps, summed):
     batch = random_batch()
     recipe = RECIPE.vary(
         loss=loss_name,
@@ -77,6 +77,7 @@ def test_ranking_losses_follow_their_formula(loss_name, maps):
         balance=0.0,
         decorrelation=0.0,
         average_group=True,
+        group=summed,
     )
     q, k, scale = bits(4, 3, 1), bits(maps, 30, 2), torch.tensor(7.0)
     loss = batch_loss(q, k, scale.expand(maps), torch.zeros(maps), batch, recipe)
@@ -84,7 +85,8 @@ def test_ranking_losses_follow_their_formula(loss_name, maps):
     for head in range(4):
         m = head // group
         for row in range(3):
-            logits = scale * (q[m * group : (m + 1) * group, row].mean(0) @ k[m].T) / 32
+            asked = q[m * group : (m + 1) * group, row].mean(0) if summed == "sum" else q[head, row]
+            logits = scale * (asked @ k[m].T) / 32
             whole = logits[batch.allowed[row]].exp().sum().log()
             budget = max(1.0, int(batch.visible[row]) / 8)
             for slot in range(4):

@@ -71,8 +71,9 @@ def test_the_official_recipe_learns_too(data):
     config = HashConfig((0,), **SHAPES, layout="per_query_head", hidden=32)
     recipe = TrainRecipe.official().vary(**WINDOW, steps=200, evaluate_every=50, top=4)
     trained = train_layer(*data, config, recipe, progress=False)
-    start, random = trained.history[0], selection_quality(lsh(), data[1], **WINDOW)
-    learned = selection_quality(trained.maps, data[1], **WINDOW)
+    by_bits = WINDOW | {"group": "sum"}
+    start, random = trained.history[0], selection_quality(lsh(), data[1], **by_bits)
+    learned = selection_quality(trained.maps, data[1], **by_bits)
     assert learned["recall@4"] > max(start["recall@4"], random["recall@4"]) + 0.15
     assert trained.history[-1]["loss"] < trained.history[1]["loss"]
 
@@ -101,6 +102,7 @@ def test_every_shape_trains(data, layout, depth, bits):
         {"sequences_per_step": 2},
         {"balance": 0.1, "decorrelation": 0.1},
         {"top_fraction": 1 / 128},
+        {"group": "sum"},
     ],
     ids=str,
 )
@@ -114,7 +116,8 @@ def test_each_option_changes_the_outcome(data, changes):
     assert second == second and first != second
 
 
-def test_selection_quality_by_hand():
+@pytest.mark.parametrize("group", ["sum", "each"])
+def test_selection_quality_by_hand(group):
     """Keys carry their own score as bits; the choice and the measures are counted by hand."""
     n, positions = 64, torch.tensor([63])
     keys = torch.zeros(1, n, 32)
@@ -124,9 +127,10 @@ def test_selection_quality_by_hand():
     eye = torch.eye(32)[None]
     maps = LayerMaps(HashMap((eye,), (torch.zeros(1, 32),)), HashMap((eye,), (torch.zeros(1, 32),)))
     captured = CapturedLayer(0, queries, positions, keys, 1.0)
-    chosen = selected_tokens(maps, captured, sink=4, local=8, fraction=32)
+    settings = {"sink": 4, "local": 8, "group": group}
+    chosen = selected_tokens(maps, captured, fraction=32, **settings)
     assert chosen.nonzero()[:, 2].tolist() == [32, 33]  # bit 0 set from token 32: lowest ties first
-    quality = selection_quality(maps, [captured], sink=4, local=8, fraction=4)
+    quality = selection_quality(maps, [captured], fraction=4, **settings)
     logits = 10 * torch.linspace(-1, 1, n)
     mass = logits.softmax(0)[4:56]  # candidates are tokens 4..55; chosen are 32..47
     assert quality["recall@4"] == 0.0

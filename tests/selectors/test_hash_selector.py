@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from hashattn import Budget, attach
+from hashattn.attention.tokens import make_choice
 from hashattn.hashing.maps import HashConfig
 from hashattn.hashing.weights import HashWeights
+from hashattn.kernels import membership, select
 from hashattn.selectors import HashSelector, make_selector
 from hashattn.selectors.base import KeyView
 from helpers import generate, prompt, tiny_model
@@ -32,24 +34,28 @@ def bits_of(maps, head, x):
     return (hidden @ second + maps.biases[1][head].double() > 0).tolist()
 
 
-@pytest.mark.parametrize("layout", ["per_kv_head", "per_query_head"])
-def test_scores_count_matching_bits(layout):
-    maps = weights(layout)
-    selector = HashSelector(maps)
+LAYOUTS = [("per_kv_head", "kv_head"), ("per_kv_head", "query_head"),
+           ("per_query_head", "query_head")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("codes", "layout"), LAYOUTS)
+def test_scores_count_matching_bits(codes, layout):
+    maps = weights(codes)
+    selector = HashSelector(maps, "hamming", layout)
     queries, keys = tensors()
-    lists = KV_HEADS if layout == "per_kv_head" else HEADS
+    lists = KV_HEADS if layout == "kv_head" else HEADS
     index = selector.encode_keys(1, keys)
     found = selector.scores(1, queries, KeyView(keys, index), 1.0)
     expected = torch.zeros(B, lists, ROWS, N, dtype=torch.int32)
     for b in range(B):
         for head in range(HEADS):
-            kv, own = head // 2, head * lists // HEADS
-            key_bits = [bits_of(maps.maps[1].key, own, keys[b, kv, j]) for j in range(N)]
+            kv, code = head // 2, head if codes == "per_query_head" else head // 2
+            key_bits = [bits_of(maps.maps[1].key, code, keys[b, kv, j]) for j in range(N)]
             for row in range(ROWS):
                 query_bits = bits_of(maps.maps[1].query, head, queries[b, head, row])
                 for j in range(N):
                     same = sum(x == y for x, y in zip(query_bits, key_bits[j], strict=True))
-                    expected[b, own, row, j] += same
+                    expected[b, head * lists // HEADS, row, j] += same
     assert selector.lists(HEADS, KV_HEADS) == lists
     assert torch.equal(found, expected)
 
@@ -72,48 +78,89 @@ def test_records_name_the_weights():
     record = make_selector("hash", weights=maps).record()
     assert record["weights_sha256"] == maps.sha256 != weights(seed=1).sha256
     assert record["parameters"] == {
-        "layout": "per_kv_head",
+        "codes": "per_kv_head",
         "bits": 64,
         "depth": 2,
-        "scoring": "hamming",
+        "scoring": "graded",
+        "layout": "query_head",
     }
     assert not HashSelector(maps).trained
     trained = HashWeights(maps.config, maps.maps, maps.card | {"trained": True})
     assert HashSelector(trained).trained
 
 
-@pytest.mark.parametrize("layout", ["per_kv_head", "per_query_head"])
-def test_asymmetric_scores_weigh_bits_by_the_query(layout):
-    """Pre-activations of the query times the key's signs, by hand, summed over the group."""
-    maps = weights(layout)
-    selector = make_selector("hash", weights=maps, scoring="asymmetric")
-    queries, keys = tensors()
-    index, query = selector.encode_step(1, keys, queries)
-    assert query is None
-    found = selector.scores(1, queries, KeyView(keys, index), 1.0)
-    lists = KV_HEADS if layout == "per_kv_head" else HEADS
-    expected = torch.zeros(B, lists, ROWS, N, dtype=torch.float64)
+def real_scores(maps, codes, layout, queries, keys):
+    """Signed pre-activations of the queries (B, lists, rows, bits), and the keys' signs by head."""
+    real = torch.zeros(B, HEADS, ROWS, 64, dtype=torch.float64)
+    signs = torch.zeros(B, HEADS, N, 64, dtype=torch.bool)
     for b in range(B):
         for head in range(HEADS):
-            own = head * lists // HEADS
             first, second = (w[head].double() for w in maps.maps[1].query.weights)
-            for j in range(N):
-                signs = torch.tensor(bits_of(maps.maps[1].key, own, keys[b, head // 2, j]))
-                for row in range(ROWS):
-                    biases = [bias[head].double() for bias in maps.maps[1].query.biases]
-                    hidden = queries[b, head, row].double() @ first + biases[0]
-                    real = hidden / (1 + torch.exp(-hidden)) @ second + biases[1]
-                    expected[b, own, row, j] += torch.where(signs, real, -real).sum()
-    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-4)
+            biases = [bias[head].double() for bias in maps.maps[1].query.biases]
+            hidden = queries[b, head].double() @ first + biases[0]
+            real[b, head] = hidden / (1 + torch.exp(-hidden)) @ second + biases[1]
+            code = head if codes == "per_query_head" else head // 2
+            signs[b, head] = torch.tensor(bits_of(maps.maps[1].key, code, keys[b, head // 2]))
+    if layout == "kv_head":
+        real, signs = real.unflatten(1, (KV_HEADS, 2)).sum(2), signs[:, ::2]
+    return real, signs
 
 
-def test_asymmetric_selection_runs_in_a_model_and_is_recorded():
-    config = HashConfig((0, 1), 4, 2, 16, "per_kv_head", 32, depth=2, hidden=16)
-    selector = make_selector("hash", weights=HashWeights.random(config, 0), scoring="asymmetric")
+@pytest.mark.parametrize(("codes", "layout"), LAYOUTS)
+@pytest.mark.parametrize("scoring", ["graded", "asymmetric"])
+def test_bits_are_weighed_by_the_query(scoring, codes, layout):
+    """By real pre-activations, or by their size in eighths of the largest."""
+    maps, (queries, keys) = weights(codes), tensors()
+    selector = make_selector("hash", weights=maps, scoring=scoring, layout=layout)
+    index, query = selector.encode_step(1, keys, queries)
+    found = selector.scores(1, queries, KeyView(keys, index, encoded=query), 1.0)
+    real, signs = real_scores(maps, codes, layout, queries, keys)
+    if scoring == "asymmetric":
+        assert query is None
+        expected = real @ torch.where(signs, 1.0, -1.0).double().mT
+        torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-4)
+        return
+    size = real.abs() / real.abs().amax(-1, keepdim=True) * 7
+    sure = ((size % 1 - 0.5).abs() > 1e-4).all(-1)[..., None].expand(found.shape)
+    assert sure.float().mean() > 0.7  # else a weight may round the other way
+    same = (real > 0)[..., None, :] == signs[:, :, None]
+    expected = (size.round()[..., None, :] * same).sum(-1).int()
+    assert torch.equal(found[sure], expected[sure]) and found.dtype == torch.int32
+
+
+@pytest.mark.parametrize("scoring", ["hamming", "graded", "asymmetric"])
+@pytest.mark.parametrize(("codes", "layout"), LAYOUTS)
+def test_selection_runs_in_a_model_and_is_recorded(scoring, codes, layout):
+    config = HashConfig((0, 1), 4, 2, 16, codes, 32, depth=2, hidden=16)
+    maps = HashWeights.random(config, 0)
+    selector = make_selector("hash", weights=maps, scoring=scoring, layout=layout)
     model, budget = tiny_model("llama"), Budget(1, 3, heavy=6)
     with attach(model, selector, budget, allow_untrained=True) as run:
         generate(model, prompt())
-    assert run.receipt.method["parameters"]["scoring"] == "asymmetric"
+    parameters = run.receipt.method["parameters"]
+    assert (parameters["scoring"], parameters["layout"]) == (scoring, layout)
     assert run.receipt.sparse_steps[0].read == 10
+
+
+def test_a_decode_step_selects_by_its_scores():
+    """Straight from codes, and by `select` of the scores: the same lists."""
+    maps, (queries, keys) = weights(), tensors()
+    choice = make_choice(None, B, ROWS, N, keys.device, Budget(1, 2, heavy=9))
+    for scoring in ("hamming", "graded"):
+        for layout in ("kv_head", "query_head"):
+            selector = HashSelector(maps, scoring, layout)
+            index, encoded = selector.encode_step(0, keys, queries)
+            view = KeyView(keys, index, encoded=encoded)
+            found = selector.select(0, queries, view, 1.0, choice)
+            scores = selector.scores(0, queries, view, 1.0)
+            wanted = select(scores, choice.heavy, choice.candidates, choice.always)
+            assert torch.equal(membership(found, N), membership(wanted, N))
+
+
+def test_invalid_settings():
     with pytest.raises(ValueError, match="scoring = 'cosine' must be one of"):
         make_selector("hash", weights=weights(), scoring="cosine")
+    with pytest.raises(ValueError, match="layout = 'head'"):
+        make_selector("hash", weights=weights(), layout="head")
+    with pytest.raises(ValueError, match="needs one code per KV head"):
+        make_selector("hash", weights=weights("per_query_head"), layout="kv_head")

@@ -36,6 +36,8 @@ _PACKED: WeakKeyDictionary[Maps, Packed] = WeakKeyDictionary()
 
 def supports(kernel: str, *arguments) -> bool:
     """Whether this backend runs `kernel` on these arguments (vectors to encode, or q, k and v)."""
+    if kernel == "grade_bits":
+        return arguments[0].dtype == torch.float32
     if kernel == "encode":
         return all(x.dtype in STORAGE and x.shape[3] % 8 == 0 for x in arguments)
     if kernel in ("attend", "dense_decode"):
@@ -161,6 +163,16 @@ def _pack(maps: Maps) -> Packed:
     )
 
 
+def grade_bits(preactivations: Tensor, planes: int) -> Tensor:
+    """Signs and digits of the weights in one pass."""
+    *shape, bits = preactivations.shape
+    values = preactivations.detach().reshape(-1, bits).contiguous()
+    words = bits // selection.WORD
+    out = np.empty((len(values), words, 1 + planes), dtype=np.uint32)
+    selection.grade_rows(values.numpy(), planes, out)
+    return torch.from_numpy(out.view(np.int32)).reshape(*shape, words, 1 + planes)
+
+
 def select_by_codes(
     query_codes: Tensor,
     key_codes: Tensor | Codes,
@@ -172,17 +184,23 @@ def select_by_codes(
     width: int,
 ) -> Tensor:
     """Distances, threshold and compaction of a row at a time, in the caches."""
-    batch, heads, rows, words = query_codes.shape
+    batch, heads, rows, words = query_codes.shape[:4]
+    grades = query_codes.shape[4] - 1 if query_codes.dim() == 5 else 0
     lines, code_heads, n = _lines(key_codes), key_codes.shape[1], key_codes.shape[2]
     queries, heavy, spans = query_codes.contiguous(), heavy.contiguous(), spans.contiguous()
     group = heads // lists
     out = torch.empty((batch, lists, rows, width), dtype=torch.int32)
     most = group * words * selection.WORD // (2 if group % 2 == 0 else 1)
+    if grades:
+        most = words * selection.WORD * (2**grades - 1)
+        if most > np.iinfo(np.uint16).max:
+            given = (query_codes, key_codes, heavy, spans, sink, local, lists, width)
+            return numpy_cpu.select_by_codes(*given)
     wide = most > np.iinfo(np.uint8).max
     size = selection.MASKS_BYTES + n * (2 if wide else 1)
     selection.select_region(wide).run(
         batch * lists * rows,
-        batch, lists, rows, group, lists // code_heads, words, width, sink, local, n,
+        batch, lists, rows, group, grades, lists // code_heads, words, width, sink, local, n,
         lines.data_ptr(), _span(lines), *lines.stride()[:3],
         queries.data_ptr(), heavy.data_ptr(), spans.data_ptr(), out.data_ptr(),
         *_memory(size, torch.get_num_threads()),

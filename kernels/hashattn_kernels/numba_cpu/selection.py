@@ -18,7 +18,8 @@ PLANES = 31  # bit planes of the largest group weight
 MASKS_BYTES = 128  # of the majority and the masks of a word, one a plane
 
 CALL = call_type(
-    "batch", "lists", "rows", "group", "lists_per_code_head", "words", "width", "sink", "local",
+    "batch", "lists", "rows", "group", "grades", "lists_per_code_head", "words", "width", "sink",
+    "local",
     "tokens", "keys", "key_size", "key_batch", "key_head", "key_word",
     "queries", "heavy", "spans", "out", "memory", "memory_size",
 )  # fmt: skip
@@ -66,6 +67,36 @@ def weigh_bits(queries, at, step, group, majority, masks):
         for plane in range(count):
             if (weight >> plane) & 1:
                 masks[plane] |= one
+
+
+@kernel
+def grade_rows(values, grades, out):
+    """Signs and digits of the weights of values (rows, bits), to out (rows, words, 1 + grades)."""
+    top = np.float32((1 << grades) - 1)
+    for row in range(len(values)):
+        largest = np.float32(0)
+        for bit in range(values.shape[1]):
+            largest = max(largest, abs(values[row, bit]))
+        for word in range(out.shape[1]):
+            for slot in range(1 + grades):
+                out[row, word, slot] = np.uint32(0)
+            for bit in range(WORD):
+                value = values[row, word * WORD + bit]
+                one = np.uint32(1) << np.uint32(bit)
+                if value > 0:
+                    out[row, word, 0] |= one
+                weight = np.int64(np.rint(abs(value) / largest * top)) if largest > 0 else 0
+                for plane in range(grades):
+                    if (weight >> plane) & 1:
+                        out[row, word, 1 + plane] |= one
+
+
+@kernel
+def load_grades(queries, at, grades, majority, masks):
+    """The same from a graded query, whose words hold signs and `grades` digits of the weights."""
+    majority[0] = queries[at]
+    for plane in range(grades):
+        masks[plane] = queries[at + 1 + plane]
 
 
 @kernel
@@ -254,18 +285,19 @@ def smallest_units(levels, k, out):
 def select_share(data, kind):
     """This thread's units: (batch, list, row), the last fastest.
 
-    data: the address of a CALL. queries (batch, lists * group, rows, words) and keys are codes,
-    uint32; keys have their own strides, tokens side by side. heavy (batch, lists, rows) int64.
-    spans (batch, rows, 2) int64: the tokens that a row sees. out (batch, lists, rows, width) int32:
-    the first `sink` and last `local` of them and the `heavy` best of the rest, ascending, -1
-    behind.
+    data: the address of a CALL. queries (batch, lists * group, rows, words), or (batch, lists,
+    rows, words, 1 + grades) where grades is not 0, and keys are codes, uint32; keys have their own
+    strides, tokens side by side. heavy (batch, lists, rows) int64. spans (batch, rows, 2) int64:
+    the tokens that a row sees. out (batch, lists, rows, width) int32: the first `sink` and last
+    `local` of them and the `heavy` best of the rest, ascending, -1 behind.
     kind: a type that holds every distance.
     """
     call = at_address(address_of(data), 1, CALL)[0]
     thread, start, stop = share_of(call.thread_number, call.number, call.threads, call.units)
     batch, lists, rows, group = call.batch, call.lists, call.rows, call.group
-    words, width = call.words, call.width
-    queries = at_address(call.queries, batch * lists * group * rows * words, np.uint32)
+    grades, words, width = call.grades, call.words, call.width
+    queries = at_address(call.queries, batch * lists * group * rows * words * (1 + grades),
+                         np.uint32)  # fmt: skip
     keys = at_address(call.keys, call.key_size, np.uint32)
     heavy = at_address(call.heavy, batch * lists * rows, np.int64)
     spans = at_address(call.spans, 2 * batch * rows, np.int64)
@@ -275,6 +307,8 @@ def select_share(data, kind):
     levels = at_address(memory + MASKS_BYTES, call.tokens, kind)
     count, halved = planes(group)
     most = (group * words * WORD) >> halved
+    if grades:
+        count, most = grades, words * WORD * ((1 << grades) - 1)
     majority, masks = scratch[:1], scratch[1:]
     for unit in range(start, stop):
         row, line, item = unit % rows, unit // rows % lists, unit // (rows * lists)
@@ -290,7 +324,10 @@ def select_share(data, kind):
                 tokens = min(CHUNK, size - chunk)
                 for word in range(words):
                     query = ((item * lists + line) * group * rows + row) * words + word
-                    weigh_bits(queries, query, rows * words, group, majority, masks)
+                    if grades:
+                        load_grades(queries, query * (1 + grades), grades, majority, masks)
+                    else:
+                        weigh_bits(queries, query, rows * words, group, majority, masks)
                     at = base + word * call.key_word + low + chunk
                     measure(keys[at : at + tokens], majority[0], masks, count,
                             levels[chunk : chunk + tokens], word == 0)  # fmt: skip

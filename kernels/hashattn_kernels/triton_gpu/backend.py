@@ -15,12 +15,15 @@ from .configs import DTYPES
 DIMS = 16  # head dims are multiples of it
 WIDEST = 256  # head dim, hidden width or bits that a program holds
 
+grade_bits = reference.grade_bits
 hamming_scores = reference.hamming_scores  # scores as such are for looking at: see select_by_codes
 select = reference.select
 
 
 def supports(kernel: str, *arguments: Tensor) -> bool:
     """Whether this backend runs `kernel` on these arguments (vectors to encode, or q, k and v)."""
+    if kernel == "grade_bits":
+        return True
     if not all(tensor.is_cuda or INTERPRET.value for tensor in arguments):
         return False
     if any(tensor.dtype not in DTYPES or tensor.shape[3] > WIDEST for tensor in arguments):
@@ -65,7 +68,10 @@ def select_by_codes(
     lists: int,
     width: int,
 ) -> Tensor:
-    """Histogram and threshold, then compaction: two launches."""
+    """Histogram and threshold, then compaction: two launches. Graded queries are torch's."""
+    if query_codes.dim() == 5:
+        given = (query_codes, key_codes, heavy, spans, sink, local, lists, width)
+        return reference.select_by_codes(*given)
     keys = key_codes if isinstance(key_codes, Tiled) else Tiled.from_tokens(tokens_of(key_codes))
     batch, heads, q_len, words = query_codes.shape
     shape = (batch, lists, q_len, width)

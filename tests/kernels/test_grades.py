@@ -1,0 +1,89 @@
+"""Graded query codes: weights of a query's bits, and selection by them, in Python integers."""
+
+import pytest
+import torch
+
+from hashattn import kernels
+from hashattn.kernels import pack_bits
+from kernel_inputs import random_codes
+from on_device import on_device
+
+BACKENDS = ("reference", "numpy", "numba", "triton")
+grade_bits, hamming_scores, select_by_codes = map(
+    on_device, (kernels.grade_bits, kernels.hamming_scores, kernels.select_by_codes)
+)
+
+
+def graded(batch, lists, rows, words, planes, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, lists, rows, 32 * words, generator=generator), planes
+
+
+def weights_of(row, planes):
+    largest = max(map(abs, row))
+    return [round(abs(x) / largest * (2**planes - 1)) if largest else 0 for x in row]
+
+
+def score(query, key, planes):
+    """Sum of the weights of the bits in which a query (floats) and a key (words) agree."""
+    total = 0
+    for i, weight in enumerate(weights_of(query, planes)):
+        bit = (key[i // 32] >> (i % 32)) & 1
+        total += weight * (bit == (query[i] > 0))
+    return total
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("planes", [1, 3, 8])
+def test_grades_hold_signs_and_the_digits_of_weights(backend, planes):
+    real, _ = graded(2, 3, 1, 2, planes)
+    real[0, 0] = 0.0
+    codes = grade_bits(real, planes, backend=backend)
+    assert codes.shape == (2, 3, 1, 2, 1 + planes) and codes.dtype == torch.int32
+    assert torch.equal(codes[..., 0], pack_bits(real))
+    for b in range(2):
+        for h in range(3):
+            wanted = weights_of(real[b, h, 0].tolist(), planes)
+            for i, weight in enumerate(wanted):
+                digits = codes[b, h, 0, i // 32, 1:].tolist()
+                found = sum(((digit >> (i % 32)) & 1) << p for p, digit in enumerate(digits))
+                assert found == weight
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("lists", "code_heads", "rows", "n", "words", "planes"),
+    [(2, 2, 1, 70, 1, 3), (4, 2, 2, 65, 1, 1), (6, 2, 1, 130, 4, 3), (3, 3, 1, 64, 2, 4),
+     (2, 1, 1, 33, 1, 2), (2, 1, 1, 33, 10, 8)],
+)  # fmt: skip
+def test_selects_by_weighted_bits(backend, lists, code_heads, rows, n, words, planes):
+    real, _ = graded(2, lists, rows, words, planes)
+    real[0, 0, 0, 1:] = 0  # one bit decides: many ties
+    keys = random_codes(2, code_heads, n, words, seed=1)
+    codes, heavy = grade_bits(real, planes), torch.tensor([[[7]], [[n // 2]]]).expand(2, 1, rows)
+    scores = hamming_scores(codes, keys, backend=backend)
+    made = select_by_codes(codes, keys, heavy, 2, 3, backend=backend)
+    for b in range(2):
+        for line in range(lists):
+            for row in range(rows):
+                own = [score(real[b, line, row].tolist(), key, planes)
+                       for key in keys[b, line * code_heads // lists].tolist()]  # fmt: skip
+                assert scores[b, line, row].tolist() == own
+                seen = n - rows + row + 1
+                free = sorted(range(2, seen - 3), key=lambda t: (-own[t], t))[: heavy[b, 0, row]]
+                wanted = sorted({0, 1, seen - 3, seen - 2, seen - 1} | set(free))
+                assert [t for t in made[b, line, row].tolist() if t >= 0] == wanted
+
+
+def test_invalid_grades():
+    with pytest.raises(ValueError, match="planes=9"):
+        grade_bits(torch.zeros(1, 32), 9)
+    with pytest.raises(ValueError, match="bits=40"):
+        grade_bits(torch.zeros(1, 40))
+    keys, codes = random_codes(1, 2, 9, 1), grade_bits(torch.ones(1, 4, 1, 32))
+    with pytest.raises(ValueError, match="one for each list, here 4"):
+        select_by_codes(codes, keys, 1, 0, 1, lists=2)
+    with pytest.raises(ValueError, match="at least one plane"):
+        select_by_codes(codes[..., :1], keys, 1, 0, 1)
+    with pytest.raises(ValueError, match="same bits"):
+        select_by_codes(grade_bits(torch.ones(1, 4, 1, 64)), keys, 1, 0, 1)
