@@ -30,6 +30,8 @@ METHOD_STYLES = {
     "dense": MethodStyle("#000000", "s", "dense"),
     "oracle": MethodStyle("#7f7f7f", "*", "oracle top-k"),
     "hash": MethodStyle("#0072b2", "o", "HashAttention"),
+    "hash_128": MethodStyle("#003f7f", "p", "HashAttention, 128 bits"),
+    "hash_official": MethodStyle("#7fb8d9", "s", "HashAttention, official recipe"),
     "double_sparsity": MethodStyle("#d55e00", "^", "Double Sparsity"),
     "quest": MethodStyle("#009e73", "v", "Quest"),
     "lsh": MethodStyle("#cc79a7", "D", "LSH"),
@@ -136,6 +138,13 @@ def save_table(table: pd.DataFrame, name: str, results: Path | None = None) -> P
     path = _folder(results, "tables") / f"{name}.csv"
     named_rows = any(name is not None for name in table.index.names)
     table.to_csv(path, index=named_rows, float_format="%.6g", lineterminator="\n")
+    return path
+
+
+def save_text(text: str, name: str, results: Path | None = None) -> Path:
+    """Write tables/<name> in the profile's results; returns its path."""
+    path = _folder(results, "tables") / name
+    path.write_text(text + "\n", encoding="utf-8")
     return path
 
 

@@ -28,6 +28,8 @@ USUAL_METHODS = (
 )
 DTYPES = ("float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda")
+HASH_VARIANTS = ("hash_128", "hash_official")  # the same selector with other weights
+MEMORY = (32, 64, 128, 256)
 LAYOUTS = ("per_kv_head", "per_query_head")
 
 
@@ -101,9 +103,11 @@ class Profile:
     a hub id ("org/name"); hash_weights None means that notebook 01 trains them. data None means
     that the records are generated (hashattn.evaluation.tasks).
     tasks: dataset names; lengths: context lengths in tokens; densities: attended / cached tokens,
-    sink and local counted; methods: names of selectors; samples_per_task: records per task and
-    length; template, metric: how records are asked and scored (hashattn.evaluation.Protocol);
-    contexts: cached tokens of the latency figures; repeats: timings per latency point.
+    sink and local counted; methods: names of selectors or of HASH_VARIANTS; samples_per_task:
+    records per task and length; template, metric: how records are asked and scored
+    (hashattn.evaluation.Protocol); memory: auxiliary bits per token and KV head at which methods
+    are compared; sequences: held-out sequences per length of that comparison; contexts: cached
+    tokens of the latency figures; repeats: timings per latency point.
     Raises ProfileError naming the field, its value and what is allowed.
     """
 
@@ -117,6 +121,8 @@ class Profile:
     samples_per_task: int
     contexts: tuple[int, ...]
     methods: tuple[str, ...] = USUAL_METHODS
+    memory: tuple[int, ...] = (32, 128)
+    sequences: int = 2
     training: HashTraining = HashTraining()
     template: str = "{context}\nQ: {input}"
     metric: str = "exact_match"
@@ -128,7 +134,7 @@ class Profile:
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        for field in ("tasks", "lengths", "densities", "contexts", "methods"):
+        for field in ("tasks", "lengths", "densities", "contexts", "methods", "memory"):
             value = getattr(self, field)
             _check(self, {field: (isinstance(value, list | tuple), "a list")})
             object.__setattr__(self, field, tuple(value))
@@ -145,9 +151,14 @@ class Profile:
                 "numbers above 0 and at most 1",
             ),
             "methods": (
-                bool(self.methods) and set(self.methods) <= set(METHODS),
-                f"some of {', '.join(METHODS)}",
+                bool(self.methods) and set(self.methods) <= {*METHODS, *HASH_VARIANTS},
+                f"some of {', '.join((*METHODS, *HASH_VARIANTS))}",
             ),
+            "memory": (
+                bool(self.memory) and set(self.memory) <= set(MEMORY),
+                f"some of {', '.join(map(str, MEMORY))}",
+            ),
+            "sequences": (_count(self.sequences), "a positive integer"),
             "samples_per_task": (_count(self.samples_per_task), "a positive integer"),
             "repeats": (_count(self.repeats), "a positive integer"),
             "sink": (type(self.sink) is int and self.sink >= 0, "zero or a positive integer"),

@@ -38,10 +38,10 @@ def recall_rows(
     queries (rows averaged), recall@k for k in `top` (share of the k best tokens by q.k outside sink
     and local that were selected), heavy_mass (share of the attention mass outside sink and local
     that the selection holds), mass (share of all mass on selected, sink and local tokens), density
-    (tokens read / visible) and, where values were captured, output_error (relative L2 error of the
-    attention output against dense; sampled tokens weigh as the method says). Means over rows and
-    query heads. Rows without a token outside sink and local say nothing and are left
-    out; ValueError if none is left.
+    (tokens read / visible), union (distinct tokens that a group's query heads read / visible) and,
+    where values were captured, output_error (relative L2 error of the attention output against
+    dense; sampled tokens weigh as the method says). Means over rows and query heads. Rows without a
+    token outside sink and local say nothing and are left out; ValueError if none is left.
 
     by_head: a row for each KV head instead, column head, means over its group. shares: as in
     Budget, how layers and heads divide the heavy tokens.
@@ -138,8 +138,8 @@ class _Truth:
         )
 
     def measure(self, indices: Tensor, log_weights: Tensor | None) -> dict[str, Tensor]:
-        """recall@k, heavy_mass, mass, density and output_error of lists (1, lists, rows, m), each
-        (query heads, rows)."""
+        """recall@k, heavy_mass, mass, density, union and output_error of lists (1, lists, rows, m),
+        each (query heads, rows)."""
         group = len(self.weights) // indices.shape[1]
         attended = membership(indices, self.weights.shape[-1])[0].repeat_interleave(group, dim=0)
         real = self.candidates.expand_as(attended).gather(-1, self.best)
@@ -148,6 +148,9 @@ class _Truth:
         found["heavy_mass"] = (self.outside * attended).sum(-1)
         found["mass"] = (self.weights * attended).sum(-1)
         found["density"] = attended.sum(-1) / self.visible.sum(-1)
+        share = len(self.weights) // len(self.layer.keys)
+        together = attended.unflatten(0, (-1, share)).any(1).sum(-1) / self.visible.sum(-1)
+        found["union"] = together.repeat_interleave(share, dim=0)
         if self.dense is not None:
             logits = self.logits.masked_fill(~attended, float("-inf"))
             if log_weights is not None:

@@ -14,6 +14,7 @@ from hashattn.hashing.capture import CapturedLayer, capture
 from hashattn.hashing.recipe import TrainRecipe
 from hashattn.hashing.weights import HashWeights
 from hashattn.profiles import Profile
+from hashattn.reproduce.contenders import ours
 from hashattn.reproduce.experiments import sequences, train_hashes
 from hashattn.selectors import make_selector
 from hashattn.selectors.base import Selector
@@ -56,6 +57,9 @@ def variants() -> dict[str, dict]:
         "labels: attention mass only": default.vary(mass_share=1.0),
         "surrogate: tanh": default.vary(surrogate="tanh"),
         "start: random": default.vary(init="random"),
+        "labels: 1/128 of the tokens seen": default.vary(top=64, top_fraction=1 / 128),
+        "labels: by the output's loss": default.vary(weigh="output"),
+        "ranked by the group's sum, by bits": default.vary(group="sum"),
     }
     found = {name: {"recipe": recipe} for name, recipe in changed.items()}
     found["official recipe"] = official
@@ -108,11 +112,21 @@ def _trained_and_measured(
         arguments = arguments | {"recipe": arguments["recipe"].vary(steps=ABLATION_STEPS)}
         weights = train_hashes(profile, model, tokenizer, folder, layers=[layer], count=count,
                                shared_captures="ablation/captured", **arguments)  # fmt: skip
-        chosen[name] = make_selector("hash", weights=weights)
+        chosen[name] = _selector(weights)
     asked = sequences(profile, tokenizer, 2, length=length, split="eval", questions=2)
     found = [capture(model, ids, rows=rows, layers=[layer])[layer] for ids, rows in asked]
     table = recall_rows(found, chosen, [length // 32], profile.sink, profile.local)
     return pd.DataFrame(table).groupby("method", sort=False)[["bits", *MEASURES]].mean()
+
+
+def _selector(weights: HashWeights) -> Selector:
+    """As the recipe meant: graded and for every query head, or by bits as the paper's."""
+    summed = weights.card["recipe"]["group"] == "sum"
+    shared = summed and weights.config.layout == "per_kv_head"
+    return make_selector(
+        "hash", weights=weights, scoring="hamming" if summed else "graded",
+        layout="kv_head" if shared else "query_head",
+    )  # fmt: skip
 
 
 def transfer(profile: Profile, model, tokenizer, held_out: str, length: int) -> pd.DataFrame:
@@ -139,11 +153,17 @@ def transfer(profile: Profile, model, tokenizer, held_out: str, length: int) -> 
 
 
 def bit_variants(
-    profile: Profile, weights: HashWeights, calibrated: list[CapturedLayer], lsh_bits: list[int]
+    profile: Profile,
+    codes: dict[str, HashWeights],
+    calibrated: list[CapturedLayer],
+    lsh_bits: list[int],
 ) -> dict[str, Selector]:
-    """Every method at several sizes of its index: "<method> <setting>" to selector."""
-    dim = weights.config.head_dim
-    found = {"hash as trained": make_selector("hash", weights=weights)}
+    """Every method at several sizes of its index: "<method> at <setting>" to selector.
+
+    codes: hash weights by name (hashattn.reproduce.contenders.our_codes).
+    """
+    found = {name.replace(" ", " at ", 1): made for name, made in ours(codes).items()}
+    dim = calibrated[0].keys.shape[-1]
     for bits in lsh_bits:
         found[f"lsh at {bits} bits"] = make_selector("lsh", bits=bits, seed=profile.seed)
     for page, bits in ((32, 4), (16, 4), (16, 16), (8, 16), (4, 16)):

@@ -9,79 +9,40 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from hashattn import plots
+from hashattn.evaluation.allocation import allocate
 from hashattn.evaluation.recall import recall_rows
 from hashattn.evaluation.statistics import paired_bootstrap
-from hashattn.hashing.capture import CapturedLayer
-from hashattn.hashing.weights import HashWeights
+from hashattn.evaluation.tables import dataset_weights, difference_to
 from hashattn.profiles import Profile
-from hashattn.reproduce.experiments import captured
-from hashattn.selectors import make_selector
+from hashattn.reproduce.experiments import CALIBRATION, captured
 from hashattn.selectors.base import Selector
-from hashattn.selectors.double_sparsity import DoubleSparsitySelector as DoubleSparsity
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 VARIANTS, LINES = "os^vDPX", ("-", "--", ":", "-.")
 FAMILY_SEED = 4000  # sequences that no other measurement of the notebooks uses
-
-
-def contenders(
-    profile: Profile, weights: HashWeights, calibrated: list[CapturedLayer]
-) -> dict[str, Selector]:
-    """Our codes with each trick, and the other methods at as many bits, twice and four times.
-
-    Quest per query head, as its authors run it; Double Sparsity with labels per KV head, its best
-    layout at equal memory.
-    """
-    head_dim, bits = weights.config.head_dim, weights.config.bits
-    ours = make_selector("hash", weights=weights)
-    asymmetric = make_selector("hash", weights=weights, scoring="asymmetric")
-    labels = {"channel_layout": "per_kv_head", "layout": "query_head"}
-
-    def double(channels: int, label_bits: int) -> Selector:
-        return DoubleSparsity.calibrate(
-            calibrated, channels_per_head=channels, label_bits=label_bits, **labels
-        )
-
-    found = {
-        "oracle": make_selector("oracle"),
-        "oracle per KV head": make_selector("oracle", layout="kv_head"),
-        "hash": ours,
-        "hash asymmetric": asymmetric,
-        "hash re-ranked 2x": make_selector("rerank", base=ours, factor=2),
-        "hash asymmetric, re-ranked 2x": make_selector("rerank", base=asymmetric, factor=2),
-        "hash asymmetric, re-ranked 4x": make_selector("rerank", base=asymmetric, factor=4),
-        "hash and a sample": make_selector("residual", base=ours, share=0.25, seed=profile.seed),
-        "double_sparsity 2-bit labels": double(head_dim // 4, 2),
-        "double_sparsity 4-bit labels": double(3 * head_dim // 8, 4),
-        "quest page 16, 4 bits": make_selector("quest", page=16, bits=4),
-        "quest page 8, 4 bits": make_selector("quest", page=8, bits=4),
-        "quest page 16, 16 bits": make_selector("quest", page=16, bits=16),
-    }
-    for factor in (1, 4):
-        found[f"lsh {factor * bits} bits"] = make_selector(
-            "lsh", bits=factor * bits, seed=profile.seed
-        )
-    return found
+PAIRED = ["sequence", "layer", "head"]
+BOUNDS = ("oracle", "dense")
 
 
 def frontier(
     profile: Profile, model, tokenizer, chosen: Mapping[str, Selector], lengths: Iterable[int],
-    densities: Iterable[float], count: int = 2,
+    densities: Iterable[float], shares: tuple[tuple[float, ...], ...] | None = None,
 ) -> pd.DataFrame:  # fmt: skip
-    """recall_rows with output error of `count` held-out sequences of every length, at densities
-    that count sink and local tokens; columns sequence, context and budget (the density asked for).
-    """
+    """recall_rows by KV head, with output error, of profile.sequences held-out sequences of every
+    length, at densities that count sink and local tokens; also columns sequence, context and budget
+    (the density asked for). shares: as in Budget."""
     rows = []
     for length in lengths:
-        for sequence in range(count):
+        for sequence in range(profile.sequences):
             seed = FAMILY_SEED + sequence
             layers = captured(profile, model, tokenizer, length, 1, seed=seed, values=True)
             n, fixed = layers[0].keys.shape[1], profile.sink + profile.local
             heavy = {density: max(0, int(density * n) - fixed) for density in densities}
             budgets = sorted(set(heavy.values()))
-            made = recall_rows(layers, chosen, budgets, profile.sink, profile.local)
+            made = recall_rows(layers, chosen, budgets, profile.sink, profile.local,
+                               by_head=True, shares=shares)  # fmt: skip
             rows += [
                 row | {"sequence": sequence, "context": length, "budget": density}
                 for density, tokens in heavy.items()
@@ -91,40 +52,186 @@ def frontier(
     return pd.DataFrame(rows)
 
 
+def divided(
+    profile: Profile, model, tokenizer, selector: Selector, density: float
+) -> tuple[tuple[float, ...], ...]:
+    """Budget.shares of a selector, allocated at one density on training sequences."""
+    length = profile.training.length
+    layers = captured(profile, model, tokenizer, length, CALIBRATION, split="train", seed=2000,
+                      values=True)  # fmt: skip
+    heavy = max(1, int(density * length) - profile.sink - profile.local)
+    return allocate(layers, selector, heavy, profile.sink, profile.local)
+
+
 def summary(rows: pd.DataFrame, measure: str = "output_error") -> pd.DataFrame:
     """A measure by method (lines, with bits) and budget (columns "1/8", ...), all contexts."""
     table = rows.groupby(["method", "bits", "budget"], sort=False)[measure].mean().unstack()
     table = table[sorted(table, reverse=True)]
-    return table.rename(columns=lambda density: f"1/{1 / density:g}")
+    return table.rename(columns=label)
+
+
+def label(density: float) -> str:
+    """ "1/8" for 0.125."""
+    return f"1/{1 / density:g}"
+
+
+def first_layer_dense(rows: pd.DataFrame, method: str) -> pd.DataFrame:
+    """What a dense first layer would change: density and output error of `method` at each budget,
+    as it is and with layer 0 read whole."""
+    own = rows[rows["method"] == method]
+    spared = own.assign(
+        output_error=own["output_error"].where(own["layer"] > 0, 0.0),
+        density=own["density"].where(own["layer"] > 0, 1.0),
+    )
+    parts = {"as it is": own, "first layer dense": spared}
+    measures = {
+        name: part.groupby("budget")[["density", "output_error"]].mean()
+        for name, part in parts.items()
+    }
+    return pd.concat(measures, axis=1).sort_index(ascending=False).rename(index=label)
+
+
+def by_head(rows: pd.DataFrame, method: str, budget: float) -> pd.DataFrame:
+    """Output error of a method over the oracle's, layers by KV heads, at one budget."""
+    here = rows[rows["budget"] == budget]
+    cells = here.groupby(["method", "layer", "head"])["output_error"].mean()
+    return (cells[method] / cells["oracle"]).unstack()
 
 
 def verdicts(rows: pd.DataFrame, ours: str) -> pd.DataFrame:
     """`ours` against every method of another family with at least as many bits, at every context
     and budget.
 
-    A line each: the other method, its bits, the difference of mean output errors (ours minus
-    theirs, below 0: ours is better) with the ends of a paired bootstrap interval over sequences and
-    layers, taken as independent, and the verdict: "better", "worse" or "not distinguishable".
-    Oracles are no methods.
+    A line each: the other method, its bits, both mean output errors, their difference (ours minus
+    theirs, below 0: ours is better) with the ends of a paired bootstrap interval over sequences,
+    layers and KV heads, taken as independent, and the verdict: "better", "worse" or "not
+    distinguishable". Oracles are no methods.
     """
     own = rows[rows["method"] == ours]
     least = own["bits"].iloc[0]
     lines = []
     for (method, context, budget), part in rows.groupby(["method", "context", "budget"]):
-        if method.split()[0] in ("oracle", ours.split()[0]) or part["bits"].iloc[0] < least:
+        family = method.split()[0]
+        if family in (*BOUNDS, ours.split()[0]) or part["bits"].iloc[0] < least:
             continue
         here = own[(own["context"] == context) & (own["budget"] == budget)]
-        pairs = here.merge(part, on=["sequence", "layer"], suffixes=("", " theirs"))
+        pairs = here.merge(part, on=PAIRED, suffixes=("", " theirs"))
         found = paired_bootstrap(
             pairs["output_error"].tolist(), pairs["output_error theirs"].tolist()
         )
         words = {"below": "better", "above": "worse"}
         lines.append({
             "method": method, "bits": part["bits"].iloc[0], "context": context,
-            "budget": f"1/{1 / budget:g}", "difference": found.difference, "low": found.low,
+            "budget": label(budget), "ours": here["output_error"].mean(),
+            "theirs": part["output_error"].mean(), "difference": found.difference,
+            "low": found.low, "high": found.high,
+            "verdict": words.get(found.verdict, found.verdict),
+        })  # fmt: skip
+    return pd.DataFrame(lines)
+
+
+def task_verdicts(results: pd.DataFrame, ours: str) -> pd.DataFrame:
+    """The same for task quality: `ours` against every method of as many bits or more, at each
+    budget they share, over the results of `evaluate`.
+
+    Scores, difference, low and high in points averaged over datasets, from a paired bootstrap over
+    contexts; above 0: ours is better.
+    """
+    own, lines = results[results["method"] == ours], []
+    least = own["auxiliary_bits"].iloc[0]
+    for (method, budget), part in results.groupby(["method", "budget"], sort=False):
+        bits, here = part["auxiliary_bits"].iloc[0], own[own["budget"] == budget]
+        family = method.split("_")[0]
+        if family in (*BOUNDS, ours.split("_")[0]) or bits < least or here.empty:
+            continue
+        found = difference_to(here, part.set_index("sample"), n=2000, seed=0).scaled(100)
+        words = {"above": "better", "below": "worse"}
+        weighted = [100 * (x["score"] * dataset_weights(x)).mean() for x in (here, part)]
+        lines.append({
+            "method": method, "bits": bits, "budget": budget, "ours": weighted[0],
+            "theirs": weighted[1], "difference": found.difference, "low": found.low,
             "high": found.high, "verdict": words.get(found.verdict, found.verdict),
         })  # fmt: skip
     return pd.DataFrame(lines)
+
+
+def counts(table: pd.DataFrame) -> pd.DataFrame:
+    """How often each verdict fell on each method."""
+    found = table.groupby(["bits", "method"])["verdict"].value_counts().unstack(fill_value=0)
+    return found.reindex(columns=["better", "not distinguishable", "worse"], fill_value=0)
+
+
+def losses(rows: pd.DataFrame, tables: Mapping[str, pd.DataFrame], method: str) -> str:
+    """Where `method` loses, as Markdown, all from the records.
+
+    rows: of `frontier`. tables: {our method: its verdicts}.
+    """
+    lines = []
+    for ours, table in tables.items():
+        lost = table[table["verdict"] != "better"]
+        lines.append(f"- {ours}: better in {len(table) - len(lost)} of {len(table)} comparisons "
+                     "with methods of as many bits or more.")  # fmt: skip
+        for (other, bits), part in lost.groupby(["method", "bits"]):
+            worse = part[part["verdict"] == "worse"]
+            same = len(part) - len(worse)
+            text = f"  - {other} ({bits:g} bits):"
+            if len(worse):
+                gap = (worse["ours"] / worse["theirs"]).max()
+                where = ", ".join(f"{c // 1024}K {b}" for c, b in
+                                  zip(worse["context"], worse["budget"], strict=True))  # fmt: skip
+                text += f" worse in {len(worse)} ({where}), error up to {gap:.2f} times theirs;"
+            lines.append(f"{text} not distinguishable in {same}.")
+    own, bound = (
+        rows[rows["method"] == name].groupby("budget")["output_error"].mean()
+        for name in (method, "oracle")
+    )
+    ends = [
+        f"{own[budget]:.3f} at {label(budget)} (oracle {bound[budget]:.3f})"
+        for budget in (max(own.index), min(own.index))
+    ]
+    lines.append(f"- Tiny budgets: its mean error grows from {ends[0]} to {ends[1]}.")
+    return "\n".join([*lines, _spread(rows, method)])
+
+
+def _spread(rows: pd.DataFrame, method: str) -> str:
+    """The heads that aggregate: their attention lies on more tokens than the budget holds."""
+    budget = sorted(rows["budget"].unique())[len(rows["budget"].unique()) // 2]
+    here = rows[rows["budget"] == budget].set_index(["context", *PAIRED])
+    bound, own = (here[here["method"] == name] for name in ("oracle", method))
+    most = bound["heavy_mass"].rank(pct=True)
+    errors = {
+        name: (own["output_error"][chosen].mean(), bound["output_error"][chosen].mean())
+        for name, chosen in (("spread", most <= 0.25), ("focused", most > 0.75))
+    }
+    return (
+        f"- Aggregation: in the quarter of heads whose attention is spread the most, at "
+        f"{label(budget)} its error is {errors['spread'][0]:.3f} (oracle {errors['spread'][1]:.3f}"
+        f"), in the most focused quarter {errors['focused'][0]:.3f} (oracle "
+        f"{errors['focused'][1]:.3f}): what needs all tokens is lost to any top-k."
+    )
+
+
+def at_memory(table: pd.DataFrame, bits: int) -> list[str]:
+    """Methods of `summary` for a panel: the oracle, ours, and of every other family the best that
+    stores no more than `bits`, an eighth more allowed for what pages and labels need."""
+    found = table.reset_index("bits")
+    found = found[found["bits"] <= 1.125 * bits]
+    mean = found.drop(columns="bits").mean(axis=1)
+    best: dict[str, str] = {}
+    for name in mean.sort_values().index:
+        family = name.split()[0]
+        if family not in ("oracle", "hash"):
+            best.setdefault(family, name)
+    own = [name for name in (f"hash {bits} bits", "hash official") if name in found.index]
+    return ["oracle", *own, *sorted(best.values())]
+
+
+def head_map(axis: Axes, table: pd.DataFrame) -> None:
+    """A table of `by_head` as colours with numbers."""
+    import seaborn
+
+    seaborn.heatmap(table, annot=True, fmt=".2f", cmap="viridis", cbar=False, ax=axis)
+    axis.set(xlabel="KV head", ylabel="layer")
 
 
 def error_lines(axis: Axes, table: pd.DataFrame, names: Iterable[str]) -> None:

@@ -8,8 +8,8 @@ from hashattn import Budget, attach
 from hashattn.access import load_model
 from hashattn.evaluation.longbench import save_records
 from hashattn.hashing import HashWeights
-from hashattn.profiles import METHODS, load_profile
-from hashattn.reproduce import experiments
+from hashattn.profiles import HASH_VARIANTS, METHODS, load_profile
+from hashattn.reproduce import contenders, experiments
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,11 @@ def test_training_sequences_mix_lengths_of_the_training_split(profile, loaded):
 
 def test_every_sparse_method_gets_every_density_and_the_window_one(profile, loaded, weights):
     calibrated = experiments.captured(profile, *loaded, 1024, split="train")
-    chosen = experiments.methods(profile, experiments.selectors(profile, weights, calibrated))
+    codes = contenders.our_codes(profile, *loaded, weights)
+    chosen = experiments.selectors(profile, weights, calibrated, codes)
+    assert chosen["hash_128"].auxiliary_bits(4, 64) == 128
+    assert chosen["hash_official"].auxiliary_bits(4, 64) == 128
+    chosen = experiments.methods(profile, chosen)
     labels = [(m.name, m.budget_label) for m in chosen]
     sparse = len(profile.methods) - 2  # dense and the window alone have one budget each
     assert len(labels) == len(set(labels)) == 2 + sparse * len(profile.densities)
@@ -76,9 +80,10 @@ def test_every_sparse_method_gets_every_density_and_the_window_one(profile, load
 def test_every_method_answers_within_its_budget(profile, loaded, weights):
     """All selectors through the one attention path, from the prefill on."""
     model, tokenizer = loaded
-    every = replace(profile, methods=tuple(METHODS))
+    every = replace(profile, methods=(*METHODS, *HASH_VARIANTS))
     calibrated = experiments.captured(profile, *loaded, 512, split="train")
-    chosen = experiments.selectors(every, weights, calibrated)
+    codes = contenders.our_codes(profile, model, tokenizer, weights)
+    chosen = experiments.selectors(every, weights, calibrated, codes)
     assert set(chosen) == set(METHODS) - {"dense"}
     record = experiments.generated_records(profile, tokenizer, 1024, 1, ("lookup",))[0]
     ids = tokenizer(f"{record.context}\nQ: {record.input}", return_tensors="pt").input_ids

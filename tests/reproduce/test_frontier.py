@@ -1,4 +1,6 @@
-"""Notebook 02's frontier: contenders, rows, verdicts against differences by hand."""
+"""Notebook 02's frontier: contenders, rows, verdicts and statements against differences by hand."""
+
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -6,68 +8,172 @@ import pytest
 from hashattn.access import load_model
 from hashattn.hashing import HashWeights
 from hashattn.profiles import load_profile
-from hashattn.reproduce import experiments
-from hashattn.reproduce.frontier import contenders, error_lines, frontier, summary, verdicts
+from hashattn.reproduce import contenders, experiments
+from hashattn.reproduce.frontier import (
+    at_memory,
+    by_head,
+    counts,
+    divided,
+    error_lines,
+    first_layer_dense,
+    frontier,
+    losses,
+    summary,
+    task_verdicts,
+    verdicts,
+)
 
 
 @pytest.fixture(scope="module")
-def rows():
-    profile = load_profile("tiny")
-    model, tokenizer = load_model(profile)
-    weights = HashWeights.load(profile.hash_weights_path, model)
-    calibrated = experiments.captured(profile, model, tokenizer, 512, 1, split="train")
-    chosen = contenders(profile, weights, calibrated)
-    return frontier(profile, model, tokenizer, chosen, [1024], [1 / 4, 1 / 8], count=1)
+def profile():
+    return replace(load_profile("tiny"), memory=(32, 128))
+
+
+@pytest.fixture(scope="module")
+def loaded(profile):
+    return load_model(profile)
+
+
+@pytest.fixture(scope="module")
+def codes(profile, loaded):
+    weights = HashWeights.load(profile.hash_weights_path, loaded[0])
+    return contenders.our_codes(profile, *loaded, weights)
+
+
+@pytest.fixture(scope="module")
+def rows(profile, loaded, codes):
+    calibrated = experiments.captured(profile, *loaded, 512, 1, split="train")
+    chosen = contenders.oracles() | contenders.ours(codes)
+    chosen |= contenders.others(profile, calibrated)
+    return frontier(profile, *loaded, chosen, [1024], [1 / 4, 1 / 8])
 
 
 def test_methods_store_what_they_are_compared_at(rows):
     bits = rows.groupby("method")["bits"].first()
-    assert bits["hash"] == bits["hash asymmetric, re-ranked 4x"] == bits["lsh 32 bits"] == 32
-    assert bits["quest page 16, 16 bits"] == bits["lsh 128 bits"] == 128
-    assert bits["double_sparsity 4-bit labels"] == 128
-    assert bits["quest page 16, 4 bits"] == 36 and bits["double_sparsity 2-bit labels"] == 64
+    assert bits["hash 32 bits"] == bits["lsh 32 bits"] == bits["socket 32 bits"] == 32
+    assert bits["hash 128 bits"] == bits["hash official"] == bits["quest page 16, 16 bits"] == 128
+    assert bits["double_sparsity 48 channels"] == bits["magicpig 128 bits"] == 128
+    assert bits["hata 128 bits"] == 128 and bits["pqcache official"] == 12
+    assert bits["quest page 16, 4 bits"] == 36  # bounds need a scale and an offset
+    assert bits["pqcache 16 parts"] == 96  # and 32 for its centroids at 2K tokens
 
 
 def test_budgets_are_densities_and_the_oracle_is_best(rows):
     found = rows.groupby("budget")["density"].mean()
     assert found[1 / 4] == pytest.approx(1 / 4, rel=0.05)
     assert found[1 / 8] == pytest.approx(1 / 8, rel=0.05)
+    union = rows.groupby("method")[["density", "union"]].mean()
+    assert (union["union"] >= union["density"] - 1e-6).all()
+    shared = union.loc["oracle per group"]
+    assert shared["union"] == pytest.approx(shared["density"])
     table = summary(rows)
     assert list(table.columns) == ["1/4", "1/8"]
     errors = table.droplevel("bits")["1/8"]
-    assert errors["oracle"] < errors["hash asymmetric, re-ranked 4x"] < errors["hash"]
-    assert errors["hash"] < errors["lsh 32 bits"] and errors.max() < 1.5
+    assert errors["oracle"] < errors["hash 128 bits"] < errors["hash 32 bits"]
+    assert errors["hash 32 bits"] < errors["lsh 32 bits"] and errors.max() < 1.5
 
 
-def test_verdicts_by_hand():
+def test_every_trick_pays_where_it_should(profile, loaded, codes):
+    weights = codes["hash 32 bits"]
+    chosen = contenders.oracles() | contenders.tricks(weights, seed=0)
+    found = frontier(profile, *loaded, chosen, [1024], [1 / 8])
+    error = summary(found).droplevel("bits")["1/8"]
+    assert error["hash asymmetric"] == pytest.approx(error["hash graded"], rel=0.05)
+    assert error["hash graded"] < error["hash by bits"]
+    assert error["hash re-ranked 4x"] < error["hash re-ranked 2x"] < error["hash graded"]
+    assert error["oracle"] < error["hash re-ranked 4x"]
+    shares = divided(profile, *loaded, chosen["hash graded"], 1 / 8)
+    assert sum(map(sum, shares)) == pytest.approx(8)
+    moved = frontier(
+        profile, *loaded, {"hash graded": chosen["hash graded"]}, [1024], [1 / 8], shares
+    )
+    own = found[found.method == "hash graded"]
+    assert moved["density"].mean() == pytest.approx(own["density"].mean(), rel=0.02)
+    assert moved["output_error"].mean() < own["output_error"].mean()
+
+
+def test_figures_and_tables_of_the_rows(rows):
+    from matplotlib import pyplot as plt
+
+    table = summary(rows)
+    names = at_memory(table, 128)
+    assert names[:3] == ["oracle", "hash 128 bits", "hash official"]
+    assert {name.split()[0] for name in names} == {
+        "oracle", "hash", "lsh", "hata", "socket", "quest", "pqcache", "double_sparsity",
+        "magicpig", "loki",
+    }  # fmt: skip
+    assert at_memory(table, 32)[:2] == ["oracle", "hash 32 bits"]
+    figure, axis = plt.subplots()
+    error_lines(axis, table, names)
+    styles = {(line.get_color(), line.get_marker(), line.get_linestyle()) for line in axis.lines}
+    assert len(styles) == len(names)
+    plt.close(figure)
+    heads = by_head(rows, "hash 32 bits", 1 / 8)
+    assert heads.shape == (4, 2) and (heads.iloc[1:] > 1).all(axis=None)
+    dense = first_layer_dense(rows, "hash 32 bits").loc["1/8"]
+    assert dense["first layer dense", "density"] > dense["as it is", "density"] + 0.2
+
+
+def line(method, bits, error, **here):
+    return here | {"method": method, "bits": bits, "output_error": error, "heavy_mass": 0.5}
+
+
+def planted():
     """Two sequences of two layers: always better, always worse, and both."""
     lines = []
     for sequence in range(2):
         for layer in range(2):
-            here = {"sequence": sequence, "layer": layer, "context": 64, "budget": 1 / 8}
-            base = 0.1 * (1 + layer)
-            sign = 1 if sequence else -1
-            for method, bits, error in (
-                ("hash", 32, base), ("quest", 32, base + 0.02), ("lsh", 64, base - 0.03),
-                ("magicpig", 32, base + sign * 0.04), ("random", 0, 0.0), ("oracle", 0, 0.0),
-                ("hash asymmetric", 32, 0.0),
-            ):  # fmt: skip
-                lines.append(here | {"method": method, "bits": bits, "output_error": error})
-    table = verdicts(pd.DataFrame(lines), "hash").set_index("method")
+            here = {"sequence": sequence, "layer": layer, "head": 0, "context": 1024,
+                    "budget": 1 / 8}  # fmt: skip
+            base, sign = 0.1 * (1 + layer), 1 if sequence else -1
+            lines += [
+                line("hash 32 bits", 32, base, **here),
+                line("quest", 32, base + 0.02, **here),
+                line("lsh", 64, base - 0.03, **here),
+                line("magicpig", 32, base + sign * 0.04, **here),
+                line("random", 0, 0.0, **here),
+                line("oracle", 0, 0.01, **here),
+                line("hash 64 bits", 64, 0.0, **here),
+            ]
+    return pd.DataFrame(lines)
+
+
+def test_verdicts_by_hand():
+    table = verdicts(planted(), "hash 32 bits").set_index("method")
     assert set(table.index) == {"quest", "lsh", "magicpig"}  # not fewer bits, own family, oracles
     assert table.verdict.to_dict() == {
         "quest": "better", "lsh": "worse", "magicpig": "not distinguishable",
     }  # fmt: skip
-    assert table.difference["quest"] == pytest.approx(-0.02)
-    assert table.low["magicpig"] < 0 < table.high["magicpig"]
+    assert table.difference["lsh"] == pytest.approx(0.03)
+    assert table.low["lsh"] <= 0.03 <= table.high["lsh"]
+    found = counts(table.reset_index())
+    assert found.loc[(64, "lsh")].tolist() == [0, 0, 1]
 
 
-def test_lines_are_drawn_and_labelled(rows):
-    from matplotlib import pyplot as plt
+def test_losses_are_stated_from_the_records():
+    rows = planted()
+    text = losses(rows, {"hash 32 bits": verdicts(rows, "hash 32 bits")}, "hash 32 bits")
+    assert "better in 1 of 3 comparisons" in text
+    assert "lsh (64 bits): worse in 1 (1K 1/8), error up to 1.25 times theirs" in text
+    assert "magicpig (32 bits): not distinguishable in 1" in text
+    assert "from 0.150 at 1/8 (oracle 0.010) to 0.150 at 1/8" in text
+    assert "quest" not in text
 
-    figure, axis = plt.subplots()
-    error_lines(axis, summary(rows), ["hash", "lsh 32 bits"])
-    labels = [line.get_label() for line in axis.get_lines()]
-    assert labels == ["hash (32 bits)", "lsh 32 bits (32 bits)"]
-    assert [tick.get_text() for tick in axis.get_xticklabels()] == ["1/4", "1/8"]
-    plt.close(figure)
+
+def test_task_verdicts_by_hand():
+    """Two datasets of different sizes: their means count the same."""
+    lines = []
+    for number in range(12):
+        dataset = "a" if number < 4 else "b"
+        here = {"sample": str(number), "context": str(number), "dataset": dataset}
+        for method, bits, score in (
+            ("hash", 32, 1.0), ("quest", 128, float(dataset == "b")), ("lsh", 32, 1.0),
+            ("window", 0, 0.0), ("oracle", 0, 1.0), ("hash_128", 128, 1.0),
+        ):  # fmt: skip
+            lines.append(here | {"method": method, "auxiliary_bits": bits, "budget": "8x",
+                                 "score": score})  # fmt: skip
+    table = task_verdicts(pd.DataFrame(lines), "hash").set_index("method")
+    assert table.index.tolist() == ["quest", "lsh"]
+    assert table.difference.tolist() == pytest.approx([50.0, 0.0])
+    assert table.verdict.tolist() == ["better", "not distinguishable"]
+    assert table.theirs.tolist() == pytest.approx([50.0, 100.0])
