@@ -12,7 +12,7 @@ from hashattn.plots import (
     save_table,
     use_style,
 )
-from hashattn.profiles import METHODS
+from hashattn.profiles import HASH_VARIANTS, METHODS
 
 matplotlib.use("agg")
 
@@ -43,9 +43,9 @@ def test_the_same_figure_is_the_same_bytes(tmp_path):
 
 
 def test_every_method_has_its_own_colour_and_marker():
-    assert set(METHOD_STYLES) == set(METHODS)
-    assert len({style.color for style in METHOD_STYLES.values()}) == len(METHODS)
-    assert len({style.marker for style in METHOD_STYLES.values()}) == len(METHODS)
+    assert set(METHOD_STYLES) == {*METHODS, *HASH_VARIANTS}
+    assert len({style.color for style in METHOD_STYLES.values()}) == len(METHOD_STYLES)
+    assert len({style.marker for style in METHOD_STYLES.values()}) == len(METHOD_STYLES)
 
 
 def test_variants_share_a_style_and_unknown_methods_are_refused():

@@ -177,7 +177,9 @@ def selectors(
         "loki": lambda: LokiSelector.calibrate(calibrated),
         "pqcache": lambda: make_selector("pqcache"),
         "socket": lambda: make_selector("socket"),
-        "hata": lambda: HATASelector.train(calibrated, bits=weights.config.bits, seed=profile.seed),
+        "hata": lambda: HATASelector.train(
+            calibrated, bits=weights.config.bits, seed=profile.seed, progress=False
+        ),
         "magicpig": lambda: MagicPIGSelector.calibrate(calibrated, seed=profile.seed),
         "rerank": lambda: make_selector("rerank", base=make["hash"](), factor=2),
         "residual": lambda: make_selector(
