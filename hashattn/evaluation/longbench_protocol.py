@@ -75,6 +75,12 @@ def authors(
     Llama-3.1, 32768 for Mistral-7B-v0.3. Their code gives Llama a second beginning-of-sequence
     token and tokenises a truncated prompt anew; here prompts begin once and keep their tokens.
     """
+    least = AUTHORS_FIRST + 1 + max(of.max_new_tokens for of in DATASETS.values())
+    if max_length < least:
+        raise ValueError(
+            f"max_length = {max_length} must be at least {least}: the first {AUTHORS_FIRST} "
+            "tokens, one of the end and the longest answer"
+        )
     settings = {}
     for name in (*DATASETS, *E_NAMES):
         asked = _asked(dataset(name), prompts, chat) | {"min_new_tokens": 0}

@@ -200,12 +200,11 @@ class _Cells:
             "prediction": prediction,
             "answers": list(record.answers),
             "score": score,
-            "length": record.length,
             "context_tokens": context_tokens,
         } | reading(method, receipt, context_tokens)
 
     def row(self, cell: tuple[Method, int], log: ResultLog) -> dict[str, Any]:
-        """A finished cell's row, under this run's name for its method."""
-        method, _ = cell
+        """A finished cell's row, under this run's name for its method and length of its record."""
+        method, index = cell
         labels = {"method": method.name, "budget": method.budget_label}
-        return log.rows[self.keys[cell]] | labels
+        return log.rows[self.keys[cell]] | labels | {"length": self.records[index].length}
