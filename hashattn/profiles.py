@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hashattn.errors import HashAttnError
+from hashattn.evaluation.longbench_datasets import DATASETS, E_NAMES
 from hashattn.selectors import METHODS
 
 DEFAULT = "embedded"
@@ -29,6 +30,7 @@ USUAL_METHODS = (
 DTYPES = ("float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda")
 LAYOUTS = ("per_kv_head", "per_query_head")
+PROTOCOLS = ("own", "longbench", "authors")
 
 
 class ProfileError(HashAttnError, ValueError):
@@ -102,7 +104,9 @@ class Profile:
     that the records are generated (hashattn.evaluation.tasks).
     tasks: dataset names; lengths: context lengths in tokens; densities: attended / cached tokens,
     sink and local counted; methods: names of selectors; samples_per_task: records per task and
-    length; template, metric: how records are asked and scored (hashattn.evaluation.Protocol);
+    length; protocol: how records are asked and scored: "own" (template and metric, see
+    hashattn.evaluation.Protocol), "longbench" (each dataset by the book) or "authors" (LongBench as
+    the paper's authors ran it); chat: whether these two use the chat template, no for base models;
     contexts: cached tokens of the latency figures; repeats: timings per latency point.
     Raises ProfileError naming the field, its value and what is allowed.
     """
@@ -118,8 +122,10 @@ class Profile:
     contexts: tuple[int, ...]
     methods: tuple[str, ...] = USUAL_METHODS
     training: HashTraining = HashTraining()
+    protocol: str = "own"
     template: str = "{context}\nQ: {input}"
     metric: str = "exact_match"
+    chat: bool = True
     sink: int = 4
     local: int = 28
     repeats: int = 20
@@ -136,8 +142,18 @@ class Profile:
             field: (isinstance(getattr(self, field), str) and bool(getattr(self, field)), "a text")
             for field in ("name", "model", "template", "metric")
         }
+        official, names = self.protocol in ("longbench", "authors"), (*DATASETS, *E_NAMES)
         rules |= {
-            "tasks": (bool(self.tasks), "at least one dataset name"),
+            "protocol": (self.protocol in PROTOCOLS, " or ".join(PROTOCOLS)),
+            "chat": (type(self.chat) is bool, "true or false"),
+            "tasks": (
+                bool(self.tasks) and (not official or set(self.tasks) <= set(names)),
+                f"some of {', '.join(names)}" if official else "at least one dataset name",
+            ),
+            "data": (
+                self.data is not None or not official,
+                f"the folder or hub id of LongBench, which protocol {self.protocol!r} asks",
+            ),
             "lengths": (_counts(self.lengths), "positive integers"),
             "contexts": (_counts(self.contexts), "positive integers"),
             "densities": (
