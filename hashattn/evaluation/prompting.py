@@ -97,8 +97,8 @@ def _question_tokens(tokenizer: Any, prompt: str, ids: list[int], question: str)
     start = prompt.rfind(asked)
     if start < 0:  # the truncation cut into it
         return len(tokenizer(question, add_special_tokens=False)["input_ids"])
-    before = _tokenize(tokenizer, prompt[:start].rstrip(" "))  # a space belongs to the word after
-    same = 0
+    before = _tokenize(tokenizer, prompt[:start])
+    same = 0  # a token over the seam is the question's
     while same < min(len(before), len(ids)) and before[same] == ids[same]:
         same += 1
     return max(1, len(ids) - same)

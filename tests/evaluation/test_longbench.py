@@ -4,12 +4,15 @@ import json
 from collections import Counter
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from hashattn.access import load_model
+from hashattn.evaluation.answering import PrefilledContext, feed, greedy
+from hashattn.evaluation.identity import record_sha256, tokenizer_sha256
 from hashattn.evaluation.longbench import Record, RecordError, save_records
 from hashattn.evaluation.longbench_datasets import (
     DATASETS,
@@ -208,7 +211,10 @@ def words(template=None, special=True):
     return made
 
 
-CHAT = "{{ bos_token }}[U] {{ messages[0]['content'].strip() }} [A]"
+CHAT = (
+    "{{ bos_token }}[U] {{ messages[0]['content'].strip() }}"
+    "{% if add_generation_prompt %} [A]{% endif %}"
+)
 
 
 def numbered(start, stop):
@@ -250,6 +256,14 @@ def test_the_authors_truncation_counts_the_chat_templates_tokens():
     assert (context, question) == ("<s> [U] w0 w9 w10 w98", "w50 w51 w99 [A]")
     plain = protocol.with_(window=None)
     assert texts(tokenizer, encode_prompt(tokenizer, plain, ASKED)) == [context, question]
+
+
+def test_the_question_is_found_where_the_chat_template_strips_the_prompt():
+    tokenizer = words(CHAT)
+    stripped = WHOLE.with_(chat=True, template=WHOLE.template + "\n\n")
+    plain = encode_prompt(tokenizer, WHOLE.with_(chat=True), ASKED)
+    assert encode_prompt(tokenizer, stripped, ASKED) == plain
+    assert texts(tokenizer, plain[1:]) == ["w50 w51 w99 [A]"]
 
 
 def test_a_prompt_begins_once_whoever_writes_the_beginning():
@@ -358,10 +372,26 @@ def test_official_files_run_by_the_book(embedded, folder, tmp_path):
             text = text.lstrip("\n").split("\n")[0]
         assert row.score == METRICS[asked.metric](text, r.answers, r.all_classes)
     assert max(len(tokenizer(r.context).input_ids) for r in records) > 400
-    table = bucket_table(frame[frame["dataset"] == "qasper_e"])
-    assert table.columns.tolist() == ["0-4k", "4-8k", "8k+"]
+    lengths = frame[frame["dataset"] == "qasper_e"]["length"]
+    assert lengths.tolist() == 2 * [300, 5000, 9000]  # equal texts, of one stored result
     again = evaluate(model, tokenizer, records, methods, protocol, tmp_path / "r", progress=False)
     assert again.attrs["reused"] == len(again) == 2 * len(records)
+
+
+def test_longbench_e_is_averaged_by_interval_over_datasets():
+    lines = [("a", 10, 1), ("a", 20, 0), ("b", 3999, 1), ("a", 8000, 0.25)]
+    rows = [{"method": "dense", "budget": "dense", "dataset": d, "length": n, "score": s}
+            for d, n, s in lines]  # fmt: skip
+    table = bucket_table(pd.DataFrame(rows))
+    assert table.columns.tolist() == ["0-4k", "8k+"]
+    assert table.loc[("dense", "dense")].tolist() == [75, 25]
+
+
+def test_what_a_result_depends_on_moves_its_key():
+    plain = record("trec", all_classes=("a", "b"))
+    assert record_sha256(plain) != record_sha256(replace(plain, all_classes=("a",)))
+    assert record_sha256(plain) == record_sha256(replace(plain, length=9))
+    assert tokenizer_sha256(words()) != tokenizer_sha256(words(CHAT))
 
 
 def test_the_authors_window_and_truncation_run(embedded, folder, tmp_path):
@@ -398,6 +428,31 @@ def test_a_first_token_that_ends_is_passed_over_where_one_is_due(embedded, tmp_p
     ]  # fmt: skip
     assert free.startswith(first)
     assert runs[0] == "" and runs[1] and not runs[1].startswith(first)
+    before = model.generation_config.eos_token_id
+    (model.generation_config.eos_token_id,) = end_token_ids(tokenizer, ends)
+    try:  # the model's own end counts as well
+        run = evaluate(model, tokenizer, [asked], [Method("dense")], plain, tmp_path / "b",
+                       progress=False)  # fmt: skip
+    finally:
+        model.generation_config.eos_token_id = before
+    assert run["prediction"][0] == ""
+
+
+def test_no_answer_ends_before_its_least_length(embedded):
+    model, tokenizer = embedded
+    ids = tokenizer(FILLER).input_ids
+
+    def ask(ends, least):
+        cache = PrefilledContext(model, ids[:-1]).fork()
+        first = feed(model, ids[-1:], cache, ends)
+        text = greedy(model, tokenizer, cache, first, 6, None, ends, least)
+        return tokenizer(text, add_special_tokens=False).input_ids
+
+    free = ask(frozenset(), 0)
+    ends = frozenset(set(free) - {free[0]})
+    assert free[1] in ends and ask(ends, 1) == free[:1]
+    longer = ask(ends, 3)
+    assert len(longer) >= 3 and not ends & set(longer)
 
 
 def test_a_dataset_that_the_protocol_lacks_is_refused(embedded, tmp_path):

@@ -62,8 +62,12 @@ def test_longbench_profiles_ask_each_dataset_in_its_own_way(
     profile, loaded, weights, tmp_path, protocol
 ):
     text = "The museum opens at nine in the morning and closes late.\n" * 60
-    asked = {"lcc": Record("", text, ("x = 1",)), "trec_e": Record(
-        "Type:", text, ("Place",), all_classes=("Place", "Person"))}  # fmt: skip
+    types = {"all_classes": ("Place", "Person")}
+    asked = {
+        "lcc": Record("", text, ("x = 1",)),
+        "passage_count": Record("", text, ("1",)),
+        "trec_e": Record("Type:", text, ("Place",), **types),
+    }
     for name, record in asked.items():
         save_records([record, record], tmp_path / f"{name}.jsonl")
     own = replace(profile, data=str(tmp_path), tasks=tuple(asked), protocol=protocol, chat=False,
@@ -74,7 +78,7 @@ def test_longbench_profiles_ask_each_dataset_in_its_own_way(
     assert (made.of("lcc").truncated == "chat") == (protocol == "authors")
     chosen = experiments.methods(own, experiments.selectors(own, weights, []))
     found = experiments.quality(own, *loaded, chosen, 700, samples=1, progress=False)
-    assert found["dataset"].tolist() == ["lcc", "trec_e"] * 2
+    assert found["dataset"].tolist() == list(asked) * 2
     assert found[found.method == "hash"]["density"].max() <= 0.13
     whole = found["context_tokens"][0] + 128
     assert protocol == "longbench" or whole == 700 - 64
