@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hashattn.errors import HashAttnError
+from hashattn.evaluation.longbench_datasets import find_file
 from hashattn.profiles import Profile, repository
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
@@ -62,7 +63,8 @@ def model_folder(profile: Profile) -> Path:
 
 
 def data_folder(profile: Profile) -> Path | None:
-    """The folder with one LongBench-format <task>.jsonl per task; None when records are generated.
+    """The folder with one LongBench-format <task>.jsonl per task, in itself or in its data/; None
+    when records are generated.
 
     A hub id is looked for in HASHATTN_DATA_DIR. Raises AccessError naming the missing files.
     """
@@ -70,8 +72,7 @@ def data_folder(profile: Profile) -> Path | None:
         return None
     chosen = os.environ.get("HASHATTN_DATA_DIR")
     folder = Path(chosen) if chosen else repository() / profile.data
-    files = [f"{task}.jsonl" for task in profile.tasks]
-    missing = [name for name in files if not (folder / name).is_file()]
+    missing = [f"{task}.jsonl" for task in profile.tasks if find_file(folder, task) is None]
     if missing:
         raise AccessError(
             f"profile {profile.name} evaluates on {profile.data}, and {folder} lacks "

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hashattn.errors import HashAttnError
+from hashattn.evaluation.longbench_datasets import DATASETS, E_NAMES
 from hashattn.selectors import METHODS
 
 DEFAULT = "embedded"
@@ -31,6 +32,7 @@ DEVICES = ("auto", "cpu", "cuda")
 HASH_VARIANTS = ("hash_128", "hash_official")  # the same selector with other weights
 MEMORY = (32, 64, 128, 256)
 LAYOUTS = ("per_kv_head", "per_query_head")
+PROTOCOLS = ("own", "longbench", "authors")
 
 
 class ProfileError(HashAttnError, ValueError):
@@ -104,10 +106,12 @@ class Profile:
     that the records are generated (hashattn.evaluation.tasks).
     tasks: dataset names; lengths: context lengths in tokens; densities: attended / cached tokens,
     sink and local counted; methods: names of selectors or of HASH_VARIANTS; samples_per_task:
-    records per task and length; template, metric: how records are asked and scored
-    (hashattn.evaluation.Protocol); memory: auxiliary bits per token and KV head at which methods
-    are compared; sequences: held-out sequences per length of that comparison; contexts: cached
-    tokens of the latency figures; repeats: timings per latency point.
+    records per task and length; protocol: how records are asked and scored: "own" (template and
+    metric, see hashattn.evaluation.Protocol), "longbench" (each dataset by the book) or "authors"
+    (LongBench as the paper's authors ran it); chat: whether these two use the chat template, no for
+    base models; memory: auxiliary bits per token and KV head at which methods are compared;
+    sequences: held-out sequences per length of that comparison; contexts: cached tokens of the
+    latency figures; repeats: timings per latency point.
     Raises ProfileError naming the field, its value and what is allowed.
     """
 
@@ -124,8 +128,10 @@ class Profile:
     memory: tuple[int, ...] = (32, 128)
     sequences: int = 2
     training: HashTraining = HashTraining()
+    protocol: str = "own"
     template: str = "{context}\nQ: {input}"
     metric: str = "exact_match"
+    chat: bool = True
     sink: int = 4
     local: int = 28
     repeats: int = 20
@@ -142,8 +148,18 @@ class Profile:
             field: (isinstance(getattr(self, field), str) and bool(getattr(self, field)), "a text")
             for field in ("name", "model", "template", "metric")
         }
+        official, names = self.protocol in ("longbench", "authors"), (*DATASETS, *E_NAMES)
         rules |= {
-            "tasks": (bool(self.tasks), "at least one dataset name"),
+            "protocol": (self.protocol in PROTOCOLS, " or ".join(PROTOCOLS)),
+            "chat": (type(self.chat) is bool, "true or false"),
+            "tasks": (
+                bool(self.tasks) and (not official or set(self.tasks) <= set(names)),
+                f"some of {', '.join(names)}" if official else "at least one dataset name",
+            ),
+            "data": (
+                self.data is not None or not official,
+                f"the folder or hub id of LongBench, which protocol {self.protocol!r} asks",
+            ),
             "lengths": (_counts(self.lengths), "positive integers"),
             "contexts": (_counts(self.contexts), "positive integers"),
             "densities": (

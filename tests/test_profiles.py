@@ -22,7 +22,9 @@ def llama(monkeypatch, tmp_path):
     """The Llama profile on a machine with an empty hub cache, its device and data set aside."""
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    return dataclasses.replace(load_profile("llama-3.1-8b"), device="auto", data=None)
+    return dataclasses.replace(
+        load_profile("llama-3.1-8b"), device="auto", data=None, protocol="own"
+    )
 
 
 def fill(folder, names=MODEL_FILES):
@@ -73,6 +75,10 @@ def test_an_unknown_profile_names_the_known_ones():
         ({"training": {"layers": 2}}, "unexpected keyword argument 'layers'"),
         ({"lenghts": [4096]}, "unexpected keyword argument 'lenghts'"),
         ({"model": None}, "model = None"),
+        ({"protocol": "mine"}, "protocol = 'mine' is not valid: use own or longbench or authors"),
+        ({"protocol": "longbench", "data": "x"}, "tasks = .* use some of narrativeqa, qasper"),
+        ({"protocol": "authors", "tasks": ["lcc_e"]}, "data = None is not valid: use the folder"),
+        ({"chat": "no"}, "chat = 'no'"),
     ],
 )
 def test_an_invalid_field_is_named_with_its_file(tmp_path, change, message):
@@ -139,6 +145,9 @@ def test_missing_data_files_are_named(tmp_path, monkeypatch):
     with pytest.raises(AccessError, match=r"lacks narrativeqa.jsonl.\n  download:  hf download"):
         data_folder(profile)
     (tmp_path / "narrativeqa.jsonl").touch()
+    assert data_folder(profile) == tmp_path
+    (tmp_path / "data").mkdir()
+    (tmp_path / "qasper.jsonl").rename(tmp_path / "data" / "qasper.jsonl")
     assert data_folder(profile) == tmp_path
     assert data_folder(load_profile("tiny")) is None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -53,33 +53,40 @@ class PrefilledContext:
         return cache
 
 
-def feed(model: Any, tokens: Sequence[int], cache: Any) -> int:
-    """Appends tokens to the cache in one forward; the greedy next token's id."""
+def feed(model: Any, tokens: Sequence[int], cache: Any, barred: Iterable[int] = frozenset()) -> int:
+    """Appends tokens to the cache in one forward; the greedy next token's id, none of `barred`."""
     if len(tokens) == 0:
         raise ValueError("there is no token to feed; the template must end with some text")
     ids = torch.tensor([list(tokens)], device=model.device)
     out = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    return int(out.logits[0, -1].argmax())
+    logits = out.logits[0, -1]
+    if barred:
+        logits = logits.index_fill(
+            0, torch.tensor(sorted(barred), device=logits.device), -torch.inf
+        )
+    return int(logits.argmax())
 
 
 def greedy(
-    model: Any, tokenizer: Any, cache: Any, token: int, max_new_tokens: int, stop: str
-) -> str:
+    model: Any, tokenizer: Any, cache: Any, token: int, max_new_tokens: int, stop: str | None,
+    ends: frozenset[int] | None = None, min_new_tokens: int = 0,
+) -> str:  # fmt: skip
     """The greedy continuation that begins with `token`, up to the stop string (left out).
 
-    Ends at the token whose text completes the stop string, before an end-of-sequence token, or
-    after max_new_tokens.
+    Ends at the token whose text completes the stop string (None: no such text), before a token of
+    `ends` (None: the model's end_tokens), or after max_new_tokens. No end is chosen before
+    min_new_tokens; that the first token is none is up to the caller.
     """
-    ends = end_tokens(model)
+    ends = end_tokens(model) if ends is None else ends
     generated: list[int] = []
     text = ""
     while token not in ends:
         generated.append(token)
         text = tokenizer.decode(generated, skip_special_tokens=True)
-        if stop in text or len(generated) >= max_new_tokens:
+        if (stop is not None and stop in text) or len(generated) >= max_new_tokens:
             break
-        token = feed(model, [token], cache)
-    return text.split(stop, 1)[0]
+        token = feed(model, [token], cache, ends if len(generated) < min_new_tokens else ())
+    return text if stop is None else text.split(stop, 1)[0]
 
 
 def end_tokens(model: Any) -> frozenset[int]:

@@ -21,8 +21,11 @@ CODE = (  # what can change a prediction, a score or a density
     "hashing/maps.py",
     "evaluation/answering.py",
     "evaluation/metrics.py",
+    "evaluation/prompting.py",
     "evaluation/protocol.py",
+    "evaluation/rouge.py",
     "evaluation/runner.py",
+    "evaluation/segment.py",
 )
 
 
@@ -56,14 +59,17 @@ def model_sha256(model: Any) -> str:
 
 
 def tokenizer_sha256(tokenizer: Any) -> str:
-    """SHA-256 over a tokenizer's class and vocabulary."""
-    return fingerprint([type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())])
+    """SHA-256 over a tokenizer's class, vocabulary and chat template."""
+    template = getattr(tokenizer, "chat_template", None)
+    return fingerprint([type(tokenizer).__name__, sorted(tokenizer.get_vocab().items()), template])
 
 
 def record_sha256(record: Record) -> str:
     """SHA-256 over what a record asks and accepts; its _id and length do not matter."""
-    parts = [record.dataset, record.context, record.input, list(record.answers)]
-    return fingerprint(parts)
+    classes = None if record.all_classes is None else list(record.all_classes)
+    return fingerprint(
+        [record.dataset, record.context, record.input, list(record.answers), classes]
+    )
 
 
 def context_sha256(record: Record) -> str:

@@ -1,4 +1,8 @@
-"""Scores of one prediction against its accepted answers, all in 0..1."""
+"""Scores of one prediction against its accepted answers, all in 0..1.
+
+LongBench's nine metrics by their official definition (THUDM/LongBench, metrics.py), oddities
+included: published numbers contain them. A score is the best over the answers.
+"""
 
 from __future__ import annotations
 
@@ -7,33 +11,127 @@ import string
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+from hashattn.evaluation.rouge import OVERFLOW, rouge_l_f
+from hashattn.evaluation.segment import chinese_words
+
+Metric = Callable[..., float]  # (prediction, answers, all_classes=None) -> 0..1
+
 
 def first_line(prediction: str) -> str:
-    """The text before the first line break, without the white space around it."""
-    return prediction.strip().split("\n", 1)[0].strip()
+    """The first line that a prediction starts with, empty lines before it skipped."""
+    return prediction.lstrip("\n").split("\n", 1)[0]
 
 
-def exact_match(prediction: str, answers: Sequence[str]) -> float:
+def exact_match(
+    prediction: str, answers: Sequence[str], all_classes: Sequence[str] | None = None
+) -> float:
     """1.0 if the first line of the prediction is one of the answers, else 0.0."""
-    _require_answers(answers)
-    return float(first_line(prediction) in {answer.strip() for answer in answers})
+    line = first_line(prediction.strip()).strip()
+    return _best(answers, lambda answer: float(line == answer.strip()))
 
 
-def qa_f1(prediction: str, answers: Sequence[str]) -> float:
-    """LongBench's token F1, best over the answers.
-
-    Tokens are what white space separates after lower-casing and removing punctuation and the
-    articles a, an, the (LongBench metrics.py; the same as SQuAD's).
-    """
-    _require_answers(answers)
+def qa_f1(
+    prediction: str, answers: Sequence[str], all_classes: Sequence[str] | None = None
+) -> float:
+    """Token F1, as SQuAD's: tokens are what white space separates after lower-casing and removing
+    punctuation and the articles a, an, the."""
     words = _words(prediction)
-    return max(_f1(words, _words(answer)) for answer in answers)
+    return _best(answers, lambda answer: _f1(words, _words(answer)))
 
 
-METRICS: dict[str, Callable[[str, Sequence[str]], float]] = {
-    "exact_match": exact_match,
-    "qa_f1": qa_f1,
-}
+def qa_f1_zh(
+    prediction: str, answers: Sequence[str], all_classes: Sequence[str] | None = None
+) -> float:
+    """Token F1 over jieba's words, lower-cased, without punctuation and white space."""
+    words = _chinese_tokens(prediction)
+    return _best(answers, lambda answer: _f1(words, _chinese_tokens(answer)))
+
+
+def rouge_l(
+    prediction: str, answers: Sequence[str], all_classes: Sequence[str] | None = None
+) -> float:
+    """ROUGE-L F of the summary level, as the package `rouge` counts it (see rouge.py)."""
+    return _best(answers, lambda answer: rouge_l_f(prediction, answer))
+
+
+def rouge_zh(
+    prediction: str, answers: Sequence[str], all_classes: Sequence[str] | None = None
+) -> float:
+    """ROUGE-L F over jieba's words."""
+    text = " ".join(chinese_words(prediction))
+    # the official function calls the English one: its stack is one frame deeper
+    return _best(
+        answers, lambda answer: rouge_l_f(text, " ".join(chinese_words(answer)), OVERFLOW - 1)
+    )
+
+
+def classification(
+    prediction: str, answers: Sequence[str], all_classes: Sequence[str] | None = None
+) -> float:
+    """1 / (number of classes that the prediction names), 0 if the answer is not among them."""
+    if not all_classes:
+        raise ValueError(
+            f"all_classes = {all_classes!r}: classification needs the record's list of class names"
+        )
+    return _best(answers, lambda answer: _named_class(prediction, answer, all_classes))
+
+
+def retrieval(
+    prediction: str, answers: Sequence[str], all_classes: Sequence[str] | None = None
+) -> float:
+    """Share of the prediction's integers that are the answer's "Paragraph <number>"."""
+    return _best(answers, lambda answer: _share(prediction, _number(answer, "Paragraph ")))
+
+
+def retrieval_zh(
+    prediction: str, answers: Sequence[str], all_classes: Sequence[str] | None = None
+) -> float:
+    """Share of the prediction's integers that are the answer's "段落<number>"."""
+    return _best(answers, lambda answer: _share(prediction, _number(answer, "段落")))
+
+
+def count(
+    prediction: str, answers: Sequence[str], all_classes: Sequence[str] | None = None
+) -> float:
+    """Share of the prediction's integers that are the answer."""
+    return _best(answers, lambda answer: _share(prediction, answer))
+
+
+def code_sim(
+    prediction: str, answers: Sequence[str], all_classes: Sequence[str] | None = None
+) -> float:
+    """Similarity of the first line of code, in hundredths.
+
+    As fuzzywuzzy measures it without python-Levenshtein, which LongBench's requirements.txt (and
+    the HashAttention authors') does not list: difflib's ratio, whose order of arguments matters.
+    """
+    from difflib import SequenceMatcher
+
+    return _code_similarity(prediction, answers, lambda a, b: SequenceMatcher(None, a, b).ratio())
+
+
+def code_sim_levenshtein(
+    prediction: str, answers: Sequence[str], all_classes: Sequence[str] | None = None
+) -> float:
+    """code_sim as it comes out where python-Levenshtein is installed: other scores, same name."""
+    from rapidfuzz.distance import Indel
+
+    return _code_similarity(prediction, answers, Indel.normalized_similarity)
+
+
+METRICS: dict[str, Metric] = {
+    metric.__name__: metric
+    for metric in (
+        exact_match, qa_f1, qa_f1_zh, rouge_l, rouge_zh, classification, retrieval, retrieval_zh,
+        count, code_sim, code_sim_levenshtein,
+    )
+}  # fmt: skip
+
+
+def _best(answers: Sequence[str], score: Callable[[str], float]) -> float:
+    if isinstance(answers, str) or not answers:
+        raise ValueError(f"answers = {answers!r} must be a non-empty list of strings")
+    return max(score(answer) for answer in answers)
 
 
 def _words(text: str) -> list[str]:
@@ -41,11 +139,69 @@ def _words(text: str) -> list[str]:
     return re.sub(r"\b(a|an|the)\b", " ", kept).split()
 
 
+# CJK, full-width and typographic punctuation that LongBench drops, as ranges of code points
+_CHINESE_PUNCTUATION = frozenset(
+    chr(point)
+    for low, high in (
+        (0x2013, 0x2014), (0x2018, 0x2019), (0x201B, 0x201F), (0x2026, 0x2027), (0x3001, 0x3003),
+        (0x300B, 0x3011), (0x3014, 0x301F), (0x3030, 0x3030), (0x303E, 0x303F), (0xFE4F, 0xFE4F),
+        (0xFF01, 0xFF0D), (0xFF0F, 0xFF0F), (0xFF1A, 0xFF20), (0xFF3B, 0xFF40), (0xFF5B, 0xFF64),
+    )
+    for point in range(low, high + 1)
+) | frozenset(string.punctuation)  # fmt: skip
+
+
+def _chinese_tokens(text: str) -> list[str]:
+    words = (
+        "".join(c for c in word.lower() if c not in _CHINESE_PUNCTUATION)
+        for word in chinese_words(text)
+    )
+    tokens = ("".join(word.split()) for word in words)
+    return [token for token in tokens if token]
+
+
 def _f1(prediction: list[str], answer: list[str]) -> float:
     shared = sum((Counter(prediction) & Counter(answer)).values())
     return 2 * shared / (len(prediction) + len(answer)) if shared else 0.0
 
 
-def _require_answers(answers: Sequence[str]) -> None:
-    if isinstance(answers, str) or not answers:
-        raise ValueError(f"answers = {answers!r} must be a non-empty list of strings")
+def _named_class(prediction: str, answer: str, all_classes: Sequence[str]) -> float:
+    named = [name for name in all_classes if name in prediction]
+    # The official loop removes from the list that it walks, so the name after a removed one is
+    # never looked at and may stay; scores depend on it.
+    for name in named:
+        if name in answer and name != answer:
+            named.remove(name)
+    return 1 / len(named) if answer in named else 0.0
+
+
+def _number(answer: str, label: str) -> str:
+    found = re.search(label + r"(\d+)", answer)
+    if found is None:
+        raise ValueError(f"answer {answer!r} must name its paragraph as '{label}<number>'")
+    return found[1]
+
+
+def _share(prediction: str, number: str) -> float:
+    found = re.findall(r"\d+", prediction)
+    return found.count(number) / len(found) if found else 0.0
+
+
+def _code_similarity(
+    prediction: str, answers: Sequence[str], ratio: Callable[[str, str], float]
+) -> float:
+    line = _code_line(prediction)
+
+    def score(answer: str) -> float:
+        if line == answer:  # two empty texts count as the same
+            return 1.0
+        return round(100 * ratio(line, answer)) / 100 if line and answer else 0.0
+
+    return _best(answers, score)
+
+
+def _code_line(prediction: str) -> str:
+    """The first line without a mark of comments or of Markdown, "" without one."""
+    lines = prediction.lstrip("\n").split("\n")
+    marks = ("`", "#", "//")
+    return next((line for line in lines if not any(mark in line for mark in marks)), "")

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from hashattn.attention.budget import Budget
-from hashattn.evaluation.metrics import METRICS
+from hashattn.evaluation.metrics import METRICS, first_line
 
 QUESTION = ("sparse", "dense")
-TRUNCATION = ("refuse", "middle")
+TRUNCATION = ("refuse", "middle", "suffix")
+TRUNCATED = ("context", "prompt", "chat")
+BY_DATASET = (  # fields that `datasets` may set for one of them: how it is asked and scored
+    "max_new_tokens", "min_new_tokens", "stop", "end_tokens", "template", "chat", "metric",
+    "first_line", "max_context",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -24,12 +29,23 @@ class Protocol:
     sink, local: tokens always attended (both counted in the density).
     dense_layers: layers that stay dense.
     max_new_tokens: None means the longest answer's tokens plus two.
-    stop: text that ends an answer.
+    min_new_tokens: before as many, no token that ends an answer is chosen.
+    stop: text that ends an answer, None for no such text.
+    end_tokens: texts of one token each that end an answer as the model's own end tokens do.
     template: a str.format pattern with {context} before {input}; the part up to the input is the
         context that questions share.
+    chat: ask through the tokenizer's chat template, the prompt as one user message.
+    window: the question is the prompt's last so many tokens; None: all from the input on.
     metric: a key of metrics.METRICS.
-    max_context: longest shared part in tokens, None for no limit.
-    truncation: past that, "refuse" raises, "middle" keeps both ends as LongBench does.
+    first_line: score only the first line of a prediction (metrics.first_line).
+    max_context: longest prompt in tokens, of what `truncated` says; None for no limit.
+    truncated: "context" limits the part that questions share; "prompt" all of it before the chat
+        template, and "chat" all of it after.
+    truncation: past the limit, "refuse" raises, "middle" keeps both halves as LongBench does,
+        "suffix" keeps the first `keep_first` tokens and the end.
+    keep_first: see truncation.
+    datasets: {dataset: {field: value}}, what is different for the records of one dataset. If there
+        are any, records of other datasets are refused.
     seed: of every random choice of an evaluation (decoding is greedy).
     Raises ValueError naming the field, the value and what is allowed.
     """
@@ -39,31 +55,78 @@ class Protocol:
     local: int = 28
     dense_layers: tuple[int, ...] = ()
     max_new_tokens: int | None = None
-    stop: str = "\n"
+    min_new_tokens: int = 0
+    stop: str | None = "\n"
+    end_tokens: tuple[str, ...] = ()
     template: str = "{context}\nQ: {input}"
+    chat: bool = False
+    window: int | None = None
     metric: str = "exact_match"
+    first_line: bool = False
     max_context: int | None = None
+    truncated: str = "context"
     truncation: str = "refuse"
+    keep_first: int = 128
+    datasets: Mapping[str, Mapping[str, Any]] | tuple[tuple[str, tuple], ...] = ()
     seed: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "dense_layers", tuple(sorted(set(self.dense_layers))))
+        object.__setattr__(self, "end_tokens", tuple(self.end_tokens))
+        object.__setattr__(self, "datasets", _frozen(self.datasets))
         _require_choice("question", self.question, QUESTION)
+        _require_choice("truncated", self.truncated, TRUNCATED)
         _require_choice("truncation", self.truncation, TRUNCATION)
         _require_choice("metric", self.metric, tuple(METRICS))
-        for name, low in (("sink", 0), ("local", 1), ("seed", 0)):
+        lows = {"sink": 0, "local": 1, "seed": 0, "min_new_tokens": 0, "keep_first": 0}
+        for name, low in lows.items():
             _require_at_least(name, getattr(self, name), low)
-        for name, low in (("max_new_tokens", 1), ("max_context", 2)):
+        for name, low in (("max_new_tokens", 1), ("max_context", 2), ("window", 1)):
             if getattr(self, name) is not None:
                 _require_at_least(name, getattr(self, name), low)
-        if not self.stop:
-            raise ValueError("stop = '' must be a non-empty string, for example a newline")
+        if self.stop == "":
+            raise ValueError("stop = '' must be a text, for example a newline, or None")
+        if self.truncated == "context" and (self.chat or self.window):
+            raise ValueError(
+                f"chat = {self.chat} and window = {self.window} take the prompt as one: set "
+                f"truncated = {self.truncated!r} to 'prompt' or 'chat'"
+            )
+        if self.truncation == "suffix" and (self.max_context or 0) <= self.keep_first:
+            raise ValueError(
+                f"max_context = {self.max_context} must be over keep_first = {self.keep_first} "
+                "for truncation = 'suffix'"
+            )
         context, question = self.template.find("{context}"), self.template.find("{input}")
         if context < 0 or 0 <= question < context:
             raise ValueError(
                 f"template = {self.template!r} must hold {{context}}, and {{input}} only after it: "
                 "questions share the tokens before the input"
             )
+        for dataset, changes in self.datasets:
+            _require_fields(dataset, changes)
+            self.of(dataset)  # validates what comes out
+
+    def of(self, dataset: str) -> Protocol:
+        """The protocol of one dataset's records: this one with that dataset's differences."""
+        if not self.datasets:
+            return self
+        found = dict(self.datasets)
+        if dataset not in found:
+            raise ValueError(
+                f"the protocol has no dataset {dataset!r}; it has {sorted(found)}: add it to "
+                "`datasets`, or take its records out"
+            )
+        try:
+            return replace(self, datasets=(), **dict(found[dataset]))
+        except ValueError as error:
+            raise ValueError(f"datasets[{dataset!r}]: {error}") from error
+
+    def score(
+        self, prediction: str, answers: Sequence[str], all_classes: Sequence[str] | None = None
+    ) -> float:
+        """0..1, by this protocol's metric."""
+        text = first_line(prediction) if self.first_line else prediction
+        return METRICS[self.metric](text, answers, all_classes)
 
     @property
     def fingerprint(self) -> str:
@@ -72,7 +135,12 @@ class Protocol:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain JSON values."""
-        return asdict(self) | {"dense_layers": list(self.dense_layers)}
+        datasets = {
+            name: {k: list(v) if isinstance(v, tuple) else v for k, v in changes}
+            for name, changes in self.datasets
+        }
+        lists = {name: list(getattr(self, name)) for name in ("dense_layers", "end_tokens")}
+        return asdict(self) | lists | {"datasets": datasets}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Protocol:
@@ -105,17 +173,24 @@ class Protocol:
         return shared, (head[len(kept) :] + tail).format(input=question)
 
     def truncate(self, tokens: Sequence[int]) -> list[int]:
-        """The shared part's token ids, cut to max_context as `truncation` says."""
+        """Token ids, those beyond max_context left out as `truncation` says."""
+        return [token for part in self.kept(tokens) for token in part]
+
+    def kept(self, tokens: Sequence[int]) -> tuple[list[int], ...]:
+        """The parts of a sequence that truncation leaves: all of it, or its two ends."""
         limit = self.max_context
         if limit is None or len(tokens) <= limit:
-            return list(tokens)
+            return (list(tokens),)
         if self.truncation == "refuse":
             raise ValueError(
-                f"a context has {len(tokens)} tokens and max_context = {limit}; raise max_context, "
-                'or set truncation = "middle" to keep the two ends'
+                f"a {self.truncated} has {len(tokens)} tokens and max_context = {limit}; raise "
+                'max_context, or set truncation = "middle" to keep the two ends'
             )
-        head = limit // 2
-        return list(tokens[:head]) + list(tokens[len(tokens) - (limit - head) :])
+        head = limit // 2 if self.truncation == "middle" else self.keep_first
+        tail = limit - head
+        if self.truncation == "middle" and self.truncated != "context":
+            tail = head  # LongBench keeps two equal halves, also of an odd limit
+        return list(tokens[:head]), list(tokens[len(tokens) - tail :])
 
 
 def fingerprint(value: Any) -> str:
@@ -132,3 +207,21 @@ def _require_choice(name: str, value: str, allowed: Sequence[str]) -> None:
 def _require_at_least(name: str, value: int, low: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < low:
         raise ValueError(f"{name} = {value!r} must be an integer of at least {low}")
+
+
+def _frozen(datasets: Any) -> tuple[tuple[str, tuple[tuple[str, Any], ...]], ...]:
+    """{dataset: {field: value}} as sorted tuples, which compare and hash; others as they are."""
+    if not isinstance(datasets, Mapping):
+        return datasets
+    return tuple(
+        (name, tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in sorted(part.items())))
+        for name, part in sorted(datasets.items())
+    )
+
+
+def _require_fields(dataset: str, changes: Sequence[tuple[str, Any]]) -> None:
+    unknown = [name for name, _ in changes if name not in BY_DATASET]
+    if unknown:
+        raise ValueError(
+            f"datasets[{dataset!r}] sets {unknown}; a dataset may differ in {list(BY_DATASET)}"
+        )

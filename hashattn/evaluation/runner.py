@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 
 from hashattn.attention.sparse import Attachment, attach
-from hashattn.evaluation.answering import PrefilledContext, feed, greedy
+from hashattn.evaluation.answering import PrefilledContext, end_tokens, feed, greedy
 from hashattn.evaluation.identity import (
     code_version,
     context_sha256,
@@ -23,7 +23,7 @@ from hashattn.evaluation.identity import (
 from hashattn.evaluation.log import ResultLog
 from hashattn.evaluation.longbench import Record, group_by_context, record_from_dict
 from hashattn.evaluation.methods import Method, check_methods, reading, save_reading, verify
-from hashattn.evaluation.metrics import METRICS
+from hashattn.evaluation.prompting import encode_prompt, end_token_ids
 from hashattn.evaluation.protocol import Protocol, fingerprint
 from hashattn.evaluation.tables import results_frame
 from hashattn.progress import progress_bar, say
@@ -108,8 +108,12 @@ class _Cells:
             members = [index[id(record)] for record in group]
             cells = [(method, i) for method in self.methods for i in members]
             todo = [cell for cell in cells if self.keys[cell] not in log.rows]
-            if todo:
-                yield from self._run_context(todo, log)
+            prefills: dict[tuple[int, ...], list[tuple[Method, int]]] = {}
+            for cell in todo:  # whole prompts that were truncated may begin differently
+                prefills.setdefault(tuple(self._tokens(cell[1])[0]), []).append(cell)
+            for part in prefills.values():
+                yield from self._run_context(part, log)
+            self._encoded.clear()
 
     def _run_context(
         self, todo: list[tuple[Method, int]], log: ResultLog
@@ -129,10 +133,14 @@ class _Cells:
 
     def _answer(self, method: Method, index: int, cache: Any) -> tuple[str, Receipt | None]:
         context, question = self._tokens(index)
-        rest = (self._max_new_tokens(self.records[index]), self.protocol.stop)
-        model, tokenizer = self.model, self.tokenizer
+        model, tokenizer, record = self.model, self.tokenizer, self.records[index]
+        asked = self.protocol.of(record.dataset)
+        ends = end_tokens(model) | end_token_ids(tokenizer, asked)
+        barred = ends if asked.min_new_tokens else frozenset()
+        rest = (self._max_new_tokens(record), asked.stop, ends, asked.min_new_tokens)
         if not method.sparse:
-            return greedy(model, tokenizer, cache, feed(model, question, cache), *rest), None
+            first = feed(model, question, cache, barred)
+            return greedy(model, tokenizer, cache, first, *rest), None
         sparse_question = self.protocol.question == "sparse"
         token = None
         # a selector that observes has to see its own prefill: the shared one came before it, and
@@ -141,9 +149,9 @@ class _Cells:
         with self._attached(method, 1) if observes else nullcontext():
             cache = PrefilledContext(model, context).cache if observes else cache
             if not sparse_question:
-                token = feed(model, question, cache)
+                token = feed(model, question, cache, barred)
         with self._attached(method, len(question) if sparse_question else 1) as run:
-            first = feed(model, question, cache) if token is None else token
+            first = feed(model, question, cache, barred) if token is None else token
             return greedy(model, tokenizer, cache, first, *rest), run.receipt
 
     def _attached(self, method: Method, sparse_rows: int) -> Attachment:
@@ -156,27 +164,17 @@ class _Cells:
         )  # fmt: skip
 
     def _tokens(self, index: int) -> tuple[list[int], list[int]]:
-        """Token ids of a record's shared context, truncated, and of the question after it.
-
-        The question's ids are those it has within the whole prompt, wherever the context tokenises
-        the same alone; else (merges across the seam) the two parts are tokenised apart.
-        """
-        if index in self._encoded:  # every method asks for them
-            return self._encoded[index]
-        record = self.records[index]
-        context, question = self.protocol.split_prompt(record.context, record.input)
-        shared = self.tokenizer(context)["input_ids"]
-        whole = self.tokenizer(context + question)["input_ids"]
-        if whole[: len(shared)] == shared:
-            rest = whole[len(shared) :]
-        else:
-            rest = self.tokenizer(question, add_special_tokens=False)["input_ids"]
-        self._encoded[index] = self.protocol.truncate(shared), rest
+        """Token ids of a record's context and of the question after it."""
+        if index not in self._encoded:  # every method asks for them
+            record = self.records[index]
+            asked = self.protocol.of(record.dataset)
+            self._encoded[index] = encode_prompt(self.tokenizer, asked, record)
         return self._encoded[index]
 
     def _max_new_tokens(self, record: Record) -> int:
-        if self.protocol.max_new_tokens is not None:
-            return self.protocol.max_new_tokens
+        asked = self.protocol.of(record.dataset)
+        if asked.max_new_tokens is not None:
+            return asked.max_new_tokens
         encoded = self.tokenizer(list(record.answers), add_special_tokens=False)["input_ids"]
         return max(len(ids) for ids in encoded) + EXTRA_TOKENS
 
@@ -189,7 +187,8 @@ class _Cells:
         receipt: Receipt | None,
     ) -> dict[str, Any]:
         record = self.records[index]
-        score = METRICS[self.protocol.metric](prediction, record.answers)
+        asked = self.protocol.of(record.dataset)
+        score = asked.score(prediction, record.answers, record.all_classes)
         return {
             "key": self.keys[method, index],
             "method": method.name,
@@ -205,7 +204,7 @@ class _Cells:
         } | reading(method, receipt, context_tokens)
 
     def row(self, cell: tuple[Method, int], log: ResultLog) -> dict[str, Any]:
-        """A finished cell's row, under this run's name for its method."""
-        method, _ = cell
+        """A finished cell's row, under this run's name for its method and length of its record."""
+        method, index = cell
         labels = {"method": method.name, "budget": method.budget_label}
-        return log.rows[self.keys[cell]] | labels
+        return log.rows[self.keys[cell]] | labels | {"length": self.records[index].length}

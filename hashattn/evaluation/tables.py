@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from hashattn.evaluation.longbench_datasets import BUCKETS, bucket
 from hashattn.evaluation.statistics import Difference, paired_bootstrap
 
 POINTS = 100  # tables show scores as LongBench does, 0 to 100
@@ -44,6 +45,16 @@ def dataset_table(frame: pd.DataFrame) -> pd.DataFrame:
     means = frame.groupby(["method", "budget", "dataset"], sort=False)["score"].mean() * POINTS
     table = means.unstack("dataset")
     return table.assign(average=table.mean(axis=1))
+
+
+def bucket_table(frame: pd.DataFrame) -> pd.DataFrame:
+    """LongBench-E: points by (method, budget) and interval of length, averaged over datasets."""
+    part = frame.assign(bucket=pd.Categorical(frame["length"].map(bucket), list(BUCKETS)))
+    keys = ["method", "budget", "dataset", "bucket"]
+    means = part.groupby(keys, sort=False, observed=True)["score"].mean() * POINTS
+    over = means.groupby(level=["method", "budget", "bucket"], sort=False, observed=True).mean()
+    table = over.unstack("bucket")
+    return table[[name for name in BUCKETS if name in table]]
 
 
 def comparison_table(

@@ -12,7 +12,9 @@ from hashattn.access import data_folder
 from hashattn.attention.budget import Budget
 from hashattn.bench.cpu import budget as bench_budget
 from hashattn.bench.layer import layer_latency
+from hashattn.evaluation import longbench_protocol
 from hashattn.evaluation.longbench import Record, load_records, record_from_dict
+from hashattn.evaluation.longbench_datasets import find_file, load_dataset
 from hashattn.evaluation.methods import Method
 from hashattn.evaluation.protocol import Protocol
 from hashattn.evaluation.recall import recall_rows
@@ -208,7 +210,15 @@ def methods(profile: Profile, chosen: Mapping[str, Selector]) -> list[Method]:
 
 
 def protocol(profile: Profile, length: int) -> Protocol:
-    """Context dense, question and answer sparse; records from a folder are cut in the middle."""
+    """Context dense, question and answer sparse; records from a folder are cut in the middle.
+
+    LongBench's own protocol or the authors' where the profile says so, with `length` the limit.
+    """
+    if profile.protocol != "own":
+        prompts = longbench_protocol.load_prompts(data_folder(profile))
+        made = {"longbench": longbench_protocol.by_the_book, "authors": longbench_protocol.authors}
+        return made[profile.protocol](prompts, length, chat=profile.chat, sink=profile.sink,
+                                      local=profile.local, seed=profile.seed)  # fmt: skip
     limit = {} if profile.data is None else {"max_context": length, "truncation": "middle"}
     return Protocol(sink=profile.sink, local=profile.local, seed=profile.seed,
                     template=profile.template, metric=profile.metric, **limit)  # fmt: skip
@@ -230,7 +240,10 @@ def records(profile: Profile, tokenizer, length: int, samples: int | None = None
     folder = data_folder(profile)
     if folder is None:
         return generated_records(profile, tokenizer, length, samples, profile.tasks)
-    return [r for task in profile.tasks for r in load_records(folder / f"{task}.jsonl")[:samples]]
+    if profile.protocol != "own":
+        return [r for task in profile.tasks for r in load_dataset(folder, task, samples)]
+    files = (find_file(folder, task) for task in profile.tasks)
+    return [record for path in files for record in load_records(path, samples)]
 
 
 def quality(

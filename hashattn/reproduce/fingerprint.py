@@ -45,12 +45,13 @@ def folder_hash(folder: Path) -> str:
 
 
 def input_hashes(profile: Profile) -> dict[str, str]:
-    """Hash of each input folder: the model, the hash weights, the data and the corpus."""
+    """Hash of each input folder: the model, the hash weights, data, corpus, prompts."""
     corpus = repository() / "data" / "corpus"
     folders = {
         "model": model_folder(profile),
         "data": data_folder(profile),
         "corpus": corpus,
+        "prompts": repository() / "data" / "longbench",
     }
     weights = profile.hash_weights_path
     folders["hash_weights"] = weights

@@ -10,23 +10,29 @@ from hashattn.evaluation.protocol import Protocol
 CHANGES = {
     "question": "dense", "sink": 5, "local": 29, "dense_layers": (0,), "max_new_tokens": 3,
     "stop": "\n\n", "template": "{context} {input}", "metric": "qa_f1", "max_context": 99,
-    "truncation": "middle", "seed": 1,
+    "truncation": "middle", "seed": 1, "min_new_tokens": 1, "end_tokens": ("x",), "chat": True,
+    "window": 7, "first_line": True, "truncated": "prompt", "keep_first": 7,
+    "datasets": {"one": {"metric": "qa_f1"}},
 }  # fmt: skip
 
 
 def test_every_field_moves_the_fingerprint():
-    base = Protocol()
+    base = Protocol(truncated="chat")
     assert set(CHANGES) == {field.name for field in fields(Protocol)}
     prints = {base.with_(**{name: value}).fingerprint for name, value in CHANGES.items()}
     assert len(prints | {base.fingerprint}) == len(CHANGES) + 1
 
 
 def test_fingerprint_survives_json_and_field_order():
-    protocol = Protocol(dense_layers=(3, 1, 1))
+    by_dataset = {"two": {"end_tokens": ["x"], "chat": True}, "one": {"metric": "qa_f1"}}
+    protocol = Protocol(
+        dense_layers=(3, 1, 1), end_tokens=["y"], truncated="chat", datasets=by_dataset
+    )
     values = json.loads(json.dumps(protocol.to_dict()))
     again = Protocol.from_dict(dict(reversed(values.items())))
     assert again == protocol and again.fingerprint == protocol.fingerprint
-    assert protocol.dense_layers == (1, 3)
+    assert protocol.dense_layers == (1, 3) and hash(again) == hash(protocol)
+    assert values["datasets"] == by_dataset
 
 
 def test_unknown_fields_are_refused():
@@ -45,6 +51,16 @@ def test_unknown_fields_are_refused():
         ({"stop": ""}, "stop"),
         ({"metric": "bleu"}, "metric = 'bleu'"),
         ({"truncation": "left"}, "truncation = 'left'"),
+        ({"truncated": "tail"}, "truncated = 'tail'"),
+        ({"min_new_tokens": -1}, "min_new_tokens = -1"),
+        ({"window": 0, "truncated": "chat"}, "window = 0"),
+        ({"window": 4}, "window = 4 take the prompt as one"),
+        ({"chat": True}, "chat = True .* truncated = 'context' to 'prompt' or 'chat'"),
+        ({"keep_first": -1}, "keep_first = -1"),
+        ({"truncation": "suffix", "max_context": 128}, "max_context = 128 must be over keep_first"),
+        ({"truncation": "suffix"}, "max_context = None must be over keep_first = 128"),
+        ({"datasets": {"qasper": {"sink": 1}}}, r"datasets\['qasper'\] sets \['sink'\]"),
+        ({"datasets": {"qasper": {"metric": "bleu"}}}, r"datasets\['qasper'\]: metric = 'bleu'"),
         ({"template": "{input}"}, "template"),
         ({"template": "{input} {context}"}, "template"),
     ],
@@ -77,3 +93,33 @@ def test_truncation_keeps_both_ends_or_refuses():
     assert middle.truncate(tokens) == [0, 1, 7, 8, 9]
     with pytest.raises(ValueError, match="10 tokens and max_context = 5"):
         Protocol(max_context=5).truncate(tokens)
+
+
+def test_suffix_truncation_keeps_the_first_tokens_and_the_end():
+    suffix = Protocol(max_context=5, truncation="suffix", keep_first=2)
+    assert suffix.truncate(range(10)) == [0, 1, 7, 8, 9]
+    assert suffix.with_(keep_first=0).truncate(range(10)) == [5, 6, 7, 8, 9]
+    assert suffix.truncate(range(5)) == [0, 1, 2, 3, 4]
+
+
+def test_whole_prompts_keep_two_equal_halves_as_longbench_does():
+    halves = Protocol(max_context=5, truncation="middle", truncated="prompt")
+    assert halves.kept(range(10)) == ([0, 1], [8, 9])
+    assert halves.kept(range(5)) == ([0, 1, 2, 3, 4],)
+
+
+def test_a_dataset_is_asked_by_its_own_fields():
+    protocol = Protocol(sink=9, datasets={"b": {"max_new_tokens": 7}, "a": {"metric": "count"}})
+    assert protocol.of("b") == Protocol(sink=9, max_new_tokens=7)
+    assert protocol.of("a") == Protocol(sink=9, metric="count")
+    with pytest.raises(ValueError, match=r"no dataset 'c'; it has \['a', 'b'\]"):
+        protocol.of("c")
+    assert Protocol().of("c") == Protocol()
+
+
+def test_only_the_first_line_is_scored_where_the_protocol_says_so():
+    protocol = Protocol(metric="count")
+    assert protocol.score("\n3\n4", ["3"]) == 0.5
+    assert protocol.with_(first_line=True).score("\n3\n4", ["3"]) == 1
+    classes = Protocol(metric="classification")
+    assert classes.score("a b", ["a"], ["a", "b"]) == 0.5

@@ -99,7 +99,7 @@ def test_qa_f1_is_longbenchs(prediction, answers, score):
 def test_metrics_refuse_a_bare_string_and_no_answers(metric):
     for answers in ("cat", []):
         with pytest.raises(ValueError, match="non-empty list"):
-            metric("cat", answers)
+            metric("cat", answers, ["cat"])
 
 
 def test_bootstrap_agrees_with_the_normal_interval():

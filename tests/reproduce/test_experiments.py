@@ -6,7 +6,7 @@ import pytest
 
 from hashattn import Budget, attach
 from hashattn.access import load_model
-from hashattn.evaluation.longbench import save_records
+from hashattn.evaluation.longbench import Record, save_records
 from hashattn.hashing import HashWeights
 from hashattn.profiles import HASH_VARIANTS, METHODS, load_profile
 from hashattn.reproduce import contenders, experiments
@@ -55,6 +55,47 @@ def test_official_records_are_read_from_the_profiles_folder(profile, loaded, wei
     assert set(found["dataset"]) == {"lookup", "code"}
     assert found[found.method == "hash"]["density"].max() <= 0.13
     assert found[found.method == "dense"]["score"].mean() > 0.5
+
+
+@pytest.mark.parametrize("protocol", ["longbench", "authors"])
+def test_longbench_profiles_ask_each_dataset_in_its_own_way(
+    profile, loaded, weights, tmp_path, protocol
+):
+    text = "The museum opens at nine in the morning and closes late.\n" * 60
+    types = {"all_classes": ("Place", "Person")}
+    asked = {
+        "lcc": Record("", text, ("x = 1",)),
+        "passage_count": Record("", text, ("1",)),
+        "trec_e": Record("Type:", text, ("Place",), **types),
+    }
+    for name, record in asked.items():
+        save_records([record, record], tmp_path / f"{name}.jsonl")
+    own = replace(profile, data=str(tmp_path), tasks=tuple(asked), protocol=protocol, chat=False,
+                  densities=(0.125,), methods=("dense", "hash"))  # fmt: skip
+    made = experiments.protocol(own, 700)
+    assert made.of("lcc").metric == "code_sim" and made.of("trec_e").metric == "classification"
+    assert (made.sink, made.local, made.seed) == (own.sink, own.local, own.seed)
+    assert (made.of("lcc").truncated == "chat") == (protocol == "authors")
+    chosen = experiments.methods(own, experiments.selectors(own, weights, []))
+    found = experiments.quality(own, *loaded, chosen, 700, samples=1, progress=False)
+    assert found["dataset"].tolist() == list(asked) * 2
+    assert found[found.method == "hash"]["density"].max() <= 0.13
+    whole = found["context_tokens"][0] + 128
+    assert protocol == "longbench" or whole == 700 - 64
+
+
+def test_the_papers_profiles_take_each_datasets_own_protocol(monkeypatch, tmp_path):
+    monkeypatch.setenv("HASHATTN_DATA_DIR", str(tmp_path))
+    for name in ("llama-3.1-8b", "mistral-7b"):
+        paper = load_profile(name)
+        for task in paper.tasks:
+            (tmp_path / f"{task}.jsonl").touch()
+        made = experiments.protocol(paper, paper.lengths[-1])
+        asked = [made.of(task) for task in paper.tasks]
+        assert {p.metric for p in asked} >= {"qa_f1", "rouge_l", "classification", "code_sim"}
+        assert all(p.max_context == paper.lengths[-1] for p in asked)
+        assert made.of("qasper").chat and not made.of("trec").chat
+        assert (made.sink, made.local) == (128, 128)
 
 
 def test_training_sequences_mix_lengths_of_the_training_split(profile, loaded):
