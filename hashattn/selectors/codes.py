@@ -28,8 +28,8 @@ class CodeSelector(Selector):
         graded ones (batch, lists, q, words, 1 + planes)."""
 
     def new_store(self, name: str, part: Tensor) -> Growing | Codes:
-        """Codes in the layout of their device."""
-        return layout_for(part.device)()
+        """Codes in the layout of their device, anything else as it is."""
+        return layout_for(part.device)() if name == "codes" else super().new_store(name, part)
 
     def scores(self, layer: int, queries: Tensor, view: KeyView, scaling: float) -> Tensor:
         """Matching bits, int32 (batch, lists, q, n)."""

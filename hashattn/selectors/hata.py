@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from hashattn.kernels import Codes, Growing, Maps, encode, encode_pair
+from hashattn.kernels import Maps, encode, encode_pair
 from hashattn.selectors.base import KeyView
 from hashattn.selectors.calibration import tensors_sha256
 from hashattn.selectors.codes import CodeSelector
@@ -100,10 +100,6 @@ class HATASelector(CodeSelector):
         maps = self._on(layer, queries)
         codes = encode(self._by_kv_head(maps, queries), maps)
         return codes.reshape(*queries.shape[:3], -1)
-
-    def new_store(self, name: str, part: Tensor) -> Growing | Codes:
-        """Codes in the layout of their device, norms as they are."""
-        return super().new_store(name, part) if name == "codes" else Growing(axis=2)
 
     def scores(self, layer: int, queries: Tensor, view: KeyView, scaling: float) -> Tensor:
         """Matching bits, int32 (B, KV heads, q, n); float32 and weighted if key_norm."""

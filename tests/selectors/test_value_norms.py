@@ -52,7 +52,8 @@ def test_re_ranking_with_norms_is_the_oracle_with_norms(layout):
     model, budget = tiny_model("llama"), Budget(1, 3, heavy=5)
     ids, mask = left_padded()
     logits = {}
-    base = make_selector("quest", page=4, layout=layout)
+    quest = make_selector("quest", page=4, layout=layout)
+    base = make_selector("lsh", bits=32) if layout == "kv_head" else quest
     for name, selector in (
         ("plain", OracleSelector(layout)),
         ("oracle", OracleSelector(layout, value_norms=True)),
