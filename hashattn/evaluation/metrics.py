@@ -30,9 +30,27 @@ def qa_f1(prediction: str, answers: Sequence[str]) -> float:
     return max(_f1(words, _words(answer)) for answer in answers)
 
 
-METRICS: dict[str, Callable[[str, Sequence[str]], float]] = {
+def string_match_all(
+    prediction: str, answers: Sequence[str], all_classes: Sequence[str] | None = None
+) -> float:
+    """RULER's: the share of the answers that occur in the prediction, whatever their case."""
+    _require_answers(answers)
+    return sum(answer.lower() in prediction.lower() for answer in answers) / len(answers)
+
+
+def string_match_part(
+    prediction: str, answers: Sequence[str], all_classes: Sequence[str] | None = None
+) -> float:
+    """RULER's for question answering: 1.0 if any answer occurs in the prediction, else 0.0."""
+    _require_answers(answers)
+    return float(any(answer.lower() in prediction.lower() for answer in answers))
+
+
+METRICS: dict[str, Callable[..., float]] = {
     "exact_match": exact_match,
     "qa_f1": qa_f1,
+    "string_match_all": string_match_all,
+    "string_match_part": string_match_part,
 }
 
 
