@@ -11,14 +11,13 @@ from hashattn.evaluation.ruler.styles import Style
 
 
 class AnsweringSample:
-    """Size: distractors beside the documents of the question; fill: words of one more.
+    """Size: distractors beside the documents of the question; fill: characters of one more.
 
     Distractors are first those that the data set gives the question (SQuAD: paragraphs of the
     same article), then any others; past the last document they start over. The answering
     documents come once.
     """
 
-    coarse = True
     smallest = 0
     step = 4
 
@@ -36,8 +35,8 @@ class AnsweringSample:
 
     def prompt(self, size: int, fill: int = 0) -> Prompt:
         drawn = list(islice(cycle(self._distractors), size + 1))
-        last = drawn.pop().split(" ")[:fill]
-        documents = self._gold + drawn + ([" ".join(last)] if fill else [])
+        last = drawn.pop()[:fill]
+        documents = self._gold + drawn + ([last] if fill else [])
         random.Random(f"{self._seed}/order").shuffle(documents)
         context = "\n\n".join(
             self._style.document.format(number=number, text=text)

@@ -18,12 +18,11 @@ DOTS = "..."
 
 
 class CommonWordsSample:
-    """Size: different words in the list, which follows one solved example.
+    """Size: different words in the list (fill is not needed), which follows one solved example.
 
     Below 4,096 tokens common words occur 6 times and others once, else 30 and 3 times.
     """
 
-    coarse = False
     step = 64
 
     def __init__(self, task: CommonWords, style: Style, seed: str, length: int) -> None:
@@ -52,10 +51,10 @@ class CommonWordsSample:
 class FrequentWordsSample:
     """Size: words drawn in all, of which rank k gets the share k ** -2 / zeta(2), rounded down.
 
-    Rank 1 is the dots; the vocabulary has one word for 50 tokens of the prompt.
+    Rank 1 is the dots; the vocabulary has one word for 50 tokens of the prompt. fill: more dots,
+    since several ranks can gain a word at once.
     """
 
-    coarse = False
     step = 256
     smallest = 64
 
@@ -72,7 +71,7 @@ class FrequentWordsSample:
             word
             for rank, word in enumerate(self._ranked, 1)
             for _ in range(int(share / rank**2))
-        ]  # fmt: skip
+        ] + [DOTS] * fill  # fmt: skip
         random.Random(f"{self._seed}/order").shuffle(words)
         return worded(self._wording, " ".join(words))
 

@@ -13,16 +13,15 @@ from hashattn.evaluation import words
 from hashattn.evaluation.corpus import paragraphs
 from hashattn.evaluation.ruler.styles import Style
 
-DIGITS = 7
 ONSETS = ("b", "br", "d", "dr", "f", "g", "gl", "k", "l", "m", "n", "p", "pl", "r", "s", "st", "t",
           "tr", "v", "z")  # fmt: skip
 VOWELS = ("a", "e", "i", "o", "u", "ai", "ou")
 CODAS = ("", "", "n", "r", "l", "sk", "m")
 
 
-def number(rng: random.Random) -> str:
-    """Seven digits, the first not zero."""
-    return str(rng.randrange(10 ** (DIGITS - 1), 10**DIGITS))
+def number(rng: random.Random, style: Style) -> str:
+    """A number of the style's digits, the first not zero."""
+    return str(rng.randrange(10 ** (style.digits - 1), 10**style.digits))
 
 
 def key_words(rng: random.Random, style: Style) -> str:
@@ -31,17 +30,16 @@ def key_words(rng: random.Random, style: Style) -> str:
 
 
 def identifier(rng: random.Random, style: Style) -> str:
-    """A random version-4 uuid, or three words in its place."""
+    """A random version-4 uuid, or two words in its place."""
     if style.identifiers == "uuid":
         return str(uuid.UUID(int=rng.getrandbits(128), version=4))
-    parts = (words.COLORS, words.OBJECTS, words.FOODS)
-    return " ".join(rng.choice(part) for part in parts)
+    return f"{rng.choice(words.COLORS)} {rng.choice(words.OBJECTS)}"
 
 
 def drawer(kind: str, rng: random.Random, style: Style) -> Callable[[], str]:
     """Draws of a kind that a Retrieval names."""
     return {
-        "numbers": lambda: number(rng),
+        "numbers": lambda: number(rng, style),
         "words": lambda: key_words(rng, style),
         "uuids": lambda: identifier(rng, style),
     }[kind]

@@ -25,17 +25,17 @@ class Sample(Protocol):
     """One sample of a task, at whatever size of haystack.
 
     answers: the references. smallest: least size. step: a size to learn tokens per unit from.
-    coarse: a unit of the haystack may be more than 1 % of a prompt, so `fill` words may follow
-    the last one.
     """
 
     answers: tuple[str, ...]
     smallest: int
     step: int
-    coarse: bool
 
     def prompt(self, size: int, fill: int = 0) -> Prompt:
-        """The sample with `size` units of haystack: a function of the two numbers alone."""
+        """The sample with `size` units of haystack: a function of the two numbers alone.
+
+        fill: smaller units on top, where one unit can be more than 1 % of a prompt.
+        """
 
 
 def worded(wording: Wording, context: str, **values: Any) -> Prompt:

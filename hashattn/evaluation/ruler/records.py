@@ -171,7 +171,7 @@ def _fitted(
         lambda size: count(str(prompt(size))), limit, sample.smallest, sample.step
     )
     fill = 0
-    if sample.coarse and tokens + length - limit < FULL * length:
+    if tokens + length - limit < FULL * length:
         fill, tokens = largest_fit(
             lambda fill: count(str(prompt(size, fill))), limit, smallest=0, step=8
         )

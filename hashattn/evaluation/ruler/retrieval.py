@@ -11,11 +11,10 @@ from hashattn.evaluation.ruler.specs import Retrieval
 from hashattn.evaluation.ruler.styles import Style
 
 DEPTHS = tuple(round(100 * i / 39) for i in range(40))  # percent of the sentences before a needle
-KINDS = {"words": "word", "numbers": "number", "uuids": "uuid"}
 
 
 class RetrievalSample:
-    """Size: words of noise or prose, or needles; fill: words of noise after those needles.
+    """Size: words of noise or prose, or needles; fill: words of noise after them.
 
     In prose, needles stand at `DEPTHS` (drawn without repetition) counted in sentences; in noise
     and among needles, between any two lines. No other needle has an asked key or an answer.
@@ -24,6 +23,7 @@ class RetrievalSample:
     def __init__(self, task: Retrieval, style: Style, haystack: Haystack, seed: str) -> None:
         rng = random.Random(seed)
         self._task, self._style, self._haystack, self._seed = task, style, haystack, seed
+        self._kind = dict(style.kinds)[task.value]
         draw_key, draw_value = (drawer(kind, rng, style) for kind in (task.key, task.value))
         keys = distinct(task.keys, draw_key)
         values = distinct(task.keys * task.values, draw_value)
@@ -34,9 +34,8 @@ class RetrievalSample:
         self._asked = rng.sample(keys, task.queries)
         self.answers = tuple(value for key in self._asked for value in given[key])
         self._others = Growing(self._distractor(frozenset(keys), frozenset(values)))
-        self.coarse = task.haystack == "needles"
         self.smallest = {"needles": 1, "noise": len(NOISE_WORDS), "text": 1}[task.haystack]
-        self.step = 8 if self.coarse else 256
+        self.step = 8 if task.haystack == "needles" else 256
 
     def prompt(self, size: int, fill: int = 0) -> Prompt:
         rng = random.Random(f"{self._seed}/places")
@@ -52,13 +51,10 @@ class RetrievalSample:
         several = self._task.values * self._task.queries > 1
         wording = self._style.many if several else self._style.one
         joint = self._style.joint if self._task.haystack == "text" else "\n"
-        return worded(
-            wording, joint.join(parts), kind=KINDS[self._task.value], query=listed(self._asked)
-        )
+        return worded(wording, joint.join(parts), kind=self._kind, query=listed(self._asked))
 
     def _needle(self, key: str, value: str) -> str:
-        kind = KINDS[self._task.value]
-        return self._style.needle.format(kind=kind, key=key, value=value)
+        return self._style.needle.format(kind=self._kind, key=key, value=value)
 
     def _distractor(self, keys: frozenset[str], values: frozenset[str]):
         rng = random.Random(f"{self._seed}/others")

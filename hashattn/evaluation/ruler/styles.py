@@ -3,8 +3,9 @@
 RULER's definition fixes what is hidden, how often, how deep and what is asked; the words around it
 are ours. `plain` asks in English sentences, as RULER does. `facts` hides and asks in the one-line
 patterns that the embedded model was trained on (hashattn.evaluation.tasks), since that model reads
-no English: keys and variables are its single-token words, and a uuid becomes three of them. Tasks
-that no such pattern fits (cwe, fwe, qa) are worded alike in both.
+no English and copies no longer values than it was trained on: keys and variables are its
+single-token words, numbers have four digits instead of seven, and a uuid becomes two words. Tasks
+that no such pattern fits (cwe, fwe, qa) are the same in both.
 Scores under other wordings than RULER's own compare among methods, not with published numbers;
 load_ruler reads the official files for those.
 """
@@ -35,7 +36,8 @@ class Style:
 
     one, many: retrieval of one and of several values; needle: the line that hides a value.
     joint: between the sentences of prose; key_joint: between a key's two words, whose second are
-    `nouns`. identifiers, variables: "uuid" or "words", "letters" or "words".
+    `nouns`. kinds: what {kind} stands for in the wordings. digits: of a number.
+    identifiers, variables: "uuid" or "words", "letters" or "words".
     start, step: a chain's first and further assignments.
     """
 
@@ -53,6 +55,8 @@ class Style:
     joint: str = " "
     key_joint: str = "-"
     nouns: tuple[str, ...] = ANIMALS + FOODS + JOBS + OBJECTS
+    kinds: tuple[tuple[str, str], ...] = (("numbers", "number"), ("uuids", "uuid"))
+    digits: int = 7
     identifiers: str = "uuid"
     variables: str = "letters"
 
@@ -115,9 +119,9 @@ PLAIN = Style(
 
 FACTS = Style(
     name="facts",
-    one=Wording("{context}\n", "Q: {query}", " hides"),
-    many=Wording("{context}\n", "Q: {query}", " hides"),
-    needle="Fact: {key} hides {value}",
+    one=Wording("{context}\n", "Q: {query}", " {kind}"),
+    many=Wording("{context}\n", "Q: {query}", " {kind}"),
+    needle="Fact: {key} {kind} {value}",
     tracking=Wording("{context}\n", "Q: {query}", " needs"),
     start="Rule: {value} needs {variable}",
     step="Rule: {value} needs {variable}",
@@ -127,6 +131,8 @@ FACTS = Style(
     joint="\n",
     key_joint=" ",
     nouns=ANIMALS,
+    kinds=(("numbers", "="), ("uuids", "hides")),
+    digits=4,
     identifiers="words",
     variables="words",
 )

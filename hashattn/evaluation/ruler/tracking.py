@@ -17,9 +17,8 @@ EXAMPLE_TOKENS = 500  # of the solved example before the question
 
 
 class ChainSample:
-    """A chain alone. Size: words of noise; an assignment stands after those that it needs."""
+    """A chain alone, each assignment after the one it needs. Size: words of noise; fill: none."""
 
-    coarse = False
     step = 256
 
     def __init__(self, task: Tracking, style: Style, seed: str, letters: int = LETTERS) -> None:
