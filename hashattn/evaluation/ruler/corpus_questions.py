@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from functools import cache
 from itertools import combinations
 from typing import Any
@@ -22,7 +22,7 @@ GAP = "____"
 ARTICLE = 8  # paragraphs; SQuAD's dev articles have about 34
 CONTEXT = 10  # HotpotQA's documents for a question
 QUOTED = 8  # words
-FAMILIAR = 6  # an identifier in more paragraphs than this links none of them
+EACH = 10  # questions with the same answer
 
 
 @cache
@@ -30,12 +30,20 @@ def squad_of_corpus() -> dict[str, Any]:
     """SQuAD 2.0's structure; articles are runs of eight paragraphs."""
     texts = paragraphs("eval")
     unique = {name: places[0] for name, places in _places().items() if len(places) == 1}
+    gapped = {
+        name: next((s for s in _sentences(texts[place]) if name in s), "")
+        .strip()
+        .replace(name, GAP)
+        for name, place in sorted(unique.items())
+    }
+    alike = Counter(gapped.values())  # two paragraphs that differ in the name alone: either fits
     asked = defaultdict(list)
-    for name, place in sorted(unique.items()):
-        sentence = next((s for s in _sentences(texts[place]) if name in s), "").strip()
-        if texts[place].count(name) == 1 and 6 <= len(sentence.split()) <= 40:
+    for name, sentence in gapped.items():
+        place = unique[name]
+        fits = texts[place].count(name) == alike[sentence] == 1
+        if fits and 6 <= len(sentence.split()) <= 40:
             asked[place].append({
-                "question": f'Which name fills the gap in "{sentence.replace(name, GAP)}"?',
+                "question": f'Which name fills the gap in "{sentence}"?',
                 "answers": [{"text": name, "answer_start": texts[place].index(name)}],
                 "is_impossible": False,
             })  # fmt: skip
@@ -61,13 +69,13 @@ def hotpot_of_corpus() -> list[dict[str, Any]]:
     for name, places in _places().items():
         for pair in combinations(places, 2):
             shared[pair].add(name)
-    rows = []
+    rows, given = [], Counter()
     for pair, names in sorted(shared.items()):
         (name, *more) = sorted(names)
         quotations = [_quotation(place, name) for place in pair]
-        rare = len(_places()[name]) <= FAMILIAR
-        if more or not rare or None in quotations:
+        if more or given[name] == EACH or None in quotations:
             continue
+        given[name] += 1
         first, second = quotations
         rng = random.Random(f"hotpotqa/{pair}")
         others = rng.sample([i for i in range(len(texts)) if i not in pair], CONTEXT - 2)
@@ -98,7 +106,8 @@ def _quotation(place: int, name: str) -> str | None:
     for sentence in _sentences(texts[place]):
         words = sentence.split()
         quoted = " ".join(words[:QUOTED])
-        if len(words) >= QUOTED and name not in quoted and sum(quoted in t for t in texts) == 1:
+        quotable = len(words) >= QUOTED and name not in quoted and '"' not in quoted
+        if quotable and sum(quoted in text for text in texts) == 1:
             return quoted
     return None
 

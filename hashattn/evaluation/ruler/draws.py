@@ -6,7 +6,7 @@ import random
 import re
 import string
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import cache
 
 from hashattn.evaluation import words
@@ -45,7 +45,7 @@ def drawer(kind: str, rng: random.Random, style: Style) -> Callable[[], str]:
     }[kind]
 
 
-def distinct(count: int, draw: Callable[[], str], taken: frozenset[str] = frozenset()) -> list[str]:
+def distinct(count: int, draw: Callable[[], str], taken: Collection[str] = ()) -> list[str]:
     """The first `count` draws that differ from each other and from `taken`."""
     found: dict[str, None] = {}
     while len(found) < count:
@@ -54,11 +54,15 @@ def distinct(count: int, draw: Callable[[], str], taken: frozenset[str] = frozen
     return list(found)
 
 
-def variables(count: int, letters: int, rng: random.Random, style: Style) -> list[str]:
-    """Names of variables: upper-case letters, or words."""
-    if style.variables == "words":
-        return rng.sample(words.OBJECTS, count)
-    return distinct(count, lambda: "".join(rng.choices(string.ascii_uppercase, k=letters)))
+def variables(
+    count: int, letters: int, rng: random.Random, style: Style, taken: Collection[str] = ()
+) -> list[str]:
+    """Names of variables that are not taken: upper-case letters, or words."""
+    draw = {
+        "letters": lambda: "".join(rng.choices(string.ascii_uppercase, k=letters)),
+        "words": lambda: rng.choice(words.OBJECTS),
+    }[style.variables]
+    return distinct(count, draw, taken)
 
 
 def coded_words(count: int, letters: int, rng: random.Random) -> list[str]:

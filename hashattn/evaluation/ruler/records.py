@@ -194,12 +194,14 @@ def _chat_parts(tokenizer: Any) -> tuple[str, str]:
 
 def profile_records(
     profile: Any, tokenizer: Any, length: int, samples: int | None = None,
-    tasks: Iterable[str] = tuple(TASKS),
+    tasks: Iterable[str] = tuple(TASKS), **options: Any,
 ) -> list[Record]:  # fmt: skip
     """`samples` records of each task for a Profile (by default its number), seeded by it.
 
     The embedded model is asked in the style it was trained on, every other model in plain English.
+    options: further arguments of ruler_records.
     """
     style = "facts" if Path(profile.model).name == "embedded" else "plain"
-    number = samples or profile.samples_per_task
-    return list(ruler_records(tokenizer, tasks, length, number, seed=profile.seed, style=style))
+    number = profile.samples_per_task if samples is None else samples
+    options = {"seed": profile.seed, "style": style} | options
+    return list(ruler_records(tokenizer, tasks, length, number, **options))

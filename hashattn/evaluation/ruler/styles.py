@@ -64,7 +64,7 @@ class Style:
 NOISE = (
     "Rain falls on the hill.",
     "A boat drifts down the river.",
-    "The lamp is lit.",
+    "The evening is long.",
     "Nobody is in a hurry.",
     "Then it all starts over.",
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from hashattn.evaluation.ruler.draws import variables
 from hashattn.evaluation.ruler.haystack import NOISE_WORDS, noise
@@ -21,11 +21,14 @@ class ChainSample:
 
     step = 256
 
-    def __init__(self, task: Tracking, style: Style, seed: str, letters: int = LETTERS) -> None:
+    def __init__(
+        self, task: Tracking, style: Style, seed: str, letters: int = LETTERS,
+        taken: Collection[str] = (),
+    ) -> None:  # fmt: skip
         rng = random.Random(seed)
         self._style, self._seed = style, seed
         self._value = str(rng.randrange(10_000, 100_000))
-        self.answers = tuple(variables(task.hops + 1, letters, rng, style))
+        self.answers = tuple(variables(task.hops + 1, letters, rng, style, taken))
         first = style.start.format(variable=self.answers[0], value=self._value)
         links = zip(self.answers[1:], self.answers, strict=False)
         steps = [style.step.format(variable=to, value=of) for to, of in links]
@@ -44,15 +47,15 @@ class ChainSample:
 
 
 class TrackingSample(ChainSample):
-    """A chain after one solved example of about EXAMPLE_TOKENS tokens (fewer never hold five lines
-    of noise), whose variables have three letters.
+    """A chain after one solved example, about other variables, of three letters.
 
+    The example takes at most EXAMPLE_TOKENS tokens, more only where five lines of noise do.
     count: tokens of a text.
     """
 
     def __init__(self, task: Tracking, style: Style, seed: str, count: Callable[[str], int]):
         super().__init__(task, style, seed)
-        example = ChainSample(task, style, f"{seed}/example", EXAMPLE_LETTERS)
+        example = ChainSample(task, style, f"{seed}/example", EXAMPLE_LETTERS, self.answers)
         least = count(str(example.prompt(example.smallest)))
         size, _ = largest_fit(
             lambda size: count(str(example.prompt(size))), max(EXAMPLE_TOKENS, least),
