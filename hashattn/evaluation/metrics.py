@@ -119,18 +119,37 @@ def code_sim_levenshtein(
     return _code_similarity(prediction, answers, Indel.normalized_similarity)
 
 
+def string_match_all(
+    prediction: str, answers: Sequence[str], all_classes: Sequence[str] | None = None
+) -> float:
+    """RULER's: the share of the answers that occur in the prediction, whatever their case."""
+    _check_answers(answers)
+    return sum(answer.lower() in prediction.lower() for answer in answers) / len(answers)
+
+
+def string_match_part(
+    prediction: str, answers: Sequence[str], all_classes: Sequence[str] | None = None
+) -> float:
+    """RULER's for question answering: 1.0 if any answer occurs in the prediction, else 0.0."""
+    return _best(answers, lambda answer: float(answer.lower() in prediction.lower()))
+
+
 METRICS: dict[str, Metric] = {
     metric.__name__: metric
     for metric in (
         exact_match, qa_f1, qa_f1_zh, rouge_l, rouge_zh, classification, retrieval, retrieval_zh,
-        count, code_sim, code_sim_levenshtein,
+        count, code_sim, code_sim_levenshtein, string_match_all, string_match_part,
     )
 }  # fmt: skip
 
 
-def _best(answers: Sequence[str], score: Callable[[str], float]) -> float:
+def _check_answers(answers: Sequence[str]) -> None:
     if isinstance(answers, str) or not answers:
         raise ValueError(f"answers = {answers!r} must be a non-empty list of strings")
+
+
+def _best(answers: Sequence[str], score: Callable[[str], float]) -> float:
+    _check_answers(answers)
     return max(score(answer) for answer in answers)
 
 

@@ -1,0 +1,121 @@
+"""Questions about data/corpus in the official structures, made by rule: they cost no download.
+
+squad: a sentence with its one identifier blanked, which occurs in no other paragraph.
+hotpotqa: the one identifier that two paragraphs share; a quotation names each of them.
+They are easier to word than people's questions, and say nothing about knowledge of the world; what
+they keep is the structure: answering documents among distractors, one or two of them needed.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter, defaultdict
+from functools import cache
+from itertools import combinations
+from typing import Any
+
+from hashattn.evaluation.corpus import paragraphs
+
+IDENTIFIER = re.compile(r"\b(?:[A-Za-z]+_[A-Za-z_]*[A-Za-z]|[a-z]+[A-Z]\w+|[A-Z][a-z]+[A-Z]\w+)\b")
+GAP = "____"
+ARTICLE = 8  # paragraphs; SQuAD's dev articles have about 34
+CONTEXT = 10  # HotpotQA's documents for a question
+QUOTED = 8  # words
+EACH = 10  # questions with the same answer
+
+
+@cache
+def squad_of_corpus() -> dict[str, Any]:
+    """SQuAD 2.0's structure; articles are runs of eight paragraphs."""
+    texts = paragraphs("eval")
+    unique = {name: places[0] for name, places in _places().items() if len(places) == 1}
+    gapped = {
+        name: next((s for s in _sentences(texts[place]) if name in s), "")
+        .strip()
+        .replace(name, GAP)
+        for name, place in sorted(unique.items())
+    }
+    alike = Counter(gapped.values())  # two paragraphs that differ in the name alone: either fits
+    asked = defaultdict(list)
+    for name, sentence in gapped.items():
+        place = unique[name]
+        fits = texts[place].count(name) == alike[sentence] == 1
+        if fits and 6 <= len(sentence.split()) <= 40:
+            asked[place].append({
+                "question": f'Which name fills the gap in "{sentence}"?',
+                "answers": [{"text": name, "answer_start": texts[place].index(name)}],
+                "is_impossible": False,
+            })  # fmt: skip
+    return {
+        "data": [
+            {
+                "title": f"Paragraphs {start}",
+                "paragraphs": [
+                    {"context": texts[place], "qas": asked[place]}
+                    for place in range(start, min(start + ARTICLE, len(texts)))
+                ],
+            }
+            for start in range(0, len(texts), ARTICLE)
+        ]
+    }
+
+
+@cache
+def hotpot_of_corpus() -> list[dict[str, Any]]:
+    """HotpotQA's structure; the eight distractors are drawn from the other paragraphs."""
+    texts = paragraphs("eval")
+    shared = defaultdict(set)
+    for name, places in _places().items():
+        for pair in combinations(places, 2):
+            shared[pair].add(name)
+    rows, given = [], Counter()
+    for pair, names in sorted(shared.items()):
+        (name, *more) = sorted(names)
+        quotations = [_quotation(place, name) for place in pair]
+        if more or given[name] == EACH or None in quotations:
+            continue
+        given[name] += 1
+        first, second = quotations
+        rng = random.Random(f"hotpotqa/{pair}")
+        others = rng.sample([i for i in range(len(texts)) if i not in pair], CONTEXT - 2)
+        chosen = rng.sample([*pair, *others], CONTEXT)
+        rows.append({
+            "question": f'Which name is both in the document that says "{first}" and in the '
+            f'document that says "{second}"?',
+            "answer": name,
+            "context": [[_title(i), _sentences(texts[i])] for i in chosen],
+            "supporting_facts": [[_title(place), 0] for place in pair],
+        })  # fmt: skip
+    return rows
+
+
+@cache
+def _places() -> dict[str, list[int]]:
+    """Paragraphs (indices, ascending) in which each identifier occurs."""
+    found = defaultdict(list)
+    for place, text in enumerate(paragraphs("eval")):
+        for name in sorted(set(IDENTIFIER.findall(text))):
+            found[name].append(place)
+    return found
+
+
+def _quotation(place: int, name: str) -> str | None:
+    """The first words of a sentence that does not hold the name and that no other text holds."""
+    texts = paragraphs("eval")
+    for sentence in _sentences(texts[place]):
+        words = sentence.split()
+        quoted = " ".join(words[:QUOTED])
+        quotable = len(words) >= QUOTED and name not in quoted and '"' not in quoted
+        if quotable and sum(quoted in text for text in texts) == 1:
+            return quoted
+    return None
+
+
+def _sentences(text: str) -> list[str]:
+    """Sentences with the white space before them, as HotpotQA keeps it: they join to the text."""
+    return re.split(r"(?<=[.!?])(?=\s)", text)
+
+
+def _title(place: int) -> str:
+    return f"Paragraph {place}"
