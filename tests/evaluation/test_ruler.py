@@ -230,6 +230,35 @@ def test_samples_satisfy_their_definition(name, length, task):
         assert record.dataset == task
 
 
+@pytest.mark.parametrize("task", ["niah_single_1", "niah_single_2", "niah_multikey_2"])
+def test_needles_lie_at_all_depths(task):
+    tokenizer = tokenizers("words")
+    records = list(ruler_records(tokenizer, task, 1024, 60))
+    bodies = [record.context.split("\n", 1)[1] for record in records]
+    places = [
+        body.index(record.answers[0]) / len(body)
+        for body, record in zip(bodies, records, strict=True)
+    ]
+    tenths = Counter(int(10 * place) for place in places)
+    assert len(tenths) >= 9 and max(tenths.values()) < 20
+    if task == "niah_single_2":  # prose is read from another sentence on in every sample
+        assert len({body[:40] for body in bodies}) > 50
+
+
+def test_no_distractor_repeats_what_is_asked():
+    """Four-digit values and 9,500 keys: without care, one in ten samples would have a double."""
+    for record in ruler_records(tokenizers("words"), "niah_multikey_2", 8192, 20, style="facts"):
+        key = record.input.removeprefix("Q: ").removesuffix(" =")
+        assert len(re.findall(rf"^Fact: {key} = ", record.context, re.MULTILINE)) == 1
+        assert len(re.findall(rf" = {record.answers[0]}$", record.context, re.MULTILINE)) == 1
+
+
+def test_the_solved_chain_shares_no_variable_with_the_asked_one():
+    for record in ruler_records(tokenizers("embedded"), "vt", 1024, 20, style="facts"):
+        rules = re.findall(r"^Rule: (\w+) needs (\w+)$", record.context, re.MULTILINE)
+        assert len({right for _, right in rules}) == len(rules) == 10
+
+
 def test_published_parameters():
     assert len(TASKS) == 13
     for task in TASKS:
