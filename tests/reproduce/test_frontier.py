@@ -139,9 +139,11 @@ def planted():
 
 def test_verdicts_by_hand():
     table = verdicts(planted(), "hash 32 bits").set_index("method")
-    assert set(table.index) == {"quest", "lsh", "magicpig"}  # not fewer bits, own family, oracles
-    assert table.verdict.to_dict() == {
-        "quest": "better", "lsh": "worse", "magicpig": "not distinguishable",
+    assert table.verdict.to_dict() == {  # not the own family, nor oracles
+        "quest": "better", "lsh": "worse", "magicpig": "not distinguishable", "random": "worse",
+    }  # fmt: skip
+    assert table.as_many_bits.to_dict() == {
+        "quest": True, "lsh": True, "magicpig": True, "random": False,
     }  # fmt: skip
     assert table.difference["lsh"] == pytest.approx(0.03)
     assert table.low["lsh"] <= 0.03 <= table.high["lsh"]
@@ -152,7 +154,7 @@ def test_verdicts_by_hand():
 def test_losses_are_stated_from_the_records():
     rows = planted()
     text = losses(rows, {"hash 32 bits": verdicts(rows, "hash 32 bits")}, "hash 32 bits")
-    assert "better in 1 of 3 comparisons" in text
+    assert "better in 1 of 3 comparisons with methods of as many bits or more and 0 of 1 " in text
     assert "lsh (64 bits): worse in 1 (1K 1/8), error up to 1.25 times theirs" in text
     assert "magicpig (32 bits): not distinguishable in 1" in text
     assert "from 0.150 at 1/8 (oracle 0.010) to 0.150 at 1/8" in text
@@ -172,7 +174,8 @@ def test_task_verdicts_by_hand():
             lines.append(here | {"method": method, "auxiliary_bits": bits, "budget": "8x",
                                  "score": score})  # fmt: skip
     table = task_verdicts(pd.DataFrame(lines), "hash").set_index("method")
-    assert table.index.tolist() == ["quest", "lsh"]
-    assert table.difference.tolist() == pytest.approx([50.0, 0.0])
-    assert table.verdict.tolist() == ["better", "not distinguishable"]
-    assert table.theirs.tolist() == pytest.approx([50.0, 100.0])
+    assert table.index.tolist() == ["quest", "lsh", "window"]
+    assert table.as_many_bits.tolist() == [True, True, False]
+    assert table.difference.tolist() == pytest.approx([50.0, 0.0, 100.0])
+    assert table.verdict.tolist() == ["better", "not distinguishable", "better"]
+    assert table.theirs.tolist() == pytest.approx([50.0, 100.0, 0.0])
