@@ -102,10 +102,10 @@ def by_head(rows: pd.DataFrame, method: str, budget: float) -> pd.DataFrame:
 def verdicts(rows: pd.DataFrame, ours: str) -> pd.DataFrame:
     """`ours` against every method of another family, at every context and budget.
 
-    A line each: the other method, its bits, whether these are as many as ours or more, both mean output errors, their difference (ours minus
-    theirs, below 0: ours is better) with the ends of a paired bootstrap interval over sequences,
-    layers and KV heads, taken as independent, and the verdict: "better", "worse" or "not
-    distinguishable". Oracles are no methods.
+    A line each: the other method, its bits, whether these are as many as ours or more, both mean
+    output errors, their difference (ours minus theirs, below 0: ours is better) with the ends of a
+    paired bootstrap interval over sequences, layers and KV heads, taken as independent, and the
+    verdict: "better", "worse" or "not distinguishable". Oracles are no methods.
     """
     own = rows[rows["method"] == ours]
     least = own["bits"].iloc[0]
@@ -172,11 +172,12 @@ def losses(rows: pd.DataFrame, tables: Mapping[str, pd.DataFrame], method: str) 
     lines = []
     for ours, table in tables.items():
         lost = table[table["verdict"] != "better"]
+        sizes = {True: "as many bits or more", False: "fewer"}
         parts = [
-            f"{(part['verdict'] == 'better').sum()} of {len(part)} comparisons with methods of {size}"
-            for size, part in (("as many bits or more", table[table["as_many_bits"]]),
-                               ("fewer", table[~table["as_many_bits"]]))
-        ]  # fmt: skip
+            f"{(part['verdict'] == 'better').sum()} of {len(part)} comparisons with methods of "
+            + sizes[many]
+            for many, part in sorted(table.groupby("as_many_bits"), reverse=True)
+        ]
         lines.append(f"- {ours}: better in {' and '.join(parts)}.")
         for (other, bits), part in lost.groupby(["method", "bits"]):
             worse = part[part["verdict"] == "worse"]
