@@ -93,10 +93,9 @@ def first_layer_dense(rows: pd.DataFrame, method: str) -> pd.DataFrame:
 
 
 def by_head(rows: pd.DataFrame, method: str, budget: float) -> pd.DataFrame:
-    """Output error of a method over the oracle's, layers by KV heads, at one budget."""
-    here = rows[rows["budget"] == budget]
-    cells = here.groupby(["method", "layer", "head"])["output_error"].mean()
-    return (cells[method] / cells["oracle"]).unstack()
+    """Mean output error of a method, layers by KV heads, at one budget."""
+    here = rows[(rows["budget"] == budget) & (rows["method"] == method)]
+    return here.groupby(["layer", "head"])["output_error"].mean().unstack()
 
 
 def verdicts(rows: pd.DataFrame, ours: str) -> pd.DataFrame:
@@ -238,7 +237,7 @@ def head_map(axis: Axes, table: pd.DataFrame) -> None:
     """A table of `by_head` as colours with numbers."""
     import seaborn
 
-    seaborn.heatmap(table, annot=True, fmt=".2f", cmap="viridis", cbar=False, ax=axis)
+    seaborn.heatmap(table, annot=True, fmt=".3f", cmap="viridis", cbar=False, ax=axis)
     axis.set(xlabel="KV head", ylabel="layer")
 
 
