@@ -6,6 +6,9 @@ patterns that the embedded model was trained on (hashattn.evaluation.tasks), sin
 no English and copies no longer values than it was trained on: keys and variables are its
 single-token words, numbers have four digits instead of seven, and a uuid becomes two words. Tasks
 that no such pattern fits (cwe, fwe, qa) are the same in both.
+Under `plain` the embedded model scores 0 on all 13. Under `facts` it finds single values (94 to
+100 % at 4K, 16 samples a task), gives one of four values or queries (22 and 25 %) and two of five
+variables (34 %), since it was trained to end after as much, and still scores 0 on cwe, fwe and qa.
 Scores under other wordings than RULER's own compare among methods, not with published numbers;
 load_ruler reads the official files for those.
 """
