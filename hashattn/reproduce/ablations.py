@@ -22,7 +22,7 @@ from hashattn.selectors.double_sparsity import DoubleSparsitySelector as DoubleS
 
 MEASURES = ["recall@4", "recall@32", "heavy_mass"]
 HELD_OUT_SEED = 3000
-ABLATION_STEPS = 300
+ABLATION_STEPS = 500
 
 
 def training_curves(weights: HashWeights) -> pd.DataFrame:
@@ -138,8 +138,7 @@ def transfer(profile: Profile, model, tokenizer, held_out: str, length: int) -> 
     others = tuple(task for task in TASKS if task != held_out)
     chosen = {}
     for name, tasks in (("all_tasks", TASKS), (f"without_{held_out}", others)):
-        weights = train_hashes(profile, model, tokenizer, f"transfer/{name}",
-                               TrainRecipe.default().vary(steps=ABLATION_STEPS), tasks=tasks,
+        weights = train_hashes(profile, model, tokenizer, f"transfer/{name}", tasks=tasks,
                                count=count)  # fmt: skip
         chosen[f"hash {name.replace('_', ' ')}"] = make_selector("hash", weights=weights)
     chosen["lsh"] = make_selector("lsh", bits=profile.training.bits, seed=profile.seed)
