@@ -162,7 +162,12 @@ def bit_variants(
 
     codes: hash weights by name (hashattn.reproduce.contenders.our_codes).
     """
-    found = {name.replace(" ", " at ", 1): made for name, made in ours(codes).items()}
+    found = {
+        name.replace("hash official", "hash_official at 128 bits").replace(
+            "hash ", "hash at "
+        ): made
+        for name, made in ours(codes).items()
+    }
     dim = calibrated[0].keys.shape[-1]
     for bits in lsh_bits:
         found[f"lsh at {bits} bits"] = make_selector("lsh", bits=bits, seed=profile.seed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hashattn.hashing.capture import CapturedLayer
 from hashattn.hashing.weights import HashWeights
-from hashattn.profiles import Profile
+from hashattn.profiles import MEMORY, Profile
 from hashattn.reproduce.experiments import hash_weights
 from hashattn.selectors import make_selector
 from hashattn.selectors.base import Selector
@@ -29,6 +29,20 @@ def our_codes(profile: Profile, model, tokenizer, weights: HashWeights) -> dict[
         for bits in profile.memory
     }
     return found | {"hash official": hash_weights(profile, model, tokenizer, "official")}
+
+
+def every_size(
+    profile: Profile, model, tokenizer, codes: dict[str, HashWeights]
+) -> dict[str, HashWeights]:
+    """`our_codes` and all other sizes that are shipped with the model: none is trained for this."""
+    shipped = profile.hash_weights_path and profile.hash_weights_path.parent / "hash_variants"
+    sizes = [bits for bits in MEMORY if shipped and (shipped / f"{bits}_bits").is_dir()]
+    more = {
+        f"hash {bits} bits": hash_weights(profile, model, tokenizer, f"{bits}_bits")
+        for bits in sizes
+        if f"hash {bits} bits" not in codes
+    }
+    return codes | more
 
 
 def ours(codes: dict[str, HashWeights]) -> dict[str, Selector]:
