@@ -85,9 +85,9 @@ class Budget:
                 f"shares={self.shares!r}: need a factor for each of the {kv_heads} KV heads of "
                 f"layer {layer}, or one for all; allocate them for this model"
             )
-        factors = self.shares[layer] if len(self.shares[layer]) > 1 else self.shares[layer] * lists
-        factors = [factor for factor in factors for _ in range(lists // len(factors))]
-        scale = torch.tensor(factors, dtype=torch.float64, device=choice.heavy.device)[:, None]
+        factors = self.shares[layer]
+        scale = torch.tensor(factors, dtype=torch.float64, device=choice.heavy.device)
+        scale = scale.repeat_interleave(lists // len(factors))[:, None]
         most = math.ceil(max(factors) * self.heavy_tokens(choice.n))
         return replace(
             choice,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -70,15 +70,23 @@ def load_records(path: str | Path, limit: int | None = None) -> list[Record]:
     path = Path(path)
     if not path.is_file():
         raise RecordError(f"no records at {path}; give the path of a LongBench-format .jsonl file")
+    records = parsed_lines(path, limit, _parse)
+    if not records and limit != 0:
+        raise RecordError(f"{path} holds no records")
+    return records
+
+
+def parsed_lines(
+    path: Path, limit: int | None, parse: Callable[[str, str], Record]
+) -> list[Record]:
+    """The first `limit` records of a file's lines, empty ones skipped; parse(line, "file:line")."""
     records: list[Record] = []
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             if limit is not None and len(records) >= limit:
                 break
             if line.strip():
-                records.append(_parse(line, f"{path}:{number}"))
-    if not records and limit != 0:
-        raise RecordError(f"{path} holds no records")
+                records.append(parse(line, f"{path}:{number}"))
     return records
 
 

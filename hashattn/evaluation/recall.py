@@ -131,7 +131,10 @@ class _Truth:
         budget = Budget(*self.window, heavy=heavy, shares=self.shares)
         choice = budget.of_layer(choice, self.layer.layer, kv_heads, lists)
         if scores is not None:
-            return select(scores, choice.heavy, choice.candidates, choice.always), None
+            always = self.visible & ~self.candidates
+            return select(
+                scores, choice.heavy, self.candidates[None, None], always[None, None]
+            ), None
         view = KeyView(self.layer.keys[None], index, positions=self.positions)
         return selector.sample(
             self.layer.layer, self.queries[None], view, self.layer.scaling, choice

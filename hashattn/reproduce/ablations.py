@@ -15,7 +15,7 @@ from hashattn.hashing.recipe import TrainRecipe
 from hashattn.hashing.weights import HashWeights
 from hashattn.profiles import Profile
 from hashattn.reproduce.contenders import ours
-from hashattn.reproduce.experiments import sequences, train_hashes
+from hashattn.reproduce.experiments import as_trained, sequences, train_hashes
 from hashattn.selectors import make_selector
 from hashattn.selectors.base import Selector
 from hashattn.selectors.double_sparsity import DoubleSparsitySelector as DoubleSparsity
@@ -112,21 +112,11 @@ def _trained_and_measured(
         arguments = arguments | {"recipe": arguments["recipe"].vary(steps=ABLATION_STEPS)}
         weights = train_hashes(profile, model, tokenizer, folder, layers=[layer], count=count,
                                shared_captures="ablation/captured", **arguments)  # fmt: skip
-        chosen[name] = _selector(weights)
+        chosen[name] = as_trained(weights)
     asked = sequences(profile, tokenizer, 2, length=length, split="eval", questions=2)
     found = [capture(model, ids, rows=rows, layers=[layer])[layer] for ids, rows in asked]
     table = recall_rows(found, chosen, [length // 32], profile.sink, profile.local)
     return pd.DataFrame(table).groupby("method", sort=False)[["bits", *MEASURES]].mean()
-
-
-def _selector(weights: HashWeights) -> Selector:
-    """As the recipe meant: graded and for every query head, or by bits as the paper's."""
-    summed = weights.card["recipe"]["group"] == "sum"
-    shared = summed and weights.config.layout == "per_kv_head"
-    return make_selector(
-        "hash", weights=weights, scoring="hamming" if summed else "graded",
-        layout="kv_head" if shared else "query_head",
-    )  # fmt: skip
 
 
 def transfer(profile: Profile, model, tokenizer, held_out: str, length: int) -> pd.DataFrame:
@@ -162,12 +152,12 @@ def bit_variants(
 
     codes: hash weights by name (hashattn.reproduce.contenders.our_codes).
     """
-    found = {
-        name.replace("hash official", "hash_official at 128 bits").replace(
-            "hash ", "hash at "
-        ): made
-        for name, made in ours(codes).items()
-    }
+    found = {}
+    for name, selector in ours(codes).items():
+        config = selector.weights.config
+        family = "hash_official" if name == "hash official" else "hash"
+        bits = selector.auxiliary_bits(config.group, config.head_dim)
+        found[f"{family} at {bits:g} bits"] = selector
     dim = calibrated[0].keys.shape[-1]
     for bits in lsh_bits:
         found[f"lsh at {bits} bits"] = make_selector("lsh", bits=bits, seed=profile.seed)

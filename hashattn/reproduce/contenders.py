@@ -5,7 +5,7 @@ from __future__ import annotations
 from hashattn.hashing.capture import CapturedLayer
 from hashattn.hashing.weights import HashWeights
 from hashattn.profiles import MEMORY, Profile
-from hashattn.reproduce.experiments import hash_weights
+from hashattn.reproduce.experiments import as_trained, hash_weights, shipped_variant
 from hashattn.selectors import make_selector
 from hashattn.selectors.base import Selector
 from hashattn.selectors.double_sparsity import DoubleSparsitySelector as DoubleSparsity
@@ -16,7 +16,7 @@ from hashattn.selectors.magicpig import MagicPIGSelector
 HATA_STEPS = 150  # 300 steps of 8 queries, ten times the work: 5 % less error at 1/8 at most
 BUCKET_BITS = 8  # hyperplanes of a table of SOCKET and MagicPIG
 CODE_BITS = 6  # of a PQCache sub-vector: 64 centroids, as its authors' default
-# pages and the bits of their bounds: 4, 8, 16 and 32 times the memory of (64, 4)
+# Quest's (page, bits of a bound) at each size: 2 head_dim bits / page, for a head_dim of 64
 PAGES = {32: ((16, 4),), 64: ((8, 4),), 128: ((16, 16), (4, 4)), 256: ((8, 16), (4, 8))}
 
 
@@ -35,23 +35,17 @@ def every_size(
     profile: Profile, model, tokenizer, codes: dict[str, HashWeights]
 ) -> dict[str, HashWeights]:
     """`our_codes` and all other sizes that are shipped with the model: none is trained for this."""
-    shipped = profile.hash_weights_path and profile.hash_weights_path.parent / "hash_variants"
-    sizes = [bits for bits in MEMORY if shipped and (shipped / f"{bits}_bits").is_dir()]
     more = {
         f"hash {bits} bits": hash_weights(profile, model, tokenizer, f"{bits}_bits")
-        for bits in sizes
-        if f"hash {bits} bits" not in codes
+        for bits in MEMORY
+        if f"hash {bits} bits" not in codes and shipped_variant(profile, f"{bits}_bits")
     }
     return codes | more
 
 
 def ours(codes: dict[str, HashWeights]) -> dict[str, Selector]:
-    """Each as it is meant: graded queries, a selection per query head; the official ones by bits
-    against bits."""
-    return {
-        name: make_selector("hash", weights=weights, scoring=_scoring(name))
-        for name, weights in codes.items()
-    }
+    """Each as its recipe meant: the official ones compare bits with bits."""
+    return {name: as_trained(weights) for name, weights in codes.items()}
 
 
 def tricks(weights: HashWeights, seed: int) -> dict[str, Selector]:
@@ -123,10 +117,6 @@ def others(profile: Profile, calibrated: list[CapturedLayer]) -> dict[str, Selec
                 calibrated, bits=BUCKET_BITS, tables=bits // BUCKET_BITS, seed=seed
             )
     return found
-
-
-def _scoring(name: str) -> str:
-    return "hamming" if name == "hash official" else "graded"
 
 
 def _at_most(dim: int, limit: float) -> int:

@@ -123,10 +123,28 @@ def shipped_or_trained(profile: Profile, model, tokenizer) -> HashWeights:
 def hash_weights(profile: Profile, model, tokenizer, variant: str) -> HashWeights:
     """Weights of a key of VARIANTS: shipped beside the profile's own, else trained into the results
     as much as those."""
-    folder = profile.hash_weights_path
-    if folder is not None and (folder.parent / "hash_variants" / variant).is_dir():
-        return HashWeights.load(folder.parent / "hash_variants" / variant, model)
+    folder = shipped_variant(profile, variant)
+    if folder is not None:
+        return HashWeights.load(folder, model)
     return train_hashes(profile, model, tokenizer, f"variants/{variant}", **VARIANTS[variant])
+
+
+def shipped_variant(profile: Profile, variant: str) -> Path | None:
+    """The folder of a variant that comes with the profile's model, None if it has to be trained."""
+    if profile.hash_weights_path is None:
+        return None
+    folder = profile.hash_weights_path.parent / "hash_variants" / variant
+    return folder if folder.is_dir() else None
+
+
+def as_trained(weights: HashWeights) -> Selector:
+    """The selector that the weights' recipe trained them for: graded bits and a selection per query
+    head, or matching bits (TrainRecipe.group "sum") and a selection per key map."""
+    if weights.card["recipe"]["group"] == "each":
+        return make_selector("hash", weights=weights)
+    shared = weights.config.layout == "per_kv_head"
+    layout = "kv_head" if shared else "query_head"
+    return make_selector("hash", weights=weights, scoring="hamming", layout=layout)
 
 
 def captured(
@@ -143,10 +161,11 @@ def captured(
 
 
 def calibration(profile: Profile, model, tokenizer) -> list[CapturedLayer]:
-    """What calibrated baselines learn from: training sequences, as the hashes do."""
+    """What calibrated baselines and budgets learn from: training sequences, as the hashes do."""
     return captured(
-        profile, model, tokenizer, profile.training.length, CALIBRATION, split="train", seed=2000
-    )
+        profile, model, tokenizer, profile.training.length, CALIBRATION, split="train", seed=2000,
+        values=True,
+    )  # fmt: skip
 
 
 def selectors(
@@ -187,10 +206,8 @@ def selectors(
         "residual": lambda: make_selector(
             "residual", base=make["hash"](), share=0.25, seed=profile.seed
         ),
-        "hash_128": lambda: make_selector("hash", weights=codes["hash 128 bits"]),
-        "hash_official": lambda: make_selector(
-            "hash", weights=codes["hash official"], scoring="hamming"
-        ),
+        "hash_128": lambda: as_trained(codes["hash 128 bits"]),
+        "hash_official": lambda: as_trained(codes["hash official"]),
     }
     return {name: make[name]() for name in profile.methods if name != "dense"}
 

@@ -11,10 +11,11 @@ import pandas as pd
 from hashattn import plots
 from hashattn.evaluation.allocation import allocate
 from hashattn.evaluation.recall import recall_rows
-from hashattn.evaluation.statistics import paired_bootstrap
+from hashattn.evaluation.statistics import ABOVE, BELOW, SAME, Difference, paired_bootstrap
 from hashattn.evaluation.tables import dataset_weights, difference_to
+from hashattn.hashing.capture import CapturedLayer
 from hashattn.profiles import Profile
-from hashattn.reproduce.experiments import CALIBRATION, captured
+from hashattn.reproduce.experiments import captured
 from hashattn.selectors.base import Selector
 
 if TYPE_CHECKING:
@@ -54,14 +55,11 @@ def frontier(
 
 
 def divided(
-    profile: Profile, model, tokenizer, selector: Selector, density: float
+    profile: Profile, calibrated: list[CapturedLayer], selector: Selector, density: float
 ) -> tuple[tuple[float, ...], ...]:
-    """Budget.shares of a selector, allocated at one density on training sequences."""
-    length = profile.training.length
-    layers = captured(profile, model, tokenizer, length, CALIBRATION, split="train", seed=2000,
-                      values=True)  # fmt: skip
-    heavy = max(1, int(density * length) - profile.sink - profile.local)
-    return allocate(layers, selector, heavy, profile.sink, profile.local)
+    """Budget.shares of a selector, allocated at one density on the calibration sequences."""
+    heavy = max(1, int(density * profile.training.length) - profile.sink - profile.local)
+    return allocate(calibrated, selector, heavy, profile.sink, profile.local)
 
 
 def summary(rows: pd.DataFrame, measure: str = "output_error") -> pd.DataFrame:
@@ -118,14 +116,11 @@ def verdicts(rows: pd.DataFrame, ours: str) -> pd.DataFrame:
         found = paired_bootstrap(
             pairs["output_error"].tolist(), pairs["output_error theirs"].tolist()
         )
-        words = {"below": "better", "above": "worse"}
+        bits = part["bits"].iloc[0]
         lines.append({
-            "method": method, "bits": part["bits"].iloc[0],
-            "as_many_bits": part["bits"].iloc[0] >= least, "context": context,
+            "method": method, "bits": bits, "as_many_bits": bits >= least, "context": context,
             "budget": label(budget), "ours": here["output_error"].mean(),
-            "theirs": part["output_error"].mean(), "difference": found.difference,
-            "low": found.low, "high": found.high,
-            "verdict": words.get(found.verdict, found.verdict),
+            "theirs": part["output_error"].mean(), **_outcome(found, better=BELOW),
         })  # fmt: skip
     return pd.DataFrame(lines)
 
@@ -141,20 +136,26 @@ def task_verdicts(results: pd.DataFrame, ours: str) -> pd.DataFrame:
     least = own["auxiliary_bits"].iloc[0]
     for (method, budget), part in results.groupby(["method", "budget"], sort=False):
         bits, here = part["auxiliary_bits"].iloc[0], own[own["budget"] == budget]
-        family = method.split("_")[0]
-        own_family = family in (*BOUNDS, *OURS)
-        if own_family or here.empty:
+        if method.split("_")[0] in (*BOUNDS, *OURS) or here.empty:
             continue
         found = difference_to(here, part.set_index("sample"), n=2000, seed=0).scaled(100)
-        words = {"above": "better", "below": "worse"}
         weighted = [100 * (x["score"] * dataset_weights(x)).mean() for x in (here, part)]
         lines.append({
             "method": method, "bits": bits, "as_many_bits": bits >= least, "budget": budget,
-            "ours": weighted[0],
-            "theirs": weighted[1], "difference": found.difference, "low": found.low,
-            "high": found.high, "verdict": words.get(found.verdict, found.verdict),
+            "ours": weighted[0], "theirs": weighted[1], **_outcome(found, better=ABOVE),
         })  # fmt: skip
     return pd.DataFrame(lines)
+
+
+def _outcome(found: Difference, better: str) -> dict[str, float | str]:
+    """Columns of a difference of ours: itself, its interval and the verdict in our terms."""
+    verdict = {SAME: SAME, better: "better"}.get(found.verdict, "worse")
+    return {
+        "difference": found.difference,
+        "low": found.low,
+        "high": found.high,
+        "verdict": verdict,
+    }
 
 
 def counts(table: pd.DataFrame) -> pd.DataFrame:

@@ -18,7 +18,7 @@ from hashattn.kernels import Growing, select
 from hashattn.selectors.choice import Choice
 
 Layout = Literal["kv_head", "query_head"]
-NORM_BITS = 16  # of a stored value norm
+NORM_BITS = 16  # of a stored norm, of a value or a key
 
 
 class Store(Protocol):

@@ -12,14 +12,13 @@ import torch
 from torch import Tensor
 
 from hashattn.kernels import Maps, encode, encode_pair
-from hashattn.selectors.base import KeyView
+from hashattn.selectors.base import NORM_BITS, KeyView
 from hashattn.selectors.calibration import tensors_sha256
 from hashattn.selectors.codes import CodeSelector
 
 if TYPE_CHECKING:
     from hashattn.hashing.capture import CapturedLayer
 
-NORM_BITS = 16
 TOKENS_AT_ONCE = 1024  # as the hash selector: a long prefill's keys stay in the processor's cache
 
 

@@ -14,9 +14,9 @@ grade_bits, hamming_scores, select_by_codes = map(
 )
 
 
-def graded(batch, lists, rows, words, planes, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(batch, lists, rows, 32 * words, generator=generator), planes
+def real_bits(batch, lists, rows, words):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(batch, lists, rows, 32 * words, generator=generator)
 
 
 def weights_of(row, planes):
@@ -36,7 +36,7 @@ def score(query, key, planes):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("planes", [1, 3, 8])
 def test_grades_hold_signs_and_the_digits_of_weights(backend, planes):
-    real, _ = graded(2, 3, 1, 2, planes)
+    real = real_bits(2, 3, 1, 2)
     real[0, 0] = 0.0
     codes = grade_bits(real, planes, backend=backend)
     assert codes.shape == (2, 3, 1, 2, 1 + planes) and codes.dtype == torch.int32
@@ -57,7 +57,7 @@ def test_grades_hold_signs_and_the_digits_of_weights(backend, planes):
      (2, 1, 1, 33, 1, 2), (2, 1, 1, 33, 10, 8)],
 )  # fmt: skip
 def test_selects_by_weighted_bits(backend, lists, code_heads, rows, n, words, planes):
-    real, _ = graded(2, lists, rows, words, planes)
+    real = real_bits(2, lists, rows, words)
     real[0, 0, 0, 1:] = 0  # one bit decides: many ties
     keys = random_codes(2, code_heads, n, words, seed=1)
     codes, heavy = grade_bits(real, planes), torch.tensor([[[7]], [[n // 2]]]).expand(2, 1, rows)

@@ -82,7 +82,8 @@ def test_every_trick_pays_where_it_should(profile, loaded, codes):
     assert error["hash graded"] < error["hash by bits"]
     assert error["hash re-ranked 4x"] < error["hash re-ranked 2x"] < error["hash graded"]
     assert error["oracle"] < error["hash re-ranked 4x"]
-    shares = divided(profile, *loaded, chosen["hash graded"], 1 / 8)
+    calibrated = experiments.calibration(profile, *loaded)
+    shares = divided(profile, calibrated, chosen["hash graded"], 1 / 8)
     assert sum(map(sum, shares)) == pytest.approx(8)
     moved = frontier(
         profile, *loaded, {"hash graded": chosen["hash graded"]}, [1024], [1 / 8], shares

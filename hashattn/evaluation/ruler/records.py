@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from hashattn.evaluation.longbench import Record
+from hashattn.evaluation.longbench import Record, parsed_lines
 from hashattn.evaluation.protocol import Protocol
 from hashattn.evaluation.ruler.answering import AnsweringSample
 from hashattn.evaluation.ruler.counting import CommonWordsSample, FrequentWordsSample
@@ -101,13 +101,7 @@ def load_ruler(path: str | Path, task: str | None = None, limit: int | None = No
     task_of(task)
     if not file.is_file():
         raise RulerError(f"no RULER samples at {file}; NVIDIA/RULER writes <task>/validation.jsonl")
-    records = []
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if limit is not None and len(records) >= limit:
-                break
-            if line.strip():
-                records.append(_official(line, task, f"{file}:{number}"))
+    records = parsed_lines(file, limit, lambda line, where: _official(line, task, where))
     if not records and limit != 0:
         raise RulerError(f"{file} holds no samples")
     return records
