@@ -1,9 +1,16 @@
 """Small random models of the families that are supported, and inputs for them."""
 
+import string
 from collections import Counter
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 from transformers.models.auto.configuration_auto import AutoConfig
 
 from hashattn.selectors.oracle import OracleSelector
@@ -144,3 +151,14 @@ class TracingOracle(OracleSelector):
         self.calls[layer] += 1
         assert torch.equal(view.index["copy"], view.keys)
         return super().scores(layer, queries, view, scaling)
+
+
+def characters():
+    """A tokenizer with one token a character."""
+    letters = string.ascii_letters + string.digits + " .:=?\n"
+    letters += "".join(chr(0x100 + i) for i in range(125 - len(letters)))  # every id is a letter
+    vocabulary = {"<unk>": 0} | {letter: i + 3 for i, letter in enumerate(letters)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")

@@ -38,9 +38,8 @@ def score(model, tokenizer, length: int, results: Path) -> dict:
         tokenizer, length, CONTEXTS[length], seed=SEED, questions_per_task=QUESTIONS
     )
     path = results / f"embedded_model_{length}.jsonl"
-    frame = evaluate(
-        model, tokenizer, records, methods, Protocol(sink=SINK, local=LOCAL, seed=SEED), path
-    )
+    protocol = Protocol(sink=SINK, local=LOCAL, seed=SEED)
+    frame = evaluate(model, tokenizer, records, methods, protocol, path, setups="B")
     table = dataset_table(frame).round(2)
     return {method: table.loc[(method, budget)].to_dict() for method, budget in table.index}
 

@@ -1,4 +1,4 @@
-"""Evaluation: records, protocols, a resumable runner, statistics, recall, latency."""
+"""Evaluation: records, protocols, a resumable runner, statistics, recall."""
 
 from importlib import import_module
 
@@ -11,7 +11,6 @@ _EXPORTS = {
     "by_the_book": "longbench_protocol",
     "comparison_table": "tables",
     "dataset_table": "tables",
-    "decode_latency": "latency",
     "density_table": "tables",
     "evaluate": "runner",
     "fine_tuning_split": "longbench_datasets",
@@ -22,7 +21,8 @@ _EXPORTS = {
     "recall_rows": "recall",
     "save_records": "longbench",
     "score_table": "tables",
-    "speedup_table": "latency",
+    "setup_table": "tables",
+    "sharing_table": "tables",
 }
 __all__ = sorted(_EXPORTS)
 

@@ -1,14 +1,29 @@
-"""One dense prefill of a context, then many greedy answers from it."""
+"""One dense prefill of a context, one dense reading of each question, many greedy answers."""
 
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 PREFILL_CHUNK = 4096  # tokens a forward; bounds activations on long contexts
+
+
+@dataclass(frozen=True)
+class ReadQuestion:
+    """A question after its context, read dense: the greedy next token, and keys and values of the
+    question's tokens for each layer, (1, KV heads, tokens, head_dim); None where a layer keeps no
+    full history, so that the question has to be read again. seconds: of the reading."""
+
+    tokens: tuple[int, ...]
+    first: int
+    states: tuple[tuple[Tensor, Tensor], ...] | None
+    seconds: float
 
 
 class PrefilledContext:
@@ -16,7 +31,7 @@ class PrefilledContext:
 
     tokens: the context's token ids, at least one. The cache is never written after the prefill:
     fork() gives a new cache over the same tensors (a dynamic layer appends by concatenation, which
-    leaves the original alone).
+    leaves the original alone). seconds: of the prefill.
     """
 
     @torch.no_grad()
@@ -25,12 +40,44 @@ class PrefilledContext:
 
         if len(tokens) == 0:
             raise ValueError("the context has no tokens; give a template or a context with text")
+        start = time.perf_counter()
         self.model, self.tokens = model, list(tokens)
+        self._read: dict[tuple, ReadQuestion] = {}
         self.cache = DynamicCache(config=model.config)
         ids = torch.tensor([self.tokens], device=model.device)
         # equal parts: a short last one could pass for decoding where sparse attention is attached
         for chunk in ids.tensor_split(-(-ids.shape[1] // PREFILL_CHUNK), dim=1):
             model(input_ids=chunk, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+        self.seconds = time.perf_counter() - start
+
+    @torch.no_grad()
+    def read(self, question: Sequence[int], barred: Iterable[int] = frozenset()) -> ReadQuestion:
+        """The question's tokens run dense after the context, once for all who ask."""
+        key = (tuple(question), frozenset(barred))
+        if key not in self._read:
+            from transformers.cache_utils import DynamicLayer
+
+            start = time.perf_counter()
+            cache = self.fork()
+            first = feed(self.model, question, cache, barred)
+            states = None
+            if all(type(layer) is DynamicLayer for layer in cache.layers):
+                states = tuple(
+                    (layer.keys[:, :, -len(question) :].clone(),
+                     layer.values[:, :, -len(question) :].clone())
+                    for layer in cache.layers
+                )  # fmt: skip
+            seconds = time.perf_counter() - start
+            self._read[key] = ReadQuestion(key[0], first, states, seconds)
+        return self._read[key]
+
+    def append(self, cache: Any, question: ReadQuestion) -> None:
+        """Adds a question that was read dense to a cache of the context alone."""
+        if question.states is None:
+            feed(self.model, question.tokens, cache)
+            return
+        for layer, (keys, values) in zip(cache.layers, question.states, strict=True):
+            layer.update(keys, values)
 
     def fork(self) -> Any:
         """A cache of the context alone, free to be written."""

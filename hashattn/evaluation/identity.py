@@ -20,11 +20,11 @@ CODE = (  # what can change a prediction, a score or a density
     "trust/receipt.py",
     "hashing/maps.py",
     "evaluation/answering.py",
+    "evaluation/cells.py",
     "evaluation/metrics.py",
     "evaluation/prompting.py",
     "evaluation/protocol.py",
     "evaluation/rouge.py",
-    "evaluation/runner.py",
     "evaluation/segment.py",
 )
 

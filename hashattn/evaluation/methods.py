@@ -96,7 +96,7 @@ def reading(method: Method, receipt: Receipt | None, tokens: int) -> dict[str, A
         "density": receipt.density,
         "tokens_read": sum(step.rows * step.read for step in receipt.steps),
         "tokens_cached": sum(step.rows * step.cached for step in receipt.steps),
-        "auxiliary_bits": receipt.auxiliary_bits,
+        "auxiliary_bits": receipt.auxiliary_bits or 0.0,  # None where no decode call was made
         "receipt": {
             "method": receipt.method,
             "settings": receipt.settings,
@@ -120,12 +120,12 @@ def verify(method: Method, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def account(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One summary receipt for each method and budget, over all samples that have a receipt."""
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    """One summary receipt for each setup, method and budget, over all samples with a receipt."""
+    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for row in rows:
         if row["receipt"] is not None:
-            groups.setdefault((row["method"], row["budget"]), []).append(row)
-    return [_summary(name, budget, part) for (name, budget), part in groups.items()]
+            groups.setdefault((row["setup"], row["method"], row["budget"]), []).append(row)
+    return [_summary(*which, part) for which, part in groups.items()]
 
 
 def save_reading(path: str | Path, rows: Sequence[dict[str, Any]]) -> None:
@@ -135,11 +135,12 @@ def save_reading(path: str | Path, rows: Sequence[dict[str, Any]]) -> None:
     os.replace(partial, path)
 
 
-def _summary(name: str, budget: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _summary(setup: str, name: str, budget: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     read, cached = (sum(row[f"tokens_{what}"] for row in rows) for what in ("read", "cached"))
     receipts = [row["receipt"] for row in rows]
     dense = sum((Counter(receipt["dense_calls"]) for receipt in receipts), Counter())
     return {
+        "setup": setup,
         "method": name,
         "budget": budget,
         "samples": len(rows),
@@ -148,7 +149,7 @@ def _summary(name: str, budget: str, rows: Sequence[dict[str, Any]]) -> dict[str
         "tokens_cached": cached,
         "sparse_calls": sum(receipt["sparse_calls"] for receipt in receipts),
         "dense_calls": dict(sorted(dense.items())),
-        "auxiliary_bits": rows[0]["auxiliary_bits"],
+        "auxiliary_bits": max(row["auxiliary_bits"] for row in rows),
         "selector": receipts[0]["method"],
         "settings": {k: v for k, v in receipts[0]["settings"].items() if k != "sparse_rows"},
         "environments": _distinct(receipt["environment"] for receipt in receipts),

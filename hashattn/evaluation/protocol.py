@@ -12,6 +12,7 @@ from hashattn.attention.budget import Budget
 from hashattn.evaluation.metrics import METRICS, first_line
 
 QUESTION = ("sparse", "dense")
+SETUPS = {"A": "dense", "B": "sparse"}  # how the question is read, by the field's usual names
 TRUNCATION = ("refuse", "middle", "suffix")
 TRUNCATED = ("context", "prompt", "chat")
 BY_DATASET = (  # fields that `datasets` may set for one of them: how it is asked and scored
@@ -24,8 +25,8 @@ BY_DATASET = (  # fields that `datasets` may set for one of them: how it is aske
 class Protocol:
     """How a set of records is asked, decoded and scored.
 
-    question: "sparse" runs the question's tokens through the selector, "dense" only what is
-        generated; the context is prefilled dense in both.
+    question: "sparse" runs the question's tokens through the selector (setup B), "dense" only what
+        is generated (setup A); the context is prefilled dense in both.
     sink, local: tokens always attended (both counted in the density).
     dense_layers: layers that stay dense.
     max_new_tokens: None means the longest answer's tokens plus two.
@@ -120,6 +121,16 @@ class Protocol:
             return replace(self, datasets=(), **dict(found[dataset]))
         except ValueError as error:
             raise ValueError(f"datasets[{dataset!r}]: {error}") from error
+
+    @property
+    def setup(self) -> str:
+        """ "A": the whole prompt dense, decoding sparse. "B": the question sparse as well."""
+        return next(name for name, question in SETUPS.items() if question == self.question)
+
+    def in_setup(self, setup: str) -> Protocol:
+        """This protocol in setup "A" or "B"."""
+        _require_choice("setup", setup, tuple(SETUPS))
+        return replace(self, question=SETUPS[setup])
 
     def score(
         self, prediction: str, answers: Sequence[str], all_classes: Sequence[str] | None = None

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 
-from hashattn.attention.sparse import Attachment, attach
-from hashattn.evaluation.answering import PrefilledContext, end_tokens, feed, greedy
+from hashattn.engines import LATER, Engine, chosen_engine
+from hashattn.evaluation.cells import Answerer, Cell
 from hashattn.evaluation.identity import (
     code_version,
     context_sha256,
@@ -22,14 +19,13 @@ from hashattn.evaluation.identity import (
 )
 from hashattn.evaluation.log import ResultLog
 from hashattn.evaluation.longbench import Record, group_by_context, record_from_dict
-from hashattn.evaluation.methods import Method, check_methods, reading, save_reading, verify
-from hashattn.evaluation.prompting import encode_prompt, end_token_ids
-from hashattn.evaluation.protocol import Protocol, fingerprint
+from hashattn.evaluation.methods import Method, check_methods, save_reading, verify
+from hashattn.evaluation.prompting import encode_prompt
+from hashattn.evaluation.protocol import SETUPS, Protocol, fingerprint
 from hashattn.evaluation.tables import results_frame
 from hashattn.progress import progress_bar, say
-from hashattn.trust.receipt import Receipt
 
-EXTRA_TOKENS = 2  # beyond the longest answer: the stop string and one that shows it went on
+Place = tuple[int, int, str]  # a cell of the grid: method, record, setup
 
 
 def evaluate(
@@ -40,39 +36,50 @@ def evaluate(
     protocol: Protocol,
     out_path: str | Path,
     progress: bool = True,
+    *,
+    setups: Sequence[str] = tuple(SETUPS),
+    engine: Engine | None = None,
 ) -> pd.DataFrame:
-    """One line for each record and method, in the order of the arguments.
+    """One line for each setup, method and record, in the order of the arguments.
 
-    Records with the same context share one dense prefill. Every result is appended to out_path
-    (.jsonl) as soon as it is known and found there again by its content: code, model, tokenizer,
-    method, protocol, sample. A killed run repeats at most one sample. Receipts are summed up per
-    method in <out_path>.receipts.json. The frame's attrs["reused"] counts lines already there.
+    Both setups run: "A", whole prompt dense and decoding sparse, and "B", the question sparse as
+    well; the protocol's own `question` does not matter. Tables take one: frame[frame.setup == "B"].
+
+    A context is prefilled once, for all its questions, methods, budgets and setups; dense attention
+    answers once, for both setups. Every result is appended to out_path (.jsonl) as soon as it is
+    known and found there again by its content: code, model, tokenizer, method, protocol, sample. A
+    killed run repeats at most one sample. Processes that evaluate to the same file share the work
+    by contexts. engine: by default the environment's choice (hashattn.engines). Receipts are summed
+    up per setup, method and budget in <out_path>.receipts.json. The frame's attrs["reused"] counts
+    the results that were already there.
 
     Raises ValueError for methods that do not fit the protocol or share name and budget,
     SparsePathError when a sparse method never skipped a token (unless it may), ResultLogError for a
-    damaged file, and what attach raises.
+    damaged file, EngineError, and what attach raises.
     """
-    cells = _Cells(model, tokenizer, records, methods, protocol)
-    with ResultLog(out_path) as log, torch.no_grad():
-        todo = sum(key not in log.rows for key in cells.keys.values())
-        reused = len(cells.keys) - todo
+    grid = _Grid(model, tokenizer, records, methods, protocol, setups)
+    engine = engine or chosen_engine()
+    with ResultLog(out_path) as log:
+        reused = sum(key in log.rows for key in grid.keys.values())
+        todo, before = len(set(grid.keys.values()) - log.rows.keys()), len(log.rows)
         if reused and progress:
-            say(f"reused {reused} of {len(cells.keys)} evaluated samples")
-        with progress_bar(total=todo, desc="samples", unit="sample", disable=not progress) as bar:
-            for row in cells.run(log):
+            say(f"reused {reused} of {len(grid.keys)} answers")
+        with progress_bar(total=todo, desc="answers", unit="answer", disable=not progress) as bar:
+            work = Answerer(model, tokenizer, grid.methods)
+            for row in engine.run(work, grid.jobs(log)):
                 log.append(row)
-                bar.update()
-        rows = [cells.row(cell, log) for cell in cells.keys]
-    frame = results_frame(rows)
+                bar.update(len(log.rows) - before - bar.n)  # those of other processes too
+        rows = [grid.row(place, log) for place in grid.keys]
     save_reading(f"{out_path}.receipts.json", rows)
-    for method in cells.methods:
-        verify(method, [cells.row(cell, log) for cell in cells.keys if cell[0] is method])
+    for number, method in enumerate(grid.methods):
+        verify(method, [grid.row(place, log) for place in grid.keys if place[0] == number])
+    frame = results_frame(rows)
     frame.attrs["reused"] = reused
     return frame
 
 
-class _Cells:
-    """The grid of methods and records, each cell with the key of its result."""
+class _Grid:
+    """Setups by methods by records, each cell with the key of its result."""
 
     def __init__(
         self,
@@ -81,130 +88,105 @@ class _Cells:
         records: Iterable[Record | dict[str, Any]],
         methods: Sequence[Method],
         protocol: Protocol,
+        setups: Sequence[str],
     ) -> None:
-        self.model, self.tokenizer, self.protocol = model, tokenizer, protocol
-        self.methods = list(methods)
+        self.tokenizer, self.methods = tokenizer, list(methods)
         check_methods(self.methods, protocol)
         self.records = [r if isinstance(r, Record) else record_from_dict(r) for r in records]
-        self._encoded: dict[int, tuple[list[int], list[int]]] = {}
         self.samples = [record_sha256(record) for record in self.records]
+        self.contexts = [context_sha256(record) for record in self.records]
+        self.setups = list(dict.fromkeys(setups))
+        datasets = dict.fromkeys(record.dataset for record in self.records)
+        self.asked = {
+            (setup, dataset): protocol.in_setup(setup).of(dataset)
+            for setup in self.setups
+            for dataset in datasets
+        }
+        self._protocols = {
+            which: {"protocol": asked.fingerprint, "protocol_fields": asked.to_dict()}
+            for which, asked in self.asked.items()
+        }
         common = {
             "code": code_version(),
             "model": model_sha256(model),
             "tokenizer": tokenizer_sha256(tokenizer),
             "device": model.device.type,
-            "protocol": protocol.fingerprint,
         }
-        self.keys = {
-            (method, index): fingerprint(common | {"method": record, "sample": sample})
-            for method, record in ((method, method.record()) for method in self.methods)
+        done = [common | {"method": method.record()} for method in self.methods]
+        self.keys: dict[Place, str] = {
+            (number, index, setup): fingerprint(
+                done[number] | {"protocol": self._decisive(number, index, setup), "sample": sample}
+            )
+            for setup in self.setups
+            for number in range(len(self.methods))
             for index, sample in enumerate(self.samples)
         }
 
-    def run(self, log: ResultLog) -> Iterator[dict[str, Any]]:
-        """The rows that the log lacks; a context is prefilled only if one of its cells is."""
+    def _decisive(self, number: int, index: int, setup: str) -> str:
+        """Fingerprint of the protocol that decides a result: dense attention has but one setup."""
+        asked = self.asked[setup, self.records[index].dataset]
+        return (asked if self.methods[number].sparse else asked.in_setup("A")).fingerprint
+
+    def jobs(self, log: ResultLog) -> Iterator[list[Cell] | None]:
+        """Cells that the log lacks, those of one context together; contexts that another process
+        works on come last, if it leaves anything of them."""
         index = {id(record): i for i, record in enumerate(self.records)}
-        for group in group_by_context(self.records):
-            members = [index[id(record)] for record in group]
-            cells = [(method, i) for method in self.methods for i in members]
-            todo = [cell for cell in cells if self.keys[cell] not in log.rows]
-            prefills: dict[tuple[int, ...], list[tuple[Method, int]]] = {}
-            for cell in todo:  # whole prompts that were truncated may begin differently
-                prefills.setdefault(tuple(self._tokens(cell[1])[0]), []).append(cell)
-            for part in prefills.values():
-                yield from self._run_context(part, log)
-            self._encoded.clear()
+        groups = [[index[id(r)] for r in group] for group in group_by_context(self.records)]
+        while groups:
+            others = []
+            for group in groups:
+                if not self._missing(group, log):
+                    continue
+                if not log.claim(self.contexts[group[0]]):
+                    others.append(group)
+                    continue
+                log.refresh()  # it may have been finished before it was free
+                yield from self._by_prompt(self._missing(group, log))
+            if others:
+                log.refresh()
+                yield LATER
+            groups = others
 
-    def _run_context(
-        self, todo: list[tuple[Method, int]], log: ResultLog
-    ) -> Iterator[dict[str, Any]]:
-        shared, _ = self._tokens(todo[0][1])
-        context = PrefilledContext(self.model, shared)
-        cache = context.fork()
-        for method, index in todo:
-            if self.keys[method, index] in log.rows:  # the same record twice
-                continue
-            start = time.perf_counter()
-            prediction, receipt = self._answer(method, index, cache)
-            seconds = time.perf_counter() - start
-            row = self._scored(method, index, len(shared), prediction, receipt)
-            yield row | {"seconds": seconds}
-            cache = context.rewind(cache)
+    def _missing(self, group: Sequence[int], log: ResultLog) -> list[Place]:
+        """A group's places without a result, one for each key, a method's next to each other."""
+        places = [
+            (number, index, setup)
+            for number in range(len(self.methods))
+            for setup in self.setups
+            for index in group
+        ]
+        missing = {self.keys[p]: p for p in reversed(places) if self.keys[p] not in log.rows}
+        return list(reversed(missing.values()))
 
-    def _answer(self, method: Method, index: int, cache: Any) -> tuple[str, Receipt | None]:
-        context, question = self._tokens(index)
-        model, tokenizer, record = self.model, self.tokenizer, self.records[index]
-        asked = self.protocol.of(record.dataset)
-        ends = end_tokens(model) | end_token_ids(tokenizer, asked)
-        barred = ends if asked.min_new_tokens else frozenset()
-        rest = (self._max_new_tokens(record), asked.stop, ends, asked.min_new_tokens)
-        if not method.sparse:
-            first = feed(model, question, cache, barred)
-            return greedy(model, tokenizer, cache, first, *rest), None
-        sparse_question = self.protocol.question == "sparse"
-        token = None
-        # a selector that observes has to see its own prefill: the shared one came before it, and
-        # decoding changes what it remembers
-        observes = method.selector.observes
-        with self._attached(method, 1) if observes else nullcontext():
-            cache = PrefilledContext(model, context).cache if observes else cache
-            if not sparse_question:
-                token = feed(model, question, cache, barred)
-        with self._attached(method, len(question) if sparse_question else 1) as run:
-            first = feed(model, question, cache, barred) if token is None else token
-            return greedy(model, tokenizer, cache, first, *rest), run.receipt
-
-    def _attached(self, method: Method, sparse_rows: int) -> Attachment:
-        return attach(
-            self.model, method.selector, method.budget,
-            sparse_rows=sparse_rows,
-            dense_layers=self.protocol.dense_layers,
-            allow_dense=True,  # judged over all samples, a single context may be short
-            allow_untrained=method.allow_untrained,
-        )  # fmt: skip
-
-    def _tokens(self, index: int) -> tuple[list[int], list[int]]:
-        """Token ids of a record's context and of the question after it."""
-        if index not in self._encoded:  # every method asks for them
+    def _by_prompt(self, places: Sequence[Place]) -> Iterator[list[Cell]]:
+        """Cells of each beginning: whole prompts that were truncated may begin differently."""
+        encoded: dict[int, tuple[list[int], list[int]]] = {}
+        jobs: dict[tuple[int, ...], list[Cell]] = {}
+        for place in places:
+            number, index, setup = place
             record = self.records[index]
-            asked = self.protocol.of(record.dataset)
-            self._encoded[index] = encode_prompt(self.tokenizer, asked, record)
-        return self._encoded[index]
+            asked = self.asked[setup, record.dataset]
+            if index not in encoded:  # every method asks for it, and setups begin alike
+                encoded[index] = encode_prompt(self.tokenizer, asked, record)
+            cell = Cell(self.keys[place], number, record, asked, *encoded[index],
+                        self.labels(place))  # fmt: skip
+            jobs.setdefault(tuple(cell.context), []).append(cell)
+        yield from jobs.values()
 
-    def _max_new_tokens(self, record: Record) -> int:
-        asked = self.protocol.of(record.dataset)
-        if asked.max_new_tokens is not None:
-            return asked.max_new_tokens
-        encoded = self.tokenizer(list(record.answers), add_special_tokens=False)["input_ids"]
-        return max(len(ids) for ids in encoded) + EXTRA_TOKENS
-
-    def _scored(
-        self,
-        method: Method,
-        index: int,
-        context_tokens: int,
-        prediction: str,
-        receipt: Receipt | None,
-    ) -> dict[str, Any]:
-        record = self.records[index]
-        asked = self.protocol.of(record.dataset)
-        score = asked.score(prediction, record.answers, record.all_classes)
+    def labels(self, place: Place) -> dict[str, Any]:
+        """What a cell's row says of method, record and protocol, under this run's names."""
+        number, index, setup = place
+        method, record = self.methods[number], self.records[index]
         return {
-            "key": self.keys[method, index],
+            "setup": setup,
             "method": method.name,
             "budget": method.budget_label,
             "dataset": record.dataset,
+            "length": record.length,
             "sample": self.samples[index],
-            "context": context_sha256(record),
-            "protocol": self.protocol.fingerprint,
-            "prediction": prediction,
-            "answers": list(record.answers),
-            "score": score,
-            "context_tokens": context_tokens,
-        } | reading(method, receipt, context_tokens)
+            "context": self.contexts[index],
+        } | self._protocols[setup, record.dataset]
 
-    def row(self, cell: tuple[Method, int], log: ResultLog) -> dict[str, Any]:
-        """A finished cell's row, under this run's name for its method and length of its record."""
-        method, index = cell
-        labels = {"method": method.name, "budget": method.budget_label}
-        return log.rows[self.keys[cell]] | labels | {"length": self.records[index].length}
+    def row(self, place: Place, log: ResultLog) -> dict[str, Any]:
+        """A finished cell's row, under this run's labels."""
+        return log.rows[self.keys[place]] | self.labels(place)

@@ -1,4 +1,8 @@
-"""LongBench-style tables from evaluate()'s rows: scores by method and density, against dense."""
+"""LongBench-style tables from evaluate()'s rows: scores by method and density, against dense.
+
+Scores of different protocols do not compare: every table takes rows of one, and says otherwise in
+which fields they differ.
+"""
 
 from __future__ import annotations
 
@@ -8,40 +12,114 @@ from typing import Any
 import pandas as pd
 
 from hashattn.evaluation.longbench_datasets import BUCKETS, bucket
+from hashattn.evaluation.protocol import BY_DATASET, SETUPS
 from hashattn.evaluation.statistics import Difference, paired_bootstrap
 
 POINTS = 100  # tables show scores as LongBench does, 0 to 100
 
 
 def results_frame(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
-    """One line a sample and method. Raises ValueError when the rows mix protocols or are none."""
+    """One line for each setup, method and sample. Raises ValueError when there are none."""
     frame = pd.DataFrame(list(rows))
     if frame.empty:
         raise ValueError("there are no results; run evaluate() on at least one record")
-    protocols = sorted(set(frame["protocol"]))
-    if len(protocols) > 1:
-        short = [name[:12] for name in protocols]
-        raise ValueError(
-            f"the results come from {len(protocols)} protocols {short}: scores of "
-            "different protocols do not compare, so make one table for each"
-        )
     return frame
+
+
+def require_one_protocol(frame: pd.DataFrame) -> None:
+    """ValueError naming the fields in which the protocols of the rows differ, and their values.
+
+    Rows of two datasets may differ in how each is asked and scored (protocol.BY_DATASET).
+    """
+    found = frame.drop_duplicates(["dataset", "protocol"])
+    differing = _differing(found["protocol_fields"], leave_out=BY_DATASET)
+    for _, part in found.groupby("dataset", sort=False):
+        differing |= _differing(part["protocol_fields"])
+    if not differing:
+        return
+    told = "; ".join(f"{field}: {' or '.join(values)}" for field, values in differing.items())
+    pick = "take the rows of one"
+    if set(differing) == {"question"}:
+        pick = "take those of one setup, frame[frame.setup == 'B'], or setup_table(frame)"
+    raise ValueError(
+        f"the rows come from {found['protocol'].nunique()} protocols, which differ in {told}. "
+        f"Their scores do not compare: {pick}"
+    )
+
+
+def _differing(
+    protocols: Iterable[dict[str, Any]], leave_out: Iterable[str] = ()
+) -> dict[str, list[str]]:
+    """{field: its distinct values, as text} of the fields in which protocols differ."""
+    values: dict[str, dict[str, None]] = {}
+    for fields in protocols:
+        for name, value in fields.items():
+            if name not in leave_out:
+                values.setdefault(name, {})[repr(value)] = None
+    return {name: list(found) for name, found in values.items() if len(found) > 1}
 
 
 def score_table(frame: pd.DataFrame) -> pd.DataFrame:
     """Points by method (rows) and budget (columns), averaged over datasets."""
+    require_one_protocol(frame)
     means = frame.groupby(["method", "budget", "dataset"], sort=False)["score"].mean()
     return _pivot(means.groupby(level=["method", "budget"], sort=False).mean() * POINTS)
 
 
+def setup_table(frame: pd.DataFrame, n: int = 2000, seed: int = 0) -> pd.DataFrame:
+    """The setups side by side, by (method, budget): points averaged over datasets in each, and B
+    minus A with its 95 % paired bootstrap interval over contexts.
+
+    Raises ValueError when the frame lacks a setup, or when a setup's rows mix protocols.
+    """
+    parts = {setup: frame[frame["setup"] == setup] for setup in SETUPS}
+    missing = [setup for setup, part in parts.items() if part.empty]
+    if missing:
+        raise ValueError(f"the frame has no rows of setup {missing}; evaluate() runs both")
+    for part in parts.values():
+        require_one_protocol(part)
+    lines = {}
+    of_setup_b = dict(list(parts["B"].groupby(["method", "budget"], sort=False)))
+    for cell, of_a in parts["A"].groupby(["method", "budget"], sort=False):
+        of_b = of_setup_b[cell]
+        found = difference_to(of_b, of_a.set_index("sample"), n, seed).scaled(POINTS)
+        scores = {name: _points(part) for name, part in (("A", of_a), ("B", of_b))}
+        lines[cell] = scores | {"B - A": found.difference, "low": found.low, "high": found.high}
+    return pd.DataFrame(lines).T.rename_axis(["method", "budget"])
+
+
+def sharing_table(frame: pd.DataFrame) -> pd.DataFrame:
+    """Seconds that the rows took, and would have taken had each answer prefilled for itself.
+
+    Lines: prefill of contexts, dense reading of questions, answers, all; columns: runs (prefills or
+    readings or answers made), seconds, seconds alone, saved (the share of the latter).
+    """
+    lines = {}
+    for name, column, shared_by in (
+        ("prefill", "prefill_seconds", ["context", "prefill_seconds"]),
+        ("question", "question_seconds", ["sample", "question_seconds"]),
+        ("answer", "seconds", ["key"]),
+    ):
+        rows = frame.drop_duplicates("key")
+        rows = rows[rows[column] > 0]
+        once = rows.drop_duplicates(shared_by)
+        lines[name] = {"runs": len(once), "seconds": once[column].sum(),
+                       "seconds alone": rows[column].sum()}  # fmt: skip
+    table = pd.DataFrame(lines).T
+    table.loc["all"] = table.sum()
+    return table.assign(saved=1 - table["seconds"] / table["seconds alone"])
+
+
 def density_table(frame: pd.DataFrame) -> pd.DataFrame:
     """Real density by method and budget: tokens read / tokens cached over all samples."""
+    require_one_protocol(frame)
     sums = frame.groupby(["method", "budget"], sort=False)[["tokens_read", "tokens_cached"]].sum()
     return _pivot(sums["tokens_read"] / sums["tokens_cached"])
 
 
 def dataset_table(frame: pd.DataFrame) -> pd.DataFrame:
     """Points by (method, budget) and dataset, with the average over datasets last."""
+    require_one_protocol(frame)
     means = frame.groupby(["method", "budget", "dataset"], sort=False)["score"].mean() * POINTS
     table = means.unstack("dataset")
     return table.assign(average=table.mean(axis=1))
@@ -49,6 +127,7 @@ def dataset_table(frame: pd.DataFrame) -> pd.DataFrame:
 
 def bucket_table(frame: pd.DataFrame) -> pd.DataFrame:
     """LongBench-E: points by (method, budget) and interval of length, averaged over datasets."""
+    require_one_protocol(frame)
     part = frame.assign(bucket=pd.Categorical(frame["length"].map(bucket), list(BUCKETS)))
     keys = ["method", "budget", "dataset", "bucket"]
     means = part.groupby(keys, sort=False, observed=True)["score"].mean() * POINTS
@@ -67,6 +146,7 @@ def comparison_table(
     as read; auxiliary_bits; samples. Raises ValueError without the baseline, or when a method was
     not run on the same samples.
     """
+    require_one_protocol(frame)
     known = list(dict.fromkeys(frame["method"]))
     if baseline not in known:
         raise ValueError(f"baseline = {baseline!r} was not run; methods are {known}")
@@ -79,10 +159,10 @@ def comparison_table(
         density = part["tokens_read"].sum() / part["tokens_cached"].sum()
         lines.append({
             "method": method, "budget": budget, "samples": len(part),
-            "score": float((part["score"] * dataset_weights(part)).mean()) * POINTS,
+            "score": _points(part),
             "difference": found.difference, "low": found.low, "high": found.high,
             "verdict": found.verdict, "density": density, "sparsity": 1 / density,
-            "auxiliary_bits": part["auxiliary_bits"].iloc[0],
+            "auxiliary_bits": part["auxiliary_bits"].max(),
         })  # fmt: skip
     return pd.DataFrame(lines)
 
@@ -101,6 +181,11 @@ def difference_to(part: pd.DataFrame, reference: pd.DataFrame, n: int, seed: int
     return paired_bootstrap(
         part["score"].to_numpy() * weights, theirs * weights, n, seed, groups=groups
     )
+
+
+def _points(part: pd.DataFrame) -> float:
+    """The mean of the datasets' mean scores, 0 to 100."""
+    return float((part["score"] * dataset_weights(part)).mean()) * POINTS
 
 
 def dataset_weights(part: pd.DataFrame) -> pd.Series:

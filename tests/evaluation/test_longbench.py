@@ -353,7 +353,8 @@ def test_official_files_run_by_the_book(embedded, folder, tmp_path):
     protocol = book.with_(datasets=short)  # a test has not the time for 512 tokens
     oracle = Method("oracle", make_selector("oracle"), protocol.budget(density=1 / 8))
     methods = [Method("dense"), oracle]
-    frame = evaluate(model, tokenizer, records, methods, protocol, tmp_path / "r", progress=False)
+    frame = evaluate(model, tokenizer, records, methods, protocol, tmp_path / "r", progress=False,
+                     setups="B")  # fmt: skip
     dense = frame[frame["method"] == "dense"].reset_index()
     assert dense["dataset"].tolist() == [name for name, part in FILES.items() for _ in part]
     assert frame[frame["method"] == "oracle"]["density"].max() < 0.13
@@ -374,13 +375,15 @@ def test_official_files_run_by_the_book(embedded, folder, tmp_path):
     assert max(len(tokenizer(r.context).input_ids) for r in records) > 400
     lengths = frame[frame["dataset"] == "qasper_e"]["length"]
     assert lengths.tolist() == 2 * [300, 5000, 9000]  # equal texts, of one stored result
-    again = evaluate(model, tokenizer, records, methods, protocol, tmp_path / "r", progress=False)
+    again = evaluate(model, tokenizer, records, methods, protocol, tmp_path / "r", progress=False,
+                     setups="B")  # fmt: skip
     assert again.attrs["reused"] == len(again) == 2 * len(records)
 
 
 def test_longbench_e_is_averaged_by_interval_over_datasets():
     lines = [("a", 10, 1), ("a", 20, 0), ("b", 3999, 1), ("a", 8000, 0.25)]
-    rows = [{"method": "dense", "budget": "dense", "dataset": d, "length": n, "score": s}
+    same = {"method": "dense", "budget": "dense", "protocol": "", "protocol_fields": {}}
+    rows = [same | {"dataset": d, "length": n, "score": s}
             for d, n, s in lines]  # fmt: skip
     table = bucket_table(pd.DataFrame(rows))
     assert table.columns.tolist() == ["0-4k", "8k+"]
@@ -405,7 +408,7 @@ def test_the_authors_window_and_truncation_run(embedded, folder, tmp_path):
     assert len(kept) == 668 < len(ids)
     oracle = Method("oracle", make_selector("oracle"), protocol.budget(density=1 / 8))
     frame = evaluate(model, tokenizer, [asked], [Method("dense"), oracle], protocol,
-                     tmp_path / "r", progress=False)  # fmt: skip
+                     tmp_path / "r", progress=False, setups="B")  # fmt: skip
     assert frame["context_tokens"].tolist() == [668 - 128] * 2
     assert frame["prediction"][0] == generated(model, tokenizer, kept, 32)
     (account,) = json.loads((tmp_path / "r.receipts.json").read_text())
@@ -468,7 +471,7 @@ def test_contexts_that_were_truncated_apart_are_prefilled_apart(embedded, tmp_pa
     pair = [record("x", FILLER, q, ("a",)) for q in ("Who?", "Who " + "was it then " * 6 + "?")]
     protocol = Protocol(truncated="prompt", truncation="middle", max_context=200, max_new_tokens=4)
     run = [evaluate(model, tokenizer, part, [Method("dense")], protocol, tmp_path / str(i),
-                    progress=False)["prediction"].tolist()
+                    progress=False, setups="B")["prediction"].tolist()
            for i, part in enumerate([pair, pair[:1], pair[1:]])]  # fmt: skip
     assert run[0] == run[1] + run[2]
     contexts = {tuple(encode_prompt(tokenizer, protocol, r)[0]) for r in pair}

@@ -1,50 +1,36 @@
-"""evaluate: same answers as plain generation, shared prefill, resume after a kill, failures."""
+"""evaluate: same answers as plain generation, shared prefill, both setups, resuming, failures."""
 
 import json
-import os
-import signal
-import string
-import subprocess
-import sys
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from hashattn.attention.sparse import attach
 from hashattn.errors import SparsePathError
-from hashattn.evaluation import runner
+from hashattn.evaluation import cells
 from hashattn.evaluation.answering import PrefilledContext, end_tokens, feed, greedy
-from hashattn.evaluation.log import ResultLog
+from hashattn.evaluation.cells import TIMINGS
 from hashattn.evaluation.longbench import Record
 from hashattn.evaluation.methods import Method
 from hashattn.evaluation.protocol import Protocol
 from hashattn.evaluation.runner import evaluate
 from hashattn.evaluation.tables import (
+    bucket_table,
     comparison_table,
     dataset_table,
     density_table,
     results_frame,
     score_table,
+    setup_table,
+    sharing_table,
 )
 from hashattn.selectors import make_selector
-from helpers import tiny_model
+from helpers import characters, tiny_model
 
 CONTEXTS = ("the quick brown fox jumps over the lazy dog " * 3, "pack my box with jugs " * 6)
 PROTOCOL = Protocol(sink=2, local=4, max_new_tokens=5)
-
-
-def characters():
-    """A tokenizer with one token a character."""
-    letters = string.ascii_letters + string.digits + " .:=?\n"
-    letters += "".join(chr(0x100 + i) for i in range(125 - len(letters)))  # every id is a letter
-    vocabulary = {"<unk>": 0} | {letter: i + 3 for i, letter in enumerate(letters)}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    tokenizer.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +61,8 @@ def methods():
     ]
 
 
-def run(model, tokenizer, path, *, records=None, methods=None, protocol=PROTOCOL):
+def run(model, tokenizer, path, *, records=None, methods=None, protocol=PROTOCOL, setups=None):
+    """By default in the protocol's own setup, so that a frame is one table's."""
     return evaluate(
         model,
         tokenizer,
@@ -84,6 +71,7 @@ def run(model, tokenizer, path, *, records=None, methods=None, protocol=PROTOCOL
         protocol,
         path,
         progress=False,
+        setups=setups or [protocol.setup],
     )
 
 
@@ -169,13 +157,13 @@ def alone(model, tokenizer, method, question, cache, rest):
 
 def test_one_prefill_a_context_and_every_question_sparse(model, tokenizer, tmp_path, monkeypatch):
     lengths = []
-    real = runner.PrefilledContext
+    real = cells.PrefilledContext
 
     def counted(model, tokens):
         lengths.append(len(tokens))
         return real(model, tokens)
 
-    monkeypatch.setattr(runner, "PrefilledContext", counted)
+    monkeypatch.setattr(cells, "PrefilledContext", counted)
     shuffled = records()[::2] + records()[1::2]
     frame = run(model, tokenizer, tmp_path / "r.jsonl", records=shuffled)
     assert lengths == [len(context + "\nQ:") for context in CONTEXTS]
@@ -208,7 +196,7 @@ def test_receipts_count_what_the_budget_allows(model, tokenizer, tmp_path):
 def test_a_second_run_reuses_everything_without_the_model(model, tokenizer, tmp_path, monkeypatch):
     path = tmp_path / "r.jsonl"
     first = run(model, tokenizer, path)
-    monkeypatch.setattr(runner, "PrefilledContext", None)
+    monkeypatch.setattr(cells, "PrefilledContext", None)
     again = run(model, tokenizer, path)
     assert again.attrs["reused"] == len(again) == len(path.read_text().splitlines())
     assert again.equals(first)
@@ -242,42 +230,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(model, tokenizer, tmp_path,
     path.write_bytes(b"".join(lines[:kept]) + lines[kept][:40])
     frame = run(model, tokenizer, path, methods=methods()[:2])
     assert frame.attrs["reused"] == kept
-    same = [c for c in frame.columns if c != "seconds"]
-    assert frame[same].equals(expected[same])
-
-
-KILLED = """
-import sys
-from dataclasses import replace
-sys.path[:0] = {paths!r}
-import test_runner as t
-from hashattn.evaluation import runner
-model, tokenizer = t.tiny_model("llama"), t.characters()
-real, done = runner.ResultLog.append, []
-def slow(log, row):
-    real(log, row)
-    done.append(row)
-    print(len(done), flush=True)
-    if len(done) == 3:
-        import time
-        time.sleep(60)
-runner.ResultLog.append = slow
-t.run(model, tokenizer, {path!r}, methods=t.methods()[:2])
-"""
-
-
-def test_kill_minus_nine_loses_at_most_one_sample(model, tokenizer, tmp_path):
-    path = tmp_path / "r.jsonl"
-    script = KILLED.format(paths=[p for p in sys.path if p], path=str(path))
-    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as process:
-        for line in process.stdout:
-            if line.strip() == b"3":
-                os.kill(process.pid, signal.SIGKILL)
-                break
-    frame = run(model, tokenizer, path, methods=methods()[:2])
-    assert frame.attrs["reused"] == 3
-    with ResultLog(path) as log:
-        assert len(log.rows) == len(frame) == len(path.read_text().splitlines())
+    assert frame.drop(columns=list(TIMINGS)).equals(expected.drop(columns=list(TIMINGS)))
 
 
 def test_the_model_is_as_before_also_after_an_error(model, tokenizer, tmp_path, monkeypatch):
@@ -286,7 +239,7 @@ def test_the_model_is_as_before_also_after_an_error(model, tokenizer, tmp_path, 
     def fail(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runner, "greedy", fail)
+    monkeypatch.setattr(cells, "greedy", fail)
     with pytest.raises(KeyboardInterrupt):
         run(model, tokenizer, tmp_path / "r.jsonl", methods=methods()[1:])
     assert model.config._attn_implementation == before
@@ -375,19 +328,95 @@ def test_datasets_of_unequal_size_weigh_the_same(model, tokenizer, tmp_path):
 
 
 def test_tables_refuse_mixed_protocols_samples_and_nothing(model, tokenizer, tmp_path):
-    frame = run(model, tokenizer, tmp_path / "r.jsonl", methods=methods()[:2])
-    other = run(
-        model,
-        tokenizer,
-        tmp_path / "r.jsonl",
-        methods=methods()[:2],
-        protocol=PROTOCOL.with_(question="dense"),
-    )
-    with pytest.raises(ValueError, match="2 protocols"):
-        results_frame([*frame.to_dict("records"), *other.to_dict("records")])
+    path = tmp_path / "r.jsonl"
+    frame = run(model, tokenizer, path, methods=methods()[:2])
     with pytest.raises(ValueError, match="no results"):
         results_frame([])
     with pytest.raises(ValueError, match="baseline"):
         comparison_table(frame, baseline="full")
     with pytest.raises(ValueError, match="same records"):
         comparison_table(frame.iloc[:-1])
+    both = run(model, tokenizer, path, methods=methods()[:2], setups="AB")
+    tables = (score_table, density_table, dataset_table, bucket_table, comparison_table)
+    for table in tables:
+        with pytest.raises(ValueError, match="question: 'dense' or 'sparse'.*one setup"):
+            table(both)
+        table(both[both.setup == "B"])
+    for changes, said in (
+        ({"sink": 3, "local": 3}, "sink: 2 or 3; local: 4 or 3"),
+        ({"max_new_tokens": 6}, "max_new_tokens: 5 or 6"),
+        ({"template": "{context} {input}"}, r"template: .* or '{context} {input}'"),
+    ):
+        other = PROTOCOL.with_(**changes)
+        dense = run(model, tokenizer, path, methods=[Method("dense")], protocol=other)
+        with pytest.raises(ValueError, match=said) as refused:
+            score_table(pd.concat([frame, dense]))
+        assert "setup" not in str(refused.value)
+
+
+def test_datasets_may_differ_in_how_they_are_asked_and_in_nothing_else(model, tokenizer, tmp_path):
+    asked = {"set0": {"max_new_tokens": 3}, "set1": {"max_new_tokens": 4, "metric": "qa_f1"}}
+    protocol = PROTOCOL.with_(datasets=asked)
+    frame = run(model, tokenizer, tmp_path / "r", methods=methods()[:2], protocol=protocol)
+    assert frame["protocol"].nunique() == 2
+    score_table(frame)
+    frame["protocol_fields"] = [
+        fields | {"seed": int(dataset[-1])}
+        for fields, dataset in zip(frame["protocol_fields"], frame["dataset"], strict=True)
+    ]
+    with pytest.raises(ValueError, match="differ in seed: 0 or 1"):
+        score_table(frame)
+
+
+def test_both_setups_run_and_dense_answers_once(model, tokenizer, tmp_path):
+    path = tmp_path / "r.jsonl"
+    frame = run(model, tokenizer, path, setups="AB")
+    assert frame["setup"].value_counts().to_dict() == {"A": 16, "B": 16}
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert len(lines) == 4 + 2 * 12  # dense once
+    of = {setup: frame[frame.setup == setup] for setup in "AB"}
+    dense = [part[part.method == "dense"].prediction.tolist() for part in of.values()]
+    assert dense[0] == dense[1]
+    for setup, part in of.items():
+        protocol = PROTOCOL.in_setup(setup)
+        assert set(part["protocol"]) == {protocol.fingerprint}
+        assert Protocol.from_dict(part["protocol_fields"].iloc[0]) == protocol
+        alone = run(model, tokenizer, tmp_path / setup, protocol=protocol)
+        assert alone["prediction"].tolist() == part["prediction"].tolist()
+        assert alone["density"].tolist() == part["density"].tolist()
+    assert of["A"]["density"].tolist() != of["B"]["density"].tolist()
+    table = setup_table(frame)
+    assert list(table.index) == list(dict.fromkeys(zip(frame.method, frame.budget, strict=True)))
+    for setup, part in of.items():
+        assert table[setup].tolist() == score_table(part).stack().reindex(table.index).tolist()
+    with pytest.raises(ValueError, match="no rows of setup"):
+        setup_table(of["A"])
+
+
+def test_sharing_is_measured(model, tokenizer, tmp_path):
+    frame = run(model, tokenizer, tmp_path / "r", setups="AB")
+    table = sharing_table(frame)
+    assert table.loc["prefill", "runs"] == len(CONTEXTS)
+    assert table.loc["question", "runs"] == len(records())
+    assert table.loc["answer", "runs"] == 4 + 2 * 12
+    seconds = frame.drop_duplicates("key")["prefill_seconds"]
+    assert table.loc["prefill", "seconds"] == pytest.approx(sum(set(seconds)))
+    assert table.loc["prefill", "seconds alone"] == pytest.approx(seconds.sum())
+    assert 0.5 < table.loc["prefill", "saved"] < 1 and table.loc["answer", "saved"] == 0
+    assert 0 < table.loc["all", "saved"] < 1
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_a_question_read_once_is_that_of_every_reading(family, tokenizer):
+    model = tiny_model(family)
+    context = PrefilledContext(model, tokenizer(CONTEXTS[0])["input_ids"])
+    question = tokenizer("\nwho is it")["input_ids"]
+    read = context.read(question)
+    assert context.read(question) is read
+    assert (read.states is None) == (family == "gemma2")  # a sliding window keeps too little
+    fed, appended = context.fork(), context.fork()
+    assert feed(model, question, fed) == read.first
+    context.append(appended, read)
+    for mine, theirs in zip(appended.layers, fed.layers, strict=True):
+        assert torch.equal(mine.keys, theirs.keys) and torch.equal(mine.values, theirs.values)
+    assert context.read(question, {read.first}).first != read.first

@@ -1,0 +1,146 @@
+"""The cells of an evaluation, a record asked by a method in a setup, and what answers them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from hashattn.attention.sparse import Attachment, attach
+from hashattn.evaluation.answering import (
+    PrefilledContext,
+    ReadQuestion,
+    end_tokens,
+    feed,
+    greedy,
+)
+from hashattn.evaluation.longbench import Record
+from hashattn.evaluation.methods import Method, reading
+from hashattn.evaluation.prompting import end_token_ids
+from hashattn.evaluation.protocol import Protocol
+from hashattn.trust.receipt import Receipt
+
+TIMINGS = ("seconds", "question_seconds", "prefill_seconds")  # what differs between equal runs
+EXTRA_TOKENS = 2  # beyond the longest answer: the stop string and one that shows it went on
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One record, asked by one method (its number) in one setup.
+
+    key: of its result; asked: the record's own protocol (Protocol.of) in the setup; context,
+    question: token ids of what is prefilled and of what follows; labels: what the row says beside
+    its result.
+    """
+
+    key: str
+    method: int
+    record: Record
+    asked: Protocol
+    context: Sequence[int]
+    question: Sequence[int]
+    labels: dict[str, Any]
+
+
+class Answerer:
+    """Answers cells of one context, one row each, in their order; picklable, for other processes.
+
+    Of the TIMINGS, `seconds` is the answer's own; the others were shared (tables.sharing_table).
+
+    The context is prefilled once for all of them. A question that is read dense (in setup A, and by
+    dense attention in both) is read once for all who ask it. Selectors that observe are the
+    exception: they see a prefill of their own.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, methods: Sequence[Method]) -> None:
+        self.model, self.tokenizer, self.methods = model, tokenizer, tuple(methods)
+
+    @torch.no_grad()
+    def __call__(self, cells: Sequence[Cell]) -> Iterator[dict[str, Any]]:
+        """Rows of cells with equal `context`; what attach raises, SparsePathError of reading()."""
+        context = PrefilledContext(self.model, cells[0].context)
+        cache = context.fork()
+        for cell in cells:
+            question = None
+            if not self._observes(cell) and not self._reads_sparse(cell):
+                question = context.read(cell.question, self._ends(cell)[1])
+            start = time.perf_counter()
+            prediction, receipt = self._answer(cell, context, cache, question)
+            seconds = (
+                time.perf_counter() - start,
+                question.seconds if question else 0.0,
+                0.0 if self._observes(cell) else context.seconds,
+            )
+            row = self._row(cell, prediction, receipt)
+            yield row | dict(zip(TIMINGS, seconds, strict=True))
+            cache = context.rewind(cache)
+
+    def _answer(
+        self, cell: Cell, context: PrefilledContext, cache: Any, question: ReadQuestion | None
+    ) -> tuple[str, Receipt | None]:
+        method = self.methods[cell.method]
+        if question is None:
+            with self._attached(cell, 1) if self._observes(cell) else nullcontext():
+                if self._observes(cell):  # it has to see its own prefill, and decoding changes what
+                    cache = PrefilledContext(self.model, cell.context).cache  # it remembers
+                first = None if self._reads_sparse(cell) else self._feed(cell, cache)
+        else:
+            context.append(cache, question)
+            first = question.first
+        rows = len(cell.question) if self._reads_sparse(cell) else 1
+        with self._attached(cell, rows) if method.sparse else nullcontext() as run:
+            first = self._feed(cell, cache) if first is None else first
+            prediction = self._greedy(cell, cache, first)
+        return prediction, run.receipt if method.sparse else None
+
+    def _observes(self, cell: Cell) -> bool:
+        method = self.methods[cell.method]
+        return method.sparse and method.selector.observes
+
+    def _reads_sparse(self, cell: Cell) -> bool:
+        return self.methods[cell.method].sparse and cell.asked.question == "sparse"
+
+    def _ends(self, cell: Cell) -> tuple[frozenset[int], frozenset[int]]:
+        """Token ids that end the answer, and those of them that may not begin it."""
+        ends = end_tokens(self.model) | end_token_ids(self.tokenizer, cell.asked)
+        return ends, ends if cell.asked.min_new_tokens else frozenset()
+
+    def _feed(self, cell: Cell, cache: Any) -> int:
+        return feed(self.model, cell.question, cache, self._ends(cell)[1])
+
+    def _greedy(self, cell: Cell, cache: Any, first: int) -> str:
+        asked = cell.asked
+        return greedy(self.model, self.tokenizer, cache, first, self._max_new_tokens(cell),
+                      asked.stop, self._ends(cell)[0], asked.min_new_tokens)  # fmt: skip
+
+    def _attached(self, cell: Cell, sparse_rows: int) -> Attachment:
+        method = self.methods[cell.method]
+        return attach(
+            self.model, method.selector, method.budget,
+            sparse_rows=sparse_rows,
+            dense_layers=cell.asked.dense_layers,
+            allow_dense=True,  # judged over all samples, a single context may be short
+            allow_untrained=method.allow_untrained,
+        )  # fmt: skip
+
+    def _max_new_tokens(self, cell: Cell) -> int:
+        if cell.asked.max_new_tokens is not None:
+            return cell.asked.max_new_tokens
+        answers = list(cell.record.answers)
+        encoded = self.tokenizer(answers, add_special_tokens=False)["input_ids"]
+        return max(len(ids) for ids in encoded) + EXTRA_TOKENS
+
+    def _row(self, cell: Cell, prediction: str, receipt: Receipt | None) -> dict[str, Any]:
+        record, method, tokens = cell.record, self.methods[cell.method], len(cell.context)
+        return {
+            "key": cell.key,
+            **cell.labels,
+            "prediction": prediction,
+            "answers": list(record.answers),
+            "score": cell.asked.score(prediction, record.answers, record.all_classes),
+            "context_tokens": tokens,
+        } | reading(method, receipt, tokens)
