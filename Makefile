@@ -6,6 +6,7 @@
 
 PROFILE ?= embedded
 TEST_PROFILE ?= tiny
+ENGINE ?= in_process
 PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
@@ -13,6 +14,7 @@ READY := $(VENV)/.hashattn-ready
 PIP := $(PY) -m pip install --disable-pip-version-check --constraint requirements.lock
 NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=900
 
+export ENGINE
 export PYTHONPATH := $(CURDIR):$(CURDIR)/kernels
 export HF_DATASETS_DISABLE_PROGRESS_BARS := 1
 export HF_HUB_DISABLE_PROGRESS_BARS := 1
@@ -22,7 +24,8 @@ help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1|/' | \
 		while IFS='|' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
 	@echo
-	@echo "  PROFILE=$(PROFILE) (data/profiles/*.yaml), PYTHON=$(PYTHON), VENV=$(VENV)"
+	@echo "  PROFILE=$(PROFILE) (data/profiles/*.yaml), ENGINE=$(ENGINE) (or ray, with RAY_ADDRESS),"
+	@echo "  PYTHON=$(PYTHON), VENV=$(VENV)"
 
 setup: $(READY) ## create .venv with the pinned packages; nothing to do when they are unchanged
 

@@ -40,3 +40,4 @@ class InProcess:
                 time.sleep(PAUSE)
             else:
                 yield from work(job)
+            del job  # before the next one is made: a layer's queries and keys are large

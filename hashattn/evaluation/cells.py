@@ -59,6 +59,11 @@ class Answerer:
     def __init__(self, model: Any, tokenizer: Any, methods: Sequence[Method]) -> None:
         self.model, self.tokenizer, self.methods = model, tokenizer, tuple(methods)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model is, and workers need to be."""
+        return self.model.device
+
     @torch.no_grad()
     def __call__(self, cells: Sequence[Cell]) -> Iterator[dict[str, Any]]:
         """Rows of cells with equal `context`; what attach raises, SparsePathError of reading()."""

@@ -12,13 +12,14 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from hashattn.engines import Engine, chosen_engine
 from hashattn.hashing.capture import CapturedLayer, capture
 from hashattn.hashing.files import read_tensors, write_json, write_tensors
 from hashattn.hashing.layer import TrainedLayer, figure_of_merit, train_layer
@@ -51,6 +52,7 @@ def train_hash_weights(
     chunk: int = 1024,
     capture_dir: str | Path | None = None,
     progress: bool = True,
+    engine: Engine | None = None,
 ) -> HashWeights:
     """Train hash maps for every full-attention layer (or `layers`) of a causal LM.
 
@@ -60,6 +62,7 @@ def train_hash_weights(
     out_dir/layers are reused if model, data, recipe, shapes and seed are the same, and trained
     again otherwise; the weights are also saved in out_dir. capture_dir: where captured queries
     and keys are kept, for other trainings on the same sequences; None: out_dir, until the end.
+    engine: where layers are trained, by default the environment's choice (hashattn.engines).
     Raises ValueError for unusable sequences or settings; UnsupportedModelError as `capture` does.
     """
     recipe = recipe or TrainRecipe.default()
@@ -92,8 +95,10 @@ def train_hash_weights(
     missing = [layer for layer in config.layers if layer not in finished]
     if missing:
         run.capture(model, [*train, *held_out], chunk)
-        for layer in missing:
-            finished[layer] = run.train(layer, len(train), len(train) + len(held_out))
+        tasks = ([run.task(layer, len(train), len(held_out))] for layer in missing)
+        for layer, trained in (engine or chosen_engine()).run(run.trainer, tasks):
+            run.keep(layer, trained)
+            finished[layer] = trained
     card = {
         "trained": True,
         "base_model": run.inputs["model"],
@@ -106,7 +111,8 @@ def train_hash_weights(
             "validation": _data_record(held_out),
         },
     }
-    weights = HashWeights(config, {i: t.maps for i, t in finished.items()}, card)
+    maps = {layer: trained.maps for layer, trained in sorted(finished.items())}
+    weights = HashWeights(config, maps, card)
     weights.save(run.out_dir)
     if capture_dir is None:
         shutil.rmtree(run.captures, ignore_errors=True)
@@ -186,26 +192,55 @@ class _Run:
             )
             _save_captures(_sequence_file(directory, i), found)
 
-    def train(self, layer: int, first_held_out: int, count: int) -> TrainedLayer:
-        """Train one layer on the captured files and write it down."""
+    @property
+    def trainer(self) -> _Trainer:
+        return _Trainer(self.config, self.recipe, self.progress, self.device)
+
+    def task(self, layer: int, train: int, held_out: int) -> _LayerTask:
+        """A layer's part of the captured files: the first `train` of them, then `held_out`."""
         captures = [
             _load_capture(_sequence_file(self._capture_dir(), i), layer, self.device)
-            for i in range(count)
+            for i in range(train + held_out)
         ]
-        trained = train_layer(
-            captures[:first_held_out],
-            captures[first_held_out:],
-            self.config,
-            self.recipe,
-            seed=self.seed * 1000 + layer,
-            label=f"layer {layer}",
-            progress=self.progress,
-        )
+        return _LayerTask(layer, captures[:train], captures[train:], self.seed * 1000 + layer)
+
+    def keep(self, layer: int, trained: TrainedLayer) -> None:
+        """Write a trained layer down."""
         path = self._layer_file(layer)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_tensors(path, dict(trained.maps.tensors()))
         write_json(path.with_suffix(".json"), {"key": self.key, "history": trained.history})
-        return trained
+
+
+@dataclasses.dataclass(frozen=True)
+class _LayerTask:
+    layer: int
+    train: list[CapturedLayer]
+    held_out: list[CapturedLayer]
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Trainer:
+    """Trains layers, here or in another process (Engine.run)."""
+
+    config: HashConfig
+    recipe: TrainRecipe
+    progress: bool
+    device: torch.device
+
+    def __call__(self, tasks: Sequence[_LayerTask]) -> Iterator[tuple[int, TrainedLayer]]:
+        for task in tasks:
+            trained = train_layer(
+                task.train,
+                task.held_out,
+                self.config,
+                self.recipe,
+                seed=task.seed,
+                label=f"layer {task.layer}",
+                progress=self.progress,
+            )
+            yield task.layer, trained
 
 
 def _sequence_file(directory: Path, number: int) -> Path:
