@@ -14,6 +14,7 @@ from typing import Any
 
 from hashattn.errors import HashAttnError
 from hashattn.evaluation.longbench_datasets import DATASETS, E_NAMES
+from hashattn.evaluation.ruler.specs import TASKS as RULER_TASKS
 from hashattn.selectors import METHODS
 
 DEFAULT = "embedded"
@@ -98,6 +99,34 @@ class HashTraining:
 
 
 @dataclass(frozen=True)
+class RulerRuns:
+    """How much of RULER a profile runs: `samples` of each task at each length (tokens, with the
+    answer's)."""
+
+    tasks: tuple[str, ...] = tuple(RULER_TASKS)
+    lengths: tuple[int, ...] = (4096,)
+    samples: int = 25
+
+    def __post_init__(self) -> None:
+        for field in ("tasks", "lengths"):
+            value = getattr(self, field)
+            _check(self, {field: (isinstance(value, list | tuple), "a list")})
+            object.__setattr__(self, field, tuple(value))
+        rules = {
+            "tasks": (
+                bool(self.tasks) and set(self.tasks) <= set(RULER_TASKS),
+                f"some of {', '.join(RULER_TASKS)}",
+            ),
+            "lengths": (
+                _counts(self.lengths) and min(self.lengths) >= 1024,
+                "integers of at least 1024",
+            ),
+            "samples": (_count(self.samples), "a positive integer"),
+        }
+        _check(self, rules)
+
+
+@dataclass(frozen=True)
 class Profile:
     """One scale of the whole reproduction.
 
@@ -110,7 +139,8 @@ class Profile:
     metric, see hashattn.evaluation.Protocol), "longbench" (each dataset by the book) or "authors"
     (LongBench as the paper's authors ran it); chat: whether these two use the chat template, no for
     base models; memory: auxiliary bits per token and KV head at which methods are compared;
-    sequences: held-out sequences per length of that comparison; contexts: cached tokens of the
+    sequences: held-out sequences per length of that comparison; ruler: what of RULER runs, null for
+    nothing; contexts: cached tokens of the
     latency figures; repeats: timings per latency point.
     Raises ProfileError naming the field, its value and what is allowed.
     """
@@ -128,6 +158,7 @@ class Profile:
     memory: tuple[int, ...] = (32, 128)
     sequences: int = 2
     training: HashTraining = HashTraining()
+    ruler: RulerRuns | None = None
     protocol: str = "own"
     template: str = "{context}\nQ: {input}"
     metric: str = "exact_match"
@@ -240,6 +271,8 @@ def load_profile(name: str | None = None) -> Profile:
         raise ProfileError(f"{path} must hold the fields of a profile, one a line")
     try:
         fields["training"] = HashTraining(**(fields.get("training") or {}))
+        if fields.get("ruler") is not None:
+            fields["ruler"] = RulerRuns(**fields["ruler"])
         return Profile(**{"name": path.stem} | fields)
     except TypeError as error:  # dataclasses name the missing or unknown field
         raise ProfileError(f"{path}: {str(error).replace('__init__()', 'a profile')}") from error

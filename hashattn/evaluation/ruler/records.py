@@ -76,16 +76,18 @@ def ruler_records(
             )
 
 
-def ruler_protocol(task: str, **changes: Any) -> Protocol:
-    """How a task is decoded and scored by RULER; `changes` are fields of Protocol (sink, seed)."""
-    parameters = task_of(task)
-    fixed = {
-        "template": "{context}{input}",
-        "metric": parameters.metric,
-        "max_new_tokens": parameters.max_new_tokens,
-        "stop": NO_STOP,
-    }
-    return Protocol(**fixed | changes)
+def ruler_protocol(
+    tasks: str | Iterable[str] = tuple(TASKS), stop: str = NO_STOP, **changes: Any
+) -> Protocol:
+    """How tasks are decoded and scored by RULER: to the end of their tokens, or to `stop`.
+
+    changes: further fields of Protocol (sink, local, seed).
+    """
+    asked = {}
+    for name in [tasks] if isinstance(tasks, str) else tasks:
+        task = task_of(name)
+        asked[name] = {"metric": task.metric, "max_new_tokens": task.max_new_tokens}
+    return Protocol(template="{context}{input}", stop=stop, datasets=asked, **changes)
 
 
 def load_ruler(path: str | Path, task: str | None = None, limit: int | None = None) -> list[Record]:
@@ -195,7 +197,11 @@ def profile_records(
     The embedded model is asked in the style it was trained on, every other model in plain English.
     options: further arguments of ruler_records.
     """
-    style = "facts" if Path(profile.model).name == "embedded" else "plain"
     number = profile.samples_per_task if samples is None else samples
-    options = {"seed": profile.seed, "style": style} | options
+    options = {"seed": profile.seed, "style": profile_style(profile)} | options
     return list(ruler_records(tokenizer, tasks, length, number, **options))
+
+
+def profile_style(profile: Any) -> str:
+    """The style in which a Profile's model is asked."""
+    return "facts" if Path(profile.model).name == "embedded" else "plain"
