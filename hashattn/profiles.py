@@ -105,7 +105,7 @@ class RulerRuns:
 
     tasks: tuple[str, ...] = tuple(RULER_TASKS)
     lengths: tuple[int, ...] = (4096,)
-    samples: int = 25
+    samples: int = 5
 
     def __post_init__(self) -> None:
         for field in ("tasks", "lengths"):
@@ -139,8 +139,8 @@ class Profile:
     metric, see hashattn.evaluation.Protocol), "longbench" (each dataset by the book) or "authors"
     (LongBench as the paper's authors ran it); chat: whether these two use the chat template, no for
     base models; memory: auxiliary bits per token and KV head at which methods are compared;
-    sequences: held-out sequences per length of that comparison; ruler: what of RULER runs, null for
-    nothing; contexts: cached tokens of the
+    sequences: held-out sequences per length of that comparison; ruler: what of RULER runs;
+    contexts: cached tokens of the
     latency figures; repeats: timings per latency point.
     Raises ProfileError naming the field, its value and what is allowed.
     """
@@ -158,7 +158,7 @@ class Profile:
     memory: tuple[int, ...] = (32, 128)
     sequences: int = 2
     training: HashTraining = HashTraining()
-    ruler: RulerRuns | None = None
+    ruler: RulerRuns = RulerRuns()
     protocol: str = "own"
     template: str = "{context}\nQ: {input}"
     metric: str = "exact_match"
@@ -271,8 +271,7 @@ def load_profile(name: str | None = None) -> Profile:
         raise ProfileError(f"{path} must hold the fields of a profile, one a line")
     try:
         fields["training"] = HashTraining(**(fields.get("training") or {}))
-        if fields.get("ruler") is not None:
-            fields["ruler"] = RulerRuns(**fields["ruler"])
+        fields["ruler"] = RulerRuns(**(fields.get("ruler") or {}))
         return Profile(**{"name": path.stem} | fields)
     except TypeError as error:  # dataclasses name the missing or unknown field
         raise ProfileError(f"{path}: {str(error).replace('__init__()', 'a profile')}") from error

@@ -2,14 +2,16 @@
 
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 
 from hashattn import Budget, attach
 from hashattn.access import load_model
 from hashattn.evaluation.longbench import Record, save_records
 from hashattn.hashing import HashWeights
-from hashattn.profiles import HASH_VARIANTS, METHODS, load_profile
+from hashattn.profiles import HASH_VARIANTS, METHODS, RulerRuns, load_profile
 from hashattn.reproduce import contenders, experiments
+from hashattn.reproduce.claims import Claims
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +57,36 @@ def test_official_records_are_read_from_the_profiles_folder(profile, loaded, wei
     assert set(found["dataset"]) == {"lookup", "code"}
     assert found[found.method == "hash"]["density"].max() <= 0.13
     assert found[found.method == "dense"]["score"].mean() > 0.5
+
+
+def test_ruler_runs_at_every_length_in_both_setups(profile, loaded, weights):
+    own = replace(profile, methods=("dense", "hash"), densities=(0.125,),
+                  ruler=RulerRuns(("niah_single_2", "vt"), (1024, 1536), 1))  # fmt: skip
+    chosen = experiments.methods(own, experiments.selectors(own, weights, []))
+    found = experiments.ruler(own, *loaded, chosen, progress=False)
+    assert len(found) == 2 * 2 * 2 * 2
+    keys = ["tokens", "setup", "method", "dataset"]
+    assert not found.duplicated(keys).any()
+    assert (found["length"] <= found["tokens"]).all()
+    assert (found["length"] >= 0.99 * found["tokens"]).all()
+    asked = found.drop_duplicates("dataset").set_index("dataset")["protocol_fields"]
+    assert asked["vt"]["max_new_tokens"] == 30 and asked["vt"]["stop"] == "\n"
+    dense = found[(found.method == "dense") & (found.dataset == "niah_single_2")]
+    assert (dense["score"] == 1).all()
+    assert found[found.method == "hash"]["density"].max() <= 0.13
+
+
+def test_dense_quality_is_claimed_of_generated_tasks_alone(profile, tmp_path):
+    def claimed(profile):
+        claims = Claims("03_longbench", tmp_path)
+        budgets = ["dense", "32x", "0 tokens"]
+        names = ["dense", "oracle", "hash", "window", "double_sparsity", "quest"]
+        scores = pd.DataFrame(30.0, index=names, columns=budgets)
+        experiments.quality_claims(claims, scores, scores, profile)
+        return [record.claim for record in claims.records if "dense exact match" in record.claim]
+
+    assert len(claimed(profile)) == 3
+    assert claimed(replace(profile, data=str(tmp_path))) == []
 
 
 @pytest.mark.parametrize("protocol", ["longbench", "authors"])
