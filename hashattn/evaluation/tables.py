@@ -31,6 +31,11 @@ def require_one_protocol(frame: pd.DataFrame) -> None:
 
     Rows of two datasets may differ in how each is asked and scored (protocol.BY_DATASET).
     """
+    if "protocol_fields" not in frame:
+        raise ValueError(
+            "the rows do not say by which protocol they were made: take them from evaluate(), which "
+            "runs again what older versions wrote"
+        )
     found = frame.drop_duplicates(["dataset", "protocol"])
     differing = _differing(found["protocol_fields"], leave_out=BY_DATASET)
     for _, part in found.groupby("dataset", sort=False):

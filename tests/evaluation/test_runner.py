@@ -336,6 +336,8 @@ def test_tables_refuse_mixed_protocols_samples_and_nothing(model, tokenizer, tmp
         comparison_table(frame, baseline="full")
     with pytest.raises(ValueError, match="same records"):
         comparison_table(frame.iloc[:-1])
+    with pytest.raises(ValueError, match="do not say by which protocol"):
+        score_table(frame.drop(columns="protocol_fields"))
     both = run(model, tokenizer, path, methods=methods()[:2], setups="AB")
     tables = (score_table, density_table, dataset_table, bucket_table, comparison_table)
     for table in tables:
