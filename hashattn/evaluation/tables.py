@@ -33,7 +33,7 @@ def require_one_protocol(frame: pd.DataFrame) -> None:
     """
     if "protocol_fields" not in frame:
         raise ValueError(
-            "the rows do not say by which protocol they were made: take them from evaluate(), which "
+            "the rows do not say by which protocol they were made: take them from evaluate(); it "
             "runs again what older versions wrote"
         )
     found = frame.drop_duplicates(["dataset", "protocol"])

@@ -144,7 +144,7 @@ def select_by_codes(
 ) -> Tensor:
     """`select` by `hamming_scores`, without ever holding the scores -> (B, lists, q, width) int32.
 
-    Query codes may be graded, see `grade_bits` (in plain torch on a GPU).
+    Query codes may be graded, see `grade_bits`.
 
     Of the tokens that a row sees: the first `sink`, the last `local` and the `heavy` best others
     (an int, or (B, 1 or lists, q)), ties to the lowest index; ascending, -1 for padding. spans (B,

@@ -8,9 +8,10 @@ from torch import Tensor
 from .. import reference
 from ..codes import Codes, Tiled, tokens_of
 from ..maps import Maps
-from . import launch
+from . import configs, launch
 from .bits import INTERPRET
 from .configs import DTYPES
+from .scoring import levels
 
 DIMS = 16  # head dims are multiples of it
 WIDEST = 256  # head dim, hidden width or bits that a program holds
@@ -68,18 +69,23 @@ def select_by_codes(
     lists: int,
     width: int,
 ) -> Tensor:
-    """Histogram and threshold, then compaction: two launches. Graded queries are torch's."""
-    if query_codes.dim() == 5:
+    """Histogram and threshold, then compaction: two launches.
+
+    Graded queries with more levels than a histogram in registers holds are torch's: 256 bits in
+    three planes, for example.
+    """
+    batch, heads, q_len, words = query_codes.shape[:4]
+    grades = query_codes.shape[4] - 1 if query_codes.dim() == 5 else 0
+    if grades and levels(1, words, grades) > configs.MOST_LEVELS:
         given = (query_codes, key_codes, heavy, spans, sink, local, lists, width)
         return reference.select_by_codes(*given)
     keys = key_codes if isinstance(key_codes, Tiled) else Tiled.from_tokens(tokens_of(key_codes))
-    batch, heads, q_len, words = query_codes.shape
     shape = (batch, lists, q_len, width)
     indices = torch.empty(shape, dtype=torch.int32, device=query_codes.device)
     rows, group = batch * lists * q_len, heads // lists
     if rows:
         space = launch.SelectSpace.reserve(
-            rows, max(1, keys.length), group, words, query_codes.device
+            rows, max(1, keys.length), group, words, query_codes.device, grades
         )
         codes, heavy, spans = query_codes.contiguous(), heavy.contiguous(), spans.contiguous()
         launch.select(codes, keys, heavy, spans, sink, local, indices, space)

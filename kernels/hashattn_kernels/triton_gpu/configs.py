@@ -15,6 +15,7 @@ from .scoring import digits, levels
 
 WARPS = 4  # of the selection kernels: 128 threads, one column of a tile each
 MOST_HOT = 8  # one-hot words of a level that fit in registers, with their digits
+MOST_LEVELS = 1024  # that a histogram in registers holds
 PROGRAMS = 4  # a kernel aims at so many programs for each multiprocessor
 MULTIPROCESSORS = 132  # of an H100 or H200: what is assumed without a GPU
 MERGE_BLOCK = 16  # parts
@@ -31,16 +32,20 @@ class Encode:
 
 @dataclass(frozen=True)
 class Select:
-    """How a row's tokens are scored: see scoring.code_masks and selection.histogram_kernel."""
+    """How a row's tokens are scored: see scoring.code_masks and selection.histogram_kernel.
+
+    grades: planes of a graded query, 0 for plain codes.
+    """
 
     group: int
     words: int
     tiles: int
+    grades: int = 0
 
     @property
     def hot(self) -> int:
         """One-hot words that hold every level but the highest."""
-        return next_power_of_2(-(-levels(self.group, self.words) // 32))
+        return next_power_of_2(-(-levels(self.group, self.words, self.grades) // 32))
 
     @property
     def wide(self) -> bool:
@@ -51,8 +56,9 @@ class Select:
     def scoring(self) -> dict[str, int]:
         """Constants of both selection kernels."""
         slots = next_power_of_2(self.group)
-        names = {"GROUP": self.group, "SLOTS": slots, "WORDS": self.words}
-        return names | {"DIGITS": digits(self.group), "TILES": self.tiles}
+        sizes = {"DIGITS": digits(self.group, self.grades), "TILES": self.tiles}
+        words = {"WORDS": self.words, "QUERY_WORDS": self.words * (1 + self.grades)}
+        return {"GROUP": self.group, "SLOTS": slots} | words | sizes
 
     @property
     def counting(self) -> dict[str, int]:
@@ -74,6 +80,7 @@ DECODE, PREFILL = Encode(16, 8), Encode(64, 8)
 TILES = (1, 4)  # of a chunk: few while there are few chunks, so that all multiprocessors work
 GROUPS = (1, 2, 4, 8)  # query heads of a list that the gate compiles
 BITS = (32, 64, 128, 256)
+GRADES = 3  # planes of a graded query that the gate compiles
 HEAD_DIMS = (64, 80, 96, 128, 256)
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -91,10 +98,12 @@ def encode_config(
     return PREFILL if fits and rows > DECODE.block else DECODE
 
 
-def select_config(group: int, words: int, rows: int, tiles: int, device: torch.device) -> Select:
+def select_config(
+    group: int, words: int, grades: int, rows: int, tiles: int, device: torch.device
+) -> Select:
     """For `rows` lists over `tiles` tiles of tokens."""
     many = rows * tiles >= TILES[1] * PROGRAMS * multiprocessors(device)
-    return Select(group, words, TILES[1] if many else TILES[0])
+    return Select(group, words, TILES[1] if many else TILES[0], grades)
 
 
 def attend_config(dim: int, dtype: torch.dtype) -> Attend:

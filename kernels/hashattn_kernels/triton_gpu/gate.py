@@ -31,6 +31,7 @@ from triton.compiler import ASTSource
 from . import configs
 from .attention import attend_kernel, merge_kernel
 from .encoding import encode_kernel
+from .scoring import levels
 from .selection import compact_kernel, histogram_kernel, wide_histogram_kernel
 from .self_test import bits_kernel
 from .union import mark_kernel, write_kernel
@@ -118,13 +119,18 @@ def _encodes() -> Iterator[Build]:
 
 
 def _selections() -> Iterator[Build]:
-    for bits in configs.BITS:
-        for group in configs.GROUPS:
-            for tiles in configs.TILES:
-                config = configs.Select(group, bits // 32, tiles)
-                count = "wide_histogram_kernel" if config.wide else "histogram_kernel"
-                yield Build(count, config.counting, configs.WARPS, popcounts=True)
-                yield Build("compact_kernel", config.scoring, configs.WARPS, popcounts=True)
+    kinds = [(bits // 32, group, 0) for bits in configs.BITS for group in configs.GROUPS]
+    kinds += [
+        (bits // 32, 1, configs.GRADES)
+        for bits in configs.BITS
+        if levels(1, bits // 32, configs.GRADES) <= configs.MOST_LEVELS
+    ]
+    for words, group, grades in kinds:
+        for tiles in configs.TILES:
+            config = configs.Select(group, words, tiles, grades)
+            count = "wide_histogram_kernel" if config.wide else "histogram_kernel"
+            yield Build(count, config.counting, configs.WARPS, popcounts=True)
+            yield Build("compact_kernel", config.scoring, configs.WARPS, popcounts=True)
 
 
 def _attention(dim: int, dtype: torch.dtype) -> Iterator[Build]:

@@ -128,11 +128,11 @@ class SelectSpace:
 
     @classmethod
     def reserve(
-        cls, rows: int, tokens: int, group: int, words: int, device: torch.device
+        cls, rows: int, tokens: int, group: int, words: int, device: torch.device, grades: int = 0
     ) -> SelectSpace:
         """For `rows` lists over up to `tokens` tokens."""
         tiles = cdiv(tokens, TILE)
-        config = configs.select_config(group, words, rows, tiles, device)
+        config = configs.select_config(group, words, grades, rows, tiles, device)
         chunks = cdiv(tiles, config.tiles)
 
         def numbers(*shape: int) -> Tensor:
@@ -158,7 +158,8 @@ def select(
     indices: Tensor,
     space: SelectSpace,
 ) -> None:
-    """Lists into indices (batch, lists, q, width), for query codes (batch, heads, q, words)."""
+    """Lists into indices (batch, lists, q, width), for query codes (batch, heads, q, words), or
+    graded ones (batch, lists, q, words, 1 + planes)."""
     batch, lists, q_len, width = indices.shape
     storage, config = keys.storage, space.config
     sizes = (

@@ -8,7 +8,8 @@ the majority; for an even group all of these are even. What is left are the weig
     level = sum over digits p of 2^p * popcount((key ^ majority) & mask_p)
 
 has the order and the ties of the sum of distances, in few popcounts: one for one or two heads, two
-for four, three for eight.
+for four, three for eight. A graded query comes in just this form: its signs are the majority, the
+planes of its weights the masks.
 """
 
 import triton
@@ -20,34 +21,40 @@ LANES = tl.constexpr(32)  # tokens of a thread in a tile, as in codes.Tiled
 COLUMNS = tl.constexpr(128)  # threads of a tile
 
 
-def digits(group: int) -> int:
-    """Masks of a word: binary digits of the heaviest weight."""
-    return (group >> (group % 2 == 0)).bit_length()
+def digits(group: int, grades: int = 0) -> int:
+    """Masks of a word: binary digits of the heaviest weight, or the planes of a graded query."""
+    return grades or (group >> (group % 2 == 0)).bit_length()
 
 
-def levels(group: int, words: int) -> int:
+def levels(group: int, words: int, grades: int = 0) -> int:
     """The highest level of keys of `words` words."""
-    return 32 * words * (group >> (group % 2 == 0))
+    heaviest = 2**grades - 1 if grades else group >> (group % 2 == 0)
+    return 32 * words * heaviest
 
 
 @triton.jit
-def code_masks(queries, stride, GROUP: tl.constexpr, SLOTS: tl.constexpr, WORDS: tl.constexpr,
-               DIGITS: tl.constexpr):  # fmt: skip
+def code_masks(queries, query, q_len, GROUP: tl.constexpr, SLOTS: tl.constexpr, WORDS: tl.constexpr,
+               DIGITS: tl.constexpr, GRADED: tl.constexpr):  # fmt: skip
     """Of every word: the majority, then a mask for each digit, as one tuple of scalars.
 
-    queries: address of the first head's code; stride: from one head to the next. SLOTS: GROUP
-    rounded up to a power of 2.
+    queries: address of the first head's code; query: row of `q_len`, which lie head by head. SLOTS:
+    GROUP rounded up to a power of 2. GRADED: the words of a list's one query hold just that.
     """
-    head = tl.arange(0, SLOTS)
-    lane = tl.arange(0, 32)
     masks = ()
-    for word in tl.static_range(WORDS):
-        codes = tl.load(queries + head * stride + word, mask=head < GROUP, other=0)
-        ones = tl.sum((codes[:, None] >> lane[None, :]) & 1, axis=0)
-        masks = masks + (tl.sum((2 * ones > GROUP).to(tl.int32) << lane, axis=0),)
-        weight = tl.abs(GROUP - 2 * ones) >> (1 - GROUP % 2)
-        for digit in tl.static_range(DIGITS):
-            masks = masks + (tl.sum(((weight >> digit) & 1) << lane, axis=0),)
+    if GRADED:
+        for slot in tl.static_range(WORDS * (1 + DIGITS)):
+            masks = masks + (tl.load(queries + query * (WORDS * (1 + DIGITS)) + slot),)
+    else:
+        head = tl.arange(0, SLOTS)
+        lane = tl.arange(0, 32)
+        for word in tl.static_range(WORDS):
+            at = queries + (head * q_len + query) * WORDS + word
+            codes = tl.load(at, mask=head < GROUP, other=0)
+            ones = tl.sum((codes[:, None] >> lane[None, :]) & 1, axis=0)
+            masks = masks + (tl.sum((2 * ones > GROUP).to(tl.int32) << lane, axis=0),)
+            weight = tl.abs(GROUP - 2 * ones) >> (1 - GROUP % 2)
+            for digit in tl.static_range(DIGITS):
+                masks = masks + (tl.sum(((weight >> digit) & 1) << lane, axis=0),)
     return masks
 
 

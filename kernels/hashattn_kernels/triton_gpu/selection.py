@@ -27,7 +27,7 @@ def histogram_kernel(
     QUERIES, KEYS, SPANS, HEAVY, HISTOGRAM, DONE, PLAN, PREFIX, INDICES,
     key_batch, key_head, sink, local, chunks, lists, share, q_len, width,
     GROUP: tl.constexpr, SLOTS: tl.constexpr, WORDS: tl.constexpr, DIGITS: tl.constexpr,
-    HOT: tl.constexpr, TILES: tl.constexpr, BLOCK: tl.constexpr,
+    QUERY_WORDS: tl.constexpr, HOT: tl.constexpr, TILES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Count the levels of a chunk; the last chunk of a row plans its list.
 
@@ -42,9 +42,8 @@ def histogram_kernel(
     member = row // q_len % lists
     query = row % q_len
     _, _, low, high = row_range(SPANS, batch * q_len + query, sink, local)
-    head = (batch * lists + member) * GROUP
-    codes = QUERIES + (head * q_len + query) * WORDS
-    masks = code_masks(codes, q_len * WORDS, GROUP, SLOTS, WORDS, DIGITS)
+    codes = QUERIES + (batch * lists + member) * (GROUP * q_len * QUERY_WORDS)
+    masks = code_masks(codes, query, q_len, GROUP, SLOTS, WORDS, DIGITS, QUERY_WORDS != WORDS)
     column = tl.arange(0, COLUMNS)
     hot = 32 * tl.arange(0, HOT)[:, None]
     keys = KEYS + batch.to(tl.int64) * key_batch + (member // share).to(tl.int64) * key_head
@@ -105,7 +104,7 @@ def wide_histogram_kernel(
     QUERIES, KEYS, SPANS, HEAVY, HISTOGRAM, DONE, PLAN, PREFIX, INDICES,
     key_batch, key_head, sink, local, chunks, lists, share, q_len, width,
     GROUP: tl.constexpr, SLOTS: tl.constexpr, WORDS: tl.constexpr, DIGITS: tl.constexpr,
-    HOT: tl.constexpr, TILES: tl.constexpr, BLOCK: tl.constexpr,
+    QUERY_WORDS: tl.constexpr, HOT: tl.constexpr, TILES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """histogram_kernel the simple way: for more levels than its registers hold, and its oracle."""
     chunk = tl.program_id(0)
@@ -114,9 +113,8 @@ def wide_histogram_kernel(
     member = row // q_len % lists
     query = row % q_len
     _, _, low, high = row_range(SPANS, batch * q_len + query, sink, local)
-    head = (batch * lists + member) * GROUP
-    codes = QUERIES + (head * q_len + query) * WORDS
-    masks = code_masks(codes, q_len * WORDS, GROUP, SLOTS, WORDS, DIGITS)
+    codes = QUERIES + (batch * lists + member) * (GROUP * q_len * QUERY_WORDS)
+    masks = code_masks(codes, query, q_len, GROUP, SLOTS, WORDS, DIGITS, QUERY_WORDS != WORDS)
     column = tl.arange(0, COLUMNS * 8)  # 8 rows of a tile at a time
     keys = KEYS + batch.to(tl.int64) * key_batch + (member // share).to(tl.int64) * key_head
     counts = tl.zeros([32 * HOT], tl.int32)
@@ -199,7 +197,7 @@ def compact_kernel(
     QUERIES, KEYS, SPANS, PLAN, PREFIX, INDICES,
     key_batch, key_head, sink, local, chunks, lists, share, q_len, width,
     GROUP: tl.constexpr, SLOTS: tl.constexpr, WORDS: tl.constexpr, DIGITS: tl.constexpr,
-    TILES: tl.constexpr,
+    QUERY_WORDS: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
     """Write a chunk's part of a row's list: tokens below the threshold, and the first on it.
 
@@ -213,9 +211,8 @@ def compact_kernel(
     query = row % q_len
     first, last, low, high = row_range(SPANS, batch * q_len + query, sink, local)
     if (chunk * (TILES * TILE) < last) & ((chunk + 1) * (TILES * TILE) > first):
-        head = (batch * lists + member) * GROUP
-        codes = QUERIES + (head * q_len + query) * WORDS
-        masks = code_masks(codes, q_len * WORDS, GROUP, SLOTS, WORDS, DIGITS)
+        codes = QUERIES + (batch * lists + member) * (GROUP * q_len * QUERY_WORDS)
+        masks = code_masks(codes, query, q_len, GROUP, SLOTS, WORDS, DIGITS, QUERY_WORDS != WORDS)
         threshold = tl.load(PLAN + 3 * row)
         taken = tl.load(PLAN + 3 * row + 1)
         heavy = tl.load(PLAN + 3 * row + 2)

@@ -38,11 +38,12 @@ def test_all_builds_are_without_fault(tmp_path):
             for group in (1, 4):
                 found = [n for n in names if f"attend_kernel {kind} GROUP={group} " in n]
                 assert any(f" DIM={dim} " in name for name in found)
-    for bits in configs.BITS:
-        for group in configs.GROUPS:
-            sizes = f"GROUP={group} SLOTS={group} WORDS={bits // 32} "
-            assert sum(f"compact_kernel {sizes}" in name for name in names) == len(configs.TILES)
-            assert sum(f"histogram_kernel {sizes}" in name for name in names) == len(configs.TILES)
+    kinds = [(bits // 32, group, 0) for bits in configs.BITS for group in configs.GROUPS]
+    kinds += [(words, 1, configs.GRADES) for words in (1, 2, 4)]
+    for words, group, grades in kinds:
+        sizes = f"GROUP={group} SLOTS={group} WORDS={words} QUERY_WORDS={words * (1 + grades)} "
+        assert sum(f"compact_kernel {sizes}" in name for name in names) == len(configs.TILES)
+        assert sum(f"histogram_kernel {sizes}" in name for name in names) == len(configs.TILES)
     assert all(row["registers"] > 0 and row["instructions"] for row in report)
 
 

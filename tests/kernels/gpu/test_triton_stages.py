@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import kernel_inputs
-from hashattn.kernels import select_by_codes, unpack_bits
+from hashattn.kernels import grade_bits, select_by_codes, unpack_bits
 from hashattn_kernels import reference
 from hashattn_kernels.codes import Tiled
 from hashattn_kernels.triton_gpu import backend, configs, launch, simple
@@ -106,6 +106,26 @@ def test_a_chunk_of_one_level(monkeypatch, farthest):
     keys = (~queries if farthest else random_codes(1, 1, 1, 1, seed=1)).expand(1, 1, 20_000, 1)
     made = select_by_codes(queries, keys, 17_000, 0, 1, backend="triton")
     want = select_by_codes(queries, keys, 17_000, 0, 1, backend="reference")
+    assert torch.equal(made, want)
+
+
+@pytest.mark.parametrize("tiles", [1, 4])
+@pytest.mark.parametrize(("words", "planes"), [(1, 3), (1, 1), (4, 3), (2, 4), (8, 3)])
+def test_graded_queries_over_many_tiles(monkeypatch, words, planes, tiles):
+    """Spans of two rows and lists of two key heads; eight words in three planes are torch's."""
+    chosen = configs.Select(1, words, tiles, planes)
+    monkeypatch.setattr(configs, "select_config", lambda *_: chosen)
+    real = torch.randn(2, 4, 2, 32 * words, generator=torch.Generator().manual_seed(0)).to(GPU)
+    real[0, 0] = real[0, 0].sign()  # all bits weigh the same: many ties
+    queries, keys = grade_bits(real, planes), random_codes(2, 2, 9000, words, seed=1)
+    keys[:, :, 5000:5003] = queries[:, ::2, :1, :, 0]  # the best there are
+    spans = torch.tensor([[[0, 8999], [0, 9000]], [[70, 4200], [4095, 4097]]]).to(GPU)
+    heavy = torch.tensor([[700, 1], [5, 9000]])[:, None].expand(2, 4, 2).to(GPU)
+    arguments = (queries, keys, heavy, 4, 7)
+    made, want = (
+        select_by_codes(*arguments, spans=spans, width=9000, backend=backend)
+        for backend in ("triton", "reference")
+    )
     assert torch.equal(made, want)
 
 
