@@ -6,8 +6,10 @@ own decision, so an absent one ends with the command that brings it.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -84,9 +86,11 @@ def data_folder(profile: Profile) -> Path | None:
 
 
 def require_access(profile: Profile) -> None:
-    """Raise AccessError, before any work, if the model, the data or the device is not here."""
+    """Raise AccessError, before any work, if the model, the data or the device is not here, or this
+    process cannot place the model as the profile says."""
     model_folder(profile)
     data_folder(profile)
+    _require_placement(profile)
     if profile.device == "cuda":
         import torch
 
@@ -98,7 +102,13 @@ def require_access(profile: Profile) -> None:
 
 
 def load_model(profile: Profile) -> tuple[Any, Any]:
-    """(model, tokenizer) of the profile, on its device and in its dtype, ready for inference."""
+    """(model, tokenizer) of the profile, placed as it says and in its dtype, ready for inference.
+
+    Placement "device_map" needs accelerate and is one process. "tensor_parallel" needs it too, and
+    that torchrun started the process: all processes have to do the same then, sampling with the
+    same seed, and each attaches the same selector. Raises AccessError where one of these lacks,
+    UnsupportedModelError for KV heads that the processes cannot share evenly.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
@@ -106,14 +116,59 @@ def load_model(profile: Profile) -> tuple[Any, Any]:
     require_access(profile)
     logging.disable_progress_bar()  # a bar would be stored in the notebook
     folder = model_folder(profile)
-    device = profile.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=getattr(torch, profile.dtype), local_files_only=True
+        folder,
+        dtype=getattr(torch, profile.dtype),
+        local_files_only=True,
+        **_placed(profile, folder),
     )
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    return model.to(device).eval(), tokenizer
+    if profile.placement == "single":
+        device = profile.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        model = model.to(device)
+    return model.eval(), tokenizer
+
+
+def _processes() -> int:
+    """How many processes torchrun started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+
+
+def _require_placement(profile: Profile) -> None:
+    if profile.placement == "single":
+        return
+    if find_spec("accelerate") is None:
+        raise AccessError(
+            f"profile {profile.name}: placement {profile.placement!r} needs the package "
+            "accelerate, with which transformers places models:  pip install accelerate"
+        )
+    if profile.placement == "tensor_parallel" and _processes() == 1:
+        raise AccessError(
+            f"profile {profile.name}: placement 'tensor_parallel' needs a process for each GPU. "
+            "Run a script of your own by  torchrun --nproc-per-node <GPUs> script.py  ; "
+            "`make reproduce` is one process, for which a profile says `placement: device_map`."
+        )
+
+
+def _placed(profile: Profile, folder: Path) -> dict[str, Any]:
+    """Arguments of from_pretrained that place the model."""
+    if profile.placement == "single":
+        return {}
+    if profile.placement == "device_map":
+        return {"device_map": "auto"}
+    from transformers import AutoConfig
+    from transformers.distributed import DistributedConfig
+
+    from hashattn.hashing.model_identity import planned_heads
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    plan = config.get_text_config().base_model_tp_plan
+    planned_heads(config, plan, int(os.environ["RANK"]), _processes())  # before the weights load
+    if "tp_plan" in {field.name for field in dataclasses.fields(DistributedConfig)}:
+        return {"distributed_config": DistributedConfig(tp_plan="auto")}
+    return {"tp_plan": "auto"}  # transformers 5.17 and before
 
 
 def _is_hub_id(model: str) -> bool:

@@ -30,6 +30,7 @@ USUAL_METHODS = (
 )
 DTYPES = ("float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda")
+PLACEMENTS = ("single", "device_map", "tensor_parallel")
 HASH_VARIANTS = ("hash_128", "hash_official")  # the same selector with other weights
 MEMORY = (32, 64, 128, 256)
 LAYOUTS = ("per_kv_head", "per_query_head")
@@ -142,6 +143,9 @@ class Profile:
     sequences: held-out sequences per length of that comparison; ruler: what of RULER runs;
     contexts: cached tokens of the
     latency figures; repeats: timings per latency point.
+    placement: how many GPUs hold the model: "single", one of `device`; "device_map", layer by layer
+    over all GPUs of this machine, then its memory; "tensor_parallel", each layer over the processes
+    that torchrun started, a GPU each (see hashattn.access.load_model).
     Raises ProfileError naming the field, its value and what is allowed.
     """
 
@@ -169,6 +173,7 @@ class Profile:
     seed: int = 0
     dtype: str = "float32"
     device: str = "auto"
+    placement: str = "single"
 
     def __post_init__(self) -> None:
         for field in ("tasks", "lengths", "densities", "contexts", "methods", "memory"):
@@ -213,7 +218,10 @@ class Profile:
             "seed": (type(self.seed) is int, "an integer"),
             "dtype": (self.dtype in DTYPES, " or ".join(DTYPES)),
             "device": (self.device in DEVICES, " or ".join(DEVICES)),
+            "placement": (self.placement in PLACEMENTS, " or ".join(PLACEMENTS)),
         }
+        if self.placement in PLACEMENTS[1:] and self.device == "cpu":
+            rules["device"] = (False, f"auto or cuda with placement {self.placement!r}")
         _check(self, rules)
 
     @property

@@ -71,6 +71,11 @@ def test_an_unknown_profile_names_the_known_ones():
         ({"samples_per_task": True}, "samples_per_task = True"),
         ({"dtype": "int8"}, "use float32 or bfloat16 or float16"),
         ({"device": "tpu"}, "device = 'tpu'"),
+        ({"placement": "two"}, "placement = 'two' is not valid: use single or device_map or"),
+        (
+            {"placement": "device_map", "device": "cpu"},
+            "device = 'cpu' is not valid: use auto or cuda with placement 'device_map'",
+        ),
         ({"training": {"bits": 33}}, "bits = 33 is not valid: use a positive multiple of 32"),
         ({"ruler": {"tasks": ["niah"]}}, "is not valid: use some of niah_single_1"),
         ({"ruler": {"lengths": [512]}}, "integers of at least 1024"),

@@ -1,13 +1,18 @@
 """How many cached tokens a query may attend to."""
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass, replace
-from typing import overload
+from typing import TYPE_CHECKING, overload
 
 import torch
 from torch import Tensor
 
 from ..selectors.choice import Choice
+
+if TYPE_CHECKING:
+    from ..heads import HeadSlice
 
 
 @dataclass(frozen=True)
@@ -72,20 +77,26 @@ class Budget:
         wanted = self.heavy_tokens(n) + self.sink + self.local
         return torch.minimum(wanted, n) if isinstance(n, Tensor) else min(wanted, n)
 
-    def of_layer(self, choice: Choice, layer: int, kv_heads: int, lists: int) -> Choice:
+    def of_layer(
+        self, choice: Choice, layer: int, kv_heads: int, lists: int, part: HeadSlice | None = None
+    ) -> Choice:
         """A choice by this budget, with the layer's shares of its heavy tokens.
 
-        lists: token lists of the layer, kv_heads or a multiple. ValueError for a layer or a number
-        of KV heads that `shares` does not have.
+        lists: token lists of the layer, kv_heads or a multiple. part: which heads these are, where
+        they are not all. ValueError for a layer or a number of KV heads that `shares` does not
+        have.
         """
         if self.shares is None:
             return choice
-        if layer >= len(self.shares) or len(self.shares[layer]) not in (1, kv_heads):
+        in_all = kv_heads if part is None else part.kv_heads
+        if layer >= len(self.shares) or len(self.shares[layer]) not in (1, in_all):
             raise ValueError(
-                f"shares={self.shares!r}: need a factor for each of the {kv_heads} KV heads of "
+                f"shares={self.shares!r}: need a factor for each of the {in_all} KV heads of "
                 f"layer {layer}, or one for all; allocate them for this model"
             )
         factors = self.shares[layer]
+        if part is not None and len(factors) > 1:
+            factors = part.of(factors)
         scale = torch.tensor(factors, dtype=torch.float64, device=choice.heavy.device)
         scale = scale.repeat_interleave(lists // len(factors))[:, None]
         most = math.ceil(max(factors) * self.heavy_tokens(choice.n))

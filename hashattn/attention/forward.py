@@ -14,6 +14,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from ..dense import dense_attention, softmax_sinks
 from ..errors import AttachmentError, UnsupportedModelError
+from ..heads import HeadSlice
 from ..kernels import Codes, attend, dense_decode
 from ..selectors.base import KeyView, Selector
 from ..selectors.choice import Choice
@@ -28,7 +29,10 @@ CALL = "hashattn_call"  # keyword that carries a LayerCall from the module hook 
 
 @dataclass
 class SparseRun:
-    """What the attention function needs to know of an attachment."""
+    """What the attention function needs to know of an attachment.
+
+    heads: what this process holds of the model, None for all; selector: the method for these.
+    """
 
     selector: Selector
     budget: Budget
@@ -36,6 +40,7 @@ class SparseRun:
     dense_layers: frozenset[int]
     full_layers: frozenset[int]
     eager: bool
+    heads: HeadSlice | None
     receipt: Receipt
     _last: tuple[tuple, Choice] | None = field(default=None, repr=False)
 
@@ -90,6 +95,7 @@ def forward(
             **kwargs,
         )
     _refuse_paged(kwargs)
+    _refuse_other_heads(call, query, key)
     n = _tokens_cached(call, key)
     reason = _dense_reason(call, query.shape[2], n, attention_mask, kwargs)
     index, encoded = _sync(call, key[:, :, :n], value, query if reason is None else None)
@@ -141,7 +147,7 @@ def _sparse(
         kv_heads = key.shape[1]
         choice = run.choice(mask, query, view.keys.shape[2])
         lists = run.selector.lists(query.shape[1], kv_heads)
-        choice = run.budget.of_layer(choice, call.layer, kv_heads, lists)
+        choice = run.budget.of_layer(choice, call.layer, kv_heads, lists, run.heads)
         if mask is not None:
             view = replace(view, visible=choice.seen[:, 0, -1])
         indices, log_weights = run.selector.sample(call.layer, query, view, scaling, choice)
@@ -284,6 +290,23 @@ def _refuse_unsupported(module: nn.Module, query: Tensor, kwargs: dict[str, Any]
         raise UnsupportedModelError(
             "output_attentions=True: sparse attention computes no full attention matrix. Leave "
             "it off, or detach to look at dense attention weights"
+        )
+
+
+def _refuse_other_heads(call: LayerCall, query: Tensor, key: Tensor) -> None:
+    """A part of the heads is known by the model's plan: look whether they are as many as it says.
+
+    Without tensor parallelism some families attend with other heads than their configuration has.
+    """
+    part = call.run.heads
+    if part is None or not _eligible(call):
+        return
+    seen = query.shape[1], key.shape[1]
+    if seen != (len(part.query), len(part.kv)):
+        raise UnsupportedModelError(
+            f"layer {call.layer} attends with {seen[0]} query heads and {seen[1]} KV heads on rank "
+            f"{part.rank}, expected {len(part.query)} and {len(part.kv)}: tensor parallelism does "
+            'not split this model by heads; load it with device_map="auto" instead'
         )
 
 

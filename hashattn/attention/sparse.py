@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, EncoderDecoderCache
 
 from ..errors import AttachmentError, HashWeightsError
+from ..hashing.model_identity import head_slice
 from ..selectors.base import Selector
 from ..trust.receipt import Receipt
 from .budget import Budget
@@ -121,7 +122,11 @@ def attach(
     dense_layers: model layers that stay dense. allow_dense: accept a run that turns out dense
     instead of raising SparsePathError on detach. allow_untrained: accept random hash weights.
 
-    Raises UnsupportedModelError for models outside transformers' attention interface,
+    Under tensor parallelism every process attaches the same selector, made for all heads; it takes
+    the part of the heads it holds, and its receipt counts these.
+
+    Raises UnsupportedModelError for models outside transformers' attention interface, or whose
+    KV heads the processes of tensor parallelism cannot share evenly,
     AttachmentError when the model is attached already, HashWeightsError for untrained weights.
     """
     _check_arguments(selector, budget, sparse_rows, allow_untrained)
@@ -134,15 +139,17 @@ def attach(
         raise ValueError(f"dense_layers={unknown}: the model has attention layers {sorted(layers)}")
     register()
     budget = budget if budget is not None else Budget(density=1.0)
+    heads = head_slice(model)
     run = SparseRun(
-        selector=selector,
+        selector=selector if heads is None else selector.of_heads(heads),
         budget=budget,
         sparse_rows=sparse_rows,
         dense_layers=frozenset(dense_layers),
         full_layers=full_attention_layers(model),
         eager=text_config(model)._attn_implementation == "eager",
+        heads=heads,
         receipt=Receipt.start(
-            model, selector, budget, sparse_rows=sparse_rows, dense_layers=dense_layers
+            model, selector, budget, sparse_rows=sparse_rows, dense_layers=dense_layers, heads=heads
         ),
     )
     attachment = Attachment(model, run, allow_dense)

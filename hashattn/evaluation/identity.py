@@ -12,11 +12,13 @@ import torch
 
 from hashattn.evaluation.longbench import Record
 from hashattn.evaluation.protocol import fingerprint
+from hashattn.heads import gathered
 
 WEIGHTS_PER_TENSOR = 4096  # evenly spaced; training moves nearly all weights, so a sample tells
 CODE = (  # what can change a prediction, a score or a density
     "attention/*.py",
     "selectors/*.py",
+    "heads.py",
     "trust/receipt.py",
     "hashing/maps.py",
     "evaluation/answering.py",
@@ -48,6 +50,8 @@ def model_sha256(model: Any) -> str:
     """SHA-256 over configuration, dtype and a sample of every weight; moves with training or casts.
 
     Weights kept off the machine (meta tensors of an offloaded model) enter by name and shape only.
+    Those of tensor parallelism are gathered, one at a time: all its processes have to call this,
+    and get what one process alone gets.
     """
     config = {k: v for k, v in model.config.to_dict().items() if not k.startswith("_")}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
@@ -78,6 +82,6 @@ def context_sha256(record: Record) -> str:
 
 
 def _sample(weight: torch.Tensor) -> bytes:
-    flat = weight.detach().flatten()
+    flat = gathered(weight.detach()).flatten()
     picked = flat[:: max(1, len(flat) // WEIGHTS_PER_TENSOR)].cpu().contiguous()
     return picked.view(torch.uint8).numpy().tobytes()

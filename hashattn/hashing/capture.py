@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from hashattn.dense import dense_attention
 from hashattn.errors import UnsupportedModelError
+from hashattn.hashing.model_identity import head_slice
 
 NAME = "hashattn_capture"
 
@@ -146,8 +147,14 @@ def capture(
 
     The model is left as it was: implementation and training mode are restored, also on errors.
     Raises ValueError for a bad shape, rows or chunk; UnsupportedModelError where the model's
-    attention cannot be tapped or a requested layer has no full attention.
+    attention cannot be tapped, a requested layer has no full attention, or the heads are spread
+    over processes.
     """
+    if head_slice(model) is not None:
+        raise UnsupportedModelError(
+            "capturing needs all heads in one process, and tensor parallelism spreads them: train "
+            'and calibrate with the model on one device, or loaded with device_map="auto"'
+        )
     from transformers import DynamicCache
 
     ids = input_ids.reshape(1, -1) if input_ids.dim() == 1 else input_ids

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hashattn.heads import HeadSlice
 from hashattn.kernels import ACTIVATIONS, Maps, encode, encode_pair, preactivations
 
 LAYOUTS = ("per_kv_head", "per_query_head")
@@ -107,6 +108,12 @@ class HashMap(Maps):
             self.activation,
         )
 
+    def of_heads(self, part: HeadSlice) -> HashMap:
+        """The maps of a part of the heads."""
+        return HashMap(
+            tuple(map(part.of, self.weights)), tuple(map(part.of, self.biases)), self.activation
+        )
+
     def fold_input(self, mean: Tensor, std: Tensor) -> HashMap:
         """The map of x that equals this map of (x - mean) / std; mean, std (heads, in)."""
         first = self.weights[0] / std[..., None]
@@ -149,6 +156,10 @@ class LayerMaps:
     def to(self, device: torch.device | str) -> LayerMaps:
         """The same maps on another device."""
         return LayerMaps(self.key.to(device), self.query.to(device))
+
+    def of_heads(self, part: HeadSlice) -> LayerMaps:
+        """The maps of a part of the heads: key maps by KV head or query head, as they are."""
+        return LayerMaps(self.key.of_heads(part), self.query.of_heads(part))
 
     def rounded(self) -> LayerMaps:
         """The same maps with weights rounded to bfloat16."""

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from hashattn.heads import HeadSlice, gathered
+
 IDENTITY = (
     "model_type",
     "vocab_size",
@@ -22,11 +24,16 @@ IDENTITY = (
     "sliding_window",
 )
 SAMPLE = 64  # rows and columns of the input embedding that are hashed
+KEY_PROJECTIONS = (".k_proj", ".qkv_proj", ".query_key_value")
 
 
 def attention_shapes(model: nn.Module) -> dict[str, Any]:
     """query_heads, kv_heads, head_dim and full-attention `layers` of a model's text part."""
-    config = model.config.get_text_config()
+    return _shapes(model.config)
+
+
+def _shapes(config: Any) -> dict[str, Any]:
+    config = config.get_text_config()
     heads = config.num_attention_heads
     kinds = getattr(config, "layer_types", None)
     if kinds is None:
@@ -39,6 +46,34 @@ def attention_shapes(model: nn.Module) -> dict[str, Any]:
         "head_dim": getattr(config, "head_dim", None) or config.hidden_size // heads,
         "layers": tuple(i for i, kind in enumerate(kinds) if kind == "full_attention"),
     }
+
+
+def head_slice(model: nn.Module) -> HeadSlice | None:
+    """The heads of `model` that this process holds under tensor parallelism, None for all.
+
+    Raises UnsupportedModelError for KV heads that the processes cannot share evenly.
+    """
+    ranks = getattr(model, "_tp_size", None) or 1
+    if ranks == 1:
+        return None
+    mesh = model._device_mesh
+    if "tp" in (mesh.mesh_dim_names or ()):
+        mesh = mesh["tp"]
+    return planned_heads(model.config, model.tp_plan, mesh.get_local_rank(), ranks)
+
+
+def planned_heads(
+    config: Any, plan: dict[str, str] | None, rank: int, ranks: int
+) -> HeadSlice | None:
+    """The heads that a tensor parallel plan {projection: style} gives a process, None for all.
+
+    Not every plan shards attention: some gather q, k and v again, or shard experts alone.
+    """
+    styles = {style for name, style in (plan or {}).items() if name.endswith(KEY_PROJECTIONS)}
+    if "colwise" not in styles:
+        return None
+    shapes = _shapes(config)
+    return HeadSlice(shapes["query_heads"], shapes["kv_heads"], rank, ranks)
 
 
 def model_name(model: nn.Module) -> str | None:
@@ -61,11 +96,15 @@ def config_fingerprint(model: nn.Module) -> str:
 
 def weights_fingerprint(model: nn.Module) -> str | None:
     """sha256 of a corner of the input embedding rounded to bfloat16, so that the same model in
-    another dtype has the same one; None where the embedding is not at hand (offloaded)."""
+    another dtype has the same one; None where the embedding is not at hand (offloaded).
+
+    The processes of tensor parallelism put it together, so all of them have to call this.
+    """
     embedding = model.get_input_embeddings().weight
     if embedding.is_meta:
         return None
-    corner = embedding.detach()[:SAMPLE, :SAMPLE].cpu().to(torch.bfloat16).contiguous()
+    columns = gathered(embedding.detach()[:, :SAMPLE])  # not all of a large embedding
+    corner = columns[:SAMPLE].cpu().to(torch.bfloat16).contiguous()
     return hashlib.sha256(corner.view(torch.int16).numpy().tobytes()).hexdigest()
 
 

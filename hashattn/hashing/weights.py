@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from hashattn.errors import HashWeightsError
 from hashattn.hashing.files import read_tensors, write_json, write_tensors
 from hashattn.hashing.maps import HashConfig, LayerMaps, expected_shapes, random_maps
-from hashattn.hashing.model_identity import attention_shapes, base_model_record
+from hashattn.hashing.model_identity import attention_shapes, base_model_record, head_slice
+from hashattn.heads import HeadSlice
 
 FORMAT_VERSION = 1
 MAPS_FILE, CONFIG_FILE = "hash_maps.safetensors", "hash_config.json"
@@ -125,6 +126,19 @@ class HashWeights:
         maps = {layer: maps.rounded() for layer, maps in self.maps.items()}
         return HashWeights(self.config, maps, self.card)
 
+    def of_heads(self, part: HeadSlice) -> HashWeights:
+        """The maps of a part of the heads, for a process that holds no others.
+
+        attach does this by itself (`Selector.of_heads`). ValueError for a model of other heads.
+        """
+        config = dataclasses.replace(
+            self.config,
+            query_heads=len(part.query),
+            kv_heads=len(part.kv),
+        )
+        maps = {layer: maps.of_heads(part) for layer, maps in self.maps.items()}
+        return HashWeights(config, maps, self.card)
+
     def save(self, directory: str | Path) -> None:
         """Write both files, each atomically; the config last, so that it never precedes maps."""
         directory = Path(directory)
@@ -147,9 +161,13 @@ class HashWeights:
     ) -> HashWeights:
         """Read weights and check them, against `model` too if given.
 
+        They are those of all heads, also for a model under tensor parallelism, of which this
+        process holds some: attach takes the part. There all processes have to load with `model`.
+
         Raises HashWeightsError for missing, truncated, altered or malformed files, wrong shapes,
         NaN or infinite values, another model than they were trained on, and untrained weights
-        (unless allow_untrained).
+        (unless allow_untrained); UnsupportedModelError for a model whose KV heads the processes
+        of tensor parallelism cannot share evenly.
         """
         directory = Path(directory)
         record = _read_config(directory)
@@ -179,6 +197,7 @@ class HashWeights:
 
     def check_model(self, model: nn.Module) -> None:
         """Raise HashWeightsError unless these weights fit `model` and were made for it."""
+        head_slice(model)  # before any work, if the heads cannot be shared
         shapes = attention_shapes(model)
         for name in ("query_heads", "kv_heads", "head_dim"):
             if getattr(self.config, name) != shapes[name]:

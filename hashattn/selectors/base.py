@@ -5,10 +5,13 @@ from its scores in one place (`hashattn_kernels.select`), or from its codes by `
 which is the same selection bit for bit, so all methods share one.
 """
 
+from __future__ import annotations
+
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 from uuid import uuid4
 
 import torch
@@ -16,6 +19,9 @@ from torch import Tensor
 
 from hashattn.kernels import Growing, select
 from hashattn.selectors.choice import Choice
+
+if TYPE_CHECKING:
+    from hashattn.heads import HeadSlice
 
 Layout = Literal["kv_head", "query_head"]
 NORM_BITS = 16  # of a stored norm, of a value or a key
@@ -178,6 +184,31 @@ class Selector(ABC):
         """Bits read per token per KV head to rank the tokens for one query of each of its heads:
         what is stored, unless a method ranks by the cache itself or by a part of what it stores."""
         return self.auxiliary_bits(group, head_dim)
+
+    def of_heads(self, part: HeadSlice) -> Self:
+        """This method for a process that holds a part of a model's heads; attach asks for it.
+
+        The same object every time, as its index in a cache and its maps on a device are kept.
+        ValueError where it was made for a model of other heads, UnsupportedModelError where it
+        needs all heads at once.
+        """
+        if part not in self._parts:
+            self._parts[part] = self._of_heads(part)
+        return self._parts[part]
+
+    def _of_heads(self, part: HeadSlice) -> Self:
+        """A copy with the state of these heads; the method itself where no state is of a head."""
+        return self
+
+    def _with(self, **changes: Any) -> Self:
+        """A shallow copy with other attributes."""
+        changed = copy.copy(self)
+        changed.__dict__.update(changes, _own_parts={}, _identity=uuid4().hex)
+        return changed
+
+    @property
+    def _parts(self) -> dict[HeadSlice, Self]:
+        return self.__dict__.setdefault("_own_parts", {})
 
     def record(self) -> dict[str, Any]:
         """JSON-able description for receipts: name, parameters, weights_sha256 or None."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from hashattn.selectors.base import KeyView, Selector
 from hashattn.selectors.calibration import CapturedRows, mean_by_layer, tensors_sha256
+
+if TYPE_CHECKING:
+    from hashattn.heads import HeadSlice
 
 LABEL_BITS = (2, 4, 8, 16)
 SCALE_BITS = 32  # a label's minimum and step, float16 each
@@ -104,6 +107,9 @@ class DoubleSparsitySelector(Selector):
         if self.layout == "kv_head":
             estimate = estimate.reshape(batch, stored, heads // stored, rows, -1).sum(dim=2)
         return estimate
+
+    def _of_heads(self, part: HeadSlice) -> DoubleSparsitySelector:
+        return self._with(channels=part.of_layers(self.channels))
 
     def auxiliary_bits(self, group: int, head_dim: int) -> float:
         """r label_bits, plus 32 for the token's minimum and step below 16 bits, times the group for

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hashattn.hashing.weights import HashWeights
+from hashattn.heads import HeadSlice
 from hashattn.kernels import grade_bits, tokens_of, unpack_bits
 from hashattn.selectors.base import KeyView, Layout
 from hashattn.selectors.codes import CodeSelector
@@ -91,6 +92,9 @@ class HashSelector(CodeSelector):
         if self.layout == "query_head":
             return real
         return real.unflatten(1, (self.weights.config.kv_heads, -1)).sum(dim=2)
+
+    def _of_heads(self, part: HeadSlice) -> HashSelector:
+        return self._with(weights=self.weights.of_heads(part))
 
     def auxiliary_bits(self, group: int, head_dim: int) -> float:
         """bits per KV head, times the group when every query head has its own code."""

@@ -18,6 +18,7 @@ from hashattn.selectors.codes import CodeSelector
 
 if TYPE_CHECKING:
     from hashattn.hashing.capture import CapturedLayer
+    from hashattn.heads import HeadSlice
 
 TOKENS_AT_ONCE = 1024  # as the hash selector: a long prefill's keys stay in the processor's cache
 
@@ -109,6 +110,9 @@ class HATASelector(CodeSelector):
         # sum_g (1 - 2 d_g / bits) with d_g = bits - matching_g
         similarity = 2 * matching.float() / self.bits - group
         return similarity * view.index["norms"].float().mT
+
+    def _of_heads(self, part: HeadSlice) -> HATASelector:
+        return self._with(weights=part.of_layers(self.weights), _maps={})
 
     def auxiliary_bits(self, group: int, head_dim: int) -> float:
         """bits, and 16 for a key norm."""

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from hashattn.errors import UnsupportedModelError
 from hashattn.selectors.base import KeyView
 from hashattn.selectors.observed import ObservingSelector, attention_by_rows
+
+if TYPE_CHECKING:
+    from hashattn.heads import HeadSlice
 
 KEY_BITS = 16
 
@@ -54,6 +58,12 @@ class InfLLMSelector(ObservingSelector):
         ]
         shape = (-1, view.keys.shape[1], queries.shape[2], -1)
         return torch.cat(rows)[:, None, None].expand(shape)
+
+    def _of_heads(self, part: HeadSlice) -> InfLLMSelector:
+        raise UnsupportedModelError(
+            "infllm ranks a block by all heads of a layer, and tensor parallelism spreads them "
+            'over processes: load the model on one device or with device_map="auto"'
+        )
 
     def auxiliary_bits(self, group: int, head_dim: int) -> float:
         """The representatives' keys, 16 bits a channel. The attention gathered is left out: a

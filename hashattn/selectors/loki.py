@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -11,6 +11,9 @@ from torch import Tensor
 from hashattn.selectors.base import KeyView, Selector
 from hashattn.selectors.calibration import CapturedRows, covariance_by_layer, tensors_sha256
 from hashattn.selectors.logits import check_layout, inner_products, scores_by_layout
+
+if TYPE_CHECKING:
+    from hashattn.heads import HeadSlice
 
 COMPONENT_BITS = 16  # components are stored as float16
 
@@ -61,6 +64,9 @@ class LokiSelector(Selector):
         projected = self._project(layer, queries)
         logits = inner_products(projected, view.index["components"]) * scaling
         return scores_by_layout(logits, self.layout, view)
+
+    def _of_heads(self, part: HeadSlice) -> LokiSelector:
+        return self._with(basis=part.of_layers(self.basis))
 
     def auxiliary_bits(self, group: int, head_dim: int) -> float:
         """16 bits a component; the paper's own layout, K stored rotated, has none."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,6 +14,9 @@ from hashattn.selectors.calibration import CapturedRows, mean_by_layer, tensors_
 from hashattn.selectors.codes import CodeSelector
 from hashattn.selectors.hyperplanes import Hyperplanes
 from hashattn.selectors.logits import check_layout
+
+if TYPE_CHECKING:
+    from hashattn.heads import HeadSlice
 
 TOKENS_AT_ONCE = 4096  # bounds the float pre-activations while a long prefill is encoded
 
@@ -52,6 +55,7 @@ class LSHSelector(CodeSelector):
         self.query_heads = query_heads if layout == "query_head" else None
         self.centers = dict(centers or {})
         self.needs = "calibration" if self.centers else "nothing"
+        self.part: HeadSlice | None = None
         self._planes = Hyperplanes(seed)
 
     @classmethod
@@ -70,6 +74,13 @@ class LSHSelector(CodeSelector):
         """Codes int32 (B, query heads, q, bits / 32), a group's under its KV head's planes."""
         return self._encode(layer, queries, view.index["codes"].shape[1])
 
+    def _of_heads(self, part: HeadSlice) -> LSHSelector:
+        return self._with(
+            query_heads=len(part.query) if self.query_heads else None,
+            centers=part.of_layers(self.centers),
+            part=part,
+        )
+
     def auxiliary_bits(self, group: int, head_dim: int) -> float:
         """bits per KV head, times the group in layout "query_head"."""
         return float(self.bits * (group if self.layout == "query_head" else 1))
@@ -85,7 +96,11 @@ class LSHSelector(CodeSelector):
 
     def _encode(self, layer: int, x: Tensor, sets: int) -> Tensor:
         """Codes of x (B, H, n, D) under `sets` sets of hyperplanes: (B, max(H, sets), n, words)."""
-        planes = self._planes(layer, (sets, x.shape[-1], self.bits), x.device)
+        if self.part is None:
+            planes = self._planes(layer, (sets, x.shape[-1], self.bits), x.device)
+        else:  # drawn for all heads, or every process would draw the first one's
+            shape = (sets * self.part.ranks, x.shape[-1], self.bits)
+            planes = self.part.of(self._planes(layer, shape, x.device))
         heads = x.shape[1]
         if heads < sets:  # a code per query head of keys held per KV head
             x = x.repeat_interleave(sets // heads, dim=1)

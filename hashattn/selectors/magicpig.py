@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,6 +14,9 @@ from hashattn.selectors.calibration import CapturedRows, mean_by_layer, tensors_
 from hashattn.selectors.choice import Choice
 from hashattn.selectors.hyperplanes import Hyperplanes
 from hashattn.selectors.random import RandomSelector
+
+if TYPE_CHECKING:
+    from hashattn.heads import HeadSlice
 
 LEAST = 1e-4  # a sampling probability counts as at least this, as in the paper's code
 MOST_BITS = 15  # of a table's bucket number, stored as int16
@@ -112,6 +115,9 @@ class MagicPIGSelector(Selector):
         signs = (x.float() @ planes > 0).unflatten(-1, (self.tables, self.bits))
         powers = 2 ** torch.arange(self.bits, device=x.device, dtype=torch.float32)
         return (signs.float() @ powers).to(torch.int16)
+
+    def _of_heads(self, part: HeadSlice) -> MagicPIGSelector:
+        return self._with(centers=part.of_layers(self.centers), order=self.order.of_heads(part))
 
     def auxiliary_bits(self, group: int, head_dim: int) -> float:
         """tables * bits."""

@@ -1,11 +1,16 @@
 """Random tokens: the floor that a selector has to beat."""
 
-from typing import Any
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from .base import KeyView, Selector
+
+if TYPE_CHECKING:
+    from hashattn.heads import HeadSlice
 
 
 class RandomSelector(Selector):
@@ -19,7 +24,7 @@ class RandomSelector(Selector):
     def __init__(self, seed: int = 0) -> None:
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
             raise ValueError(f"seed={seed!r}: must be a non-negative integer")
-        self.seed = seed
+        self.seed, self._first = seed, 0
 
     def scores(self, layer: int, queries: Tensor, view: KeyView, scaling: float) -> Tensor:
         """(batch, kv_heads, q, n) int64, uniform in 0 .. 2^31 - 1."""
@@ -28,9 +33,9 @@ class RandomSelector(Selector):
         start = view.row_start[:, None, None, None]
         rows = view.query_positions(queries.shape[2])[None, None, :, None] - start
         tokens = torch.arange(n, device=device) - start
-        heads = torch.arange(kv_heads, device=device)[None, :, None, None]
+        heads = torch.arange(self._first, self._first + kv_heads, device=device)
         mixed = torch.full((), self.seed, dtype=torch.int64, device=device)
-        for part in (layer, heads, rows, tokens):
+        for part in (layer, heads[None, :, None, None], rows, tokens):
             mixed = _mix(mixed + part)
         return mixed >> 32 & 0x7FFFFFFF
 
@@ -42,6 +47,9 @@ class RandomSelector(Selector):
         place = torch.arange(among.shape[-1], device=order.device).expand_as(order)
         placed = torch.empty_like(order).scatter_(-1, order, place)
         return placed.masked_fill(~among, among.shape[-1])
+
+    def _of_heads(self, part: HeadSlice) -> RandomSelector:
+        return self._with(_first=part.kv.start)
 
     def record(self) -> dict[str, Any]:
         """Name and seed."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from statistics import NormalDist
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -20,6 +20,9 @@ from hashattn.selectors.choice import Choice
 from hashattn.selectors.logits import listed_logits
 from hashattn.selectors.random import RandomSelector
 from hashattn.selectors.wrapper import WrapperSelector
+
+if TYPE_CHECKING:
+    from hashattn.heads import HeadSlice
 
 
 class ResidualSelector(WrapperSelector):
@@ -54,6 +57,9 @@ class ResidualSelector(WrapperSelector):
         super().__init__(base)
         self.share, self.epsilon, self.delta = share, epsilon, delta
         self.order = RandomSelector(seed)
+
+    def _of_heads(self, part: HeadSlice) -> ResidualSelector:
+        return self._with(base=self.base.of_heads(part), order=self.order.of_heads(part))
 
     def select(
         self, layer: int, queries: Tensor, view: KeyView, scaling: float, choice: Choice

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 from torch import Tensor
 
 from hashattn.selectors.base import NORM_BITS, KeyView, Selector, Store
+
+if TYPE_CHECKING:
+    from hashattn.heads import HeadSlice
 
 
 class WrapperSelector(Selector):
@@ -18,6 +21,9 @@ class WrapperSelector(Selector):
         self.base, self.layout = base, base.layout
         self.trained, self.sparse, self.needs = base.trained, base.sparse, base.needs
         self.evicts, self.observes = base.evicts, base.observes
+
+    def _of_heads(self, part: HeadSlice) -> Self:
+        return self._with(base=self.base.of_heads(part))
 
     def encode_keys(self, layer: int, keys: Tensor) -> dict[str, Tensor]:
         """As the base."""

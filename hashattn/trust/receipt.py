@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from ..attention.budget import Budget
+    from ..heads import HeadSlice
     from ..selectors.base import Selector
 
 FORMAT = 1
@@ -52,7 +53,8 @@ class Receipt:
     method: the selector's record. settings: budget, sparse_rows, dense_layers. model: name and
     configuration hash. environment: versions, device, dtype. auxiliary_bits: stored bits per
     token per KV head, None before the first sparse call. calls: dense calls that were no decode
-    steps, by reason.
+    steps, by reason. heads: of a run under tensor parallelism, which of the model's heads this
+    process computed; everything counted is of these. None for all.
     """
 
     method: dict[str, Any]
@@ -60,6 +62,7 @@ class Receipt:
     model: dict[str, Any]
     environment: dict[str, str]
     sparse_method: bool = True
+    heads: dict[str, Any] | None = None
     auxiliary_bits: float | None = None
     calls: Counter[str] = field(default_factory=Counter)
     _steps: list[Step] = field(default_factory=list)
@@ -73,6 +76,7 @@ class Receipt:
         *,
         sparse_rows: int = 1,
         dense_layers: Collection[int] = (),
+        heads: "HeadSlice | None" = None,
     ) -> "Receipt":
         """An empty receipt that describes the model, the method and the machine."""
         layers = sorted(dense_layers)
@@ -83,11 +87,19 @@ class Receipt:
             model={"name": model_name(model), "config_sha256": config_hash(model.config)},
             environment=_environment(model),
             sparse_method=selector.sparse,
+            heads=None if heads is None else heads.record(),
         )
 
     def fresh(self) -> "Receipt":
         """An empty receipt of the same run."""
-        return Receipt(self.method, self.settings, self.model, self.environment, self.sparse_method)
+        return Receipt(
+            self.method,
+            self.settings,
+            self.model,
+            self.environment,
+            self.sparse_method,
+            self.heads,
+        )
 
     def record_step(
         self,
@@ -194,6 +206,7 @@ class Receipt:
             [
                 f"method           {self.method['name']}" + (f" {weights[:12]}" if weights else ""),
                 f"model            {self.model['name'] or 'unnamed'}",
+                *self._heads_line(),
                 f"tokens cached    up to {cached:.0f}",
                 f"sparse calls     {len(sparse)} of {len(self.steps)} decode calls, all layers",
                 f"density          {self.density:.4f} (all decode calls {self.decode_density:.4f})",
@@ -201,6 +214,13 @@ class Receipt:
                 f"dense calls      {reasons}",
             ]
         )
+
+    def _heads_line(self) -> list[str]:
+        if self.heads is None:
+            return []
+        held = self.heads
+        part = f"{len(held['kv'])} of {held['kv_heads']} KV heads"
+        return [f"heads            {part}, rank {held['rank']} of {held['ranks']}"]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able content, with the derived densities."""

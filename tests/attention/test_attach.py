@@ -7,6 +7,7 @@ from torch import nn
 
 from hashattn import Budget, SparsePathError, attach
 from hashattn.errors import AttachmentError, HashWeightsError, UnsupportedModelError
+from hashattn.heads import HeadSlice
 from hashattn.selectors.dense import DenseSelector
 from hashattn.selectors.random import RandomSelector
 from helpers import generate, prompt, tiny_model
@@ -194,6 +195,15 @@ def test_attention_weights_are_refused():
     with pytest.raises(UnsupportedModelError, match="output_attentions"):
         with attach(model, RandomSelector(), SMALL):
             generate(model, prompt(), output_attentions=True)
+
+
+def test_heads_that_are_not_those_of_the_plan_are_refused(monkeypatch):
+    part = HeadSlice(query_heads=4, kv_heads=2, rank=1, ranks=2)
+    monkeypatch.setattr("hashattn.attention.sparse.head_slice", lambda model: part)
+    model = tiny_model("llama")
+    with pytest.raises(UnsupportedModelError, match="on rank 1, expected 2 and 1: .*device_map"):
+        with attach(model, RandomSelector(), SMALL):
+            generate(model, prompt())
 
 
 def test_training_is_refused():

@@ -1,5 +1,6 @@
 """The receipt: counts, files and what it refuses."""
 
+import dataclasses
 import json
 
 import pytest
@@ -8,6 +9,7 @@ import transformers
 
 from hashattn import Budget, Receipt, SparsePathError, attach
 from hashattn.errors import ReceiptError
+from hashattn.heads import HeadSlice
 from hashattn.selectors.random import RandomSelector
 from hashattn.trust.receipt import config_hash
 from helpers import generate, left_padded, prompt, tiny_model
@@ -51,6 +53,16 @@ def test_describes_the_run(receipt):
     assert receipt.environment["dtype"] == "float32" and receipt.auxiliary_bits == 0.0
     for text in ("random", "density", "sliding_window 4", "4 of 8 decode calls"):
         assert text in receipt.summary()
+
+
+def test_a_part_of_the_heads_is_named_everywhere(receipt, tmp_path):
+    held = HeadSlice(query_heads=8, kv_heads=4, rank=1, ranks=2).record()
+    assert (held["query"], held["kv"]) == ([4, 5, 6, 7], [2, 3])
+    part = dataclasses.replace(receipt, heads=held).fresh()
+    part.save(tmp_path / "receipt.json")
+    assert Receipt.load(tmp_path / "receipt.json").heads == held
+    assert "heads            2 of 4 KV heads, rank 1 of 2\n" in part.summary()
+    assert receipt.heads is None and "heads  " not in receipt.summary()
 
 
 def test_configuration_hash_ignores_attention_but_not_shape():
