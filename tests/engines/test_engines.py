@@ -161,7 +161,7 @@ def test_a_node_that_dies_changes_no_record(cluster, engine, tmp_path, monkeypat
     monkeypatch.setattr(runner.ResultLog, "append", kill_after_twenty)
     frame = evaluate(tmp_path / "ray.jsonl", engine)
     assert len(cluster.nodes) == 1 and frame.attrs["reused"] == 0
-    assert shared.content(tmp_path / "ray.jsonl") == shared.content(tmp_path / "here.jsonl")
+    shared.require_same(tmp_path / "ray.jsonl", shared.content(tmp_path / "here.jsonl"))
     begun = Counter(notes.read_text().split())
     assert shared.ANSWERS <= sum(begun.values()) <= shared.ANSWERS + 3 and max(begun.values()) <= 2
 
@@ -186,7 +186,7 @@ def test_engine_ray_starts_a_cluster_of_its_own(tmp_path):
                           capture_output=True, text=True)  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == [True, shared.ANSWERS + 12]
-    assert shared.content(path) == shared.content(tmp_path / "here.jsonl")
+    shared.require_same(path, shared.content(tmp_path / "here.jsonl"))
 
 
 def test_engines_that_cannot_be_had(monkeypatch):

@@ -263,5 +263,6 @@ def test_published_parameters():
     assert len(TASKS) == 13
     for task in TASKS:
         protocol = ruler_protocol(task)
+        assert ruler_protocol().of(task) == protocol
         assert protocol.max_new_tokens == NEW_TOKENS[family(task)]
         assert protocol.metric == f"string_match_{'part' if family(task) == 'qa' else 'all'}"

@@ -168,13 +168,17 @@ def test_task_verdicts_by_hand():
     lines = []
     for number in range(12):
         dataset = "a" if number < 4 else "b"
-        here = {"sample": str(number), "context": str(number), "dataset": dataset}
+        here = {"sample": str(number), "context": str(number), "dataset": dataset,
+                "protocol": "p", "protocol_fields": {"question": "sparse"}}  # fmt: skip
         for method, bits, score in (
             ("hash", 32, 1.0), ("quest", 128, float(dataset == "b")), ("lsh", 32, 1.0),
             ("window", 0, 0.0), ("oracle", 0, 1.0), ("hash_128", 128, 1.0),
         ):  # fmt: skip
             lines.append(here | {"method": method, "auxiliary_bits": bits, "budget": "8x",
                                  "score": score})  # fmt: skip
+    other = lines[0] | {"protocol": "q", "protocol_fields": {"question": "dense"}}
+    with pytest.raises(ValueError, match="differ in question"):
+        task_verdicts(pd.DataFrame([*lines, other]), "hash")
     table = task_verdicts(pd.DataFrame(lines), "hash").set_index("method")
     assert table.index.tolist() == ["quest", "lsh", "window"]
     assert table.as_many_bits.tolist() == [True, True, False]

@@ -79,15 +79,21 @@ def ruler_records(
 def ruler_protocol(
     tasks: str | Iterable[str] = tuple(TASKS), stop: str = NO_STOP, **changes: Any
 ) -> Protocol:
-    """How tasks are decoded and scored by RULER: to the end of their tokens, or to `stop`.
+    """How a task is decoded and scored by RULER, or several: each by its own in `datasets`.
 
-    changes: further fields of Protocol (sink, local, seed).
+    Answers run to the end of their tokens, or to `stop`. changes: further fields of Protocol (sink,
+    local, seed).
     """
-    asked = {}
-    for name in [tasks] if isinstance(tasks, str) else tasks:
-        task = task_of(name)
-        asked[name] = {"metric": task.metric, "max_new_tokens": task.max_new_tokens}
-    return Protocol(template="{context}{input}", stop=stop, datasets=asked, **changes)
+    if isinstance(tasks, str):
+        asked = _asked(tasks)
+    else:
+        asked = {"datasets": {name: _asked(name) for name in tasks}}
+    return Protocol(**{"template": "{context}{input}", "stop": stop} | asked | changes)
+
+
+def _asked(name: str) -> dict[str, Any]:
+    task = task_of(name)
+    return {"metric": task.metric, "max_new_tokens": task.max_new_tokens}
 
 
 def load_ruler(path: str | Path, task: str | None = None, limit: int | None = None) -> list[Record]:
