@@ -45,7 +45,7 @@ def model_folder(profile: Profile) -> Path:
     Raises AccessError saying what is missing and how to get it.
     """
     inside = repository() / profile.model
-    if inside.is_dir() or not _is_hub_id(profile.model):
+    if inside.is_dir() or not is_hub_id(profile.model):
         missing = missing_model_files(inside)
         if missing:
             raise AccessError(
@@ -116,8 +116,9 @@ def load_model(profile: Profile) -> tuple[Any, Any]:
     return model.to(device).eval(), tokenizer
 
 
-def _is_hub_id(model: str) -> bool:
-    return model.count("/") == 1 and not model.startswith((".", "/", "data/"))
+def is_hub_id(name: str) -> bool:
+    """Whether a profile's model or data is "org/name" of the hub, not a folder."""
+    return name.count("/") == 1 and not name.startswith((".", "/", "data/"))
 
 
 def _named_folder(model: str) -> Path | None:

@@ -108,8 +108,9 @@ class Profile:
     sink and local counted; methods: names of selectors or of HASH_VARIANTS; samples_per_task:
     records per task and length; protocol: how records are asked and scored: "own" (template and
     metric, see hashattn.evaluation.Protocol), "longbench" (each dataset by the book) or "authors"
-    (LongBench as the paper's authors ran it); chat: whether these two use the chat template, no for
-    base models; memory: auxiliary bits per token and KV head at which methods are compared;
+    (LongBench as the paper's authors ran it); prompt_limit: tokens of these two's longest prompt,
+    None for the length at hand; chat: whether they use the chat template, no for base models;
+    memory: auxiliary bits per token and KV head at which methods are compared;
     sequences: held-out sequences per length of that comparison; contexts: cached tokens of the
     latency figures; repeats: timings per latency point.
     Raises ProfileError naming the field, its value and what is allowed.
@@ -131,6 +132,7 @@ class Profile:
     protocol: str = "own"
     template: str = "{context}\nQ: {input}"
     metric: str = "exact_match"
+    prompt_limit: int | None = None
     chat: bool = True
     sink: int = 4
     local: int = 28
@@ -151,6 +153,10 @@ class Profile:
         official, names = self.protocol in ("longbench", "authors"), (*DATASETS, *E_NAMES)
         rules |= {
             "protocol": (self.protocol in PROTOCOLS, " or ".join(PROTOCOLS)),
+            "prompt_limit": (
+                self.prompt_limit is None or (official and _count(self.prompt_limit)),
+                "a positive integer with protocol longbench or authors, else null",
+            ),
             "chat": (type(self.chat) is bool, "true or false"),
             "tasks": (
                 bool(self.tasks) and (not official or set(self.tasks) <= set(names)),
