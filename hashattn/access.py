@@ -47,7 +47,7 @@ def model_folder(profile: Profile) -> Path:
     Raises AccessError saying what is missing and how to get it.
     """
     inside = repository() / profile.model
-    if inside.is_dir() or not _is_hub_id(profile.model):
+    if inside.is_dir() or not is_hub_id(profile.model):
         missing = missing_model_files(inside)
         if missing:
             raise AccessError(
@@ -171,8 +171,9 @@ def _placed(profile: Profile, folder: Path) -> dict[str, Any]:
     return {"tp_plan": "auto"}  # transformers 5.17 and before
 
 
-def _is_hub_id(model: str) -> bool:
-    return model.count("/") == 1 and not model.startswith((".", "/", "data/"))
+def is_hub_id(name: str) -> bool:
+    """Whether a profile's model or data is "org/name" of the hub, not a folder."""
+    return name.count("/") == 1 and not name.startswith((".", "/", "data/"))
 
 
 def _named_folder(model: str) -> Path | None:

@@ -138,11 +138,11 @@ class Profile:
     sink and local counted; methods: names of selectors or of HASH_VARIANTS; samples_per_task:
     records per task and length; protocol: how records are asked and scored: "own" (template and
     metric, see hashattn.evaluation.Protocol), "longbench" (each dataset by the book) or "authors"
-    (LongBench as the paper's authors ran it); chat: whether these two use the chat template, no for
-    base models; memory: auxiliary bits per token and KV head at which methods are compared;
+    (LongBench as the paper's authors ran it); prompt_limit: tokens of these two's longest prompt,
+    None for the length at hand; chat: whether they use the chat template, no for base models;
+    memory: auxiliary bits per token and KV head at which methods are compared;
     sequences: held-out sequences per length of that comparison; ruler: what of RULER runs;
-    contexts: cached tokens of the
-    latency figures; repeats: timings per latency point.
+    contexts: cached tokens of the latency figures; repeats: timings per latency point.
     placement: how many GPUs hold the model: "single", one of `device`; "device_map", layer by layer
     over all GPUs of this machine, then its memory; "tensor_parallel", each layer over the processes
     that torchrun started, a GPU each (see hashattn.access.load_model).
@@ -166,6 +166,7 @@ class Profile:
     protocol: str = "own"
     template: str = "{context}\nQ: {input}"
     metric: str = "exact_match"
+    prompt_limit: int | None = None
     chat: bool = True
     sink: int = 4
     local: int = 28
@@ -187,6 +188,10 @@ class Profile:
         official, names = self.protocol in ("longbench", "authors"), (*DATASETS, *E_NAMES)
         rules |= {
             "protocol": (self.protocol in PROTOCOLS, " or ".join(PROTOCOLS)),
+            "prompt_limit": (
+                self.prompt_limit is None or (official and _count(self.prompt_limit)),
+                "a positive integer with protocol longbench or authors, else null",
+            ),
             "chat": (type(self.chat) is bool, "true or false"),
             "tasks": (
                 bool(self.tasks) and (not official or set(self.tasks) <= set(names)),

@@ -13,7 +13,10 @@ from hashattn.access import (
 from hashattn.errors import HashAttnError
 from hashattn.profiles import METHODS, ProfileError, available, load_profile, repository
 
-NAMES = ["embedded", "embedded-full", "llama-3.1-8b", "mistral-7b", "tiny"]
+NAMES = [
+    "embedded", "embedded-full", "llama-3.1-8b", "llama-3.1-8b-authors",
+    "llama-3.1-8b-longbench-e", "mistral-7b", "tiny",
+]  # fmt: skip
 MODEL_FILES = ("config.json", "tokenizer.json", "model.safetensors")
 
 
@@ -87,8 +90,11 @@ def test_an_unknown_profile_names_the_known_ones():
         ({"protocol": "longbench", "data": "x"}, "tasks = .* use some of narrativeqa, qasper"),
         ({"protocol": "authors", "tasks": ["lcc_e"]}, "data = None is not valid: use the folder"),
         ({"chat": "no"}, "chat = 'no'"),
+        ({"prompt_limit": 9}, "prompt_limit = 9 is not valid: use .* protocol longbench or auth"),
+        ({"prompt_limit": 0, "protocol": "longbench", "data": "x", "tasks": ["lcc"]},
+         "prompt_limit = 0 is not valid"),
     ],
-)
+)  # fmt: skip
 def test_an_invalid_field_is_named_with_its_file(tmp_path, change, message):
     fields = yaml.safe_load((repository() / "data" / "profiles" / "tiny.yaml").read_text())
     path = tmp_path / "ours.yaml"

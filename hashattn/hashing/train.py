@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from hashattn.engines import Engine, chosen_engine
+from hashattn.hashing.benchmarks import benchmarks_field
 from hashattn.hashing.capture import CapturedLayer, capture
 from hashattn.hashing.files import read_tensors, write_json, write_tensors
 from hashattn.hashing.layer import TrainedLayer, figure_of_merit, train_layer
@@ -49,6 +50,7 @@ def train_hash_weights(
     seed: int = 0,
     validation: Iterable[SequenceRows] | None = None,
     data_note: str = "",
+    benchmarks: Mapping[str, Any] | None = None,
     chunk: int = 1024,
     capture_dir: str | Path | None = None,
     progress: bool = True,
@@ -58,13 +60,15 @@ def train_hash_weights(
 
     sequences: (input_ids (n,), rows (r,)): tokens and the positions whose queries are learned
     from. validation: the same, for early stopping; every 8th sequence if not given. data_note:
-    what the data is and how it overlaps with benchmarks, for the card. Finished layers in
+    what the data is and how it overlaps with benchmarks, for the card; benchmarks: whose samples
+    the sequences hold, for the card too (benchmarks_field). Finished layers in
     out_dir/layers are reused if model, data, recipe, shapes and seed are the same, and trained
     again otherwise; the weights are also saved in out_dir. capture_dir: where captured queries
     and keys are kept, for other trainings on the same sequences; None: out_dir, until the end.
     engine: where layers are trained, by default the environment's choice (hashattn.engines).
     Raises ValueError for unusable sequences or settings; UnsupportedModelError as `capture` does.
     """
+    stated = benchmarks_field(benchmarks)
     recipe = recipe or TrainRecipe.default()
     config = config_for(
         model,
@@ -107,6 +111,7 @@ def train_hash_weights(
         "validation": _curves(finished),
         "data": {
             "note": data_note,
+            **stated,
             "train": _data_record(train),
             "validation": _data_record(held_out),
         },

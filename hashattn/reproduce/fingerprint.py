@@ -45,13 +45,14 @@ def folder_hash(folder: Path) -> str:
 
 
 def input_hashes(profile: Profile) -> dict[str, str]:
-    """Hash of each input folder: the model, the hash weights, data, corpus, prompts."""
+    """Hash of each input folder: model, hash weights, data, corpus, prompts, reference results."""
     corpus = repository() / "data" / "corpus"
     folders = {
         "model": model_folder(profile),
         "data": data_folder(profile),
         "corpus": corpus,
         "prompts": repository() / "data" / "longbench",
+        "reference": repository() / "data" / "reference",
     }
     weights = profile.hash_weights_path
     folders["hash_weights"] = weights

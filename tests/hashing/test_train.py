@@ -285,6 +285,20 @@ def test_the_card_tells_how_the_weights_came_about(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "stated", [{}, {"qasper": 25}, {"qasper": {"samples": ["a"], "contexts": []}}]
+)
+def test_the_card_keeps_the_benchmarks_that_trained_and_the_weights_do_not_change(tmp_path, stated):
+    model, data = tiny_model("llama"), sequences()
+    options = {"hidden": 16, "out_dir": tmp_path, "progress": False}
+    silent = train_hash_weights(model, data, FAST, **options)
+    weights = train_hash_weights(model, data, FAST, benchmarks=stated, **options)
+    assert "benchmarks" not in silent.card["data"] and weights.sha256 == silent.sha256
+    assert HashWeights.load(tmp_path, model).card["data"]["benchmarks"] == stated
+    with pytest.raises(ValueError, match=r"benchmarks\['qasper'\] = 'all' must be a number"):
+        train_hash_weights(model, data, FAST, benchmarks={"qasper": "all"}, **options)
+
+
+@pytest.mark.parametrize(
     "data, message",
     [
         ([], "0 training and 0 validation"),

@@ -1,0 +1,96 @@
+"""Which datasets' samples, or their contexts, trained the hashes that are scored on them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from hashattn.evaluation.identity import context_sha256, record_sha256
+from hashattn.evaluation.longbench import Record
+from hashattn.hashing.benchmarks import trained_benchmarks
+from hashattn.hashing.weights import HashWeights
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+UNKNOWN = "unknown: the card does not say"
+NONE = "none"
+OTHERS = "other samples trained, contexts disjoint"
+COUNT_ONLY = "samples trained, which of them is not told"
+CONTEXTS = "contexts of scored samples trained"
+SAMPLES = "scored samples trained"
+
+
+def benchmarks(records: Iterable[Record]) -> dict[str, dict[str, list[str]]]:
+    """What train_hash_weights(benchmarks=...) keeps in the card: by dataset the hashes of the
+    samples that train and of their contexts, without repeats."""
+    found: dict[str, dict[str, dict[str, None]]] = {}
+    for record in records:
+        entry = found.setdefault(record.dataset, {"samples": {}, "contexts": {}})
+        entry["samples"][record_sha256(record)] = None
+        entry["contexts"][context_sha256(record)] = None
+    return {name: {part: list(t) for part, t in entry.items()} for name, entry in found.items()}
+
+
+def contamination(
+    weights: HashWeights | Mapping[str, Any], scored: pd.DataFrame | Iterable[Record | str]
+) -> pd.DataFrame:
+    """A line for each scored dataset: whether its samples or contexts trained the hashes.
+
+    weights: hash weights or their card. scored: evaluate()'s results, records, or names of
+    datasets. Columns: scored (samples; 0 for names), trained (samples of this dataset that trained,
+    of its LongBench-E form too), same_samples and same_contexts (scored samples that trained, and
+    those whose context trained, for any dataset), found (one of this module's texts). Missing
+    values are what the card, or names alone, do not tell. ValueError for a damaged card.
+    """
+    import pandas as pd
+
+    card = weights.card if isinstance(weights, HashWeights) else weights
+    known = trained_benchmarks(card)
+    lines = {}
+    for name, samples in _samples(scored).items():
+        line: dict[str, Any] = {"scored": len(samples)}
+        if known is None:
+            lines[name] = line | {"found": UNKNOWN}
+            continue
+        # LongBench-E draws on the same documents
+        of_it = [e for n, e in known.items() if n.removesuffix("_e") == name.removesuffix("_e")]
+        line["trained"] = sum(e if isinstance(e, int) else len(e["samples"]) for e in of_it)
+        hashed = [entry for entry in known.values() if not isinstance(entry, int)]
+        if not samples or any(isinstance(entry, int) and entry for entry in of_it):
+            lines[name] = line | {"found": COUNT_ONLY if line["trained"] else NONE}
+            continue
+        trained, contexts = (
+            {text for entry in hashed for text in entry[part]} for part in ("samples", "contexts")
+        )
+        line["same_samples"] = sum(sample in trained for sample in samples)
+        line["same_contexts"] = sum(context in contexts for context in samples.values())
+        lines[name] = line | {"found": _found(line)}
+    columns = ["scored", "trained", "same_samples", "same_contexts", "found"]
+    table = pd.DataFrame.from_dict(lines, orient="index", columns=columns).rename_axis("dataset")
+    return table.astype({name: "Int64" for name in columns[:-1]})
+
+
+def _found(line: Mapping[str, Any]) -> str:
+    if line["same_samples"]:
+        return SAMPLES
+    if line["same_contexts"]:
+        return CONTEXTS
+    return OTHERS if line["trained"] else NONE
+
+
+def _samples(scored: Any) -> dict[str, dict[str, str]]:
+    """{dataset: {sample's hash: its context's}}; nothing inside where only names are given."""
+    import pandas as pd
+
+    found: dict[str, dict[str, str]] = {}
+    if isinstance(scored, pd.DataFrame):
+        columns = (scored[name] for name in ("dataset", "sample", "context"))
+        for name, sample, context in zip(*columns, strict=True):
+            found.setdefault(name, {})[sample] = context
+        return found
+    for item in scored:
+        entry = found.setdefault(item if isinstance(item, str) else item.dataset, {})
+        if isinstance(item, Record):
+            entry[record_sha256(item)] = context_sha256(item)
+    return found
