@@ -15,7 +15,7 @@ from hashattn.profiles import METHODS, ProfileError, available, load_profile, re
 
 NAMES = [
     "embedded", "embedded-full", "llama-3.1-8b", "llama-3.1-8b-authors",
-    "llama-3.1-8b-longbench-e", "mistral-7b", "tiny",
+    "llama-3.1-8b-longbench-e", "llama-3.1-8b-ruler", "mistral-7b", "tiny",
 ]  # fmt: skip
 MODEL_FILES = ("config.json", "tokenizer.json", "model.safetensors")
 

@@ -54,7 +54,9 @@ class Results:
             notebook, text = run.claim
             made = [c.ours for c in load_claims(folder, [notebook]) if c.claim == text]
             return Measured(made[0]) if made else None
-        path = folder / "records" / f"length_{profile.lengths[-2]}.jsonl"
+        ruler = row["benchmark"] == "RULER"
+        name = f"ruler_{row['length']:.0f}" if ruler else f"length_{profile.lengths[-2]}"
+        path = folder / "records" / f"{name}.jsonl"
         frame = self.records(path)
         if frame is None:
             return None

@@ -179,7 +179,12 @@ def test_the_profiles_ask_what_the_rows_publish(paper):
         assert profile.model == row["model"], id
         assert set(OUR_METHODS[row["method"]]) <= {*profile.methods}, id
         asked = datasets_of(row, profile)
-        assert set(asked) <= set(profile.tasks), id
+        if row["benchmark"] == "RULER":
+            assert set(asked) <= set(profile.ruler.tasks), id
+            assert row["length"] in profile.ruler.lengths, id
+            assert profile.ruler.samples == row["samples"], id
+        else:
+            assert set(asked) <= set(profile.tasks), id
         assert row["density"] == 1 or row["density"] in profile.densities, id
         if row["table"].startswith("Table"):
             assert len(asked) == row["datasets"] and profile.samples_per_task == row["samples"]
@@ -187,6 +192,24 @@ def test_the_profiles_ask_what_the_rows_publish(paper):
             assert all(DATASETS[name].language != "zh" for name in asked)
     book = load_profile("llama-3.1-8b-longbench-e")
     assert {name.removesuffix("_e") for name in book.tasks} == set(LONGBENCH_E)
+
+
+def test_ruler_rows_are_filled_from_the_records_of_their_length(paper, tmp_path):
+    folder = tmp_path / "llama-3.1-8b-ruler" / "records"
+    folder.mkdir(parents=True)
+    write(folder / "length_16384.jsonl", lines("dense", "dense", 0.1, datasets=["qa_1"]))
+    write(folder / "ruler_32768.jsonl", lines("dense", "dense", 0.84, datasets=["qa_1", "qa_2"]),
+          lines("hash_official", "20x", 0.5, datasets=["qa_1"]))  # fmt: skip
+    table = beside_ours(paper, tmp_path)
+    filled = table[table.verdict != NOT_RUN].set_index(["id", "our_method"])
+    assert set(filled["dataset"]) == {"qa_1", "qa_2"}
+    dense = filled.loc[("skylight.full.qa_1", "dense")]
+    assert (dense["ours"], dense["paper"], dense["verdict"]) == (84, 84, WITHIN)
+    (ours,) = filled.xs("hash_official", level="our_method").itertuples()
+    assert (ours.dataset, ours.budget, ours.ours, ours.verdict) == ("qa_1", "20x", 50, BELOW)
+    skylight = table[table.table == "Skylight leaderboard"]
+    commands = set(skylight[skylight.run.str.contains("make reproduce")]["run"])
+    assert commands == {command("llama-3.1-8b-ruler")}
 
 
 def test_our_methods_exist():

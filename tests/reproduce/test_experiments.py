@@ -131,6 +131,19 @@ def test_the_papers_profiles_take_each_datasets_own_protocol(monkeypatch, tmp_pa
         assert (made.sink, made.local) == (128, 128)
 
 
+@pytest.mark.parametrize("name", ["llama-3.1-8b-authors", "llama-3.1-8b-longbench-e"])
+def test_a_limit_of_prompts_goes_before_the_length(monkeypatch, tmp_path, name):
+    monkeypatch.setenv("HASHATTN_DATA_DIR", str(tmp_path))
+    paper = load_profile(name)
+    for task in paper.tasks:
+        (tmp_path / f"{task}.jsonl").touch()
+    made = experiments.protocol(paper, paper.lengths[-2])
+    assert made.max_context == paper.prompt_limit == 131072
+    assert (made.truncated, made.window) == (
+        ("chat", 128) if paper.protocol == "authors" else ("prompt", None)
+    )
+
+
 def test_training_sequences_mix_lengths_of_the_training_split(profile, loaded):
     found = experiments.training_sequences(profile, loaded[1], 4)
     lengths = [len(ids) for ids, _ in found]
