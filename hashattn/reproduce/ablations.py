@@ -22,7 +22,7 @@ from hashattn.selectors.double_sparsity import DoubleSparsitySelector as DoubleS
 
 MEASURES = ["recall@4", "recall@32", "heavy_mass"]
 HELD_OUT_SEED = 3000
-ABLATION_STEPS = 500
+ABLATION_STEPS = 300
 
 
 def training_curves(weights: HashWeights) -> pd.DataFrame:
