@@ -25,6 +25,7 @@ from hashattn.hashing.layer import TrainedLayer, figure_of_merit, train_layer
 from hashattn.hashing.maps import HashConfig, LayerMaps
 from hashattn.hashing.model_identity import base_model_record
 from hashattn.hashing.recipe import TrainRecipe
+from hashattn.hashing.start import check_start, start_record
 from hashattn.hashing.weights import HashWeights, config_for
 from hashattn.progress import progress_bar, say
 
@@ -48,6 +49,7 @@ def train_hash_weights(
     seed: int = 0,
     validation: Iterable[SequenceRows] | None = None,
     data_note: str = "",
+    start: HashWeights | None = None,
     chunk: int = 1024,
     capture_dir: str | Path | None = None,
     progress: bool = True,
@@ -56,11 +58,13 @@ def train_hash_weights(
 
     sequences: (input_ids (n,), rows (r,)): tokens and the positions whose queries are learned
     from. validation: the same, for early stopping; every 8th sequence if not given. data_note:
-    what the data is and how it overlaps with benchmarks, for the card. Finished layers in
-    out_dir/layers are reused if model, data, recipe, shapes and seed are the same, and trained
+    what the data is and how it overlaps with benchmarks, for the card. start: weights to go on from
+    (fine-tuning) instead of the recipe's `init`; the card names them. Finished layers in
+    out_dir/layers are reused if model, data, recipe, shapes, seed and start are the same, trained
     again otherwise; the weights are also saved in out_dir. capture_dir: where captured queries
     and keys are kept, for other trainings on the same sequences; None: out_dir, until the end.
-    Raises ValueError for unusable sequences or settings; UnsupportedModelError as `capture` does.
+    Raises ValueError for unusable sequences or settings or a start that does not fit;
+    UnsupportedModelError as `capture` does.
     """
     recipe = recipe or TrainRecipe.default()
     config = config_for(
@@ -72,6 +76,8 @@ def train_hash_weights(
         hidden=hidden,
         activation=activation,
     )
+    if start is not None:
+        check_start(start, config, model)
     train, held_out = _split(sequences, validation)
     run = _Run(
         Path(out_dir),
@@ -87,6 +93,7 @@ def train_hash_weights(
             "validation": data_hash(held_out),
             "chunk": chunk,
         },
+        start,
     )
     finished = run.finished_layers()
     missing = [layer for layer in config.layers if layer not in finished]
@@ -106,6 +113,8 @@ def train_hash_weights(
             "validation": _data_record(held_out),
         },
     }
+    if start is not None:
+        card["started_from"] = start_record(start)
     weights = HashWeights(config, {i: t.maps for i, t in finished.items()}, card)
     weights.save(run.out_dir)
     if capture_dir is None:
@@ -125,13 +134,15 @@ class _Run:
     progress: bool
     device: torch.device
     inputs: dict[str, Any]
+    start: HashWeights | None = None
 
     @property
     def key(self) -> str:
         """Identity of everything that decides a layer's weights (but which other layers train)."""
         shapes = {k: v for k, v in dataclasses.asdict(self.config).items() if k != "layers"}
+        start = [] if self.start is None else [self.start.sha256]
         return _digest(
-            [CODE_VERSION, self.inputs, shapes, dataclasses.asdict(self.recipe), self.seed]
+            [CODE_VERSION, self.inputs, shapes, dataclasses.asdict(self.recipe), self.seed, *start]
         )
 
     def _layer_file(self, layer: int) -> Path:
@@ -200,6 +211,7 @@ class _Run:
             seed=self.seed * 1000 + layer,
             label=f"layer {layer}",
             progress=self.progress,
+            start=None if self.start is None else self.start.maps[layer],
         )
         path = self._layer_file(layer)
         path.parent.mkdir(parents=True, exist_ok=True)
