@@ -41,6 +41,7 @@ TEXT_STEPS = 60  # generic training; the spectral start is most of what text tea
 TEXT_SEED, SCORED_SEED = 4000, 5000
 TEXT_ROWS = 32  # every 32nd position of a text is learned from
 SPARSITIES = (32, 64, 100)
+SHORTER = 2  # generated contexts train at half the scored length: capturing is most of the work
 LEAST_HEAVY = 8  # a budget of fewer tokens beside sink and local is not asked
 MEASURED = 8  # held-out records whose selections are measured
 WHOLE = 10**9  # more records than a dataset has
@@ -61,8 +62,9 @@ def samples(profile: Profile, tokenizer, task: str, length: int) -> Samples:
     profile.samples_per_task to score. ValueError for a task that the profile does not have, or
     whose data set is too small to be split.
 
-    Generated records train on the training split and score on the other: no fact line or paragraph
-    is in both. Of a profile's own data, scored records whose context trains too are left out.
+    Generated records train on the training split at half the length and score on the other: no fact
+    line or paragraph is in both. Of a profile's own data, scored records whose context trains too
+    are left out.
     """
     if task not in profile.tasks:
         raise ValueError(f"task = {task!r} must be one of the profile's: {list(profile.tasks)}")
@@ -86,10 +88,12 @@ def _generated(profile: Profile, tokenizer, task: str, length: int) -> Samples:
     made, held_out = (
         [
             record_from_dict(record)
-            for record in make_records(tokenizer, length, number, seed=profile.seed + SCORED_SEED,
+            for record in make_records(tokenizer, tokens, number, seed=profile.seed + SCORED_SEED,
                                        split=split, questions_per_task=questions)
         ]
-        for number, split, questions in ((count, "train", 1), (contexts, "eval", asked))
+        for tokens, number, split, questions in (
+            (length // SHORTER, count, "train", 1), (length, contexts, "eval", asked)
+        )
     )  # fmt: skip
     train, scored = (tuple(r for r in part if r.dataset == task) for part in (made, held_out))
     return Samples(task, train, scored[: profile.samples_per_task], _spread(held_out, task))
@@ -136,8 +140,9 @@ def train(
     shape = {"layout": asked.layout, "bits": asked.bits, "depth": asked.depth,
              "hidden": asked.hidden}  # fmt: skip
     count = max(4, asked.sequences // 4)
-    text = text_sequences(tokenizer, asked.length, count, seed=TEXT_SEED)
-    held_out = text_sequences(tokenizer, asked.length, 2, seed=TEXT_SEED + 1)
+    longest = length // SHORTER
+    text = text_sequences(tokenizer, longest, count, seed=TEXT_SEED)
+    held_out = text_sequences(tokenizer, longest, 2, seed=TEXT_SEED + 1)
     protocol = experiments.protocol(profile, length)
     tuning = fine_tuning_sequences(made.train, protocol, tokenizer)
 
