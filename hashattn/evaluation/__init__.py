@@ -13,6 +13,7 @@ _EXPORTS = {
     "dataset_table": "tables",
     "density_table": "tables",
     "evaluate": "runner",
+    "fine_tuning_sequences": "fine_tuning",
     "fine_tuning_split": "longbench_datasets",
     "load_dataset": "longbench_datasets",
     "load_prompts": "longbench_protocol",

@@ -31,19 +31,25 @@ class TrainedLayer:
 
 
 class LayerTrainer:
-    """Trains the maps of one layer on captures of many sequences."""
+    """Trains the maps of one layer on captures of many sequences, from `start` (maps of raw
+    inputs) or, without it, from where the recipe begins."""
 
     def __init__(
-        self, captures: Sequence[CapturedLayer], config: HashConfig, recipe: TrainRecipe, seed: int
+        self,
+        captures: Sequence[CapturedLayer],
+        config: HashConfig,
+        recipe: TrainRecipe,
+        seed: int,
+        start: LayerMaps | None = None,
     ) -> None:
         self.captures, self.config, self.recipe = captures, config, recipe
         self.generator = torch.Generator().manual_seed(seed)
         self.device = captures[0].keys.device
         self.query_stats, self.key_stats = self._statistics()
         self.labels = [self._label(c) for c in captures]
-        start = self._initial_maps().to(self.device)
-        self.names = [name for name, _ in start.tensors()]
-        self.parameters = [t.clone().requires_grad_() for _, t in start.tensors()]
+        first = (self._initial_maps() if start is None else self._unfolded(start)).to(self.device)
+        self.names = [name for name, _ in first.tensors()]
+        self.parameters = [t.clone().requires_grad_() for _, t in first.tensors()]
         self.log_scale = torch.full((config.key_maps,), math.log(recipe.scale), device=self.device)
         self.bias = torch.zeros(config.key_maps, device=self.device)
         self.optimiser, self.scheduler = self._optimiser()
@@ -73,6 +79,16 @@ class LayerTrainer:
             tuple(t.cpu() for t in stats) for stats in (self.query_stats, self.key_stats)
         )
         return spectral_maps(queries, keys, query_stats, key_stats, self.config, self.generator)
+
+    def _unfolded(self, start: LayerMaps) -> LayerMaps:
+        """Maps of normalised inputs that give the codes of `start`, those of raw ones."""
+        start, (key_stats, query_stats) = start.to(self.device), self._map_stats()
+        return LayerMaps(start.key.unfold_input(*key_stats), start.query.unfold_input(*query_stats))
+
+    def _map_stats(self) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """(mean, std) of what each key map and each query map reads."""
+        group = self.config.key_maps // self.config.kv_heads
+        return [s.repeat_interleave(group, 0) for s in self.key_stats], self.query_stats
 
     def _label(self, captured: CapturedLayer) -> RowLabels:
         return row_labels(
@@ -181,10 +197,8 @@ class LayerTrainer:
     def maps(self) -> LayerMaps:
         """Current maps of raw inputs: normalisation folded into the first stage, then rounded."""
         maps = self._maps([p.detach().clone() for p in self.parameters])
-        group = self.config.key_maps // self.config.kv_heads
-        key_stats = [s.repeat_interleave(group, 0) for s in self.key_stats]
-        key, query = maps.key.fold_input(*key_stats), maps.query.fold_input(*self.query_stats)
-        folded = LayerMaps(key, query)
+        key_stats, query_stats = self._map_stats()
+        folded = LayerMaps(maps.key.fold_input(*key_stats), maps.query.fold_input(*query_stats))
         return folded.rounded() if self.recipe.precision == "bfloat16" else folded
 
 
@@ -202,13 +216,15 @@ def train_layer(
     seed: int = 0,
     label: str = "layer",
     progress: bool = True,
+    start: LayerMaps | None = None,
 ) -> TrainedLayer:
     """Train one layer's maps; the maps of the best evaluation on `validation` are returned.
 
-    captures, validation: the layer's CapturedLayer of each sequence. history[0] is step 0, before
-    any training; later records carry the mean loss since the one before.
+    captures, validation: the layer's CapturedLayer of each sequence. start: maps to go on from,
+    instead of the recipe's `init`. history[0] is step 0, before any training; later records carry
+    the mean loss since the one before.
     """
-    trainer = LayerTrainer(captures, config, recipe, seed)
+    trainer = LayerTrainer(captures, config, recipe, seed, start)
     started, best, best_merit, stale = time.perf_counter(), trainer.maps(), -1.0, 0
     history: list[dict[str, float]] = []
     losses: list[float] = []

@@ -137,6 +137,13 @@ class TrainRecipe:
         return cls()
 
     @classmethod
+    def fine_tuning(cls) -> TrainRecipe:
+        """For trained weights (`start`) and a few samples of a task: fewer steps, a fifth of the
+        learning rate. At the default's, 25 samples gained a quarter as much attention mass.
+        """
+        return cls(steps=60, learning_rate=1e-3, evaluate_every=30)
+
+    @classmethod
     def official(cls) -> TrainRecipe:
         """The paper's: BCE on sigmoid(tanh . tanh), top-32 labels, alpha 20, beta 0, Adam 1e-3.
 

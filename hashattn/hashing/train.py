@@ -27,6 +27,7 @@ from hashattn.hashing.layer import TrainedLayer, figure_of_merit, train_layer
 from hashattn.hashing.maps import HashConfig, LayerMaps
 from hashattn.hashing.model_identity import base_model_record
 from hashattn.hashing.recipe import TrainRecipe
+from hashattn.hashing.start import check_start, start_record
 from hashattn.hashing.weights import HashWeights, config_for
 from hashattn.progress import progress_bar, say
 
@@ -51,6 +52,7 @@ def train_hash_weights(
     validation: Iterable[SequenceRows] | None = None,
     data_note: str = "",
     benchmarks: Mapping[str, Any] | None = None,
+    start: HashWeights | None = None,
     chunk: int = 1024,
     capture_dir: str | Path | None = None,
     progress: bool = True,
@@ -61,12 +63,14 @@ def train_hash_weights(
     sequences: (input_ids (n,), rows (r,)): tokens and the positions whose queries are learned
     from. validation: the same, for early stopping; every 8th sequence if not given. data_note:
     what the data is and how it overlaps with benchmarks, for the card; benchmarks: whose samples
-    the sequences hold, for the card too (benchmarks_field). Finished layers in
-    out_dir/layers are reused if model, data, recipe, shapes and seed are the same, and trained
+    the sequences hold, for the card too (benchmarks_field). start: weights to go on from
+    (fine-tuning) instead of the recipe's `init`; the card names them. Finished layers in
+    out_dir/layers are reused if model, data, recipe, shapes, seed and start are the same, trained
     again otherwise; the weights are also saved in out_dir. capture_dir: where captured queries
     and keys are kept, for other trainings on the same sequences; None: out_dir, until the end.
     engine: where layers are trained, by default the environment's choice (hashattn.engines).
-    Raises ValueError for unusable sequences or settings; UnsupportedModelError as `capture` does.
+    Raises ValueError for unusable sequences or settings or a start that does not fit;
+    UnsupportedModelError as `capture` does.
     """
     stated = benchmarks_field(benchmarks)
     recipe = recipe or TrainRecipe.default()
@@ -79,6 +83,8 @@ def train_hash_weights(
         hidden=hidden,
         activation=activation,
     )
+    if start is not None:
+        check_start(start, config, model)
     train, held_out = _split(sequences, validation)
     run = _Run(
         Path(out_dir),
@@ -94,6 +100,7 @@ def train_hash_weights(
             "validation": data_hash(held_out),
             "chunk": chunk,
         },
+        start,
     )
     finished = run.finished_layers()
     missing = [layer for layer in config.layers if layer not in finished]
@@ -116,6 +123,8 @@ def train_hash_weights(
             "validation": _data_record(held_out),
         },
     }
+    if start is not None:
+        card["started_from"] = start_record(start)
     maps = {layer: trained.maps for layer, trained in sorted(finished.items())}
     weights = HashWeights(config, maps, card)
     weights.save(run.out_dir)
@@ -136,13 +145,15 @@ class _Run:
     progress: bool
     device: torch.device
     inputs: dict[str, Any]
+    start: HashWeights | None = None
 
     @property
     def key(self) -> str:
         """Identity of everything that decides a layer's weights (but which other layers train)."""
         shapes = {k: v for k, v in dataclasses.asdict(self.config).items() if k != "layers"}
+        start = [] if self.start is None else [self.start.sha256]
         return _digest(
-            [CODE_VERSION, self.inputs, shapes, dataclasses.asdict(self.recipe), self.seed]
+            [CODE_VERSION, self.inputs, shapes, dataclasses.asdict(self.recipe), self.seed, *start]
         )
 
     def _layer_file(self, layer: int) -> Path:
@@ -207,7 +218,9 @@ class _Run:
             _load_capture(_sequence_file(self._capture_dir(), i), layer, self.device)
             for i in range(train + held_out)
         ]
-        return _LayerTask(layer, captures[:train], captures[train:], self.seed * 1000 + layer)
+        start = None if self.start is None else self.start.maps[layer]
+        seed = self.seed * 1000 + layer
+        return _LayerTask(layer, captures[:train], captures[train:], seed, start)
 
     def keep(self, layer: int, trained: TrainedLayer) -> None:
         """Write a trained layer down."""
@@ -223,6 +236,7 @@ class _LayerTask:
     train: list[CapturedLayer]
     held_out: list[CapturedLayer]
     seed: int
+    start: LayerMaps | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,6 +258,7 @@ class _Trainer:
                 seed=task.seed,
                 label=f"layer {task.layer}",
                 progress=self.progress,
+                start=task.start,
             )
             yield task.layer, trained
 

@@ -336,3 +336,143 @@ def test_values_are_captured_for_the_recipe_that_weighs_by_output(tmp_path):
         results.append(weights.sha256)
     assert results[0] != results[1]
     assert len(list((tmp_path / "shared").iterdir())) == 2
+
+
+# starting from given weights
+
+
+def trained_start(model, folder, recipe=FAST, **shapes):
+    return train_hash_weights(
+        model, sequences(), recipe, out_dir=folder, progress=False, **{"hidden": 16} | shapes
+    )
+
+
+def other_sequences():
+    return [(ids.flip(0), rows) for ids, rows in sequences(5)]
+
+
+def codes(weights):
+    generator = torch.Generator().manual_seed(11)
+    queries, keys = (torch.randn(1, heads, 500, 16, generator=generator) * 3 for heads in (4, 2))
+    return [part for i in (0, 1) for part in weights.layer(i, "cpu").encode_step(queries, keys)]
+
+
+@pytest.mark.parametrize("recipe", [FAST, TrainRecipe.official().vary(steps=8, **WINDOW)],
+                         ids=["normalised", "raw"])  # fmt: skip
+@pytest.mark.parametrize("layout", ["per_kv_head", "per_query_head"])
+def test_without_learning_a_start_comes_back_bit_for_bit(tmp_path, recipe, layout):
+    model = tiny_model("llama")
+    start = trained_start(model, tmp_path / "a", recipe, layout=layout)
+    still = recipe.vary(learning_rate=1e-12)
+    found = train_hash_weights(
+        model, other_sequences(), still, hidden=16, out_dir=tmp_path / "b", progress=False,
+        layout=layout, start=start,
+    )  # fmt: skip
+    assert all(torch.equal(a, b) for a, b in zip(codes(start), codes(found), strict=True))
+    scratch = trained_start(model, tmp_path / "c", still, layout=layout, seed=1)
+    assert not all(torch.equal(a, b) for a, b in zip(codes(start), codes(scratch), strict=True))
+
+
+def test_unfolding_undoes_folding(data):
+    maps = lsh().key
+    mean, std = torch.randn(2, 32), torch.rand(2, 32) + 0.5
+    x = data[0][0].keys
+    unfolded = maps.unfold_input(mean, std)
+    assert torch.allclose(unfolded((x - mean[:, None]) / std[:, None]), maps(x), atol=1e-4)
+    again = unfolded.fold_input(mean, std)
+    for (_, a), (_, b) in zip(again.tensors(), maps.tensors(), strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
+
+
+def test_training_goes_on_from_a_start_and_improves_on_it(data):
+    config = HashConfig((0,), **SHAPES, hidden=32)
+    recipe = TrainRecipe.default().vary(steps=60, evaluate_every=30)
+    short = recipe.vary(init="random", steps=10)
+    start = train_layer(*data, config, short, progress=False).maps
+    tuned = train_layer(*data, config, recipe, progress=False, start=start)
+    quality = selection_quality(start, data[1], **WINDOW)
+    assert {name: tuned.history[0][name] for name in METRICS} == pytest.approx(quality)
+    assert tuned.history[-1]["mass"] > quality["mass"] + 0.1
+
+
+def test_the_card_and_the_layers_know_their_start(tmp_path):
+    model = tiny_model("llama")
+    start, other = (trained_start(model, tmp_path / str(s), seed=s) for s in (1, 2))
+    settings = dict(recipe=FAST, hidden=16, out_dir=tmp_path / "tuned", progress=False)
+
+    def layer_keys():
+        records = sorted((tmp_path / "tuned" / "layers").glob("*.json"))
+        return [json.loads(record.read_text())["key"] for record in records]
+
+    keys = []
+    for given in (None, start, other):
+        tuned = train_hash_weights(
+            model, other_sequences(), start=given, data_note="a task", **settings
+        )
+        keys += layer_keys()
+    assert len(set(keys)) == 3  # the layers of a training share its key
+    told = json.loads((tmp_path / "tuned" / "hash_config.json").read_text())["card"]
+    assert told["started_from"]["sha256"] == other.sha256 != tuned.sha256
+    assert told["started_from"]["data"] == other.card["data"] != told["data"]
+    assert told["data"]["note"] == "a task" and told["started_from"]["seed"] == 2
+    again = train_hash_weights(
+        model, sequences(), start=tuned, **settings | {"out_dir": tmp_path / "again"}
+    )
+    assert again.card["started_from"]["started_from"]["sha256"] == other.sha256
+
+
+def test_fine_tuning_resumes_with_the_same_weights(tmp_path, monkeypatch):
+    model, real, calls = tiny_model("llama"), training.train_layer, []
+    start = trained_start(model, tmp_path / "start")
+    settings = dict(recipe=FAST, hidden=16, progress=False, start=start)
+    whole = train_hash_weights(model, other_sequences(), out_dir=tmp_path / "a", **settings)
+
+    def dies_at_second(*args, **kwargs):
+        calls.append(kwargs["label"])
+        if len(calls) == 2:
+            raise Killed
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(training, "train_layer", dies_at_second)
+    with pytest.raises(Killed):
+        train_hash_weights(model, other_sequences(), out_dir=tmp_path / "b", **settings)
+    resumed = train_hash_weights(model, other_sequences(), out_dir=tmp_path / "b", **settings)
+    assert calls == ["layer 0", "layer 1", "layer 1"]
+    assert resumed.sha256 == whole.sha256 != start.sha256
+
+
+def test_a_start_shares_captures_with_training_from_scratch(tmp_path, monkeypatch):
+    runs, real = [], training.capture
+    monkeypatch.setattr(training, "capture", lambda *a, **k: runs.append(1) or real(*a, **k))
+    model, shared = tiny_model("llama"), {"capture_dir": tmp_path / "shared"}
+    start = trained_start(model, tmp_path / "a", **shared)
+    trained_start(model, tmp_path / "b", start=start, **shared)
+    assert len(runs) == len(sequences())
+
+
+@pytest.mark.parametrize(
+    "made, asked, message",
+    [
+        ({}, {"bits": 64}, "bits 32, not 64.*ask for the start's own"),
+        ({}, {"layout": "per_query_head"}, "layout 'per_kv_head', not 'per_query_head'"),
+        ({"layers": [1]}, {}, r"no maps for layers \[0\], only for \[1\]: train some of those"),
+    ],
+)
+def test_a_start_of_other_shapes_is_refused(tmp_path, made, asked, message):
+    model = tiny_model("llama")
+    start = trained_start(model, tmp_path / "a", **made)
+    with pytest.raises(ValueError, match=message):
+        trained_start(model, tmp_path / "b", start=start, **asked)
+
+
+def test_a_start_that_is_untrained_or_of_another_model_is_refused(tmp_path):
+    model = tiny_model("llama")
+    with pytest.raises(ValueError, match="random-initialised.*leave start out"):
+        start = HashWeights.for_model(model, hidden=16)
+        trained_start(model, tmp_path / "a", start=start)
+    start = trained_start(tiny_model("llama", seed=1), tmp_path / "b")
+    with pytest.raises(ValueError, match="start does not serve this model.*weights_fingerprint"):
+        trained_start(model, tmp_path / "c", start=start)
+    layers = trained_start(model, tmp_path / "d")
+    found = trained_start(model, tmp_path / "e", start=layers, layers=[1])
+    assert list(found.maps) == [1]  # a part of the start's layers may train

@@ -1,0 +1,66 @@
+"""Benchmark records as training sequences, so that hashes can be fine-tuned on a task.
+
+`fine_tuning_split` (hashattn.evaluation.longbench_datasets) says which records may train;
+`fine_tuning_sequences` makes of them what `hashattn.hashing.train_hash_weights` takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hashattn.evaluation.longbench import Record
+from hashattn.evaluation.prompting import encode_prompt
+from hashattn.evaluation.protocol import Protocol
+
+
+def fine_tuning_sequences(
+    records: Iterable[Record], protocol: Protocol, tokenizer: Any, joint: str | None = None
+) -> list[tuple[Tensor, Tensor]]:
+    """(token ids (n,), rows (r,)) of each record: its prompt and its first answer; rows are the
+    positions of the question and of the answer, whose queries run sparse in evaluation.
+
+    The prompt is asked and truncated as its dataset's protocol says; an answer is cut after the
+    protocol's max_new_tokens. joint: text between prompt and answer; None: a space where words
+    would touch otherwise (`joined`). ValueError as encode_prompt, and for an answer without tokens.
+    """
+    return [_sequence(record, protocol, tokenizer, joint) for record in records]
+
+
+def joined(prompt: str, answer: str, language: str = "en") -> str:
+    """The answer as it goes on after the prompt: a space first, unless the prompt ends in white
+    space, the answer begins with no letter or digit ("(a, b)"), or the text is Chinese."""
+    apart = prompt[-1:].isspace() or not answer[:1].isalnum() or language == "zh"
+    return answer if apart else " " + answer
+
+
+def _sequence(
+    record: Record, protocol: Protocol, tokenizer: Any, joint: str | None
+) -> tuple[Tensor, Tensor]:
+    context, question = encode_prompt(tokenizer, protocol, record)
+    prompt, answer = tokenizer.decode(question), record.answers[0]
+    text = joined(prompt, answer, record.language) if joint is None else joint + answer
+    said = _continuation(tokenizer, prompt, text)[: protocol.of(record.dataset).max_new_tokens]
+    if not said:
+        raise ValueError(
+            f"record {record._id!r} of {record.dataset!r} has the answer {answer!r}, which has no "
+            "tokens: leave it out, or give it another first answer"
+        )
+    ids = [*context, *question, *said]
+    return torch.tensor(ids), torch.arange(len(context), len(ids))
+
+
+def _continuation(tokenizer: Any, before: str, text: str) -> list[int]:
+    """Token ids of `text` as it follows `before`; alone where tokens merge across the seam.
+
+    Some tokenizers put a space before whatever they are given, so the text alone would differ.
+    """
+    start, whole = (
+        tokenizer(part, add_special_tokens=False)["input_ids"] for part in (before, before + text)
+    )
+    if whole[: len(start)] == start:
+        return whole[len(start) :]
+    return tokenizer(text, add_special_tokens=False)["input_ids"]

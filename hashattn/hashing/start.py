@@ -1,0 +1,49 @@
+"""Hash weights that training goes on from: whether they fit, and what a card says of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from torch import nn
+
+from hashattn.errors import HashWeightsError
+from hashattn.hashing.maps import HashConfig
+from hashattn.hashing.weights import HashWeights
+
+KEPT = ("data", "recipe", "seed", "started_from")  # of the start's card, on the next one
+
+
+def check_start(start: HashWeights, config: HashConfig, model: nn.Module) -> None:
+    """ValueError unless maps of `config` for `model` can be initialised from `start`.
+
+    Shapes must agree, `start` must have every layer of `config`, be trained, and for this model.
+    """
+    if not start.trained:
+        raise ValueError(
+            "start holds random-initialised hash weights: pass trained ones, or leave start out to "
+            "begin where the recipe does"
+        )
+    wanted, found = dataclasses.asdict(config), dataclasses.asdict(start.config)
+    missing = sorted(set(wanted.pop("layers")) - set(found.pop("layers")))
+    if missing:
+        raise ValueError(
+            f"start has no maps for layers {missing}, only for {list(start.config.layers)}: train "
+            "some of those (`layers`), or pass weights of every layer"
+        )
+    odd = {name: (found[name], wanted[name]) for name in wanted if found[name] != wanted[name]}
+    if odd:
+        told = ", ".join(f"{name} {a!r}, not {b!r}" for name, (a, b) in odd.items())
+        raise ValueError(
+            f"start has other shapes than asked for ({told}): ask for the start's own (in its "
+            "`config`), or pass weights of the asked ones"
+        )
+    try:
+        start.check_model(model)
+    except HashWeightsError as error:
+        raise ValueError(f"start does not serve this model: {error}") from error
+
+
+def start_record(start: HashWeights) -> dict[str, Any]:
+    """The start's identity and how it came about itself: sha256, data, recipe, seed, its start."""
+    return {"sha256": start.sha256} | {k: start.card[k] for k in KEPT if k in start.card}

@@ -1,0 +1,214 @@
+"""Notebook 01's fine-tuning: hashes that learned from plain text, and 25 samples of one task.
+
+The paper's hashes learn from web text, and its 32x claim adds the last 25 samples of each LongBench
+dataset. Here the text is the corpus' training paragraphs without any fact or question in them, and
+the task one of the generated kinds; a profile with data gives its own records by
+`fine_tuning_split`. What is scored shares no context with what trains.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from hashattn.access import data_folder
+from hashattn.attention.budget import Budget
+from hashattn.evaluation.corpus import paragraphs
+from hashattn.evaluation.fine_tuning import fine_tuning_sequences
+from hashattn.evaluation.longbench import Record, record_from_dict
+from hashattn.evaluation.longbench_datasets import TRAINED, fine_tuning_split
+from hashattn.evaluation.methods import Method
+from hashattn.evaluation.recall import recall_rows
+from hashattn.evaluation.runner import evaluate
+from hashattn.evaluation.tables import score_table
+from hashattn.evaluation.tasks import make_records
+from hashattn.hashing.capture import capture
+from hashattn.hashing.recipe import TrainRecipe
+from hashattn.hashing.train import train_hash_weights
+from hashattn.hashing.weights import HashWeights
+from hashattn.profiles import Profile
+from hashattn.reproduce import experiments
+from hashattn.selectors import make_selector
+
+GENERIC, CONTROL, TUNED = "text only", "text, more steps", "text, then the task"
+MEASURES = ["recall@4", "recall@32", "heavy_mass", "output_error"]
+TEXT_STEPS = 60  # generic training; the spectral start is most of what text teaches
+TEXT_SEED, SCORED_SEED = 4000, 5000
+TEXT_ROWS = 32  # every 32nd position of a text is learned from
+SPARSITIES = (32, 64, 100)
+SHORTER = 2  # generated contexts train at half the scored length: capturing is most of the work
+LEAST_HEAVY = 8  # a budget of fewer tokens beside sink and local is not asked
+MEASURED = 8  # held-out records whose selections are measured
+WHOLE = 10**9  # more records than a dataset has
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Records that fine-tune, records of the same task that are scored, and some of other tasks."""
+
+    task: str
+    train: tuple[Record, ...]
+    scored: tuple[Record, ...]
+    others: tuple[Record, ...]
+
+
+def samples(profile: Profile, tokenizer, task: str, length: int) -> Samples:
+    """25 records of `task` to fine-tune on (fewer where the profile trains on few sequences), and
+    profile.samples_per_task to score. ValueError for a task that the profile does not have, or
+    whose data set is too small to be split.
+
+    Generated records train on the training split at half the length and score on the other: no fact
+    line or paragraph is in both. Of a profile's own data, scored records whose context trains too
+    are left out.
+    """
+    if task not in profile.tasks:
+        raise ValueError(f"task = {task!r} must be one of the profile's: {list(profile.tasks)}")
+    if data_folder(profile) is None:
+        return _generated(profile, tokenizer, task, length)
+    split = fine_tuning_split(experiments.records(profile, tokenizer, length, WHOLE))
+    clean = [r for r in split.score if r not in split.shared_contexts]
+    train = tuple(r for r in split.train if r.dataset == task)
+    if not train:
+        raise ValueError(
+            f"task = {task!r} has too few records to train on some and score others; use another"
+        )
+    scored = [r for r in clean if r.dataset == task][: profile.samples_per_task]
+    return Samples(task, train, tuple(scored), _spread(clean, task))
+
+
+def _generated(profile: Profile, tokenizer, task: str, length: int) -> Samples:
+    count = min(TRAINED, 4 * profile.training.sequences)
+    asked = experiments.QUESTIONS_PER_CONTEXT
+    contexts = -(-profile.samples_per_task // asked)
+    made, held_out = (
+        [
+            record_from_dict(record)
+            for record in make_records(tokenizer, tokens, number, seed=profile.seed + SCORED_SEED,
+                                       split=split, questions_per_task=questions)
+        ]
+        for tokens, number, split, questions in (
+            (length // SHORTER, count, "train", 1), (length, contexts, "eval", asked)
+        )
+    )  # fmt: skip
+    train, scored = (tuple(r for r in part if r.dataset == task) for part in (made, held_out))
+    return Samples(task, train, scored[: profile.samples_per_task], _spread(held_out, task))
+
+
+def _spread(records: list[Record], task: str) -> tuple[Record, ...]:
+    """MEASURED records of tasks other than `task`, as many of each as they divide into."""
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        if record.dataset != task:
+            groups.setdefault(record.dataset, []).append(record)
+    each = max(1, MEASURED // max(1, len(groups)))
+    return tuple(record for group in groups.values() for record in group[:each])
+
+
+def text_sequences(
+    tokenizer, length: int, count: int, *, split: str = "train", seed: int = 0
+) -> list[tuple[Tensor, Tensor]]:
+    """(token ids, rows) of `count` runs of `length` tokens of the corpus' paragraphs alone; rows
+    are every TEXT_ROWS-th position. Half are as long, a quarter each a half and a quarter of it."""
+    found = []
+    for number in range(count):
+        share = (1, 2, 1, 4)[number % 4]
+        drawn = random.Random(f"text/{split}/{length}/{seed}/{number}")
+        ids = tokenizer("")["input_ids"]
+        while len(ids) < length // share:
+            line = drawn.choice(paragraphs(split)) + "\n"
+            ids = ids + tokenizer(line, add_special_tokens=False)["input_ids"]
+        rows = torch.arange(TEXT_ROWS - 1, length // share, TEXT_ROWS)
+        found.append((torch.tensor(ids[: length // share]), rows))
+    return found
+
+
+def train(
+    profile: Profile, model, tokenizer, made: Samples, length: int, progress: bool = True
+) -> dict[str, HashWeights]:
+    """Weights by name: GENERIC learned from text alone; CONTROL from as many steps more of the same
+    text as fine-tuning takes; TUNED from GENERIC and the task's samples.
+
+    Under <results>/hash_training/finetuning; finished layers found there are reused.
+    """
+    asked = profile.training
+    folder = profile.results / "hash_training" / "finetuning"
+    shape = {"layout": asked.layout, "bits": asked.bits, "depth": asked.depth,
+             "hidden": asked.hidden}  # fmt: skip
+    count = max(4, asked.sequences // 4)
+    longest = length // SHORTER
+    text = text_sequences(tokenizer, longest, count, seed=TEXT_SEED)
+    held_out = text_sequences(tokenizer, longest, 2, seed=TEXT_SEED + 1)
+    protocol = experiments.protocol(profile, length)
+    tuning = fine_tuning_sequences(made.train, protocol, tokenizer)
+
+    def trained(name: str, recipe: TrainRecipe, sequences, validation=None, start=None, note=""):
+        steps = min(recipe.steps, asked.steps or recipe.steps)
+        return train_hash_weights(
+            model, sequences, recipe.vary(sink=profile.sink, local=profile.local, steps=steps),
+            validation=validation, start=start, seed=profile.seed, data_note=note,
+            out_dir=folder / name, capture_dir=folder / "captured", progress=progress, **shape,
+        )  # fmt: skip
+
+    plain = "paragraphs of the corpus, training split, no task"
+    tune = TrainRecipe.fine_tuning()
+    generic = trained("generic", TrainRecipe.default().vary(steps=TEXT_STEPS), text, held_out,
+                      note=plain)  # fmt: skip
+    control = trained("control", tune, text, held_out, generic, plain)
+    note = f"{len(made.train)} samples of {made.task}; scored ones share no context with them"
+    tuned = trained("tuned", tune, tuning, None, generic, note)
+    return {GENERIC: generic, CONTROL: control, TUNED: tuned}
+
+
+def selection(
+    profile: Profile, model, tokenizer, weights: Mapping[str, HashWeights], made: Samples,
+    length: int, fraction: int = 128,
+) -> pd.DataFrame:  # fmt: skip
+    """MEASURES at a heavy budget of length / fraction by (what is asked, weights): held-out samples
+    of the task, of other tasks, and text. The oracle bounds them all."""
+    protocol = experiments.protocol(profile, length)
+    asked = {
+        made.task: fine_tuning_sequences(made.scored[:MEASURED], protocol, tokenizer),
+        "other tasks": fine_tuning_sequences(made.others, protocol, tokenizer),
+        "text": text_sequences(tokenizer, length, 1, split="eval", seed=TEXT_SEED),
+    }
+    chosen = _selectors(weights)
+    tables = {}
+    for name, sequences in asked.items():
+        captured = (c for ids, rows in sequences
+                    for c in capture(model, ids, rows=rows, values=True).values())  # fmt: skip
+        found = recall_rows(captured, chosen, [length // fraction], profile.sink, profile.local)
+        tables[name] = pd.DataFrame(found).groupby("method", sort=False)[MEASURES].mean()
+    return pd.concat(tables, names=["asked", "method"])
+
+
+def answers(
+    profile: Profile, model, tokenizer, weights: Mapping[str, HashWeights], made: Samples,
+    length: int, progress: bool = True,
+) -> pd.DataFrame:  # fmt: skip
+    """Points on the task's held-out samples by method and sparsity (SPARSITIES), question and
+    answer sparse. Results resume in <results>/records."""
+    least = profile.sink + profile.local + LEAST_HEAVY
+    budgets = [Budget(profile.sink, profile.local, density=1 / s)
+               for s in SPARSITIES if length // s >= least]  # fmt: skip
+    methods = [Method("dense")] + [
+        Method(name, selector, budget)
+        for name, selector in _selectors(weights).items()
+        for budget in budgets
+    ]
+    frame = evaluate(
+        model, tokenizer, made.scored, methods, experiments.protocol(profile, length),
+        profile.results / "records" / "finetuning.jsonl", progress=progress,
+    )  # fmt: skip
+    if "setup" in frame:
+        frame = frame[frame["setup"] == "B"]
+    return score_table(frame)
+
+
+def _selectors(weights: Mapping[str, HashWeights]) -> dict:
+    found = {name: experiments.as_trained(made) for name, made in weights.items()}
+    return {"oracle": make_selector("oracle")} | found
