@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from hashattn.engines import LATER, Engine, chosen_engine
+from hashattn.engines.together import Together, leads
 from hashattn.evaluation.cells import Answerer, Cell
 from hashattn.evaluation.identity import (
     code_version,
@@ -23,6 +24,7 @@ from hashattn.evaluation.methods import Method, check_methods, save_reading, ver
 from hashattn.evaluation.prompting import encode_prompt
 from hashattn.evaluation.protocol import SETUPS, Protocol, fingerprint
 from hashattn.evaluation.tables import results_frame
+from hashattn.hashing.model_identity import shared_by
 from hashattn.progress import progress_bar, say
 
 Place = tuple[int, int, str]  # a cell of the grid: method, record, setup
@@ -49,16 +51,17 @@ def evaluate(
     answers once, for both setups. Every result is appended to out_path (.jsonl) as soon as it is
     known and found there again by its content: code, model, tokenizer, method, protocol, sample. A
     killed run repeats at most one sample. Processes that evaluate to the same file share the work
-    by contexts. engine: by default the environment's choice (hashattn.engines). Receipts are summed
-    up per setup, method and budget in <out_path>.receipts.json. The frame's attrs["reused"] counts
-    the results that were already there.
+    by contexts; those that share a model (tensor parallelism) all call this and compute together.
+    engine: by default the environment's choice (hashattn.engines). Receipts are summed up per
+    setup, method and budget in <out_path>.receipts.json. The frame's attrs["reused"] counts the
+    results that were already there.
 
     Raises ValueError for methods that do not fit the protocol or share name and budget,
     SparsePathError when a sparse method never skipped a token (unless it may), ResultLogError for a
     damaged file, EngineError, and what attach raises.
     """
     grid = _Grid(model, tokenizer, records, methods, protocol, setups)
-    engine = engine or chosen_engine()
+    engine = engine or (Together() if shared_by(model) > 1 else chosen_engine())
     with ResultLog(out_path) as log:
         reused = sum(key in log.rows for key in grid.keys.values())
         todo, before = len(set(grid.keys.values()) - log.rows.keys()), len(log.rows)
@@ -69,8 +72,10 @@ def evaluate(
             for row in engine.run(work, grid.jobs(log)):
                 log.append(row)
                 bar.update(len(log.rows) - before - bar.n)  # those of other processes too
+        log.refresh()
         rows = [grid.row(place, log) for place in grid.keys]
-    save_reading(f"{out_path}.receipts.json", rows)
+    if leads():
+        save_reading(f"{out_path}.receipts.json", rows)
     for number, method in enumerate(grid.methods):
         verify(method, [grid.row(place, log) for place in grid.keys if place[0] == number])
     frame = results_frame(rows)

@@ -48,12 +48,17 @@ def _shapes(config: Any) -> dict[str, Any]:
     }
 
 
+def shared_by(model: nn.Module) -> int:
+    """How many processes hold a part of `model` each (tensor parallelism); 1: it is whole."""
+    return getattr(model, "_tp_size", None) or 1
+
+
 def head_slice(model: nn.Module) -> HeadSlice | None:
     """The heads of `model` that this process holds under tensor parallelism, None for all.
 
     Raises UnsupportedModelError for KV heads that the processes cannot share evenly.
     """
-    ranks = getattr(model, "_tp_size", None) or 1
+    ranks = shared_by(model)
     if ranks == 1:
         return None
     mesh = model._device_mesh

@@ -16,11 +16,15 @@ from hashattn import Budget, HashSelector, HashWeights, attach
 from hashattn.access import load_model
 from hashattn.errors import HashAttnError
 from hashattn.evaluation.identity import model_sha256
+from hashattn.evaluation.longbench import Record
+from hashattn.evaluation.methods import Method
+from hashattn.evaluation.protocol import Protocol
+from hashattn.evaluation.runner import evaluate
 from hashattn.hashing import capture
 from hashattn.hashing.model_identity import base_model_record
 from hashattn.profiles import load_profile, repository
 from hashattn.selectors import make_selector
-from helpers import prompt
+from helpers import characters, prompt
 
 SHIPPED = repository() / "data" / "embedded" / "hash_weights"
 TINY = Budget(sink=1, local=3, heavy=6)
@@ -101,6 +105,27 @@ def gathering(folder, **placement):
     return generate(model, prompt(), HashSelector(weights), TINY, 12)
 
 
+def evaluated(folder, out, **placement):
+    """evaluate()'s predictions and densities, in its order; twice, so that the second reuses."""
+    model = AutoModelForCausalLM.from_pretrained(folder / "llama", **placement).eval()
+    weights = HashWeights.load(folder / "llama_weights", model, allow_untrained=True)
+    protocol = Protocol(sink=TINY.sink, local=TINY.local, max_new_tokens=4)
+    budget = protocol.budget(heavy=20)
+    methods = [
+        Method("dense"),
+        Method("hash", HashSelector(weights), budget, allow_untrained=True),
+        Method("h2o", make_selector("h2o"), budget),
+    ]
+    contexts = ("the quick brown fox jumps over the dog " * 3, "pack my box with five jugs " * 4)
+    records = [Record(asked, context, ("a",)) for context in contexts for asked in ("x", "what")]
+    frames = [
+        evaluate(model, characters(), records, methods, protocol, out, progress=False)
+        for _ in range(2)
+    ]
+    assert frames[1].attrs["reused"] == len(frames[1])
+    return frames[0][["setup", "method", "prediction", "density"]].to_dict("list")
+
+
 def refusals(folder):
     """What tensor parallelism is refused with, by what was asked."""
     model = AutoModelForCausalLM.from_pretrained(folder / "llama", tp_plan="auto")
@@ -130,6 +155,7 @@ def main(folder):
         "embedded": embedded("tensor_parallel"),
         "tiny": tiny(folder, tp_plan="auto"),
         "gathering": gathering(folder, tp_plan="auto"),
+        "evaluated": evaluated(folder, folder / "shared.jsonl", tp_plan="auto"),
         "refusals": refusals(folder),
     }
     torch.save(results, folder / f"{dist.get_rank()}.pt")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tensor_parallel_worker import SHIPPED, embedded, gathering, tiny
+from tensor_parallel_worker import SHIPPED, embedded, evaluated, gathering, tiny
 
 from hashattn.hashing.weights import HashWeights
 from hashattn.heads import HeadSlice
@@ -140,6 +140,18 @@ def test_a_plan_that_gathers_all_heads(ranks, folder):
     for rank in ranks:
         assert rank["gathering"]["tokens"] == expected["tokens"]
         assert rank["gathering"]["receipt"]["heads"] is None
+
+
+def test_processes_that_share_a_model_evaluate_together(ranks, folder, tmp_path):
+    expected = evaluated(folder, tmp_path / "alone.jsonl")
+    for rank in ranks:
+        found = rank["evaluated"]
+        assert found["prediction"] == expected["prediction"]
+        assert found["density"] == pytest.approx(expected["density"])
+    lines = [len(f.read_text().splitlines())
+             for f in (folder / "shared.jsonl", tmp_path / "alone.jsonl")]  # fmt: skip
+    assert lines == 2 * [4 * (1 + 2 * 2)]  # each answer once, dense in both setups
+    assert (folder / "shared.jsonl.receipts.json").exists()
 
 
 def test_what_needs_all_heads_or_equal_shares_is_refused(ranks):
