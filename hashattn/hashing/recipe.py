@@ -139,7 +139,8 @@ class TrainRecipe:
     @classmethod
     def fine_tuning(cls) -> TrainRecipe:
         """For trained weights (`start`) and a few samples of a task: fewer steps, a fifth of the
-        learning rate. At the default's, 25 samples gained a quarter as much attention mass.
+        learning rate. At the default's, 25 samples gained a quarter as much attention mass (the
+        embedded model's `needle` at 4K tokens, 100 steps).
         """
         return cls(steps=60, learning_rate=1e-3, evaluate_every=30)
 

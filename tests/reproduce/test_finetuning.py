@@ -5,10 +5,11 @@ from dataclasses import replace
 import pytest
 
 from hashattn.access import load_model
-from hashattn.evaluation.corpus import paragraphs
+from hashattn.evaluation.corpus import paragraphs, split_of
 from hashattn.evaluation.longbench import Record, save_records
 from hashattn.profiles import load_profile
 from hashattn.reproduce import finetuning
+from hashattn.reproduce.claims import Claims
 from hashattn.reproduce.finetuning import CONTROL, GENERIC, TUNED
 
 
@@ -23,14 +24,15 @@ def loaded(profile):
     return load_model(profile)
 
 
-def test_generated_samples_share_no_context_line_with_what_is_scored(profile, loaded):
-    made = finetuning.samples(profile, loaded[1], "needle", 1024)
+def test_generated_samples_share_no_line_with_what_is_scored(profile, loaded):
+    made = finetuning.samples(profile, loaded[1], 1024, "needle")
     assert len(made.train) == 8 and len(made.scored) == profile.samples_per_task == 2
     assert {r.dataset for r in (*made.train, *made.scored)} == {"needle"}
     assert {r.dataset for r in made.others} == set(profile.tasks) - {"needle"}
     trained = {line for r in made.train for line in r.context.splitlines()}
     held_out = {line for r in (*made.scored, *made.others) for line in r.context.splitlines()}
-    assert trained and held_out and not trained & held_out
+    assert {split_of(line) for line in trained} == {"train"}
+    assert {split_of(line) for line in held_out} == {"eval"}
 
 
 def test_a_profiles_own_records_are_split_as_the_paper_does(profile, loaded, tmp_path):
@@ -39,16 +41,22 @@ def test_a_profiles_own_records_are_split_as_the_paper_does(profile, loaded, tmp
     for task, count in (("large", 205), ("small", 150)):
         part = [replace(record, dataset=task) for record in made[:count]]
         save_records(part, tmp_path / f"{task}.jsonl")
-    found = finetuning.samples(own, loaded[1], "large", 1024)
+    found = finetuning.samples(own, loaded[1], 1024, "large")
     assert [r.input for r in found.train] == [f"q{i}" for i in range(180, 205)]
     taken = set(range(30, 55))  # contexts of the last 25
     scored = [i for i in range(175) if i % 150 not in taken][:60]
     assert [r.input for r in found.scored] == [f"q{i}" for i in scored]
     assert {r.dataset for r in found.others} == {"small"} and len(found.others) == 8
-    with pytest.raises(ValueError, match="'small' has too few records"):
-        finetuning.samples(own, loaded[1], "small", 1024)
+    found = finetuning.samples(own, loaded[1], 1024, "small")
+    assert [r.input for r in found.train] == [f"q{i}" for i in range(132, 150)]
+    assert [r.input for r in found.scored] == [f"q{i}" for i in range(60)]
+    assert finetuning.samples(own, loaded[1], 1024).task == "large"
+    one = replace(own, tasks=("few",))
+    save_records([replace(made[0], input=f"q{i}") for i in range(9)], tmp_path / "few.jsonl")
+    with pytest.raises(ValueError, match="'few' has 9 records, too few"):
+        finetuning.samples(one, loaded[1], 1024)  # all of one context
     with pytest.raises(ValueError, match=r"one of the profile's: \['large', 'small'\]"):
-        finetuning.samples(own, loaded[1], "needle", 1024)
+        finetuning.samples(own, loaded[1], 1024, "needle")
 
 
 def test_text_is_of_its_split_without_facts_and_of_three_lengths(loaded):
@@ -66,7 +74,7 @@ def test_text_is_of_its_split_without_facts_and_of_three_lengths(loaded):
 
 
 def test_the_experiment_from_text_to_answers(profile, loaded, results):
-    made = finetuning.samples(profile, loaded[1], "needle", 2048)
+    made = finetuning.samples(profile, loaded[1], 2048, "needle")
     weights = finetuning.train(profile, *loaded, made, 2048, progress=False)
     assert list(weights) == [GENERIC, CONTROL, TUNED]
     assert len({part.sha256 for part in weights.values()}) == 3
@@ -87,3 +95,14 @@ def test_the_experiment_from_text_to_answers(profile, loaded, results):
     assert list(scores.columns) == ["dense", "32x"]  # 64x of 2,048 tokens leaves no heavy token
     assert scores.loc["dense", "dense"] >= 50
     assert not scores["32x"].drop("dense").isna().any()
+    claims = Claims("01_hash_training", results)
+    finetuning.fine_tuning_claims(claims, table, scores, "needle")
+    made_of = {claim.claim: claim.ours for claim in claims.records}
+    mass = table["heavy_mass"]
+    assert list(made_of.values()) == pytest.approx([
+        mass["needle", TUNED] / mass["needle", GENERIC],
+        mass["needle", TUNED] / mass["needle", CONTROL],
+        mass["other tasks", TUNED] / mass["other tasks", GENERIC],
+        mass["text", TUNED] / mass["text", GENERIC],
+        scores.loc[TUNED, "32x"] - scores.loc["dense", "dense"],
+    ])  # fmt: skip
