@@ -6,21 +6,46 @@ The environment's ENGINE says which: "in_process" (the default) or "ray". Result
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 
 from hashattn.engines.base import LATER, Engine, EngineError, InProcess
 
 ENGINES = ("in_process", "ray")
 
-__all__ = ["ENGINES", "LATER", "Engine", "EngineError", "InProcess", "chosen_engine"]
+__all__ = [
+    "ENGINES",
+    "LATER",
+    "Engine",
+    "EngineError",
+    "InProcess",
+    "chosen_engine",
+    "require_engine",
+]
 
 
 def chosen_engine(name: str | None = None) -> Engine:
     """The engine called `name`, by default ENGINE's; EngineError for an unknown or missing one."""
-    name = name or os.environ.get("ENGINE") or ENGINES[0]
-    if name not in ENGINES:
-        raise EngineError(f"ENGINE = {name!r} must be one of {', '.join(ENGINES)}")
-    if name == "ray":
+    if require_engine(name) == "ray":
         from hashattn.engines.on_ray import RayEngine
 
         return RayEngine()
     return InProcess()
+
+
+def require_engine(name: str | None = None) -> str:
+    """The name of the engine that is asked for; EngineError if there is none, or not here."""
+    name = name or os.environ.get("ENGINE") or ENGINES[0]
+    if name not in ENGINES:
+        raise EngineError(f"ENGINE = {name!r} must be one of {', '.join(ENGINES)}")
+    if name == "ray" and not _importable("ray"):
+        raise EngineError(
+            "ENGINE = 'ray' needs the package ray: pip install '.[ray]', or leave ENGINE unset"
+        )
+    return name
+
+
+def _importable(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ValueError:  # it was put out of reach
+        return False

@@ -30,16 +30,12 @@ class RayEngine:
 
     address: of the cluster; by default RAY_ADDRESS's, or "local". Every node needs the packages of
     this environment, hashattn in the same version: installed, or at the same path. Work on a GPU
-    gets a GPU for each worker. Raises EngineError without the package ray or a cluster.
+    gets a GPU for each worker. Raises EngineError without a cluster.
     """
 
     def __init__(self, address: str | None = None) -> None:
-        try:
-            import ray
-        except ImportError as error:
-            raise EngineError(
-                "ENGINE = 'ray' needs the package ray: pip install '.[ray]', or leave ENGINE unset"
-            ) from error
+        import ray
+
         self.ray = ray
         if not ray.is_initialized():
             _connect(ray, address or os.environ.get("RAY_ADDRESS") or "local")

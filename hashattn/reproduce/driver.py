@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hashattn.access import require_access
+from hashattn.engines import require_engine
 from hashattn.errors import HashAttnError
 from hashattn.profiles import Profile, load_profile, profile_path, repository
 from hashattn.reproduce.claims import VIOLATED, Claim, claims_text, load_claims
@@ -47,10 +48,12 @@ def find_notebooks(folder: Path | None = None) -> list[Path]:
 def reproduce(name: str | None = None, notebooks: Path | None = None) -> Outcome:
     """Run the notebooks of profile `name`; write figures, tables, report and manifest.
 
-    Raises AccessError before any work when the model, data or device is not here, NotebookFailed
-    when a notebook does, and ReproductionError when a claim that must hold does not.
+    Raises AccessError before any work when the model, data or device is not here, and EngineError
+    when the environment's ENGINE is not; NotebookFailed when a notebook fails, and
+    ReproductionError when a claim that must hold does not.
     """
     profile = load_profile(name)
+    require_engine()
     require_access(profile)
     sources = find_notebooks(notebooks)
     results = profile.results

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import random
+import string
 import time
 from collections import Counter
 
@@ -25,7 +26,8 @@ PATIENCE = 120  # seconds that a process may take
 
 
 def records():
-    contexts = [f"document {i} says " + "and on it goes " * 6 for i in range(6)]
+    letters = string.ascii_letters + string.digits  # not one like another: near ties could flip
+    contexts = ["".join(random.Random(i).sample(letters, 60)) + " " for i in range(6)]
     return [Record(q, context, ("a",), dataset="set") for context in contexts for q in "xy"]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from hashattn.access import AccessError
+from hashattn.engines import EngineError
 from hashattn.reproduce.__main__ import main
 from hashattn.reproduce.driver import ReproductionError, find_notebooks, only_run, reproduce
 from hashattn.reproduce.execute import NotebookFailed
@@ -37,6 +38,20 @@ def caller_s_environment(monkeypatch):
     for name in ("HASHATTN_PROFILE", "HASHATTN_PROGRESS", "PYTHONPATH", "PYTHONWARNINGS"):
         monkeypatch.setenv(name, os.environ.get(name, ""))
     monkeypatch.delenv("HASHATTN_PROGRESS")
+
+
+def test_an_engine_that_is_not_here_ends_a_run_before_any_work(
+    profile_file, results, write_notebook, monkeypatch
+):
+    folder = write_notebook("00_first", "x = 1", "print(x)").parent
+    monkeypatch.setenv("ENGINE", "spark")
+    with pytest.raises(EngineError, match="in_process, ray"):
+        reproduce(str(profile_file), folder)
+    monkeypatch.setenv("ENGINE", "ray")
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(EngineError, match=r"pip install '\.\[ray\]'"):
+        reproduce(str(profile_file), folder)
+    assert not (results / "notebooks").exists()
 
 
 def test_a_run_is_complete_reused_and_repeated_only_where_something_changed(
