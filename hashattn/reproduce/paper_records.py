@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hashattn.evaluation.protocol import BY_DATASET, fingerprint
+from hashattn.evaluation.tables import require_one_protocol
 from hashattn.profiles import Profile, load_profile, repository
 from hashattn.reproduce.claims import load_claims
 from hashattn.reproduce.paper import DIFFERENCE, PaperError
@@ -99,16 +99,15 @@ def read_records(path: Path) -> pd.DataFrame | None:
     rows = []
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except ValueError as error:
             raise PaperError(f"{path}:{number} is not JSON: delete the line") from error
+        if "protocol_fields" in row:  # older versions say less, and their answers are made again
+            rows.append(row)
     if not rows:
         return None
-    frame = pd.DataFrame(rows)
-    if "setup" not in frame:
-        frame["setup"] = ""
     cell = ["setup", "method", "budget", "dataset", "sample"]
-    return frame.fillna({"setup": ""}).drop_duplicates(cell, keep="last")
+    return pd.DataFrame(rows).drop_duplicates(cell, keep="last")
 
 
 def datasets_of(row: Mapping[str, Any], profile: Profile) -> tuple[str, ...]:
@@ -128,7 +127,7 @@ def _lines(
     part = frame[(frame["method"] == method) & (frame["budget"] == budget)]
     part = part[part["dataset"].isin(datasets)]
     if method != "dense":
-        part = part[part["setup"].isin(["", row["setup"] or "B"])]
+        part = part[part["setup"] == (row["setup"] or "B")]
     part = part.drop_duplicates(SAMPLE, keep="last")
     sizes = part.groupby("dataset").size()
     if (sizes > row["samples"]).any():  # False where the row does not say
@@ -142,19 +141,14 @@ def _lines(
 
 def _require_one_protocol(frame: pd.DataFrame, path: Path) -> None:
     """PaperError if lines of a dataset differ in protocol, or datasets in more than they may."""
-    if "protocol_fields" in frame:
-        # one setup was picked, and dense attention is the same in both
-        asked = [{k: v for k, v in f.items() if k != "question"} for f in frame["protocol_fields"]]
-        shared = {fingerprint({k: v for k, v in f.items() if k not in BY_DATASET}) for f in asked}
-        frame = frame.assign(protocol=[fingerprint(fields) for fields in asked])
-    else:
-        shared = set(frame["protocol"])
-    most = max([len(shared), *frame.groupby("dataset")["protocol"].nunique()])
-    if most > 1:
+    # one setup was picked, and dense attention is the same in both
+    asked = [{k: v for k, v in f.items() if k != "question"} for f in frame["protocol_fields"]]
+    try:
+        require_one_protocol(frame.assign(protocol_fields=asked))
+    except ValueError as error:
         raise PaperError(
-            f"{path} holds results of {most} protocols, and scores of different protocols do not "
-            "average: move the file away and run the profile again"
-        )
+            f"{path}: {error}: move the file away and run the profile again"
+        ) from error
 
 
 def _mean(part: pd.DataFrame, datasets: tuple[str, ...]) -> Measured | None:

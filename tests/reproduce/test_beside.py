@@ -17,6 +17,7 @@ from hashattn.reproduce.paper_runs import OUR_METHODS, RUNS, Run, command, run_o
 PROFILE = "llama-3.1-8b-authors"
 FULL, HASH = "table2.average.full", "table2.average.hashattention_16x"
 GAP = HASH + "_minus_full"
+OTHER = {"protocol": "q", "protocol_fields": {"question": "sparse", "seed": 1}}
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +38,7 @@ def lines(method, budget, score, *, samples=100, datasets=None, **fields):
     return [
         {"key": f"{method} {name} {i}", "method": method, "budget": budget, "dataset": name,
          "sample": f"{name} {i}", "context": f"{name} {i}", "protocol": "p",
+         "setup": "B", "protocol_fields": {"question": "sparse", "seed": 0},
          "auxiliary_bits": 128.0, "score": float(i < round(samples * score))} | fields
         for name in datasets or load_profile(PROFILE).tasks
         for i in range(samples)
@@ -221,13 +223,21 @@ def test_our_methods_exist():
 def test_mixed_protocols_are_not_averaged(paper, tmp_path, path):
     first, *rest = load_profile(PROFILE).tasks
     write(path, lines("dense", "dense", 0.5, datasets=rest),
-          lines("dense", "dense", 0.5, datasets=[first], protocol="q"))  # fmt: skip
-    with pytest.raises(PaperError, match=r"length_16384.jsonl holds results of 2 protocols"):
+          lines("dense", "dense", 0.5, datasets=[first], **OTHER))  # fmt: skip
+    with pytest.raises(PaperError, match=r"length_16384.jsonl: .*2 protocols.*seed: 0 or 1"):
         by_id(paper, tmp_path, FULL)
-    write(path, lines("dense", "dense", 0.5, protocol="q"), lines("hash", "16x", 0.5))
+    write(path, lines("dense", "dense", 0.5, **OTHER), lines("hash", "16x", 0.5))
     assert by_id(paper, tmp_path, FULL).loc[FULL, "dense"]["ours"] == pytest.approx(50)
     with pytest.raises(PaperError, match="2 protocols"):
         by_id(paper, tmp_path, GAP)
+
+
+def test_lines_that_do_not_name_their_protocol_do_not_count(paper, tmp_path, path):
+    old = lines("dense", "dense", 0.5)
+    for row in old:
+        del row["protocol_fields"]
+    write(path, old)
+    assert by_id(paper, tmp_path, FULL).loc[FULL, "dense"]["verdict"] == NOT_RUN
 
 
 def test_datasets_may_differ_in_how_they_are_asked_alone(paper, tmp_path, path):
