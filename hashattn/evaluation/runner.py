@@ -64,10 +64,10 @@ def evaluate(
     engine = engine or (Together() if shared_by(model) > 1 else chosen_engine())
     with ResultLog(out_path) as log:
         reused = sum(key in log.rows for key in grid.keys.values())
-        todo, before = len(set(grid.keys.values()) - log.rows.keys()), len(log.rows)
+        left, before = len(set(grid.keys.values()) - log.rows.keys()), len(log.rows)
         if reused and progress:
             say(f"reused {reused} of {len(grid.keys)} answers")
-        with progress_bar(total=todo, desc="answers", unit="answer", disable=not progress) as bar:
+        with progress_bar(total=left, desc="answers", unit="answer", disable=not progress) as bar:
             work = Answerer(model, tokenizer, grid.methods)
             for row in engine.run(work, grid.jobs(log)):
                 log.append(row)

@@ -18,7 +18,7 @@ from hashattn.evaluation.longbench_datasets import find_file, load_dataset
 from hashattn.evaluation.methods import Method
 from hashattn.evaluation.protocol import Protocol
 from hashattn.evaluation.recall import recall_rows
-from hashattn.evaluation.ruler import ruler_protocol, ruler_records
+from hashattn.evaluation.ruler import profile_records, ruler_protocol
 from hashattn.evaluation.ruler.records import NO_STOP, profile_style
 from hashattn.evaluation.runner import evaluate
 from hashattn.evaluation.tasks import TASKS, make_records, make_sequences
@@ -290,14 +290,13 @@ def ruler(
     The embedded model is asked in the wording that it was trained on, and stopped at the end of its
     line; other models are asked and decoded as RULER does.
     """
-    runs, style = profile.ruler, profile_style(profile)
-    stop = "\n" if style == "facts" else NO_STOP
+    runs = profile.ruler
+    stop = "\n" if profile_style(profile) == "facts" else NO_STOP
     asked = ruler_protocol(runs.tasks, stop, sink=profile.sink, local=profile.local,
                            seed=profile.seed)  # fmt: skip
     frames = []
     for length in runs.lengths:
-        made = ruler_records(tokenizer, runs.tasks, length, runs.samples, seed=profile.seed,
-                             style=style)  # fmt: skip
+        made = profile_records(profile, tokenizer, length, runs.samples, runs.tasks)
         path = profile.results / "records" / f"ruler_{length}.jsonl"
         found = evaluate(model, tokenizer, made, list(chosen), asked, path, progress=progress)
         frames.append(found.assign(tokens=length))
