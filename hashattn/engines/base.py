@@ -35,9 +35,16 @@ class InProcess:
 
     def run(self, work: Work, jobs: Iterable[Sequence[Any] | None]) -> Iterator[Any]:
         """See Engine.run."""
-        for job in jobs:
-            if job is LATER:
-                time.sleep(PAUSE)
-            else:
-                yield from work(job)
+        for job in present(jobs):
+            yield from work(job)
             del job  # before the next one is made: a layer's queries and keys are large
+
+
+def present(jobs: Iterable[Sequence[Any] | None]) -> Iterator[Sequence[Any]]:
+    """The jobs one after the other, after a pause wherever there is LATER in place of one."""
+    for job in jobs:
+        if job is LATER:
+            time.sleep(PAUSE)
+        else:
+            yield job
+        del job

@@ -7,19 +7,17 @@ its hands: what is left of its job goes to another.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from hashattn.engines.base import PAUSE, EngineError, Work
+from hashattn.source import packages, sources_sha256
 
 ATTEMPTS = 3  # workers that one item may take with it
 PATIENCE = 180.0  # seconds without any worker: nodes may have to start first
@@ -53,7 +51,7 @@ class RayEngine:
 
 
 def _connect(ray: Any, address: str) -> None:
-    paths = [str(package.parent) for package in _packages()]
+    paths = [str(package.parent) for package in packages()]
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's coming default
     try:
         ray.init(
@@ -68,30 +66,13 @@ def _connect(ray: Any, address: str) -> None:
         ) from error
 
 
-def _packages() -> tuple[Path, Path]:
-    import hashattn
-    import hashattn_kernels
-
-    return Path(hashattn.__file__).parent, Path(hashattn_kernels.__file__).parent
-
-
-@cache
-def packages_sha256() -> str:
-    """SHA-256 over the source files of hashattn and its kernels."""
-    digest = hashlib.sha256()
-    for package in _packages():
-        for path in sorted(package.rglob("*.py")):
-            digest.update(str(path.relative_to(package)).encode() + path.read_bytes())
-    return digest.hexdigest()
-
-
 class _Actor:
     """In a worker process: holds the work and streams a job's results."""
 
-    def __init__(self, work: Work, threads: int, packages: str) -> None:
-        if packages_sha256() != packages:
+    def __init__(self, work: Work, threads: int, sources: str) -> None:
+        if sources_sha256() != sources:
             raise EngineError(
-                f"hashattn in {_packages()[0]} on this node is another version than the driver's: "
+                f"hashattn in {packages()[0]} on this node is another version than the driver's: "
                 "install the same on every node"
             )
         torch.set_num_threads(threads)  # as the driver's: float sums depend on it
@@ -132,7 +113,7 @@ class _Pool:
         self.needs = ("GPU", 1) if on_gpu else ("CPU", threads)
         options = {"num_gpus": 1} if on_gpu else {"num_cpus": threads}
         self._make = ray.remote(**options)(_Actor)
-        self._arguments = (ray.put(work), threads, packages_sha256())
+        self._arguments = (ray.put(work), threads, sources_sha256())
         self.workers: list[_Worker] = []
         self.waiting: deque[Sequence[Any]] = deque()
         self.more = True  # whether jobs has more of them

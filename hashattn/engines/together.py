@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from hashattn.engines.base import LATER, PAUSE, Work
+from hashattn.engines.base import Work, present
 
 
 class Together:
@@ -24,11 +23,8 @@ class Together:
                 for _ in work(job):
                     pass
             return
-        for job in jobs:
-            if job is LATER:
-                time.sleep(PAUSE)
-            else:
-                yield from work(_shared(job))
+        for job in present(jobs):
+            yield from work(_shared(job))
         _shared(None)
 
 

@@ -87,13 +87,14 @@ class Answerer:
     def _answer(
         self, cell: Cell, context: PrefilledContext, cache: Any, question: ReadQuestion | None
     ) -> tuple[str, Receipt | None]:
-        method = self.methods[cell.method]
-        if question is None:
-            with self._attached(cell, 1) if self._observes(cell) else nullcontext():
-                if self._observes(cell):  # it has to see its own prefill, and decoding changes what
-                    cache = PrefilledContext(self.model, cell.context).cache  # it remembers
+        method, first = self.methods[cell.method], None
+        if self._observes(
+            cell
+        ):  # it has to see its own prefill, and decoding changes what it keeps
+            with self._attached(cell, 1):
+                cache = PrefilledContext(self.model, cell.context).cache
                 first = None if self._reads_sparse(cell) else self._feed(cell, cache)
-        else:
+        elif question is not None:
             context.append(cache, question)
             first = question.first
         rows = len(cell.question) if self._reads_sparse(cell) else 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ import torch
 from hashattn.evaluation.longbench import Record
 from hashattn.evaluation.protocol import fingerprint
 from hashattn.heads import gathered
+from hashattn.source import packages, sources_sha256
 
 WEIGHTS_PER_TENSOR = 4096  # evenly spaced; training moves nearly all weights, so a sample tells
 CODE = (  # what can change a prediction, a score or a density
@@ -34,16 +34,9 @@ CODE = (  # what can change a prediction, a score or a density
 @cache
 def code_version() -> str:
     """SHA-256 over the source files that decide a result, hashattn's and the kernels'."""
-    import hashattn
-    import hashattn_kernels
-
-    package = Path(hashattn.__file__).parent
-    files = [path for pattern in CODE for path in package.glob(pattern)]
-    files += Path(hashattn_kernels.__file__).parent.glob("**/*.py")
-    digest = hashlib.sha256()
-    for path in sorted(files):
-        digest.update(path.name.encode() + path.read_bytes())
-    return digest.hexdigest()
+    package, kernels = packages()
+    decisive = [path for pattern in CODE for path in package.glob(pattern)]
+    return sources_sha256([*decisive, *kernels.rglob("*.py")])
 
 
 def model_sha256(model: Any) -> str:

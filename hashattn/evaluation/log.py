@@ -10,6 +10,8 @@ import fcntl
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -45,7 +47,8 @@ class ResultLog:
         self._file = self.path.open("a+b", buffering=0)
         self._locks = open(f"{self.path}.lock", "ab")  # noqa: SIM115, closed by close()
         try:
-            self._locked(self._catch_up)
+            with self._writing():
+                self._catch_up()
         except BaseException:
             self.close()
             raise
@@ -56,7 +59,14 @@ class ResultLog:
         Raises ValueError on NaN and KeyError on a row without a key.
         """
         line = json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
-        return self._locked(lambda: self._write(row, line.encode()))
+        with self._writing():
+            self._catch_up()
+            if row["key"] in self.rows:
+                return False
+            self._file.write(line.encode())
+            os.fsync(self._file.fileno())
+            self._take(line.encode())
+        return True
 
     def refresh(self) -> None:
         """Reads the rows that other processes added."""
@@ -89,13 +99,15 @@ class ResultLog:
     ) -> None:
         self.close()
 
-    def _locked(self, action: Any) -> Any:
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Nobody else writes meanwhile."""
         try:
             fcntl.lockf(self._locks, fcntl.LOCK_EX, 1, WRITING)
         except OSError as error:
             raise self._no_locks(error) from error
         try:
-            return action()
+            yield
         finally:
             fcntl.lockf(self._locks, fcntl.LOCK_UN, 1, WRITING)
 
@@ -104,16 +116,6 @@ class ResultLog:
             f"{self.path} cannot be locked ({error}), and parallel runs could spoil it: put the "
             "results on a file system with locks, for example a local disk"
         )
-
-    def _write(self, row: dict[str, Any], line: bytes) -> bool:
-        self._catch_up()
-        if row["key"] in self.rows:
-            return False
-        self._file.write(line)
-        os.fsync(self._file.fileno())
-        self._read, self._lines = self._read + len(line), self._lines + 1
-        self.rows[row["key"]] = row
-        return True
 
     def _added(self) -> bytes:
         """What was written after the bytes that were read, without waiting for anyone."""

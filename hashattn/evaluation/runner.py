@@ -77,7 +77,8 @@ def evaluate(
     if leads():
         save_reading(f"{out_path}.receipts.json", rows)
     for number, method in enumerate(grid.methods):
-        verify(method, [grid.row(place, log) for place in grid.keys if place[0] == number])
+        verify(method, [row for place, row in zip(grid.keys, rows, strict=True)
+                        if place[0] == number])  # fmt: skip
     frame = results_frame(rows)
     frame.attrs["reused"] = reused
     return frame
@@ -117,20 +118,23 @@ class _Grid:
             "tokenizer": tokenizer_sha256(tokenizer),
             "device": model.device.type,
         }
+        # what decides a result: dense attention has but one setup
+        of_dense = {name: protocol.in_setup("A").of(name).fingerprint for name in datasets}
         done = [common | {"method": method.record()} for method in self.methods]
         self.keys: dict[Place, str] = {
             (number, index, setup): fingerprint(
-                done[number] | {"protocol": self._decisive(number, index, setup), "sample": sample}
+                done[number]
+                | {
+                    "protocol": self._protocols[setup, record.dataset]["protocol"]
+                    if method.sparse
+                    else of_dense[record.dataset],
+                    "sample": self.samples[index],
+                }
             )
             for setup in self.setups
-            for number in range(len(self.methods))
-            for index, sample in enumerate(self.samples)
+            for number, method in enumerate(self.methods)
+            for index, record in enumerate(self.records)
         }
-
-    def _decisive(self, number: int, index: int, setup: str) -> str:
-        """Fingerprint of the protocol that decides a result: dense attention has but one setup."""
-        asked = self.asked[setup, self.records[index].dataset]
-        return (asked if self.methods[number].sparse else asked.in_setup("A")).fingerprint
 
     def jobs(self, log: ResultLog) -> Iterator[list[Cell] | None]:
         """Cells that the log lacks, those of one context together; contexts that another process

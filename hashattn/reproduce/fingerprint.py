@@ -13,6 +13,7 @@ from pathlib import Path
 from hashattn.access import data_folder, model_folder
 from hashattn.profiles import Profile, repository
 from hashattn.reproduce.files import sha256_text, sha256_tree
+from hashattn.source import sources_sha256
 
 LIBRARIES = ("torch", "transformers", "numpy", "matplotlib", "seaborn", "pandas")
 LARGE = 256 * 2**20  # bytes from which a file outside the repository is known by name and size
@@ -27,13 +28,6 @@ def notebook_source(path: Path, code_only: bool = False) -> str:
         if cell["cell_type"] == "code" or not code_only
     ]
     return json.dumps(kept)
-
-
-def package_hash() -> str:
-    """Hash of every source file of hashattn and the kernels, this reproduction driver included."""
-    package = Path(__file__).parents[1]
-    kernels = package.parent / "kernels"
-    return sha256_tree(package.parent, [*package.rglob("*.py"), *kernels.rglob("*.py")])
 
 
 def folder_hash(folder: Path) -> str:
@@ -62,7 +56,7 @@ def input_hashes(profile: Profile) -> dict[str, str]:
 def shared_fingerprint(profile: Profile) -> str:
     """Hash of everything but the notebooks."""
     parts = {
-        "package": package_hash(),
+        "package": sources_sha256(),
         "profile": profile.to_dict(),
         "inputs": input_hashes(profile),
         "versions": {name: version(name) for name in LIBRARIES},

@@ -14,7 +14,8 @@ from typing import Any
 from hashattn.profiles import Profile, repository
 from hashattn.reproduce.execute import State
 from hashattn.reproduce.files import produced_files, sha256_file
-from hashattn.reproduce.fingerprint import input_hashes, package_hash
+from hashattn.reproduce.fingerprint import input_hashes
+from hashattn.source import sources_sha256
 
 
 def build_manifest(profile: Profile, states: dict[str, State]) -> dict[str, Any]:
@@ -24,7 +25,7 @@ def build_manifest(profile: Profile, states: dict[str, State]) -> dict[str, Any]
         "profile": profile.to_dict(),
         "seeds": {"profile": profile.seed},
         "git": git_state(repository()),
-        "package_sha256": package_hash(),
+        "package_sha256": sources_sha256(),
         "inputs_sha256": input_hashes(profile),
         "python": sys.version.split()[0],
         "packages": package_versions(repository() / "requirements.lock"),
