@@ -9,6 +9,7 @@ _EXPORTS = {
     "Attachment": "hashattn.attention.sparse",
     "attach": "hashattn.attention.sparse",
     "Budget": "hashattn.attention.budget",
+    "detach": "hashattn.attention.sparse",
     "HashAttnError": "hashattn.errors",
     "HashSelector": "hashattn.selectors.hash",
     "HashWeights": "hashattn.hashing.weights",

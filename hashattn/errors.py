@@ -23,3 +23,7 @@ class HashWeightsError(HashAttnError, ValueError):
 
 class ReceiptError(HashAttnError, ValueError):
     """A receipt file cannot be read."""
+
+
+class NonFiniteError(HashAttnError, ArithmeticError):
+    """The model computes NaN or infinite keys or values, among which nothing can be chosen."""

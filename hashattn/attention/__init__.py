@@ -2,12 +2,12 @@
 
 from .budget import Budget
 
-__all__ = ["Attachment", "Budget", "attach"]
+__all__ = ["Attachment", "Budget", "attach", "detach"]
 
 
 def __getattr__(name: str) -> object:
     """Import transformers only when attach is asked for."""
-    if name in ("attach", "Attachment"):
+    if name in ("attach", "Attachment", "detach"):
         from . import sparse
 
         return getattr(sparse, name)

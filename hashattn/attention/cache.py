@@ -26,6 +26,12 @@ class IndexedLayer:
     index_length: int = 0  # tokens encoded so far
     index_owner: str | None = None  # identity of the selector that encoded them
     observed: dict[str, Tensor] | None = None  # what Selector.observe made of earlier calls
+    written: bool = False  # whether keys came since the module whose slot this is was entered
+
+    def update(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Append keys and values, and remember that this slot was the one to get them."""
+        self.written = True
+        return super().update(*args, **kwargs)
 
     def sync_index(
         self,
@@ -127,6 +133,7 @@ class GrowingLayer(IndexedLayer):
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Append keys and values (B, KV heads, new, D); returns all of them."""
+        self.written = True
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         differentiable = torch.is_grad_enabled() and key_states.requires_grad

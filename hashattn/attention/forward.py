@@ -1,9 +1,11 @@
 """The attention function registered with transformers: one call of one layer.
 
 A call is sparse when it has few query rows and a cached context; every other call goes to
-`dense_attention` and leaves its reason in the receipt.
+`dense_attention`, for a reason that the run's listeners, the receipt first of all, are told.
 """
 
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,14 +15,16 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from ..dense import dense_attention, softmax_sinks
-from ..errors import AttachmentError, UnsupportedModelError
 from ..heads import HeadSlice
-from ..kernels import Codes, attend, dense_decode
+from ..kernels import attend, dense_decode
 from ..selectors.base import KeyView, Selector
 from ..selectors.choice import Choice
 from ..trust.receipt import Receipt
+from . import refusals
 from .budget import Budget
 from .cache import IndexedLayer
+from .finite import FiniteWatch
+from .observer import NO_CLOCK, Clock, LayerStep, Observer
 from .tokens import make_choice
 
 NAME = "hash_attention"
@@ -32,6 +36,8 @@ class SparseRun:
     """What the attention function needs to know of an attachment.
 
     heads: what this process holds of the model, None for all; selector: the method for these.
+    observers: who listens beside the receipt. Threads may share a run: what belongs to a step is
+    kept for each thread.
     """
 
     selector: Selector
@@ -42,15 +48,28 @@ class SparseRun:
     eager: bool
     heads: HeadSlice | None
     receipt: Receipt
-    _last: tuple[tuple, Choice] | None = field(default=None, repr=False)
+    observers: tuple[Observer, ...] = ()
+    finite: FiniteWatch = field(default_factory=FiniteWatch)
+    _own: threading.local = field(default_factory=threading.local, repr=False)
 
     def choice(self, mask: Tensor | None, query: Tensor, n: int) -> Choice:
         """make_choice of a call; the layers of one step ask for the same."""
         batch, _, q_len, _ = query.shape
-        asked = (mask, batch, q_len, n, query.device)
-        if self._last is None or not _same(self._last[0], asked):
-            self._last = asked, make_choice(*asked, self.budget)
-        return self._last[1]
+        call = (mask, batch, q_len, n, query.device)
+        last = getattr(self._own, "choice", None)
+        if last is None or not _same(last[0], call):
+            last = self._own.choice = call, make_choice(*call, self.budget)
+        return last[1]
+
+    def clock(self, device: torch.device) -> Any:
+        """A Clock if a listener wants durations."""
+        return Clock(device) if any(each.timed for each in self.observers) else NO_CLOCK
+
+    def tell(self, step: LayerStep) -> None:
+        """Tell the receipt and all listeners."""
+        self.receipt.saw(step)
+        for observer in self.observers:
+            observer.saw(step)
 
 
 def _same(one: tuple, other: tuple) -> bool:
@@ -60,12 +79,34 @@ def _same(one: tuple, other: tuple) -> bool:
 
 @dataclass(frozen=True)
 class LayerCall:
-    """One call of one attention module; cache_layer is None where nothing can be indexed."""
+    """One call of one attention module; cache_layer is None where nothing can be indexed.
+
+    in_prompt: the call reads a part of a prompt whose beginning started the cache.
+    """
 
     run: SparseRun
     layer: int
     cache_layer: IndexedLayer | None
     has_cache: bool
+    in_prompt: bool = False
+
+    @property
+    def indexed(self) -> bool:
+        """Whether this layer keeps a selector's index."""
+        run = self.run
+        return (
+            self.cache_layer is not None
+            and run.selector.sparse
+            and self.layer in run.full_layers
+            and self.layer not in run.dense_layers
+        )
+
+
+@dataclass(frozen=True)
+class DetachedCall:
+    """A call of a copy of an attached model, which is dense as the model was before."""
+
+    eager: bool
 
 
 @torch._dynamo.disable  # selection has data-dependent shapes and writes the receipt
@@ -82,100 +123,146 @@ def forward(
     """transformers' attention signature: query (batch, heads, q, head_dim), key and value the
     whole cache (batch, kv_heads, n, head_dim) -> output (batch, q, heads, head_dim), weights."""
     call = kwargs.pop(CALL, None)
-    if call is None:  # a module that attach did not find, e.g. an encoder of the same model
+
+    def dense(eager: bool) -> tuple[Tensor, Tensor | None]:
         return dense_attention(
-            module,
-            query,
-            key,
-            value,
-            attention_mask,
-            eager=False,
-            scaling=scaling,
-            dropout=dropout,
-            **kwargs,
-        )
-    _refuse_paged(kwargs)
-    _refuse_other_heads(call, query, key)
+            module, query, key, value, attention_mask,
+            eager=eager, scaling=scaling, dropout=dropout, **kwargs,
+        )  # fmt: skip
+
+    if not isinstance(call, LayerCall):  # a module that attach did not find, or a model's copy
+        return dense(eager=call is not None and call.eager)
+    refusals.refuse_paged(kwargs)
+    if call.run.heads is not None and call.indexed:
+        refusals.refuse_other_heads(call.layer, call.run.heads, query, key)
+    clock = call.run.clock(query.device)
     n = _tokens_cached(call, key)
     reason = _dense_reason(call, query.shape[2], n, attention_mask, kwargs)
-    index, encoded = _sync(call, key[:, :, :n], value, query if reason is None else None)
-    view = KeyView(keys=key[:, :, :n], index=index, encoded=encoded)
-    if _observes(call):
-        _refuse_unobserved(call, n - query.shape[2])
-    if reason is None:
-        _refuse_unsupported(module, query, kwargs)
-        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-        out = _sparse(module, call, query, key, value, attention_mask, view, scaling, kwargs)
-        return out.transpose(1, 2).contiguous(), None
-    _record_dense(call, query, n, attention_mask, reason)
-    if _observes(call):
-        seen = replace(view, visible=_visible(attention_mask, n))
-        _observe(call, query, seen, query.shape[-1] ** -0.5 if scaling is None else scaling)
-    if _walks(call, query, reason):
-        choice = call.run.choice(attention_mask, query, n)
-        if choice.spans is not None:
-            scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-            extra = {"softcap": kwargs.get("softcap"), "sinks": softmax_sinks(module, kwargs)}
-            out = dense_decode(query, key, value, scaling, spans=choice.spans, **extra)
-            return out.transpose(1, 2).contiguous(), None
-    return dense_attention(
-        module,
-        query,
-        key,
-        value,
-        attention_mask,
-        eager=call.run.eager,
-        scaling=scaling,
-        dropout=dropout,
-        **kwargs,
+    view = _view(call, query, key[:, :, :n], value[:, :, :n], sparse=reason is None)
+    clock.lap("encode")
+    logits = Logits(
+        query.shape[-1] ** -0.5 if scaling is None else scaling,
+        kwargs.get("softcap"),
+        softmax_sinks(module, kwargs),
     )
+    if reason is None:
+        refusals.refuse_training(module, query, kwargs)
+        return _sparse(call, query, key, value, attention_mask, view, logits, clock), None
+    if call.indexed and call.run.selector.observes:
+        seen = replace(view, visible=_visible(attention_mask, n))
+        _observe(call, query, seen, logits.scaling)
+    out = _dense_step(call, query, key, value, attention_mask, n, reason, logits, dense)
+    clock.lap("attend")
+    call.run.tell(
+        LayerStep(call.layer, query, n, _seen(query, attention_mask, n), reason,
+                  seconds=clock.seconds())
+    )  # fmt: skip
+    return out
+
+
+@dataclass(frozen=True)
+class Logits:
+    """What becomes of q.k before the softmax: times scaling, capped, beside learned sinks."""
+
+    scaling: float
+    softcap: float | None
+    sinks: Tensor | None
 
 
 def _sparse(
-    module: nn.Module,
     call: LayerCall,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     mask: Tensor | None,
     view: KeyView,
-    scaling: float,
-    kwargs: dict[str, Any],
+    logits: Logits,
+    clock: Any,
 ) -> Tensor:
-    run = call.run
+    """Select, attend, tell: output (batch, q, heads, head_dim)."""
+    run, kv_heads, n = call.run, key.shape[1], view.keys.shape[2]
     with torch.no_grad():
-        kv_heads = key.shape[1]
-        choice = run.choice(mask, query, view.keys.shape[2])
+        shared = run.choice(mask, query, n)
         lists = run.selector.lists(query.shape[1], kv_heads)
-        choice = run.budget.of_layer(choice, call.layer, kv_heads, lists, run.heads)
+        choice = run.budget.of_layer(shared, call.layer, kv_heads, lists, run.heads)
         if mask is not None:
             view = replace(view, visible=choice.seen[:, 0, -1])
-        indices, log_weights = run.selector.sample(call.layer, query, view, scaling, choice)
-        _record_sparse(call, query, key, indices, choice)
-    if run.selector.observes:
-        _observe(call, query, view, scaling, indices)
+        indices, log_weights = run.selector.sample(call.layer, query, view, logits.scaling, choice)
+    clock.lap("select")
     # the whole buffer, not key[:, :, :n]: slicing a static cache would copy it on gathering
-    return attend(
-        query,
-        key,
-        value,
-        indices,
-        scaling,
-        softcap=kwargs.get("softcap"),
-        sinks=softmax_sinks(module, kwargs),
-        log_weights=log_weights,
+    out = attend(
+        query, key, value, indices, logits.scaling,
+        softcap=logits.softcap, sinks=logits.sinks, log_weights=log_weights,
+    )  # fmt: skip
+    clock.lap("attend")
+    if run.selector.observes:
+        _observe(call, query, view, logits.scaling, indices)
+    run.receipt.auxiliary_bits = run.selector.auxiliary_bits(
+        query.shape[1] // kv_heads, key.shape[3]
     )
+    run.tell(
+        LayerStep(call.layer, query, n, shared.visible_total, None, indices, log_weights, choice,
+                  view, clock.seconds())
+    )  # fmt: skip
+    return out.transpose(1, 2).contiguous()
 
 
-def _walks(call: LayerCall, query: Tensor, reason: str) -> bool:
-    """Whether this dense call is a decode step of our own kernel: a dense layer of a sparse run, or
-    a dense selector that asks for it.
+def _dense_step(
+    call: LayerCall,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    n: int,
+    reason: str,
+    logits: Logits,
+    dense: Callable[[bool], tuple[Tensor, Tensor | None]],
+) -> tuple[Tensor, Tensor | None]:
+    """A dense call, by our own kernel where that is faster and the rows see intervals of tokens.
 
-    On a CPU torch's attention repeats K and V, or walks them once per query head, for one row.
+    That is a decode step on a CPU, in a dense layer of a sparse run or by a dense selector that
+    asks for it: torch's attention repeats K and V there, or walks them once per query head.
     """
-    asked = reason == "dense_layer" or (reason == "dense_selector" and call.run.selector.kernel)
-    row = query.shape[2] == 1 and query.is_cpu and not call.run.eager
-    return asked and row and not torch.is_grad_enabled()
+    ours = reason == "dense_layer" or (reason == "dense_selector" and call.run.selector.kernel)
+    one_row = query.shape[2] == 1 and query.is_cpu and not call.run.eager
+    if ours and one_row and not torch.is_grad_enabled():
+        choice = call.run.choice(mask, query, n)
+        if choice.spans is not None:
+            out = dense_decode(
+                query, key, value, logits.scaling,
+                spans=choice.spans, softcap=logits.softcap, sinks=logits.sinks,
+            )  # fmt: skip
+            return out.transpose(1, 2).contiguous(), None
+    return dense(call.run.eager)
+
+
+def _dense_reason(
+    call: LayerCall, q_len: int, n: int, mask: Tensor | None, kwargs: dict[str, Any]
+) -> str | None:
+    """Why this call is dense, or None for a sparse one.
+
+    "prefill" is a call that begins a cache, or goes on with the prompt that did. What else follows
+    cached tokens is a step, however many rows it has: a second turn, or drafts to verify.
+    """
+    run = call.run
+    few = q_len <= run.sparse_rows
+    if not call.has_cache:
+        return "no_cache"
+    if n == q_len or (call.in_prompt and not few):
+        return "prefill"
+    if not run.selector.sparse:
+        return "dense_selector"
+    if call.layer not in run.full_layers:
+        return "sliding_window"
+    if call.layer in run.dense_layers:
+        return "dense_layer"
+    if call.cache_layer is None:
+        return "unsupported_cache"
+    if not few:
+        return "several_rows"
+    if mask is not None and (mask.dtype != torch.bool or mask.shape[1] != 1):
+        return "unsupported_mask"
+    return "position_bias" if kwargs.get("position_bias") is not None else None
 
 
 def _tokens_cached(call: LayerCall, key: Tensor) -> int:
@@ -185,30 +272,25 @@ def _tokens_cached(call: LayerCall, key: Tensor) -> int:
     return min(key.shape[2], int(call.cache_layer.get_seq_length()))
 
 
-def _eligible(call: LayerCall) -> bool:
-    return (
-        call.cache_layer is not None
-        and call.run.selector.sparse
-        and call.layer in call.run.full_layers
-        and call.layer not in call.run.dense_layers
-    )
+@torch.no_grad()
+def _view(call: LayerCall, query: Tensor, keys: Tensor, values: Tensor, sparse: bool) -> KeyView:
+    """What the selector may look at, its index brought up to date.
 
-
-def _sync(
-    call: LayerCall, keys: Tensor, values: Tensor, queries: Tensor | None
-) -> tuple[dict[str, Tensor | Codes], Tensor | None]:
-    """Encode new keys on every call, prefill included, so that decoding only adds its own.
-
-    queries: of a sparse call, whose codes are made with those of its keys.
+    New keys are encoded on every call, prefill included, so that decoding only adds its own; those
+    of a sparse call together with its queries.
     """
-    if not _eligible(call):
-        return {}, None
-    with torch.no_grad():
-        return call.cache_layer.sync_index(call.run.selector, call.layer, keys, values, queries)
-
-
-def _observes(call: LayerCall) -> bool:
-    return call.run.selector.observes and _eligible(call)
+    if not call.indexed:
+        return KeyView(keys=keys)
+    layer, selector = call.cache_layer, call.run.selector
+    if not layer.written:
+        refusals.refuse_other_slot(call.layer)
+    encoded_before = layer.index_length if layer.index_owner == selector.identity else 0
+    call.run.finite.check(call.layer, keys, values, encoded_before)
+    index, encoded = layer.sync_index(selector, call.layer, keys, values, query if sparse else None)
+    if selector.observes:
+        before = keys.shape[2] - query.shape[2]
+        refusals.refuse_unobserved(selector, layer.observed_length, before)
+    return KeyView(keys=keys, index=index, encoded=encoded)
 
 
 @torch.no_grad()
@@ -220,6 +302,15 @@ def _observe(
     call.cache_layer.keep_observed(selector, state)
 
 
+def _seen(query: Tensor, mask: Tensor | None, n: int) -> float | Tensor:
+    """Tokens that the rows of a dense call see, summed over batch and rows."""
+    batch, _, q_len, _ = query.shape
+    if mask is None:
+        return batch * (q_len * n - q_len * (q_len - 1) / 2)
+    visible = _as_bool(mask)[..., :n]
+    return visible.sum() * (batch / visible.shape[0] / visible.shape[1])
+
+
 def _visible(mask: Tensor | None, n: int) -> Tensor | None:
     """Tokens (batch, n) that the last row of transformers' mask sees; None where all are seen."""
     return None if mask is None else _as_bool(mask[:, 0, -1, :n])
@@ -228,104 +319,6 @@ def _visible(mask: Tensor | None, n: int) -> Tensor | None:
 def _as_bool(mask: Tensor) -> Tensor:
     """True where transformers' mask, boolean or added to the logits, lets attend."""
     return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
-
-
-def _dense_reason(
-    call: LayerCall, q_len: int, n: int, mask: Tensor | None, kwargs: dict[str, Any]
-) -> str | None:
-    """Why this call is dense, or None for a sparse one."""
-    run = call.run
-    if not call.has_cache:
-        return "no_cache"
-    if q_len > run.sparse_rows or n == q_len:
-        return "prefill"
-    if not run.selector.sparse:
-        return "dense_selector"
-    if call.layer not in run.full_layers:
-        return "sliding_window"
-    if call.layer in run.dense_layers:
-        return "dense_layer"
-    if call.cache_layer is None:
-        return "unsupported_cache"
-    if mask is not None and (mask.dtype != torch.bool or mask.shape[1] != 1):
-        return "unsupported_mask"
-    return "position_bias" if kwargs.get("position_bias") is not None else None
-
-
-def _record_sparse(
-    call: LayerCall, query: Tensor, key: Tensor, indices: Tensor, choice: Choice
-) -> None:
-    receipt = call.run.receipt
-    heads, kv_heads, head_dim = query.shape[1], key.shape[1], key.shape[3]
-    receipt.auxiliary_bits = call.run.selector.auxiliary_bits(heads // kv_heads, head_dim)
-    receipt.record_step(
-        call.layer,
-        rows=query.shape[0] * query.shape[2],
-        cached=choice.visible.double().mean(),
-        read=(indices >= 0).sum(dim=-1).double().mean(),
-    )
-
-
-def _record_dense(call: LayerCall, query: Tensor, n: int, mask: Tensor | None, reason: str) -> None:
-    receipt = call.run.receipt
-    if reason in ("prefill", "no_cache"):
-        receipt.record_call(reason)
-        return
-    if mask is not None:
-        tokens = _as_bool(mask)[..., :n].sum(dim=-1).double().mean()
-    else:
-        tokens = n - (query.shape[2] - 1) / 2
-    rows = query.shape[0] * query.shape[2]
-    receipt.record_step(call.layer, rows=rows, cached=tokens, read=tokens, reason=reason)
-
-
-def _refuse_unsupported(module: nn.Module, query: Tensor, kwargs: dict[str, Any]) -> None:
-    if module.training and query.requires_grad:
-        raise UnsupportedModelError(
-            "sparse attention does not train: selection has no gradient. Call model.eval(), or "
-            "detach before training"
-        )
-    wanted = kwargs.get("output_attentions") or getattr(module.config, "output_attentions", False)
-    if wanted:
-        raise UnsupportedModelError(
-            "output_attentions=True: sparse attention computes no full attention matrix. Leave "
-            "it off, or detach to look at dense attention weights"
-        )
-
-
-def _refuse_other_heads(call: LayerCall, query: Tensor, key: Tensor) -> None:
-    """A part of the heads is known by the model's plan: look whether they are as many as it says.
-
-    Without tensor parallelism some families attend with other heads than their configuration has.
-    """
-    part = call.run.heads
-    if part is None or not _eligible(call):
-        return
-    seen = query.shape[1], key.shape[1]
-    if seen != (len(part.query), len(part.kv)):
-        raise UnsupportedModelError(
-            f"layer {call.layer} attends with {seen[0]} query heads and {seen[1]} KV heads on rank "
-            f"{part.rank}, expected {len(part.query)} and {len(part.kv)}: tensor parallelism does "
-            'not split this model by heads; load it with device_map="auto" instead'
-        )
-
-
-def _refuse_unobserved(call: LayerCall, before: int) -> None:
-    seen = call.cache_layer.observed_length
-    if seen != before:
-        raise AttachmentError(
-            f"selector {call.run.selector.name!r} decides from the attention it saw, but of the "
-            f"{before} tokens cached before this call it saw {seen}: attach it before the prompt "
-            "is prefilled, and keep it attached"
-        )
-
-
-def _refuse_paged(kwargs: dict[str, Any]) -> None:
-    if kwargs.get("cache") is not None or kwargs.get("block_table") is not None:
-        raise UnsupportedModelError(
-            "continuous batching (paged caches) is not supported: use model.generate, or detach "
-            "before model.generate_batch"
-        )
 
 
 def _mask(*args: Any, **kwargs: Any) -> Tensor | None:

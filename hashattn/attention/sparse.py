@@ -5,24 +5,25 @@ with attach(model, selector, Budget(density=1/16)) as run:
 print(run.receipt.summary())
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.cache_utils import Cache, EncoderDecoderCache
 
 from ..errors import AttachmentError, HashWeightsError
 from ..hashing.model_identity import head_slice
 from ..selectors.base import Selector
 from ..trust.receipt import Receipt
 from .budget import Budget
-from .cache import indexed_layer
-from .forward import CALL, NAME, LayerCall, SparseRun, register
+from .forward import NAME, SparseRun, register
+from .hooks import install_hooks, previous_of_copy, remove_copied_hooks
+from .observer import Observer
 from .support import (
-    CACHE_ARGUMENTS,
     attention_modules,
     check_model,
     check_switched,
@@ -30,7 +31,20 @@ from .support import (
     text_config,
 )
 
-_ATTACHED: WeakSet[nn.Module] = WeakSet()
+
+@dataclass
+class _State:
+    """What is installed in a model. It does not hold the model, so that both can be dropped."""
+
+    run: SparseRun
+    allow_dense: bool
+    previous: str
+    hooks: list[Any] = field(default_factory=list)
+    attached: bool = True
+    proved_sparse: bool = False
+
+
+_ATTACHED: WeakKeyDictionary[nn.Module, _State] = WeakKeyDictionary()
 
 
 class Attachment:
@@ -39,35 +53,55 @@ class Attachment:
     receipt: what was read since attach or the last `reset_receipt`.
     """
 
-    def __init__(self, model: PreTrainedModel, run: SparseRun, allow_dense: bool) -> None:
+    def __init__(self, model: PreTrainedModel, state: _State) -> None:
         self.model = model
-        self.attached = False
-        self._run = run
-        self._allow_dense = allow_dense
-        self._proved_sparse = False
-        self._hooks: list[Any] = []
-        self._previous = ""
+        self._state = state
+
+    @property
+    def attached(self) -> bool:
+        """Whether the model is still sparse."""
+        return self._state.attached
 
     @property
     def receipt(self) -> Receipt:
         """The receipt being written."""
-        return self._run.receipt
+        return self._state.run.receipt
 
     def reset_receipt(self) -> Receipt:
         """Start a new receipt and return the finished one."""
-        finished = self._run.receipt
-        self._proved_sparse = self._proved_sparse or finished.is_sparse
-        self._run.receipt = finished.fresh()
+        run, finished = self._state.run, self.receipt
+        self._state.proved_sparse = self._state.proved_sparse or finished.is_sparse
+        run.receipt = finished.fresh()
         return finished
 
+    @contextmanager
+    def listen(self, observer: Observer) -> Iterator[Observer]:
+        """Tell `observer` of every call of every layer (hashattn.attention.observer) meanwhile."""
+        run = self._state.run
+        run.observers = (*run.observers, observer)
+        try:
+            yield observer
+        finally:
+            run.observers = tuple(each for each in run.observers if each is not observer)
+
     def detach(self, verify: bool = True) -> None:
-        """Restore the model. Raises SparsePathError if the run was not sparse (see attach)."""
+        """Restore the model. Raises SparsePathError if the run was not sparse (see attach),
+        NonFiniteError if its keys were no numbers, AttachmentError if something else changed the
+        model's attention meanwhile."""
         if not self.attached:
             return
-        self._restore()
-        nothing_new = self._proved_sparse and not self.receipt.steps
-        if verify and not nothing_new:
-            self.receipt.verify(allow_dense=self._allow_dense)
+        changed = self._restore()
+        if not verify:
+            return
+        if changed:
+            raise AttachmentError(
+                f"the model's attention was set to {changed!r} while sparse attention was "
+                "attached, so later calls were not sparse: detach before set_attn_implementation"
+            )
+        self._state.run.finite.verify()
+        nothing_new = self._state.proved_sparse and not self.receipt.decode_calls
+        if not nothing_new:
+            self.receipt.verify(allow_dense=self._state.allow_dense)
 
     def __enter__(self) -> "Attachment":
         if not self.attached:
@@ -83,26 +117,28 @@ class Attachment:
         self.detach(verify=kind is None)
 
     def _install(self) -> None:
-        self._previous = text_config(self.model)._attn_implementation
+        state = self._state
         _set_attention(self.model, NAME)
-        self.attached = True
-        _ATTACHED.add(self.model)
+        _ATTACHED[self.model] = state
         try:
             check_switched(self.model, NAME)
-            for module in attention_modules(self.model):
-                hook = module.register_forward_pre_hook(_hand_over(self._run), with_kwargs=True)
-                self._hooks.append(hook)
+            state.hooks += install_hooks(self.model, state.run, state.previous)
         except BaseException:
             self._restore()
             raise
 
-    def _restore(self) -> None:
-        for hook in self._hooks:
+    def _restore(self) -> str | None:
+        """Make the model what it was; the attention that somebody else set, which is left alone."""
+        state = self._state
+        for hook in state.hooks:
             hook.remove()
-        self._hooks.clear()
-        _set_attention(self.model, self._previous)
-        _ATTACHED.discard(self.model)
-        self.attached = False
+        state.hooks.clear()
+        current = text_config(self.model)._attn_implementation
+        if current == NAME:
+            _set_attention(self.model, state.previous)
+        _ATTACHED.pop(self.model, None)
+        state.attached = False
+        return None if current == NAME else current
 
 
 def attach(
@@ -114,24 +150,35 @@ def attach(
     dense_layers: Collection[int] = (),
     allow_dense: bool = False,
     allow_untrained: bool = False,
+    keep_steps: int = 0,
 ) -> Attachment:
     """Make decoding steps of `model` read only selected tokens; undone by detach.
 
     budget may be None only for a dense selector. sparse_rows: calls of up to this many query rows
-    are sparse, row by row and causal (1: decoding only; a question's length: question and answer).
-    dense_layers: model layers that stay dense. allow_dense: accept a run that turns out dense
-    instead of raising SparsePathError on detach. allow_untrained: accept random hash weights.
+    are sparse, row by row and causal (1: decoding only; a question's length: question and answer;
+    the number of drafted tokens and one: assisted decoding). dense_layers: model layers that stay
+    dense. allow_dense: accept a run that turns out dense instead of raising SparsePathError on
+    detach. allow_untrained: accept random hash weights. keep_steps: how many of the last steps the
+    receipt keeps one by one (`Receipt.recent`), beside its sums.
 
-    Under tensor parallelism every process attaches the same selector, made for all heads; it takes
-    the part of the heads it holds, and its receipt counts these.
+    A call that begins a cache is the prompt's prefill, and so are the calls that go on with the
+    same prompt: those whose last row alone is asked for logits (logits_to_keep=1, as generate does
+    for its chunks). Whatever else follows cached tokens is a step of the receipt: with more rows
+    than sparse_rows it is dense, and counts as such in the density.
+
+    Threads may generate with one attached model. Under tensor parallelism every process attaches
+    the same selector, made for all heads; it takes the part of the heads it holds, and its receipt
+    counts these.
 
     Raises UnsupportedModelError for models outside transformers' attention interface, or whose
     KV heads the processes of tensor parallelism cannot share evenly,
     AttachmentError when the model is attached already, HashWeightsError for untrained weights.
+    Steps raise NonFiniteError for keys or values that are NaN or infinite (on a GPU detach does).
     """
-    _check_arguments(selector, budget, sparse_rows, allow_untrained)
+    _check_arguments(selector, budget, sparse_rows, allow_untrained, keep_steps)
     if model in _ATTACHED:
         raise AttachmentError("this model already has sparse attention: call detach first")
+    _clean_copy(model)
     check_model(model, NAME)
     layers = {module.layer_idx for module in attention_modules(model)}
     unknown = sorted(set(dense_layers) - layers)
@@ -139,26 +186,55 @@ def attach(
         raise ValueError(f"dense_layers={unknown}: the model has attention layers {sorted(layers)}")
     register()
     budget = budget if budget is not None else Budget(density=1.0)
-    heads = head_slice(model)
+    heads, previous = head_slice(model), text_config(model)._attn_implementation
+    own = selector if heads is None else selector.of_heads(heads)
+    own.identity  # noqa: B018, given here, before threads ask for it
     run = SparseRun(
-        selector=selector if heads is None else selector.of_heads(heads),
+        selector=own,
         budget=budget,
         sparse_rows=sparse_rows,
         dense_layers=frozenset(dense_layers),
         full_layers=full_attention_layers(model),
-        eager=text_config(model)._attn_implementation == "eager",
+        eager=previous == "eager",
         heads=heads,
         receipt=Receipt.start(
-            model, selector, budget, sparse_rows=sparse_rows, dense_layers=dense_layers, heads=heads
+            model, selector, budget, sparse_rows=sparse_rows, dense_layers=dense_layers,
+            heads=heads, keep_steps=keep_steps,
         ),
-    )
-    attachment = Attachment(model, run, allow_dense)
+    )  # fmt: skip
+    attachment = Attachment(model, _State(run, allow_dense, previous))
     attachment._install()
     return attachment
 
 
+def detach(model: PreTrainedModel, verify: bool = True) -> None:
+    """Restore a model whose attachment is not at hand, or a copy of an attached model.
+
+    The same as `Attachment.detach`; AttachmentError for a model without sparse attention.
+    """
+    if model in _ATTACHED:
+        Attachment(model, _ATTACHED[model]).detach(verify)
+    elif not _clean_copy(model):
+        raise AttachmentError("this model has no sparse attention: there is nothing to detach")
+
+
+def _clean_copy(model: nn.Module) -> bool:
+    """Take the dead hooks out of a copy that was made of an attached model; whether it was one."""
+    previous = previous_of_copy(model)
+    if previous is None:
+        return False
+    remove_copied_hooks(model)
+    if text_config(model)._attn_implementation == NAME:
+        _set_attention(model, previous)
+    return True
+
+
 def _check_arguments(
-    selector: Selector, budget: Budget | None, sparse_rows: int, allow_untrained: bool
+    selector: Selector,
+    budget: Budget | None,
+    sparse_rows: int,
+    allow_untrained: bool,
+    keep_steps: int,
 ) -> None:
     if not isinstance(selector, Selector):
         raise ValueError(
@@ -166,27 +242,14 @@ def _check_arguments(
         )
     if budget is None and selector.sparse:
         raise ValueError(f"selector {selector.name!r} needs a budget, e.g. Budget(density=1/16)")
-    if isinstance(sparse_rows, bool) or not isinstance(sparse_rows, int) or sparse_rows < 1:
-        raise ValueError(f"sparse_rows={sparse_rows!r}: must be an integer of at least 1")
+    for name, value, least in (("sparse_rows", sparse_rows, 1), ("keep_steps", keep_steps, 0)):
+        if type(value) is not int or value < least:
+            raise ValueError(f"{name}={value!r}: must be an integer of at least {least}")
     if not selector.trained and not allow_untrained:
         raise HashWeightsError(
             f"selector {selector.name!r} has randomly initialised weights: train them first "
             "(hashattn.hashing), or pass allow_untrained=True to measure them as a control"
         )
-
-
-def _hand_over(run: SparseRun) -> Callable[[nn.Module, tuple, dict], tuple[tuple, dict]]:
-    """Pre-hook of an attention module: pass its cache layer on to the attention function."""
-
-    def hook(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        cache = next((kwargs[a] for a in CACHE_ARGUMENTS if kwargs.get(a) is not None), None)
-        if isinstance(cache, EncoderDecoderCache):
-            cache = cache.self_attention_cache
-        found = isinstance(cache, Cache)
-        layer = indexed_layer(cache, module.layer_idx) if found else None
-        return args, kwargs | {CALL: LayerCall(run, module.layer_idx, layer, found)}
-
-    return hook
 
 
 def _set_attention(model: PreTrainedModel, name: str) -> None:

@@ -7,7 +7,7 @@ faster attention can gain at most is 1 / (1 - its share): the ceiling beside eve
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from statistics import median
 from typing import Any
@@ -20,10 +20,10 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedModel,
 )
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from hashattn.attention import forward
 from hashattn.attention.budget import Budget
-from hashattn.attention.forward import NAME
+from hashattn.attention.observer import LayerStep
 from hashattn.attention.sparse import attach
 from hashattn.bench.record import protocol_of
 from hashattn.bench.timing import spread
@@ -32,7 +32,7 @@ from hashattn.selectors.dense import DenseSelector
 from hashattn.selectors.hash import HashSelector
 
 ROWS_AT_ONCE = 4096  # tokens of random cache made at a time
-STOCK = "sdpa"
+STOCK, TIMED = "sdpa", "hashattn_timed_sdpa"
 STAGES = ("encode", "select", "attend")
 
 # shapes as in the models' config.json; the weights are random
@@ -112,6 +112,22 @@ def model_latency(
     return rows
 
 
+class StageTimes:
+    """Listens to an attached model: seconds of attention and its stages, by token and by layer."""
+
+    timed = True
+
+    def __init__(self) -> None:
+        self.spent: dict[str, list[float]] = {name: [] for name in ("attention", *STAGES)}
+
+    def saw(self, step: LayerStep) -> None:
+        """Note a layer's times; stages of sparse calls alone."""
+        self.spent["attention"].append(step.seconds["total"])
+        if step.reason is None:
+            for name in STAGES:
+                self.spent[name].append(step.seconds[name])
+
+
 def _decode(
     model: PreTrainedModel, cache: DynamicCache, selector: Any, budget: Budget, steps: int
 ) -> tuple[dict[str, list[float]], float]:
@@ -122,54 +138,48 @@ def _decode(
     token = torch.zeros(1, 1, dtype=torch.long)
     spent: dict[str, list[float]] = {name: [] for name in ("token", "attention", *STAGES)}
 
-    def run() -> None:
+    def run(times: StageTimes) -> None:
         for number in range(steps + 1):
-            with _timed(selector) as here:
-                start = time.perf_counter()
-                model(token, past_key_values=cache, use_cache=True)
-                here["token"] = [time.perf_counter() - start]
-            here["attention"] = [sum(here["attention"])]
+            for seconds in times.spent.values():
+                seconds.clear()
+            start = time.perf_counter()
+            model(token, past_key_values=cache, use_cache=True)
+            whole = time.perf_counter() - start
             if number:
-                for name, seconds in here.items():
-                    spent[name] += seconds
+                spent["token"].append(whole)
+                spent["attention"].append(sum(times.spent["attention"]))
+                for name in STAGES:
+                    spent[name] += times.spent[name]
 
     if selector is None:
-        run()
+        with _timed_stock(model) as times:
+            run(times)
         return spent, 1.0
-    with attach(model, selector, budget, allow_dense=True, allow_untrained=True) as attached:
-        run()
+    with (
+        attach(model, selector, budget, allow_dense=True, allow_untrained=True) as attached,
+        attached.listen(StageTimes()) as times,
+    ):
+        run(times)
     return spent, attached.receipt.decode_density
 
 
 @contextmanager
-def _timed(selector: Any) -> Iterator[dict[str, list[float]]]:
-    """Seconds of every call of the attention functions that transformers knows, and of the stages
-    of a sparse one."""
-    spent: dict[str, list[float]] = {name: [] for name in ("attention", *STAGES)}
+def _timed_stock(model: PreTrainedModel) -> Iterator[StageTimes]:
+    """The model's own attention under another name, each call timed."""
+    times, interface = StageTimes(), AttentionInterface()
+    stock = interface[STOCK]
 
-    def timed(function: Callable, name: str) -> Callable:
-        def call(*arguments: Any, **keywords: Any) -> Any:
-            start = time.perf_counter()
-            result = function(*arguments, **keywords)
-            spent[name].append(time.perf_counter() - start)
-            return result
+    def timed(*arguments: Any, **keywords: Any) -> Any:
+        start = time.perf_counter()
+        result = stock(*arguments, **keywords)
+        times.spent["attention"].append(time.perf_counter() - start)
+        return result
 
-        return call
-
-    interface = AttentionInterface()
-    before = {name: interface[name] for name in (STOCK, NAME) if name in interface}
-    attend = forward.attend
+    before = model.config._attn_implementation
+    AttentionInterface.register(TIMED, timed)
+    AttentionMaskInterface.register(TIMED, sdpa_mask)
+    model.set_attn_implementation(TIMED)
     try:
-        for name, function in before.items():
-            AttentionInterface.register(name, timed(function, "attention"))
-        forward.attend = timed(attend, "attend")
-        if selector is not None and selector.sparse:
-            selector.encode_step = timed(type(selector).encode_step.__get__(selector), "encode")
-            selector.select = timed(type(selector).select.__get__(selector), "select")
-        yield spent
+        yield times
     finally:
-        for name, function in before.items():
-            AttentionInterface.register(name, function)
-        forward.attend = attend
-        if selector is not None:
-            vars(selector).pop("encode_step", None), vars(selector).pop("select", None)
+        model.set_attn_implementation(before)

@@ -87,21 +87,21 @@ def reading(method: Method, receipt: Receipt | None, tokens: int) -> dict[str, A
     if receipt is None:
         nothing = {"auxiliary_bits": 0.0, "receipt": None}
         return {"density": 1.0, "tokens_read": tokens, "tokens_cached": tokens} | nothing
-    if receipt.steps and not receipt.sparse_steps:
+    if receipt.decode_calls and not receipt.sparse_calls:
         raise SparsePathError(
             f"method {method.name!r}: no decode call was sparse, dense ones: "
             f"{receipt.dense_reasons}; check the model's layers and the protocol's dense_layers"
         )
     return {
         "density": receipt.density,
-        "tokens_read": sum(step.rows * step.read for step in receipt.steps),
-        "tokens_cached": sum(step.rows * step.cached for step in receipt.steps),
+        "tokens_read": receipt.tokens_read,
+        "tokens_cached": receipt.tokens_cached,
         "auxiliary_bits": receipt.auxiliary_bits or 0.0,  # None where no decode call was made
         "receipt": {
             "method": receipt.method,
             "settings": receipt.settings,
             "environment": receipt.environment,
-            "sparse_calls": len(receipt.sparse_steps),
+            "sparse_calls": receipt.sparse_calls,
             "dense_calls": receipt.dense_reasons,
         },
     }

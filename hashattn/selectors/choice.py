@@ -30,6 +30,12 @@ class Choice:
     mask: Tensor | None = None
 
     @cached_property
+    def visible_total(self) -> int | Tensor:
+        """`visible` summed over batch and rows; a tensor where reading it would mean to wait."""
+        total = self.visible.sum()
+        return int(total) if total.is_cpu else total
+
+    @cached_property
     def seen(self) -> Tensor:
         """Visible tokens, (batch or 1, 1, q, n) bool."""
         if self.mask is not None:

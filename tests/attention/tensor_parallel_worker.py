@@ -52,7 +52,10 @@ class TracingHash(HashSelector):
 
 def generate(model, ids, selector, budget, new_tokens):
     """New tokens and the receipt of a greedy run."""
-    with attach(model, selector, budget, allow_untrained=True) as run, torch.no_grad():
+    with (
+        attach(model, selector, budget, allow_untrained=True, keep_steps=99) as run,
+        torch.no_grad(),
+    ):
         out = model.generate(
             ids,
             attention_mask=torch.ones_like(ids),

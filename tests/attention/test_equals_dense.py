@@ -44,10 +44,10 @@ def compare(model, ids, mask=None, **settings):
 def test_families(family):
     model = tiny_model(family)
     attachment, selector = compare(model, prompt())
-    full = attachment._run.full_layers
+    full = attachment._state.run.full_layers
     assert len(full) == {"mistral_sliding": 0}.get(family, 1 if uses_windows(family) else 2)
     steps = 11  # 12 new tokens, the first one from the prefill
-    assert len(attachment.receipt.sparse_steps) == steps * len(full)
+    assert attachment.receipt.sparse_calls == steps * len(full)
     assert attachment.receipt.density == 1.0
     assert set(selector.calls) == full
     assert selector.encoded == {layer: 40 + steps for layer in full}  # once per token
@@ -69,7 +69,7 @@ def test_ways_of_generating(family, way):
     if way == "prompt_lookup":  # batch 1 only
         ids, mask = prompt(length=20), None
     attachment, _ = compare(tiny_model(family), ids, mask, max_new_tokens=6, **WAYS[way])
-    assert attachment.receipt.sparse_steps
+    assert attachment.receipt.sparse_calls
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2"])

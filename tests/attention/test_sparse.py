@@ -91,24 +91,24 @@ def test_question_window_equals_single_steps():
 def test_short_prompt_is_a_prefill():
     """No context is cached yet, although the prompt has no more rows than sparse_rows."""
     model = tiny_model("llama")
-    with attach(model, WindowSelector(), Budget(1, 1, heavy=0), sparse_rows=8) as run:
+    with attach(model, WindowSelector(), Budget(1, 1, heavy=0), sparse_rows=8, keep_steps=9) as run:
         generate(model, prompt(length=5), max_new_tokens=3)
     assert run.receipt.dense_reasons == {"prefill": 2}
-    assert [step.cached for step in run.receipt.steps if step.layer == 0] == [6, 7]
+    assert [step.cached for step in run.receipt.recent if step.layer == 0] == [6, 7]
 
 
 def test_window_reads_sink_and_local_only():
-    with attach(tiny_model("llama"), WindowSelector(), SMALL) as run:
+    with attach(tiny_model("llama"), WindowSelector(), SMALL, keep_steps=99) as run:
         generate(run.model, prompt())
-    assert {step.read for step in run.receipt.steps} == {4.0}
+    assert {step.read for step in run.receipt.recent} == {4.0}
 
 
 def test_density_budget_is_what_is_read():
     model = tiny_model("llama")
-    with attach(model, TracingOracle(), Budget(2, 4, density=0.25)) as run:
+    with attach(model, TracingOracle(), Budget(2, 4, density=0.25), keep_steps=99) as run:
         generate(model, prompt(length=80), max_new_tokens=4)
-    assert [step.cached for step in run.receipt.steps if step.layer == 0] == [81, 82, 83]
-    assert {step.read for step in run.receipt.steps} == {20.0}
+    assert [step.cached for step in run.receipt.recent if step.layer == 0] == [81, 82, 83]
+    assert {step.read for step in run.receipt.recent} == {20.0}
 
 
 def prefill(model, ids) -> DynamicCache:
@@ -225,10 +225,10 @@ def test_prompt_lookup_equals_plain_sparse_decoding():
 def test_dense_layers_stay_dense():
     model = tiny_model("llama")
     selector = TracingOracle()
-    with attach(model, selector, SMALL, dense_layers=[0]) as run:
+    with attach(model, selector, SMALL, dense_layers=[0], keep_steps=99) as run:
         generate(model, prompt())
     assert set(selector.encoded) == {1}  # no index where none is used
-    assert {step.layer: step.reason for step in run.receipt.steps} == {0: "dense_layer", 1: None}
+    assert {step.layer: step.reason for step in run.receipt.recent} == {0: "dense_layer", 1: None}
     assert run.receipt.density < run.receipt.decode_density < 1
 
 
@@ -291,9 +291,9 @@ def test_layers_and_heads_read_their_shares():
     model = tiny_model("llama")
     shares = ((0.0, 1.0), (1.0, 2.0))
     oracle = TracingOracle("kv_head")
-    with attach(model, oracle, Budget(2, 3, heavy=6, shares=shares)) as run:
+    with attach(model, oracle, Budget(2, 3, heavy=6, shares=shares), keep_steps=99) as run:
         generate(model, prompt(length=40), max_new_tokens=4)
-    reads = {step.layer: step.read for step in run.receipt.sparse_steps}
+    reads = {step.layer: step.read for step in run.receipt.recent}
     assert reads == {0: 5 + 3, 1: 5 + 9}
     assert run.receipt.settings["shares"] == shares
     with (

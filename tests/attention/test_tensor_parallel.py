@@ -129,8 +129,8 @@ def test_methods_choose_as_in_one_process(ranks, folder):
     expected = tiny(folder)
     for name, run in expected.items():
         assert [rank["tiny"][name]["tokens"] for rank in ranks] == RANKS * [run["tokens"]], name
-    read = [step["read"] for step in expected["shares"]["receipt"]["steps"]]
-    parts = [[s["read"] for s in rank["tiny"]["shares"]["receipt"]["steps"]] for rank in ranks]
+    read = [step["read"] for step in expected["shares"]["receipt"]["recent"]]
+    parts = [[s["read"] for s in rank["tiny"]["shares"]["receipt"]["recent"]] for rank in ranks]
     assert [sum(both) / 2 for both in zip(*parts, strict=True)] == pytest.approx(read)
     assert parts[0] != parts[1]
 

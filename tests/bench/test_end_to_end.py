@@ -30,9 +30,10 @@ def test_the_model_is_random_and_small(model):
 
 
 def test_rows_of_every_way_to_attend(model):
-    before = AttentionInterface()["sdpa"], forward.attend
+    before = AttentionInterface()["sdpa"], forward.attend, model.config._attn_implementation
     rows = model_latency("tiny", model, 600, Budget(4, 28, heavy=32), steps=3, hidden=32)
-    assert (AttentionInterface()["sdpa"], forward.attend) == before
+    after = AttentionInterface()["sdpa"], forward.attend, model.config._attn_implementation
+    assert after == before
     assert [row["variant"] for row in rows] == ["transformers", "dense", "hash"]
     for row in rows:
         assert 0 < row["attention_ms"] < row["ms"] and row["q1"] <= row["ms"] <= row["q3"]

@@ -135,11 +135,11 @@ def test_selection_runs_in_a_model_and_is_recorded(scoring, codes, layout):
     maps = HashWeights.random(config, 0)
     selector = make_selector("hash", weights=maps, scoring=scoring, layout=layout)
     model, budget = tiny_model("llama"), Budget(1, 3, heavy=6)
-    with attach(model, selector, budget, allow_untrained=True) as run:
+    with attach(model, selector, budget, allow_untrained=True, keep_steps=1) as run:
         generate(model, prompt())
     parameters = run.receipt.method["parameters"]
     assert (parameters["scoring"], parameters["layout"]) == (scoring, layout)
-    assert run.receipt.sparse_steps[0].read == 10
+    assert run.receipt.recent[0].read == 10
 
 
 def test_a_decode_step_selects_by_its_scores():

@@ -155,9 +155,9 @@ def test_generation_reads_the_sample():
     for name, selector in (
         ("top", OracleSelector()), ("both", ResidualSelector(OracleSelector(), 0.5)),
     ):  # fmt: skip
-        with attach(model, selector, budget) as run:
+        with attach(model, selector, budget, keep_steps=1) as run:
             found[name] = generate(model, prompt())[1]
-        assert run.receipt.sparse_steps[0].read == 14
+        assert run.receipt.recent[0].read == 14
     assert run.receipt.method["parameters"]["base"]["name"] == "oracle"
     assert (found["top"] - found["both"]).abs().max() > 1e-3
 

@@ -1,0 +1,145 @@
+"""Hooks of an attached model: what a call of the model is, and which cache slot a layer uses.
+
+A copy of the model, by deepcopy or pickle, gets dead hooks in their place: it is dense, as the
+model was, and writes into nobody's receipt.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache, EncoderDecoderCache
+
+from ..errors import AttachmentError
+from .cache import indexed_layer
+from .forward import CALL, NAME, DetachedCall, LayerCall, SparseRun
+from .support import CACHE_ARGUMENTS, attention_modules
+
+INPUTS = ("input_ids", "inputs_embeds")
+PROMPT = "_hashattn_prompt"  # on a cache: tokens at which the prompt that began it ends so far
+IN_PROMPT = "_hashattn_in_prompt"  # on a cache while a model runs: whether it reads that prompt
+
+
+def install_hooks(model: PreTrainedModel, run: SparseRun, previous: str) -> list[Any]:
+    """Register all hooks; handles that remove them. previous: the attention to go back to."""
+    handles = [
+        model.register_forward_pre_hook(_BeforeModel(), with_kwargs=True),
+        model.register_forward_hook(_AfterModel(), with_kwargs=True, always_call=True),
+    ]
+    for module in attention_modules(model):
+        hook = _BeforeLayer(run, previous)
+        handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+    return handles
+
+
+def previous_of_copy(model: nn.Module) -> str | None:
+    """The attention that a copy of an attached model had before; None for any other model."""
+    for module in model.modules():
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, _DeadLayerHook):
+                return hook.previous
+    return None
+
+
+def remove_copied_hooks(model: nn.Module) -> None:
+    """Take all dead hooks out of a copy."""
+    for module in model.modules():
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            for key in [key for key, hook in hooks.items() if isinstance(hook, _Dead)]:
+                del hooks[key]
+
+
+class _Dead:
+    """Marks the hooks of a copy."""
+
+
+class _DeadHook(_Dead):
+    """In a copy, in place of a hook of the whole model."""
+
+    def __call__(self, *args: Any) -> None:
+        """Changes nothing."""
+
+
+class _DeadLayerHook(_Dead):
+    """In a copy, in place of a layer's hook: the attention function stays the model's own."""
+
+    def __init__(self, previous: str) -> None:
+        self.previous = previous
+
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        return args, kwargs | {CALL: DetachedCall(self.previous == "eager")}
+
+
+class _BeforeModel:
+    """Marks on the cache, while a model runs, whether it reads the prompt that began the cache.
+
+    The prompt's further chunks are told from what follows it by what is asked of them: only the
+    last row's logits, as a prompt's are of no use. Drafts to verify need the logits of every row,
+    and a second turn comes after a step.
+    """
+
+    @torch._dynamo.disable
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        cache = _cache(kwargs)
+        if cache is None:
+            return
+        inputs = [*args[:1], *(kwargs.get(name) for name in INPUTS)]
+        rows = next((given.shape[1] for given in inputs if given is not None), 1)
+        before = int(cache.get_seq_length())
+        goes_on = vars(cache).get(PROMPT) == before and rows > 1
+        in_prompt = before == 0 or (goes_on and kwargs.get("logits_to_keep") == 1)
+        vars(cache).update({PROMPT: before + rows if in_prompt else None, IN_PROMPT: in_prompt})
+
+    def __reduce__(self) -> tuple:
+        return _DeadHook, ()
+
+
+class _AfterModel:
+    """Takes the mark of the running call away again."""
+
+    @torch._dynamo.disable
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+        cache = _cache(kwargs)
+        if cache is not None:
+            vars(cache).pop(IN_PROMPT, None)
+        elif isinstance(made := getattr(output, "past_key_values", None), Cache):
+            vars(made)[PROMPT] = int(made.get_seq_length())  # begun by this call
+
+    def __reduce__(self) -> tuple:
+        return _DeadHook, ()
+
+
+class _BeforeLayer:
+    """Passes an attention module's cache layer on to the attention function."""
+
+    def __init__(self, run: SparseRun, previous: str) -> None:
+        self.run, self.previous = run, previous
+
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        if module.config._attn_implementation != NAME:
+            raise AttachmentError(
+                f"the model's attention was set to {module.config._attn_implementation!r} while "
+                "sparse attention was attached: detach before set_attn_implementation"
+            )
+        cache = _cache(kwargs)
+        layer, in_prompt = None, False
+        if cache is not None:
+            layer = indexed_layer(cache, module.layer_idx)
+            in_prompt = vars(cache).get(IN_PROMPT, False)
+        if layer is not None:
+            layer.written = False
+        call = LayerCall(self.run, module.layer_idx, layer, cache is not None, in_prompt)
+        return args, kwargs | {CALL: call}
+
+    def __reduce__(self) -> tuple[Callable, tuple]:
+        return _DeadLayerHook, (self.previous,)
+
+
+def _cache(kwargs: dict[str, Any]) -> Cache | None:
+    """The cache among a module's keyword arguments."""
+    cache = next((kwargs[a] for a in CACHE_ARGUMENTS if kwargs.get(a) is not None), None)
+    if isinstance(cache, EncoderDecoderCache):
+        cache = cache.self_attention_cache
+    return cache if isinstance(cache, Cache) else None

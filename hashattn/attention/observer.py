@@ -1,0 +1,99 @@
+"""The one seam through which others see what the attention path does.
+
+Receipts, benchmarks and whoever else wants to know are told of every call of every layer, once,
+after the fact: nothing is selected a second time and nothing is patched. Durations are taken only
+while somebody asks for them.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..selectors.base import KeyView
+from ..selectors.choice import Choice
+
+
+@dataclass(frozen=True, slots=True)
+class LayerStep:
+    """One call of one attention layer: what it saw, what it read, how long that took.
+
+    query (batch, heads, q, head_dim) as attention used it. n: tokens cached, this call's included.
+    reason: why the call was dense, None if it was sparse; "prefill" and "no_cache" are no steps
+    that follow a cache. seen: tokens that the rows could attend to, summed over batch and rows: a
+    number, or a tensor of one element where that lies on a GPU.
+    Of a sparse call: indices (batch, lists, q, m) int32 of the tokens read, -1 for padding;
+    log_weights, what was added to their logits, like indices, or None; choice, what could be
+    chosen; view, the keys and the selector's index.
+    seconds: of "encode", "select", "attend" and "total" where a listener is timed, else None.
+    Tensors are the model's own: a listener that keeps one copies it.
+    """
+
+    layer: int
+    query: Tensor
+    n: int
+    seen: int | float | Tensor
+    reason: str | None = None
+    indices: Tensor | None = None
+    log_weights: Tensor | None = None
+    choice: Choice | None = None
+    view: KeyView | None = None
+    seconds: dict[str, float] | None = None
+
+    @property
+    def rows(self) -> int:
+        """Query rows, batch x q."""
+        return self.query.shape[0] * self.query.shape[2]
+
+
+class Observer(Protocol):
+    """Whoever is told of each LayerStep, see `Attachment.listen`.
+
+    timed: whether it needs `seconds`. On a GPU every stage then waits for the device.
+    """
+
+    timed: bool
+
+    def saw(self, step: LayerStep) -> None:
+        """Called once for each call of each layer, in the thread that makes the call."""
+
+
+class Clock:
+    """Seconds of the stages of one call."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._waits = device.type == "cuda"
+        self._begin = self._last = self._now()
+        self._stages: dict[str, float] = {}
+
+    def lap(self, stage: str) -> None:
+        """What passed since the last lap belongs to `stage`."""
+        now = self._now()
+        self._stages[stage] = self._stages.get(stage, 0.0) + now - self._last
+        self._last = now
+
+    def seconds(self) -> dict[str, float]:
+        """Every stage, and "total" since the clock was made."""
+        return self._stages | {"total": self._now() - self._begin}
+
+    def _now(self) -> float:
+        if self._waits:
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+
+class _NoClock:
+    """Stands in while nobody asks for times."""
+
+    def lap(self, stage: str) -> None:
+        """Nothing is timed."""
+
+    def seconds(self) -> None:
+        """None: nothing was timed."""
+
+
+NO_CLOCK = _NoClock()

@@ -1,0 +1,77 @@
+"""Calls that sparse attention cannot serve, refused where they are first seen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..errors import AttachmentError, NonFiniteError, UnsupportedModelError
+from ..heads import HeadSlice
+from ..selectors.base import Selector
+
+
+def refuse_paged(kwargs: dict[str, Any]) -> None:
+    """UnsupportedModelError for continuous batching, whose caches are paged."""
+    if kwargs.get("cache") is not None or kwargs.get("block_table") is not None:
+        raise UnsupportedModelError(
+            "continuous batching (paged caches) is not supported: use model.generate, or detach "
+            "before model.generate_batch"
+        )
+
+
+def refuse_training(module: nn.Module, query: Tensor, kwargs: dict[str, Any]) -> None:
+    """UnsupportedModelError for gradients through a selection, or all attention weights."""
+    if module.training and query.requires_grad:
+        raise UnsupportedModelError(
+            "sparse attention does not train: selection has no gradient. Call model.eval(), or "
+            "detach before training"
+        )
+    wanted = kwargs.get("output_attentions") or getattr(module.config, "output_attentions", False)
+    if wanted:
+        raise UnsupportedModelError(
+            "output_attentions=True: sparse attention computes no full attention matrix. Leave "
+            "it off, or detach to look at dense attention weights"
+        )
+
+
+def refuse_other_heads(layer: int, part: HeadSlice, query: Tensor, key: Tensor) -> None:
+    """A part of the heads is known by the model's plan: look whether they are as many as it says.
+
+    Without tensor parallelism some families attend with other heads than their configuration has.
+    """
+    held = query.shape[1], key.shape[1]
+    if held != (len(part.query), len(part.kv)):
+        raise UnsupportedModelError(
+            f"layer {layer} attends with {held[0]} query heads and {held[1]} KV heads on rank "
+            f"{part.rank}, expected {len(part.query)} and {len(part.kv)}: tensor parallelism does "
+            'not split this model by heads; load it with device_map="auto" instead'
+        )
+
+
+def refuse_other_slot(layer: int) -> None:
+    """UnsupportedModelError: the module wrote its keys elsewhere, its index would be of others."""
+    raise UnsupportedModelError(
+        f"the attention module of layer {layer} keeps its keys in another slot of the cache than "
+        "its layer number, as models do that run their layers several times (looped models): "
+        "codes would belong to other keys. This family is not supported; detach to run it dense"
+    )
+
+
+def refuse_unobserved(selector: Selector, seen: int, before: int) -> None:
+    """AttachmentError unless a selector that observes saw all tokens cached before this call."""
+    if seen != before:
+        raise AttachmentError(
+            f"selector {selector.name!r} decides from the attention it saw, but of the "
+            f"{before} tokens cached before this call it saw {seen}: attach it before the prompt "
+            "is prefilled, and keep it attached"
+        )
+
+
+def refuse_non_finite(layer: int) -> None:
+    """NonFiniteError: codes of such keys look like any others, and mean nothing."""
+    raise NonFiniteError(
+        f"layer {layer}: keys or values hold NaN or infinite numbers. No selection among them "
+        "means anything, and dense attention would answer NaN: look for an overflow of float16 "
+        "(load the model in bfloat16 or float32) or for damaged weights"
+    )
