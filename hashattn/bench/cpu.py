@@ -23,6 +23,7 @@ from hashattn.bench.end_to_end import (
     random_llama,
 )
 from hashattn.bench.layer import PEERS, layer_latency
+from hashattn.bench.receipts import receipt_cost
 from hashattn.bench.record import save
 from hashattn.bench.step import Shape
 from hashattn.kernels import available
@@ -66,6 +67,7 @@ def bench(path: Path, contexts: tuple[int, ...] = CONTEXTS, models: bool = True)
         "shape": asdict(Shape()),
         "layer": rows,
         "models": whole_models() if models else [],
+        "receipt": receipts() if models else None,
         "start": start,
     }
     save(path, **record)
@@ -85,6 +87,12 @@ def whole_models() -> list[dict[str, Any]]:
                 print(f"{name}, {number} thread(s), {n} tokens", flush=True)
                 rows += model_latency(name, model, n, budget(n), steps=steps)
     return rows
+
+
+def receipts(n: int = 4096) -> dict[str, Any]:
+    """receipt_cost of the embedded model."""
+    model = MODELS["embedded"][0]()
+    return receipt_cost(model, n, budget(n))
 
 
 _FIRST_STEP = """
@@ -139,5 +147,12 @@ def report(record: dict[str, Any]) -> None:
     for title, table in sections.items():
         if table is not None and len(table):
             print(f"\n{title}\n{table.round(3).to_string()}")
+    if record.get("receipt"):
+        cost = record["receipt"]
+        print(
+            f"\nthe receipt: {cost['receipt_us']:.0f} us a token, {cost['receipt_share']:.2%} of "
+            f"it; with everything that listens {cost['everything_us']:.0f} us, "
+            f"{cost['everything_share']:.2%}"
+        )
     if record["start"]:
         print("\nseconds to the first step:", record["start"])

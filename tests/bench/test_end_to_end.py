@@ -8,6 +8,7 @@ from hashattn.attention import forward
 from hashattn.attention.budget import Budget
 from hashattn.bench import cpu
 from hashattn.bench.end_to_end import filled_cache, model_latency, random_llama
+from hashattn.bench.receipts import receipt_cost
 from hashattn.bench.record import load, save
 
 TINY = dict(
@@ -50,14 +51,25 @@ def test_rows_of_every_way_to_attend(model):
 def test_the_whole_benchmark_in_small(model, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(cpu, "MODELS", {"tiny": (lambda: model, 2, True)})
     monkeypatch.setattr(cpu, "MODEL_CONTEXTS", (600,))
+    monkeypatch.setattr(cpu, "receipts", lambda: receipt_cost(model, 600, Budget(4, 28, heavy=32)))
     monkeypatch.setattr(cpu, "start_seconds", lambda: {"cold": 9.0, "warm": 0.5})
     path = tmp_path / "bench" / "cpu.json"
     cpu.bench(path, contexts=(600, 1200))
     said = capsys.readouterr().out
-    for title in ("speed-up over torch", "break-even", "roofline", "whole models", "first step"):
+    for title in (
+        "speed-up over torch",
+        "break-even",
+        "roofline",
+        "whole models",
+        "first step",
+        "receipt",
+    ):
         assert title in said
     record = load(path)
     assert record["environment"]["packages"]["torch"] == torch.__version__
+    cost = record["receipt"]
+    assert 0 < cost["receipt_us"] < cost["everything_us"] and cost["layers"] == 3
+    assert cost["receipt_share"] == pytest.approx(cost["receipt_us"] / cost["token_ms"] / 1e3)
     assert {row["n"] for row in record["layer"]} == {600, 1200} and len(record["models"]) in (3, 6)
     save(path, models=[])
     path.write_text(path.read_text().replace('"format": 1', '"format": 0'))
