@@ -73,9 +73,7 @@ def receipt_cost(
             stages.saw(timed)
 
     whole = median(tokens[1:])
-    costs = {
-        name: _seconds(call) for name, call in (("receipt", count), ("everything", everything))
-    }
+    costs = {"receipt": _seconds(count), "everything": _seconds(everything)}
     return {
         "n": n, "token_ms": whole * 1e3,
         **{f"{name}_us": seconds * 1e6 for name, seconds in costs.items()},
