@@ -4,10 +4,13 @@ import pytest
 import torch
 
 from hashattn import Budget, attach
+from hashattn.errors import NonFiniteError
 from hashattn.hashing.maps import HashConfig
 from hashattn.hashing.weights import HashWeights
 from hashattn.kernels import attend, encode
 from hashattn.selectors import HashSelector
+from hashattn.selectors.oracle import OracleSelector
+from hashattn.selectors.window import WindowSelector
 from hashattn_kernels import backends
 from helpers import generate, left_padded, tiny_model
 from on_device import CUDA, GPU
@@ -31,6 +34,26 @@ def test_decoding_on_triton_is_decoding_on_the_reference(monkeypatch, layout):
     torch.testing.assert_close(
         found, logits(model, monkeypatch, "reference", layout), rtol=0, atol=1e-4
     )
+
+
+def test_a_receipt_counts_the_same_on_every_device():
+    receipts = []
+    for device in (GPU, torch.device("cpu")):
+        model, (ids, mask) = tiny_model("llama").to(device), left_padded((40, 33))
+        with attach(model, OracleSelector(), Budget(sink=1, local=3, heavy=6)) as run:
+            generate(model, ids.to(device), mask.to(device), max_new_tokens=4)
+        receipts.append(run.receipt.to_dict())
+    for name in ("density", "decode_density", "counts", "auxiliary_bits"):
+        assert receipts[0][name] == receipts[1][name]
+
+
+def test_keys_that_are_no_numbers_are_refused_on_every_device():
+    model, (ids, mask) = tiny_model("llama").to(GPU), left_padded((40, 33))
+    with torch.no_grad():
+        model.model.layers[1].self_attn.k_proj.weight[3] = float("nan")
+    with pytest.raises(NonFiniteError, match="layer 1"):
+        with attach(model, WindowSelector(), Budget(sink=1, local=3, heavy=0)):
+            generate(model, ids.to(GPU), mask.to(GPU), max_new_tokens=4)
 
 
 @pytest.mark.skipif(not CUDA, reason="needs a GPU: what is chosen there")
