@@ -15,20 +15,19 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, EncoderDecoderCache
 
 from ..errors import AttachmentError, HashWeightsError
-from ..hashing.model_identity import head_slice
+from ..models.structure import (
+    CACHE_ARGUMENTS,
+    attention_modules,
+    full_attention_layers,
+    head_slice,
+    text_config,
+)
 from ..selectors.base import Selector
 from ..trust.receipt import Receipt
 from .budget import Budget
 from .cache import indexed_layer
 from .forward import CALL, NAME, LayerCall, SparseRun, register
-from .support import (
-    CACHE_ARGUMENTS,
-    attention_modules,
-    check_model,
-    check_switched,
-    full_attention_layers,
-    text_config,
-)
+from .support import check_model, check_switched
 
 _ATTACHED: WeakSet[nn.Module] = WeakSet()
 
@@ -183,7 +182,8 @@ def _hand_over(run: SparseRun) -> Callable[[nn.Module, tuple, dict], tuple[tuple
         if isinstance(cache, EncoderDecoderCache):
             cache = cache.self_attention_cache
         found = isinstance(cache, Cache)
-        layer = indexed_layer(cache, module.layer_idx) if found else None
+        whole = module.layer_idx in run.full_layers
+        layer = indexed_layer(cache, module.layer_idx, whole) if found else None
         return args, kwargs | {CALL: LayerCall(run, module.layer_idx, layer, found)}
 
     return hook
