@@ -161,7 +161,7 @@ def _placed(profile: Profile, folder: Path) -> dict[str, Any]:
     from transformers import AutoConfig
     from transformers.distributed import DistributedConfig
 
-    from hashattn.hashing.model_identity import planned_heads
+    from hashattn.models.structure import planned_heads
 
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     plan = config.get_text_config().base_model_tp_plan

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 
@@ -14,12 +14,25 @@ def packages() -> tuple[Path, Path]:
     return Path(__file__).parent, Path(hashattn_kernels.__file__).parent
 
 
-def sources_sha256(paths: Iterable[Path] | None = None) -> str:
-    """SHA-256 over names and contents of source files in these folders, by default of all."""
+def sources(
+    folders: Sequence[Path] | None = None, without: Collection[str] = ()
+) -> Iterator[tuple[Path, Path]]:
+    """(folder, path) of every source file in `folders`, by default hashattn's and its kernels'.
+
+    without: files and folders that lie directly in the first folder, by name, and are left out.
+    """
+    folders = packages() if folders is None else folders
+    for folder in folders:
+        for path in sorted(folder.rglob("*.py")):
+            if folder != folders[0] or path.relative_to(folder).parts[0] not in without:
+                yield folder, path
+
+
+def sources_sha256(folders: Sequence[Path] | None = None, without: Collection[str] = ()) -> str:
+    """SHA-256 over names and contents of the files that `sources` gives."""
     digest = hashlib.sha256()
-    kept = None if paths is None else set(paths)
-    for package in packages():
-        for path in sorted(package.rglob("*.py")):
-            if kept is None or path in kept:
-                digest.update(str(path.relative_to(package)).encode() + path.read_bytes())
+    for folder, path in sources(folders, without):
+        content = path.read_bytes()
+        name = f"{folder.name}/{path.relative_to(folder).as_posix()}"
+        digest.update(f"{name} {len(content)}\n".encode() + content)
     return digest.hexdigest()

@@ -13,12 +13,12 @@ import torch
 
 from hashattn.access import load_model
 from hashattn.attention.budget import Budget
-from hashattn.evaluation.identity import model_sha256
 from hashattn.evaluation.methods import Method
 from hashattn.evaluation.protocol import Protocol
 from hashattn.evaluation.runner import evaluate
 from hashattn.evaluation.tables import dataset_table
 from hashattn.evaluation.tasks import make_records
+from hashattn.models.identity import model_sha256
 from hashattn.profiles import load_profile
 from hashattn.selectors import make_selector
 

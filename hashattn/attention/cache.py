@@ -11,12 +11,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicLayer, StaticLayer
+from transformers.cache_utils import (
+    Cache,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    StaticLayer,
+    StaticSlidingWindowLayer,
+)
 
 from ..kernels import Codes, Growing
 from ..selectors.base import Selector
 
 _CLASSES: dict[type, type] = {}
+_UNLIMITED = {DynamicSlidingWindowLayer: DynamicLayer, StaticSlidingWindowLayer: StaticLayer}
 
 
 class IndexedLayer:
@@ -179,10 +186,12 @@ class GrowingLayer(IndexedLayer):
         self.pairs = None
 
 
-def indexed_layer(cache: Cache, layer: int) -> IndexedLayer | None:
+def indexed_layer(cache: Cache, layer: int, whole: bool = False) -> IndexedLayer | None:
     """The cache's layer, given an index in place; None for layers that cannot carry one.
 
-    Sliding-window and linear-attention layers keep no full history and stay as they are.
+    Sliding-window and linear-attention layers keep no full history and stay as they are, unless the
+    layer has full attention (`whole`): its window is longer than the model's positions, so that
+    as long as nothing has slid out of it the layer is made one without a window.
     """
     if cache.layer_class_to_replicate is not None:  # grows on first use, as in Cache.update
         while len(cache.layers) <= layer:
@@ -192,13 +201,23 @@ def indexed_layer(cache: Cache, layer: int) -> IndexedLayer | None:
     found = cache.layers[layer]
     if isinstance(found, IndexedLayer):
         return found
-    if not isinstance(found, DynamicLayer | StaticLayer) or found.is_sliding:
+    kind = type(found)
+    if whole and kind in _UNLIMITED and _holds_all(found):
+        kind = _UNLIMITED[kind]
+    if not issubclass(kind, DynamicLayer | StaticLayer) or kind.is_sliding:
         return None
-    cls = _indexed_class(type(found))
+    cls = _indexed_class(kind)
     upgraded = cls.__new__(cls)  # assigning __class__ fails: the object layout differs
     upgraded.__dict__ = found.__dict__
     cache.layers[layer] = upgraded
     return upgraded
+
+
+def _holds_all(found: DynamicSlidingWindowLayer | StaticSlidingWindowLayer) -> bool:
+    """Whether every token that a sliding layer was given is still in it."""
+    if isinstance(found, StaticLayer):
+        return found.cumulative_length_int <= found.max_cache_len
+    return found.cumulative_length < found.sliding_window
 
 
 def _indexed_class(cls: type) -> type:

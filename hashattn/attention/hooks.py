@@ -13,9 +13,9 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, EncoderDecoderCache
 
 from ..errors import AttachmentError
+from ..models.structure import CACHE_ARGUMENTS, attention_modules
 from .cache import indexed_layer
 from .forward import CALL, NAME, DetachedCall, LayerCall, SparseRun
-from .support import CACHE_ARGUMENTS, attention_modules
 
 INPUTS = ("input_ids", "inputs_embeds")
 PROMPT = "_hashattn_prompt"  # on a cache: tokens at which the prompt that began it ends so far
@@ -126,7 +126,8 @@ class _BeforeLayer:
         cache = _cache(kwargs)
         layer, in_prompt = None, False
         if cache is not None:
-            layer = indexed_layer(cache, module.layer_idx)
+            whole = module.layer_idx in self.run.full_layers
+            layer = indexed_layer(cache, module.layer_idx, whole)
             in_prompt = vars(cache).get(IN_PROMPT, False)
         if layer is not None:
             layer.written = False

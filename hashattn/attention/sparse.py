@@ -16,20 +16,19 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..errors import AttachmentError, HashWeightsError
-from ..hashing.model_identity import head_slice
+from ..models.structure import (
+    attention_modules,
+    full_attention_layers,
+    head_slice,
+    text_config,
+)
 from ..selectors.base import Selector
 from ..trust.receipt import Receipt
 from .budget import Budget
 from .forward import NAME, SparseRun, register
 from .hooks import install_hooks, previous_of_copy, remove_copied_hooks
 from .observer import Observer
-from .support import (
-    attention_modules,
-    check_model,
-    check_switched,
-    full_attention_layers,
-    text_config,
-)
+from .support import check_model, check_switched
 
 
 @dataclass

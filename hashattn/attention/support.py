@@ -1,54 +1,11 @@
-"""Which models sparse attention can serve, found from their structure; clear refusals."""
+"""Which models sparse attention can serve: clear refusals of all others."""
 
-import inspect
-from functools import cache
-
-from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ..errors import AttachmentError, UnsupportedModelError
+from ..models.structure import attention_modules, require_full_attention, text_config
 
-CACHE_ARGUMENTS = ("past_key_values", "layer_past")  # layer_past: GPT-NeoX
 DENSE_IMPLEMENTATIONS = ("sdpa", "eager")
-
-
-def text_config(model: PreTrainedModel) -> PreTrainedConfig:
-    """The language model's own configuration, also of a vision-language model."""
-    return model.config.get_text_config(decoder=True)
-
-
-def attention_modules(model: nn.Module) -> list[nn.Module]:
-    """Modules with a layer index that take a cache and forward keywords to the interface."""
-    return [module for module in model.modules() if _is_attention(module)]
-
-
-def _is_attention(module: nn.Module) -> bool:
-    if getattr(module, "layer_idx", None) is None:
-        return False
-    parameters = inspect.signature(module.forward).parameters
-    return (
-        any(name in parameters for name in CACHE_ARGUMENTS)
-        and any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-        and _uses_interface(type(module))
-    )
-
-
-@cache
-def _uses_interface(kind: type[nn.Module]) -> bool:
-    """Whether a module class calls transformers' attention interface; its source is read once."""
-    return "ALL_ATTENTION_FUNCTIONS" in inspect.getsource(kind)
-
-
-def full_attention_layers(model: PreTrainedModel) -> frozenset[int]:
-    """Layers whose attention reaches back to the first token."""
-    config = text_config(model)
-    layers = {module.layer_idx for module in attention_modules(model)}
-    kinds = getattr(config, "layer_types", None)
-    if kinds is not None:
-        return frozenset(i for i in layers if kinds[i] == "full_attention")
-    windows = ("sliding_window", "attention_chunk_size")
-    limited = any(getattr(config, name, None) is not None for name in windows)
-    return frozenset() if limited else frozenset(layers)
 
 
 def check_model(model: PreTrainedModel, name: str) -> None:
@@ -78,6 +35,7 @@ def check_model(model: PreTrainedModel, name: str) -> None:
             f"{family} runs {config._attn_implementation!r} attention: load it with "
             'attn_implementation="sdpa" (or "eager"), which the dense calls use'
         )
+    require_full_attention(model)
 
 
 def check_switched(model: PreTrainedModel, name: str) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from hashattn.attention.budget import Budget
 from hashattn.evaluation.metrics import METRICS, first_line
+from hashattn.models.identity import fingerprint
 
 QUESTION = ("sparse", "dense")
 SETUPS = {"A": "dense", "B": "sparse"}  # how the question is read, by the field's usual names
@@ -202,12 +201,6 @@ class Protocol:
         if self.truncation == "middle" and self.truncated != "context":
             tail = head  # LongBench keeps two equal halves, also of an odd limit
         return list(tokens[:head]), list(tokens[len(tokens) - tail :])
-
-
-def fingerprint(value: Any) -> str:
-    """SHA-256 (hex) of a value's canonical JSON: sorted keys, no spaces."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _require_choice(name: str, value: str, allowed: Sequence[str]) -> None:

@@ -11,20 +11,20 @@ import pandas as pd
 from hashattn.engines import LATER, Engine, chosen_engine
 from hashattn.engines.together import Together, leads
 from hashattn.evaluation.cells import Answerer, Cell
-from hashattn.evaluation.identity import (
-    code_version,
-    context_sha256,
-    model_sha256,
-    record_sha256,
-    tokenizer_sha256,
-)
+from hashattn.evaluation.identity import context_sha256, record_sha256
 from hashattn.evaluation.log import ResultLog
 from hashattn.evaluation.longbench import Record, group_by_context, record_from_dict
 from hashattn.evaluation.methods import Method, check_methods, save_reading, verify
 from hashattn.evaluation.prompting import encode_prompt
-from hashattn.evaluation.protocol import SETUPS, Protocol, fingerprint
+from hashattn.evaluation.protocol import SETUPS, Protocol
 from hashattn.evaluation.tables import results_frame
-from hashattn.hashing.model_identity import shared_by
+from hashattn.models.identity import (
+    code_version,
+    fingerprint,
+    model_sha256,
+    tokenizer_sha256,
+)
+from hashattn.models.structure import shared_by
 from hashattn.progress import progress_bar, say
 
 Place = tuple[int, int, str]  # a cell of the grid: method, record, setup

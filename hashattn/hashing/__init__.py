@@ -4,7 +4,7 @@ from hashattn.hashing.capture import CapturedLayer, capture
 from hashattn.hashing.maps import HashConfig, HashMap, LayerMaps
 from hashattn.hashing.recipe import TrainRecipe
 from hashattn.hashing.train import train_hash_weights
-from hashattn.hashing.weights import HashWeights
+from hashattn.hashing.weights import HashWeights, renew_card
 
 __all__ = [
     "CapturedLayer",
@@ -14,5 +14,6 @@ __all__ = [
     "LayerMaps",
     "TrainRecipe",
     "capture",
+    "renew_card",
     "train_hash_weights",
 ]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from hashattn.dense import dense_attention
 from hashattn.errors import UnsupportedModelError
-from hashattn.hashing.model_identity import head_slice
+from hashattn.models.structure import attention_shapes, head_slice
 
 NAME = "hashattn_capture"
 
@@ -38,7 +38,7 @@ class CapturedLayer:
 class _Tap:
     """Collects the chosen query rows chunk by chunk; keys are the last chunk's full cache."""
 
-    def __init__(self, rows: Tensor, layers: Collection[int] | None, values: bool) -> None:
+    def __init__(self, rows: Tensor, layers: Collection[int], values: bool) -> None:
         self.rows, self.layers, self.values = rows, layers, values
         self.queries: dict[int, list[Tensor]] = {}
         self.last: dict[int, tuple] = {}
@@ -52,7 +52,7 @@ class _Tap:
         scaling: float,
         softcap: float | None,
     ) -> None:
-        if self.layers is not None and layer not in self.layers:
+        if layer not in self.layers:
             return
         end = key.shape[2]
         rows = self.rows[(self.rows >= end - query.shape[2]) & (self.rows < end)]
@@ -87,7 +87,7 @@ def _capture_attention(
     hashattn_tap: _Tap | None = None,
     **kwargs: object,
 ) -> tuple[Tensor, Tensor | None]:
-    if hashattn_tap is not None and kwargs.get("sliding_window") is None:
+    if hashattn_tap is not None:
         scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
         hashattn_tap.record(module.layer_idx, query, key, value, scale, kwargs.get("softcap"))
     return dense_attention(
@@ -165,7 +165,9 @@ def capture(
         )
     if chunk < 1:
         raise ValueError(f"chunk={chunk} is not valid: use at least 1 token")
-    tap = _Tap(_check_rows(rows, ids.shape[1]), layers, values)
+    full = attention_shapes(model)["layers"]
+    tapped = full if layers is None else set(layers).intersection(full)
+    tap = _Tap(_check_rows(rows, ids.shape[1]), tapped, values)
     before, training = model.config.get_text_config()._attn_implementation, model.training
     base, cache = model.base_model, DynamicCache(config=model.config.get_text_config())
     try:

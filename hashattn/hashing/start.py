@@ -17,7 +17,8 @@ KEPT = ("data", "recipe", "seed", "started_from")  # of the start's card, on the
 def check_start(start: HashWeights, config: HashConfig, model: nn.Module) -> None:
     """ValueError unless maps of `config` for `model` can be initialised from `start`.
 
-    Shapes must agree, `start` must have every layer of `config`, be trained, and for this model.
+    Shapes must agree, `start` must have every layer of `config`, be trained, and for this model,
+    unless it was loaded with force.
     """
     if not start.trained:
         raise ValueError(
@@ -39,11 +40,14 @@ def check_start(start: HashWeights, config: HashConfig, model: nn.Module) -> Non
             "`config`), or pass weights of the asked ones"
         )
     try:
-        start.check_model(model)
+        start.check_model(model, force=bool(start.forced))
     except HashWeightsError as error:
         raise ValueError(f"start does not serve this model: {error}") from error
 
 
 def start_record(start: HashWeights) -> dict[str, Any]:
-    """The start's identity and how it came about itself: sha256, data, recipe, seed, its start."""
-    return {"sha256": start.sha256} | {k: start.card[k] for k in KEPT if k in start.card}
+    """The start's identity and how it came about itself: sha256, data, recipe, seed, its start, and
+    how its model differed, where that was accepted."""
+    forced = {"forced": list(start.forced)} if start.forced else {}
+    kept = {name: start.card[name] for name in KEPT if name in start.card}
+    return {"sha256": start.sha256} | kept | forced

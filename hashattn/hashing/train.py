@@ -25,10 +25,10 @@ from hashattn.hashing.capture import CapturedLayer, capture
 from hashattn.hashing.files import read_tensors, write_json, write_tensors
 from hashattn.hashing.layer import TrainedLayer, figure_of_merit, train_layer
 from hashattn.hashing.maps import HashConfig, LayerMaps
-from hashattn.hashing.model_identity import base_model_record
 from hashattn.hashing.recipe import TrainRecipe
 from hashattn.hashing.start import check_start, start_record
 from hashattn.hashing.weights import HashWeights, config_for
+from hashattn.models.identity import base_model_record
 from hashattn.progress import progress_bar, say
 
 SequenceRows = tuple[Tensor, Tensor]

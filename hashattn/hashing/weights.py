@@ -12,6 +12,7 @@ import copy
 import dataclasses
 import hashlib
 import json
+import warnings
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from hashattn.errors import HashWeightsError
+from hashattn.hashing.card import differences
 from hashattn.hashing.files import read_tensors, write_json, write_tensors
 from hashattn.hashing.maps import HashConfig, LayerMaps, expected_shapes, random_maps
-from hashattn.hashing.model_identity import attention_shapes, base_model_record, head_slice
 from hashattn.heads import HeadSlice
+from hashattn.models.identity import base_model_record, model_name
+from hashattn.models.structure import attention_shapes, head_slice, require_full_attention
 
 FORMAT_VERSION = 1
 MAPS_FILE, CONFIG_FILE = "hash_maps.safetensors", "hash_config.json"
@@ -34,8 +37,12 @@ class HashWeights:
     """All hash maps of a model.
 
     config: shapes. maps: LayerMaps by model layer. card: base model, training data, recipe,
-    validation, seeds, format_version and `trained`. Maps follow the device of what they encode.
+    validation, seeds, format_version and `trained`. forced: how the model they were loaded for
+    differs from theirs, where load(force=True) accepted it; receipts say so. Maps follow the device
+    of what they encode.
     """
+
+    forced: tuple[str, ...] = ()
 
     def __init__(
         self, config: HashConfig, maps: Mapping[int, LayerMaps], card: Mapping[str, Any]
@@ -119,12 +126,11 @@ class HashWeights:
     def to(self, device: torch.device | str) -> HashWeights:
         """The same weights with every map on `device`."""
         moved = {layer: maps.to(device) for layer, maps in self.maps.items()}
-        return HashWeights(self.config, moved, self.card)
+        return self._with(moved)
 
     def rounded(self) -> HashWeights:
         """The same weights rounded to bfloat16: half the bytes to read for every token's codes."""
-        maps = {layer: maps.rounded() for layer, maps in self.maps.items()}
-        return HashWeights(self.config, maps, self.card)
+        return self._with({layer: maps.rounded() for layer, maps in self.maps.items()})
 
     def of_heads(self, part: HeadSlice) -> HashWeights:
         """The maps of a part of the heads, for a process that holds no others.
@@ -137,37 +143,55 @@ class HashWeights:
             kv_heads=len(part.kv),
         )
         maps = {layer: maps.of_heads(part) for layer, maps in self.maps.items()}
-        return HashWeights(config, maps, self.card)
+        return self._with(maps, config)
+
+    def _with(self, maps: Mapping[int, LayerMaps], config: HashConfig | None = None) -> HashWeights:
+        """These weights, by card and model, with other maps."""
+        weights = HashWeights(config or self.config, maps, self.card)
+        weights.forced = self.forced
+        return weights
+
+    def record(self) -> dict[str, Any]:
+        """The content of hash_config.json."""
+        return {
+            "model_type": "hashattn",
+            "format_version": FORMAT_VERSION,
+            "sha256": self.sha256,
+            "config": dataclasses.asdict(self.config),
+            "card": self.card,
+        }
 
     def save(self, directory: str | Path) -> None:
         """Write both files, each atomically; the config last, so that it never precedes maps."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         write_tensors(directory / MAPS_FILE, _compact(self.tensors()))
-        write_json(
-            directory / CONFIG_FILE,
-            {
-                "model_type": "hashattn",
-                "format_version": FORMAT_VERSION,
-                "sha256": self.sha256,
-                "config": dataclasses.asdict(self.config),
-                "card": self.card,
-            },
-        )
+        write_json(directory / CONFIG_FILE, self.record())
 
     @classmethod
     def load(
-        cls, directory: str | Path, model: nn.Module | None = None, *, allow_untrained: bool = False
+        cls,
+        directory: str | Path,
+        model: nn.Module | None = None,
+        *,
+        allow_untrained: bool = False,
+        force: bool = False,
     ) -> HashWeights:
         """Read weights and check them, against `model` too if given.
+
+        force accepts a model of the same shapes that is not the one they were trained on, such as a
+        fine-tuned one; how it differs is kept in `forced` and in every receipt. Codes may rank
+        worse there: measure it, or train on (train_hash_weights with `start`).
 
         They are those of all heads, also for a model under tensor parallelism, of which this
         process holds some: attach takes the part. There all processes have to load with `model`.
 
         Raises HashWeightsError for missing, truncated, altered or malformed files, wrong shapes,
-        NaN or infinite values, another model than they were trained on, and untrained weights
-        (unless allow_untrained); UnsupportedModelError for a model whose KV heads the processes
-        of tensor parallelism cannot share evenly.
+        NaN or infinite values, another model than they were trained on (unless force), a model
+        whose query or key projections, norms or RoPE settings differ included, and untrained
+        weights (unless allow_untrained). Warns of projections that could not be compared, because
+        of an old card (see renew_card), offloading or quantisation. UnsupportedModelError for a
+        model whose KV heads the processes of tensor parallelism cannot share evenly.
         """
         directory = Path(directory)
         record = _read_config(directory)
@@ -192,11 +216,14 @@ class HashWeights:
                 f"{TRAIN_HINT}, or pass allow_untrained=True to use them anyway"
             )
         if model is not None:
-            weights.check_model(model)
+            weights.forced = weights.check_model(model, force=force)
         return weights
 
-    def check_model(self, model: nn.Module) -> None:
-        """Raise HashWeightsError unless these weights fit `model` and were made for it."""
+    def check_model(self, model: nn.Module, *, force: bool = False) -> tuple[str, ...]:
+        """Raise HashWeightsError unless these weights fit `model` and were made for it.
+
+        force: that they fit is enough. Returns how `model` differs from theirs, in words.
+        """
         head_slice(model)  # before any work, if the heads cannot be shared
         shapes = attention_shapes(model)
         for name in ("query_heads", "kv_heads", "head_dim"):
@@ -211,15 +238,17 @@ class HashWeights:
                 f"these hash weights have maps for layers {outside}, which are "
                 f"not full-attention layers of this model: {TRAIN_HINT}"
             )
-        recorded, actual = self.card.get("base_model") or {}, base_model_record(model)
-        for name in ("config_fingerprint", "weights_fingerprint"):
-            if recorded.get(name) and actual.get(name) and recorded[name] != actual[name]:
-                raise HashWeightsError(
-                    f"these hash weights were made for {recorded.get('name') or 'another model'} "
-                    f"({name} {recorded[name][:12]}), the model at hand is "
-                    f"{actual.get('name') or 'unnamed'} ({actual[name][:12]}): load that model, "
-                    f"or {TRAIN_HINT}"
-                )
+        recorded = self.card.get("base_model") or {}
+        found = differences(recorded, model)
+        if found and not force:
+            raise HashWeightsError(
+                f"these hash weights were made for {recorded.get('name') or 'another model'}, the "
+                f"model at hand ({model_name(model) or 'unnamed'}) differs in {'; '.join(found)}. "
+                f"Load that model, or {TRAIN_HINT} (start=weights goes on from these); "
+                "HashWeights.load(path, model, force=True) accepts them as they are, and receipts "
+                "will say so"
+            )
+        return found
 
     @classmethod
     def random(cls, config: HashConfig, seed: int) -> HashWeights:
@@ -237,10 +266,31 @@ class HashWeights:
         )
 
 
+def renew_card(directory: str | Path, model: nn.Module) -> HashWeights:
+    """Write the fingerprints of `model` into the card of the hash weights in `directory`.
+
+    For cards from before projections had fingerprints, once, with the very model that the weights
+    were trained on. Only hash_config.json is written; maps and their content hash stay. Returns the
+    weights. Raises HashWeightsError where the card already names another model.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what is missing is what comes now
+        weights = HashWeights.load(directory, model, allow_untrained=True)
+    named = {k: v for k, v in (weights.card.get("base_model") or {}).items() if v is not None}
+    actual = base_model_record(model)
+    weights.card["base_model"] = actual | {k: named[k] for k in ("name", "revision") if k in named}
+    write_json(Path(directory) / CONFIG_FILE, weights.record())
+    return weights
+
+
 def config_for(
     model: nn.Module, *, layers: Collection[int] | None = None, **fields: Any
 ) -> HashConfig:
-    """HashConfig with the model's shapes; all full-attention layers unless `layers` is given."""
+    """HashConfig with the model's shapes; all full-attention layers unless `layers` is given.
+
+    ValueError for other layers, UnsupportedModelError for a model without full attention.
+    """
+    require_full_attention(model)
     shapes = attention_shapes(model)
     outside = sorted(set(layers or ()) - set(shapes["layers"]))
     if outside:

@@ -102,7 +102,9 @@ class HashSelector(CodeSelector):
         return float(bits * group if self._per_query_head else bits)
 
     def record(self) -> dict[str, Any]:
-        """Method, layouts, bits and the hash weights' content hash."""
+        """Method, layouts, bits and the hash weights' content hash; `forced`, how the model differs
+        from the weights' own, where that was accepted."""
+        forced = {"forced": list(self.weights.forced)} if self.weights.forced else {}
         config = self.weights.config
         return {
             "name": self.name,
@@ -114,4 +116,4 @@ class HashSelector(CodeSelector):
                 "layout": self.layout,
             },
             "weights_sha256": self.weights.sha256,
-        }
+        } | forced

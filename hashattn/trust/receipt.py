@@ -5,7 +5,6 @@ tokens, each query row weighing the same. A receipt keeps sums by layer, so its 
 with the run; the last steps are kept on request.
 """
 
-import hashlib
 import json
 import os
 import platform
@@ -23,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ReceiptError, SparsePathError
-from ..hashing.model_identity import model_name
+from ..models.identity import config_sha256, model_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -140,7 +139,7 @@ class Receipt:
         return cls(
             method=selector.record(),
             settings=settings,
-            model={"name": model_name(model), "config_sha256": config_hash(model.config)},
+            model={"name": model_name(model), "config_sha256": config_sha256(model.config)},
             environment=_environment(model),
             sparse_method=selector.sparse,
             heads=None if heads is None else heads.record(),
@@ -385,15 +384,6 @@ class Receipt:
             return cls(**content)
         except (OSError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
             raise ReceiptError(f"{path} is no receipt: save one with receipt.save") from error
-
-
-def config_hash(config: Any) -> str:
-    """SHA-256 of a model configuration, without what does not change the model."""
-    content = config.to_dict()
-    for name in ("transformers_version", "_name_or_path"):
-        content.pop(name, None)
-    text = json.dumps(content, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _selected(indices: Tensor) -> int | Tensor:

@@ -15,13 +15,12 @@ from transformers import AutoModelForCausalLM
 from hashattn import Budget, HashSelector, HashWeights, attach
 from hashattn.access import load_model
 from hashattn.errors import HashAttnError
-from hashattn.evaluation.identity import model_sha256
 from hashattn.evaluation.longbench import Record
 from hashattn.evaluation.methods import Method
 from hashattn.evaluation.protocol import Protocol
 from hashattn.evaluation.runner import evaluate
 from hashattn.hashing import capture
-from hashattn.hashing.model_identity import base_model_record
+from hashattn.models.identity import base_model_record, model_sha256
 from hashattn.profiles import load_profile, repository
 from hashattn.selectors import make_selector
 from helpers import characters, prompt

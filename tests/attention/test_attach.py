@@ -83,9 +83,9 @@ def test_covering_budget_raises_on_leaving():
 
 
 def test_no_sparse_step_raises_on_leaving():
-    model = tiny_model("mistral_sliding")
-    with pytest.raises(SparsePathError, match="'sliding_window': 22"):
-        with attach(model, RandomSelector(), SMALL):
+    model = tiny_model("llama")
+    with pytest.raises(SparsePathError, match="'dense_layer': 22"):
+        with attach(model, RandomSelector(), SMALL, dense_layers=[0, 1]):
             generate(model, prompt())
     with pytest.raises(SparsePathError, match="no call reached"):
         attach(model, RandomSelector(), SMALL).detach()

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from hashattn.access import load_model
 from hashattn.evaluation.answering import PrefilledContext, feed, greedy
-from hashattn.evaluation.identity import record_sha256, tokenizer_sha256
+from hashattn.evaluation.identity import record_sha256
 from hashattn.evaluation.longbench import Record, RecordError, save_records
 from hashattn.evaluation.longbench_datasets import (
     DATASETS,
@@ -30,6 +30,7 @@ from hashattn.evaluation.prompting import encode_prompt, end_token_ids
 from hashattn.evaluation.protocol import Protocol
 from hashattn.evaluation.runner import evaluate
 from hashattn.evaluation.tables import bucket_table
+from hashattn.models.identity import tokenizer_sha256
 from hashattn.profiles import load_profile
 from hashattn.selectors import make_selector
 

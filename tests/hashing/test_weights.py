@@ -213,12 +213,3 @@ def test_layers_asked_for_must_have_full_attention():
     assert HashWeights.for_model(tiny_model("gemma2"), hidden=8).config.layers == (1,)
     with pytest.raises(ValueError, match=r"layers=\[0\]"):
         HashWeights.for_model(tiny_model("gemma2"), layers=[0, 1])
-
-
-def test_model_name_never_tells_where_a_folder_lies(tmp_path):
-    from hashattn.hashing.model_identity import model_name
-
-    model = tiny_model("llama")
-    for path, name in (("", None), ("org/model", "org/model"), (str(tmp_path), tmp_path.name)):
-        model.config._name_or_path = path
-        assert model_name(model) == name

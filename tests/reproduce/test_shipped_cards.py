@@ -3,9 +3,13 @@
 import json
 
 import pytest
+import torch
 from transformers import AutoTokenizer
 
+from hashattn.access import load_model
+from hashattn.errors import HashWeightsError
 from hashattn.evaluation.contamination import NONE, contamination
+from hashattn.hashing import HashWeights
 from hashattn.hashing.train import data_hash
 from hashattn.profiles import load_profile
 from hashattn.reproduce import experiments
@@ -49,3 +53,17 @@ def test_training_and_evaluation_share_no_line(profile, tokenizer, trained):
     again = experiments.sequences(profile, tokenizer, 1, length=4096, split="eval")
     assert lines(tokenizer.decode(ids, skip_special_tokens=True) for ids, _ in again) & scored
     assert len(learned) > 100 and not learned & scored
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_shipped_card_knows_its_model_and_refuses_noise_in_one_layer(profile, folder):
+    """pytest makes an error of a warning: no card is of the old kind."""
+    model = load_model(profile)[0]
+    path = profile.hash_weights_path.parent / folder
+    for dtype in (torch.float16, torch.float32, torch.bfloat16):
+        weights = HashWeights.load(path, model.to(dtype))
+    assert list(weights.card["base_model"]["projections"]) == ["0", "1", "2", "3"]
+    with torch.no_grad():
+        model.model.layers[2].self_attn.q_proj.weight.normal_()
+    with pytest.raises(HashWeightsError, match="norms of layer 2 "):
+        HashWeights.load(path, model)

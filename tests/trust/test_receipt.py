@@ -14,7 +14,6 @@ from hashattn.attention.observer import LayerStep
 from hashattn.errors import ReceiptError
 from hashattn.heads import HeadSlice
 from hashattn.selectors.random import RandomSelector
-from hashattn.trust.receipt import config_hash
 from helpers import generate, left_padded, prompt, tiny_model
 
 SMALL = Budget(sink=1, local=3, heavy=6)
@@ -70,12 +69,6 @@ def test_a_part_of_the_heads_is_named_everywhere(receipt, tmp_path):
     assert Receipt.load(tmp_path / "receipt.json").heads == held
     assert "heads            2 of 4 KV heads, rank 1 of 2\n" in part.summary()
     assert receipt.heads is None and "heads  " not in receipt.summary()
-
-
-def test_configuration_hash_ignores_attention_but_not_shape():
-    sdpa, eager = (tiny_model("llama", attention=name) for name in ("sdpa", "eager"))
-    assert config_hash(sdpa.config) == config_hash(eager.config)
-    assert config_hash(sdpa.config) != config_hash(tiny_model("llama_mqa").config)
 
 
 def test_saves_and_loads(receipt, tmp_path):

@@ -1,0 +1,247 @@
+"""Which code, model and tokenizer is this? Every hash that says so.
+
+Two kinds. What keys a result or a receipt moves with anything that may change an answer:
+code_version, config_sha256, model_sha256, tokenizer_sha256. What hash weights know their model by
+survives another dtype, library version or device: base_model_record.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hashattn.heads import gathered
+from hashattn.models.structure import attention_modules, full_attention_layers, text_config
+from hashattn.source import packages, sources_sha256
+
+# Sources that no answer depends on; all others are part of every result's key, so that whoever
+# forgets a file computes again. plots, bench: they show and time. reproduce: it runs notebooks,
+# reports, and prepares experiments; the records, methods, protocols and hash weights that it makes
+# enter a result's key themselves, by content. No other source may import one of these.
+PRESENTATION = ("plots.py", "bench", "reproduce")
+
+WEIGHTS_PER_TENSOR = 4096  # evenly spaced; training moves nearly all weights, so a sample tells
+
+IDENTITY = (
+    "model_type",
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "intermediate_size",
+    "sliding_window",
+)
+# settings that decide queries, keys and their logits, whatever a family calls them
+SETTINGS = re.compile(r"rope|rotary|scal|softcap|multiplier|norm|qk_|clip_qkv|temperature")
+POSITIONS = ("max_position_embeddings", "original_max_position_embeddings")
+LENGTH_FREE = {"default", "linear", "llama3", "proportional"}  # RoPE that POSITIONS do not change
+CORNER = 64  # rows and columns of the input embedding that are hashed
+# parts of an attention module that make neither queries nor keys
+OTHER_PARTS = {"v_proj", "o_proj", "out_proj", "c_proj", "dense", "wo", "wv", "v_norm", "o_norm"}
+PRECISIONS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+TINY = 2.0**-17  # larger bfloat16 values are exact in float16 too, down here some are not
+
+
+def fingerprint(value: Any) -> str:
+    """SHA-256 (hex) of a value's canonical JSON: sorted keys, no spaces."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@cache
+def code_version() -> str:
+    """SHA-256 over all source files of hashattn and its kernels but those of PRESENTATION."""
+    return sources_sha256(packages(), without=PRESENTATION)
+
+
+def config_sha256(config: Any) -> str:
+    """SHA-256 of a model configuration, without what does not change the model."""
+    content = config.to_dict()
+    for name in ("transformers_version", "_name_or_path"):
+        content.pop(name, None)
+    text = json.dumps(content, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def model_sha256(model: nn.Module) -> str:
+    """SHA-256 over configuration, dtype and a sample of every weight; moves with training or casts.
+
+    The configuration names transformers' version, which may compute otherwise. Weights kept off the
+    machine (meta tensors of an offloaded model) enter by name and shape only. Those of tensor
+    parallelism are gathered, one at a time: all its processes have to call this, and get what one
+    process alone gets.
+    """
+    config = {k: v for k, v in model.config.to_dict().items() if not k.startswith("_")}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, weight in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
+        if not weight.is_meta:
+            digest.update(_sample(weight))
+    return digest.hexdigest()
+
+
+def _sample(weight: Tensor) -> bytes:
+    flat = gathered(weight.detach()).flatten()
+    picked = flat[:: max(1, len(flat) // WEIGHTS_PER_TENSOR)].cpu().contiguous()
+    return picked.view(torch.uint8).numpy().tobytes()
+
+
+def tokenizer_sha256(tokenizer: Any) -> str:
+    """SHA-256 over a tokenizer's class, vocabulary and chat template."""
+    template = getattr(tokenizer, "chat_template", None)
+    return fingerprint([type(tokenizer).__name__, sorted(tokenizer.get_vocab().items()), template])
+
+
+def model_name(model: nn.Module) -> str | None:
+    """The hub id a model was loaded from, or the name of its folder (not where that lies)."""
+    name = getattr(model.config, "_name_or_path", "")
+    if not name:
+        return None
+    return Path(name).resolve().name if Path(name).is_dir() else name
+
+
+def base_model_record(model: nn.Module) -> dict[str, Any]:
+    """What a card says about its model: name, revision, type and fingerprints.
+
+    config_fingerprint: of shapes and RoPE. settings: what else decides queries, keys and logits, by
+    name. weights_fingerprint: of the input embedding, None where it is offloaded. projections: of
+    every full-attention layer, {layer: SHA-256}; unread: {layer: why it has none}.
+    The same in float32 and bfloat16, and in float16 for a model that is stored in one of the
+    16-bit types. All processes of tensor parallelism have to call this.
+    """
+    projections, unread = projection_fingerprints(model)
+    return {
+        "name": model_name(model),
+        "revision": getattr(model.config, "_commit_hash", None),
+        "type": text_config(model).model_type,
+        "config_fingerprint": config_fingerprint(model),
+        "settings": attention_settings(model),
+        "weights_fingerprint": weights_fingerprint(model),
+        "projections": projections,
+        "unread": unread,
+    }
+
+
+def config_fingerprint(model: nn.Module) -> str:
+    """sha256 of the configuration fields that shape queries and keys."""
+    config = text_config(model)
+    rope = getattr(config, "rope_parameters", None) or {
+        name: getattr(config, name, None) for name in ("rope_theta", "rope_scaling")
+    }
+    fields = {name: getattr(config, name, None) for name in IDENTITY} | {"rope": rope}
+    return hashlib.sha256(json.dumps(fields, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def attention_settings(model: nn.Module) -> dict[str, Any]:
+    """The configuration's settings, by name, that decide queries, keys and their logits: RoPE (with
+    the positions it was made for, where it depends on them), scalings, caps and norms. As JSON."""
+    content = text_config(model).to_dict()
+    names = {name for name in content if SETTINGS.search(name)}
+    if not _rope_types(content.get("rope_parameters")) <= LENGTH_FREE:
+        names.update(POSITIONS)
+    kept = {name: content[name] for name in sorted(names) if content.get(name) is not None}
+    return json.loads(json.dumps(kept, default=str))
+
+
+def _rope_types(parameters: Any) -> set[str]:
+    """The RoPE types in rope_parameters, those of single kinds of layers too."""
+    if not isinstance(parameters, dict):
+        return set()
+    nested = [_rope_types(value) for value in parameters.values()]
+    own = parameters.get("rope_type")
+    return set().union(*nested, {own} if own else ())
+
+
+def weights_fingerprint(model: nn.Module) -> str | None:
+    """sha256 of a corner of the input embedding rounded to bfloat16, so that the same model in
+    another dtype has the same one; None where the embedding is not at hand (offloaded).
+
+    The processes of tensor parallelism put it together, so all of them have to call this.
+    """
+    embedding = model.get_input_embeddings().weight
+    if embedding.is_meta:
+        return None
+    columns = gathered(embedding.detach()[:, :CORNER])  # not all of a large embedding
+    corner = columns[:CORNER].cpu().to(torch.bfloat16).contiguous()
+    return hashlib.sha256(corner.view(torch.int16).numpy().tobytes()).hexdigest()
+
+
+def projection_fingerprints(model: nn.Module) -> tuple[dict[str, str], dict[str, str]]:
+    """({layer: SHA-256}, {layer: why it cannot be read}) of the full-attention layers.
+
+    Over every weight and bias that makes a layer's queries and keys, with adapters, and over the
+    norms of its block; all elements, rounded to bfloat16 (20 million a layer of an 8B model, a
+    second or two for all). "offloaded": weights that are not at hand (meta tensors); "quantised":
+    weights that are not plain floating-point tensors.
+    """
+    hashes, unread = {}, {}
+    for layer, parameters in _query_key_parameters(model).items():
+        reason = _unread(list(parameters.values()))
+        if reason is not None:
+            unread[str(layer)] = reason
+            continue
+        digest = hashlib.sha256()
+        for name, weight in sorted(parameters.items()):
+            digest.update(f"{name} {tuple(weight.shape)}".encode())
+            digest.update(_portable(weight).numpy().tobytes())
+        hashes[str(layer)] = digest.hexdigest()
+    return hashes, unread
+
+
+def adapted_layers(model: nn.Module) -> list[int]:
+    """Full-attention layers whose query or key projections hold a PEFT adapter (not merged)."""
+    adapter = re.compile(r"\b(base_layer|lora_)")
+    found = _query_key_parameters(model).items()
+    return [layer for layer, parameters in found if any(map(adapter.search, parameters))]
+
+
+def _query_key_parameters(model: nn.Module) -> dict[int, dict[str, Tensor]]:
+    """{layer: {name: parameter}} of queries, keys and norms of each full-attention layer."""
+    full = full_attention_layers(model)
+    blocks = {child: parent for parent in model.modules() for child in parent.children()}
+    found: dict[int, dict[str, Tensor]] = {layer: {} for layer in sorted(full)}
+    for attention in attention_modules(model):
+        if attention.layer_idx in full:
+            found[attention.layer_idx].update(_of_block(blocks[attention], attention))
+    return found
+
+
+def _of_block(block: nn.Module, attention: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    for name, weight in attention.named_parameters():
+        if not OTHER_PARTS.intersection(name.split(".")):
+            yield f"attention.{name}", weight
+    for child_name, child in block.named_children():
+        if "norm" in type(child).__name__.lower():
+            for name, weight in child.named_parameters():
+                yield f"{child_name}.{name}", weight
+
+
+def _unread(parameters: list[Tensor]) -> str | None:
+    """Why parameters cannot be compared with those of the same model elsewhere, None if they can.
+
+    A quantised projection is of another dtype, of a tensor class of its own, or no parameter."""
+    if any(weight.is_meta for weight in parameters):
+        return "offloaded"
+    plain = all(weight.dtype in PRECISIONS and _is_plain(weight) for weight in parameters)
+    return None if plain and any(w.dim() > 1 for w in parameters) else "quantised"
+
+
+def _is_plain(weight: Tensor) -> bool:
+    return type(weight) in (nn.Parameter, Tensor) or hasattr(weight, "full_tensor")
+
+
+def _portable(weight: Tensor) -> Tensor:
+    """The bits (int16, on the CPU) of a weight rounded to what bfloat16 and float16 both hold."""
+    rounded = gathered(weight.detach()).to(torch.bfloat16)
+    rounded = rounded.masked_fill(rounded.abs() <= TINY, 0.0)
+    return rounded.cpu().contiguous().view(torch.int16)
