@@ -82,14 +82,11 @@ def samples(profile: Profile, tokenizer, length: int, task: str | None = None) -
     if data_folder(profile) is None:
         return _generated(profile, tokenizer, task or usual[0], length)
     for name in [task] if task else usual:
-        found = _own(profile, tokenizer, name, length)
-        if found is not None:
-            return found
-    if task is not None:
-        raise ValueError(
-            f"task = {task!r} has too few records to train on some and score others of other "
-            "contexts: use another task"
-        )
+        try:
+            return _own(profile, tokenizer, name, length)
+        except _TooFewError:
+            if task:
+                raise
     say(f"no task of {profile.data} has records enough to fine-tune on: {USUAL_TASK} is generated")
     generated = replace(
         profile, data=None, protocol="own", prompt_limit=None, tasks=TASKS,
@@ -98,14 +95,21 @@ def samples(profile: Profile, tokenizer, length: int, task: str | None = None) -
     return _generated(generated, tokenizer, USUAL_TASK, length)
 
 
-def _own(profile: Profile, tokenizer, task: str, length: int) -> Samples | None:
-    """Samples of the profile's own data, None where a task has too few."""
+class _TooFewError(ValueError):
+    """A task has not enough records to be split."""
+
+
+def _own(profile: Profile, tokenizer, task: str, length: int) -> Samples:
+    """Samples of the profile's own data."""
     found = experiments.records(replace(profile, tasks=(task,)), tokenizer, length, WHOLE)
     trained = min(TRAINED, max(2, len(found) * TRAINED // (TRAINED + SCORED)))
     split = fine_tuning_split(found, trained, min(SCORED, max(0, len(found) - trained)))
     scored = [r for r in split.score if r not in split.shared_contexts]
     if not split.train or not scored:
-        return None
+        raise _TooFewError(
+            f"task = {task!r} has {len(found)} records, too few to train on some and score others "
+            "of other contexts: use another task"
+        )
     rest = tuple(other for other in profile.tasks if other != task)
     others = experiments.records(replace(profile, tasks=rest), tokenizer, length) if rest else []
     return Samples(
