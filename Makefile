@@ -4,9 +4,10 @@
 .NOTPARALLEL:
 .PHONY: help setup compile test reproduce bench gpu lab lint clean model store
 
-PROFILE ?= embedded
-TEST_PROFILE ?= tiny
-ENGINE ?= in_process
+# Set these on the command line, as in `make reproduce ENGINE=ray`: what the shell calls so does not count.
+PROFILE := embedded
+TEST_PROFILE := tiny
+ENGINE := $(or $(HASHATTN_ENGINE),in_process)
 PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
@@ -14,7 +15,7 @@ READY := $(VENV)/.hashattn-ready
 PIP := $(PY) -m pip install --disable-pip-version-check --constraint requirements.lock
 NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=900
 
-export ENGINE
+export HASHATTN_ENGINE := $(ENGINE)
 export PYTHONPATH := $(CURDIR):$(CURDIR)/kernels
 export HF_DATASETS_DISABLE_PROGRESS_BARS := 1
 export HF_HUB_DISABLE_PROGRESS_BARS := 1

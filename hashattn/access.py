@@ -7,15 +7,17 @@ own decision, so an absent one ends with the command that brings it.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from hashattn.base.checks import is_text
+from hashattn.base.files import read_json
+from hashattn.base.repository import repository
 from hashattn.errors import HashAttnError
 from hashattn.evaluation.longbench_datasets import find_file
-from hashattn.profiles import Profile, repository
+from hashattn.profiles import Profile
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
@@ -26,14 +28,20 @@ class AccessError(HashAttnError, FileNotFoundError):
 
 
 def missing_model_files(folder: Path) -> list[str]:
-    """What `folder` lacks to be loaded as a model and tokenizer: file names, empty if complete."""
+    """What `folder` lacks to be loaded as a model and tokenizer: file names, empty if complete.
+
+    Raises AccessError for an index of weights that is damaged.
+    """
     missing = [] if (folder / "config.json").is_file() else ["config.json"]
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         missing.append(" or ".join(TOKENIZER_FILES))
     index = folder / WEIGHT_FILES[1]
     if index.is_file():
-        shards = set(json.loads(index.read_text())["weight_map"].values())
-        missing += sorted(name for name in shards if not (folder / name).is_file())
+        content = read_json(index, AccessError)
+        shards = content.get("weight_map") if isinstance(content, dict) else None
+        if not isinstance(shards, dict) or not all(map(is_text, shards.values())):
+            raise AccessError(f"{index} has no weight_map of file names: copy it again")
+        missing += sorted(name for name in set(shards.values()) if not (folder / name).is_file())
     elif not (folder / WEIGHT_FILES[0]).is_file():
         missing.append(" or ".join(WEIGHT_FILES))
     return missing
@@ -51,8 +59,8 @@ def model_folder(profile: Profile) -> Path:
         missing = missing_model_files(inside)
         if missing:
             raise AccessError(
-                f"profile {profile.name}: {inside} lacks {', '.join(missing)}. Restore the "
-                "folder (git checkout -- data; `make model` trains the embedded model again)."
+                f"profile {profile.name}: {inside} lacks {', '.join(missing)}. "
+                + _how_to_restore(inside)
             )
         return inside
     folder = _named_folder(profile.model) or _cached_folder(profile.model)
@@ -68,13 +76,23 @@ def data_folder(profile: Profile) -> Path | None:
     """The folder with one LongBench-format <task>.jsonl per task, in itself or in its data/; None
     when records are generated.
 
-    A hub id is looked for in HASHATTN_DATA_DIR. Raises AccessError naming the missing files.
+    A hub id is looked for in HASHATTN_DATA_DIR, a folder where the profile says. Raises AccessError
+    naming the missing files.
     """
     if profile.data is None:
         return None
-    chosen = os.environ.get("HASHATTN_DATA_DIR")
-    folder = Path(chosen) if chosen else repository() / profile.data
+    folder = repository() / profile.data
+    own = folder.is_dir() or not is_hub_id(profile.data)
+    if not own and (chosen := os.environ.get("HASHATTN_DATA_DIR")):
+        folder = Path(chosen)
     missing = [f"{task}.jsonl" for task in profile.tasks if find_file(folder, task) is None]
+    if missing and own:
+        raise AccessError(
+            f"profile {profile.name} evaluates on the files of {folder}, which "
+            f"{'lacks ' + ', '.join(missing) if folder.is_dir() else 'is no folder'}.\n"
+            "  Each task has a <task>.jsonl there, one record a line (data/longbench/README.md): "
+            "add the files, or correct `data` and `tasks` in the profile"
+        )
     if missing:
         raise AccessError(
             f"profile {profile.name} evaluates on {profile.data}, and {folder} lacks "
@@ -194,6 +212,12 @@ def _cached_folder(model: str) -> Path | None:
         return Path(snapshot_download(model, local_files_only=True))
     except LocalEntryNotFoundError:
         return None
+
+
+def _how_to_restore(folder: Path) -> str:
+    if folder.is_relative_to(repository() / "data"):
+        return "Restore it: git checkout -- data; `make model` trains the embedded model again."
+    return "Copy the model there, or correct `model` in the profile."
 
 
 def _how_to_get_model(profile: Profile, problem: str) -> str:

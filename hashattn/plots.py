@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from hashattn.base.files import replacing, write_text
 from hashattn.profiles import load_profile
 
 if TYPE_CHECKING:
@@ -129,7 +130,9 @@ def save_figure(figure: Figure, name: str, results: Path | None = None) -> tuple
     paths = tuple(folder / f"{name}.{kind}" for kind in ("png", "svg"))
     with matplotlib.rc_context({"svg.hashsalt": SVG_SALT}):
         for path in paths:
-            figure.savefig(path, metadata=METADATA[path.suffix[1:]])
+            kind = path.suffix[1:]
+            with replacing(path) as partial:
+                figure.savefig(partial, format=kind, metadata=METADATA[kind])
     return paths
 
 
@@ -137,18 +140,15 @@ def save_table(table: pd.DataFrame, name: str, results: Path | None = None) -> P
     """Write tables/<name>.csv in the profile's results, numbers to six digits; returns its path."""
     path = _folder(results, "tables") / f"{name}.csv"
     named_rows = any(name is not None for name in table.index.names)
-    table.to_csv(path, index=named_rows, float_format="%.6g", lineterminator="\n")
-    return path
+    return write_text(
+        path, table.to_csv(index=named_rows, float_format="%.6g", lineterminator="\n")
+    )
 
 
 def save_text(text: str, name: str, results: Path | None = None) -> Path:
     """Write tables/<name> in the profile's results; returns its path."""
-    path = _folder(results, "tables") / name
-    path.write_text(text + "\n", encoding="utf-8")
-    return path
+    return write_text(_folder(results, "tables") / name, text + "\n")
 
 
 def _folder(results: Path | None, kind: str) -> Path:
-    folder = Path(results or load_profile().results) / kind
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    return Path(results or load_profile().results) / kind

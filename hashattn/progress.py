@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from typing import Any, TextIO
 
 from tqdm import tqdm
@@ -23,8 +24,9 @@ class _AppendedFile:
         self.path = path
 
     def write(self, text: str) -> int:
-        with open(self.path, "a", encoding="utf-8") as file:
-            return file.write(text)
+        with suppress(OSError), open(self.path, "a", encoding="utf-8") as file:
+            file.write(text)  # no run should end for its progress: a full disk costs a bar
+        return len(text)
 
     def flush(self) -> None:
         """Nothing is held back."""

@@ -13,6 +13,8 @@ import torch
 
 from hashattn.access import load_model
 from hashattn.attention.budget import Budget
+from hashattn.base.files import write_text
+from hashattn.base.repository import repository
 from hashattn.evaluation.methods import Method
 from hashattn.evaluation.protocol import Protocol
 from hashattn.evaluation.runner import evaluate
@@ -22,7 +24,6 @@ from hashattn.models.identity import model_sha256
 from hashattn.profiles import load_profile
 from hashattn.selectors import make_selector
 
-OUTPUT = Path(__file__).parents[1] / "reference" / "embedded_model.json"
 CONTEXTS = {4096: 50, 8192: 25}  # by length
 QUESTIONS, SEED = 4, 100  # questions of each task in each context
 SINK, LOCAL = 16, 64
@@ -60,7 +61,8 @@ def main() -> None:
         "machine": {"arch": platform.machine(), "threads": torch.get_num_threads()},
         "scores": {str(n): score(model, tokenizer, n, results) for n in CONTEXTS},
     }  # fmt: skip
-    OUTPUT.write_text(json.dumps(record, indent=1) + "\n")
+    output = repository() / "data" / "reference" / "embedded_model.json"
+    write_text(output, json.dumps(record, indent=1) + "\n")
     print(json.dumps(record["scores"], indent=1))
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, overload
 
 import torch
 from torch import Tensor
 
+from ..base.checks import INT32_MAX, is_count, is_number, require
 from ..selectors.choice import Choice
 
 if TYPE_CHECKING:
@@ -37,20 +39,21 @@ class Budget:
     shares: tuple[tuple[float, ...], ...] | None = None
 
     def __post_init__(self) -> None:
-        _check_count("sink", self.sink, least=0)
-        _check_count("local", self.local, least=1)
+        for field, least in (("sink", 0), ("local", 1)):
+            _require_count(field, getattr(self, field), least)
         if (self.heavy is None) == (self.density is None):
             raise ValueError(
-                f"give exactly one of heavy and density, got heavy={self.heavy!r}, "
-                f"density={self.density!r}"
+                f"give exactly one of heavy and density, got heavy = {self.heavy!r}, "
+                f"density = {self.density!r}"
             )
         if self.heavy is not None:
-            _check_count("heavy", self.heavy, least=0)
-        elif not 0 < self.density <= 1:
-            raise ValueError(f"density={self.density!r}: must be in (0, 1], e.g. 1/16")
+            _require_count("heavy", self.heavy, 0)
+        else:
+            valid = is_number(self.density) and 0 < self.density <= 1
+            require(valid, "density", self.density, "a number in (0, 1], e.g. 1/16")
         if self.shares is not None:
-            object.__setattr__(self, "shares", tuple(tuple(map(float, s)) for s in self.shares))
             _check_shares(self.shares)
+            object.__setattr__(self, "shares", tuple(tuple(map(float, s)) for s in self.shares))
 
     @overload
     def heavy_tokens(self, n: int) -> int: ...
@@ -107,20 +110,21 @@ class Budget:
         )
 
 
-def _check_shares(shares: tuple[tuple[float, ...], ...]) -> None:
-    factors = [factor for layer in shares for factor in layer]
-    heads = max((len(layer) for layer in shares), default=0)
-    valid = bool(shares) and all(len(layer) in (1, heads) for layer in shares)
-    if not valid or any(not math.isfinite(f) or f < 0 for f in factors):
-        raise ValueError(
-            f"shares={shares!r}: must be a list of factors for each layer, all at least 0, one for "
-            "each KV head or one for all"
-        )
+def _check_shares(shares: Sequence[Sequence[float]]) -> None:
+    valid = isinstance(shares, list | tuple) and all(isinstance(s, list | tuple) for s in shares)
+    valid = valid and all(is_number(f) and f >= 0 for layer in shares for f in layer)
+    if valid:
+        heads = max((len(layer) for layer in shares), default=0)
+        valid = bool(shares) and all(len(layer) in (1, heads) for layer in shares) and heads > 0
+    require(
+        valid, "shares", shares,
+        "a list of factors for each layer, all at least 0, one for each KV head or one for all",
+    )  # fmt: skip
     mean = sum(sum(layer) / len(layer) for layer in shares) / len(shares)
-    if not math.isclose(mean, 1.0, abs_tol=1e-3):
-        raise ValueError(f"shares={shares!r}: their mean is {mean:.4f}, must be 1")
+    require(math.isclose(mean, 1.0, abs_tol=1e-3), "shares", shares,
+            f"1 on average; their mean is {mean:.4f}")  # fmt: skip
 
 
-def _check_count(name: str, value: int, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name}={value!r}: must be an integer of at least {least}")
+def _require_count(field: str, value: object, least: int) -> None:
+    valid = is_count(value, least, INT32_MAX)
+    require(valid, field, value, f"an integer from {least} to {INT32_MAX}, the range of int32")

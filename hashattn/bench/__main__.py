@@ -6,8 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from hashattn.base.repository import repository
 from hashattn.errors import HashAttnError
-from hashattn.profiles import repository
 
 
 def main(arguments: list[str] | None = None) -> int:

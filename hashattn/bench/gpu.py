@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 import hashattn_kernels
+from hashattn.base.repository import repository
 from hashattn.bench import tables
 from hashattn.bench.layer import weight_bytes
 from hashattn.bench.record import save
@@ -29,7 +30,6 @@ from hashattn.bench.step import Shape
 from hashattn.bench.timing import spread
 from hashattn.errors import HashAttnError
 from hashattn.kernels import attend, select_by_codes
-from hashattn.profiles import repository
 
 SINK = LOCAL = 128
 SHAPES = {"GQA": Shape(), "MHA": Shape(kv_heads=32)}

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from hashattn.base.files import FileError, read_json, write_text
+
 FORMAT = 1
 PACKAGES = ("hashattn", "torch", "triton", "numba", "numpy", "transformers", "faiss-cpu",
             "flashinfer-python")  # fmt: skip
@@ -48,18 +50,15 @@ def _processor() -> str:
 
 def save(path: Path, **content: Any) -> None:
     """Write a result file: environment, date, and the given parts."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     record = {"format": FORMAT, "date": str(date.today()), "environment": environment()} | content
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_text(path, json.dumps(record, indent=1, sort_keys=True) + "\n")
 
 
 def load(path: Path) -> dict[str, Any]:
-    """A result file. ValueError when it was written by another version."""
-    record = json.loads(path.read_text(encoding="utf-8"))
-    if record.get("format") != FORMAT:
-        raise ValueError(f"{path}: written by another version of hashattn; measure again")
+    """A result file. FileError when it is damaged, or was written by another version."""
+    record = read_json(path)
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise FileError(f"{path}: written by another version of hashattn; measure again")
     return record
 
 

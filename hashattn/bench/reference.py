@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from hashattn.base.repository import repository
 from hashattn.bench.record import load
-from hashattn.profiles import repository
 
 
 def reference_path(device: str) -> Path:

@@ -1,6 +1,6 @@
 """Where cells of an evaluation and layers of a hash training are computed: here, or on Ray.
 
-The environment's ENGINE says which: "in_process" (the default) or "ray". Results are the same.
+HASHATTN_ENGINE says which: "in_process" (the default) or "ray". Results are the same.
 """
 
 from __future__ import annotations
@@ -8,9 +8,11 @@ from __future__ import annotations
 import os
 from importlib.util import find_spec
 
+from hashattn.base.checks import require
 from hashattn.engines.base import LATER, Engine, EngineError, InProcess
 
 ENGINES = ("in_process", "ray")
+VARIABLE = "HASHATTN_ENGINE"
 
 __all__ = [
     "ENGINES",
@@ -24,7 +26,7 @@ __all__ = [
 
 
 def chosen_engine(name: str | None = None) -> Engine:
-    """The engine called `name`, by default ENGINE's; EngineError for an unknown or missing one."""
+    """The engine called `name`, by default HASHATTN_ENGINE's; EngineError if there is none."""
     if require_engine(name) == "ray":
         from hashattn.engines.on_ray import RayEngine
 
@@ -34,12 +36,11 @@ def chosen_engine(name: str | None = None) -> Engine:
 
 def require_engine(name: str | None = None) -> str:
     """The name of the engine that is asked for; EngineError if there is none, or not here."""
-    name = name or os.environ.get("ENGINE") or ENGINES[0]
-    if name not in ENGINES:
-        raise EngineError(f"ENGINE = {name!r} must be one of {', '.join(ENGINES)}")
+    name = name or os.environ.get(VARIABLE) or ENGINES[0]
+    require(name in ENGINES, VARIABLE, name, f"one of {', '.join(ENGINES)}", EngineError)
     if name == "ray" and not _importable("ray"):
         raise EngineError(
-            "ENGINE = 'ray' needs the package ray: pip install '.[ray]', or leave ENGINE unset"
+            f"{VARIABLE} = 'ray' needs the package ray: pip install '.[ray]', or leave it unset"
         )
     return name
 

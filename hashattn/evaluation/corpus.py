@@ -4,7 +4,9 @@ import hashlib
 from functools import cache
 from pathlib import Path
 
-DATA = Path(__file__).parents[2] / "data"
+from hashattn.base.files import read_text
+from hashattn.base.repository import repository
+
 SPLITS = ("train", "eval")
 EVAL_SHARE = 5  # one unit of text in five belongs to evaluation
 
@@ -21,9 +23,19 @@ def require_split(split: str) -> str:
     return split
 
 
+def corpus_path() -> Path:
+    """data/corpus/python_docs.txt of the checkout."""
+    return repository() / "data" / "corpus" / "python_docs.txt"
+
+
+def paragraphs(split: str) -> tuple[str, ...]:
+    """Paragraphs of the corpus that belong to ``split`` ("train" or "eval"), one string each.
+
+    The same object each time, while the checkout is: what is made from it can be cached by it.
+    """
+    return _paragraphs(require_split(split), corpus_path())
+
+
 @cache
-def paragraphs(split: str, path: Path = DATA / "corpus" / "python_docs.txt") -> tuple[str, ...]:
-    """Paragraphs of the corpus that belong to ``split`` ("train" or "eval"), one string each."""
-    require_split(split)
-    lines = path.read_text().splitlines()
-    return tuple(line for line in lines if split_of(line) == split)
+def _paragraphs(split: str, path: Path) -> tuple[str, ...]:
+    return tuple(line for line in read_text(path).splitlines() if split_of(line) == split)

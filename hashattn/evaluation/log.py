@@ -6,16 +6,18 @@ One JSON object a line, each keyed by what made it. Processes agree through byte
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
+from hashattn.base.files import FileError, decode, looks_like, parse_json
 from hashattn.errors import HashAttnError
 from hashattn.progress import say
 
@@ -23,7 +25,7 @@ WRITING = 0  # the lock's byte of whoever writes; every claim has another one
 
 
 class ResultLogError(HashAttnError, ValueError):
-    """A results file holds something else than whole results, or cannot be locked."""
+    """A results file holds something else than whole results, or cannot be locked or written."""
 
 
 class _NotJsonError(ResultLogError):
@@ -41,11 +43,19 @@ class ResultLog:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         self.rows: dict[str, dict[str, Any]] = {}
         self._read, self._lines = 0, 0  # bytes and lines of the file that are in rows
-        self._file = self.path.open("a+b", buffering=0)
-        self._locks = open(f"{self.path}.lock", "ab")  # noqa: SIM115, closed by close()
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with ExitStack() as opened:
+                self._file = opened.enter_context(self.path.open("a+b", buffering=0))
+                self._locks = opened.enter_context(open(f"{self.path}.lock", "ab"))
+                opened.pop_all()  # close() closes them
+        except OSError as error:
+            raise ResultLogError(
+                f"{self.path} cannot be opened to write results ({error.strerror}): give another "
+                "path, of a file"
+            ) from error
         try:
             with self._writing():
                 self._catch_up()
@@ -56,15 +66,15 @@ class ResultLog:
     def append(self, row: dict[str, Any]) -> bool:
         """Writes the row and waits until it is on disk; False if its key was there already.
 
-        Raises ValueError on NaN and KeyError on a row without a key.
+        Raises ValueError on NaN, KeyError on a row without a key, and ResultLogError where the disk
+        does not take the row: then nothing of it is left in the file.
         """
         line = json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
         with self._writing():
             self._catch_up()
             if row["key"] in self.rows:
                 return False
-            self._file.write(line.encode())
-            os.fsync(self._file.fileno())
+            self._write(line.encode())
             self._take(line.encode())
         return True
 
@@ -99,6 +109,20 @@ class ResultLog:
     ) -> None:
         self.close()
 
+    def _write(self, line: bytes) -> None:
+        """The whole line, on disk, after what was read; nothing of it if that does not succeed."""
+        try:
+            _write_all(self._file, line)
+        except BaseException as error:
+            with suppress(OSError):
+                self._file.truncate(self._read)
+            if not isinstance(error, OSError):
+                raise
+            raise ResultLogError(
+                f"{self.path} does not take a row ({error.strerror}), is the disk full? Nothing "
+                f"was lost, {len(self.rows)} rows are kept: free some space and run again"
+            ) from error
+
     @contextmanager
     def _writing(self) -> Iterator[None]:
         """Nobody else writes meanwhile."""
@@ -132,12 +156,16 @@ class ResultLog:
     def _catch_up(self) -> None:
         """Reads what is new and repairs the end; nobody else is writing while the lock is held."""
         content = self._added()
+        if not self._read and (known := looks_like(content)):
+            raise ResultLogError(f"{self.path} looks like {known[0]}: {known[1]}, or delete it")
         whole = content.rfind(b"\n") + 1
         last = content[: max(0, whole - 1)].rfind(b"\n") + 1
         self._take(content[:last])
         try:
             self._take(content[last:whole])
         except _NotJsonError:  # of a run that was cut off, garbled on its way to the disk
+            if not self._read:
+                raise  # nothing says that this is a results file
             whole = last
         if whole < len(content):
             self._set_aside(content[whole:])
@@ -145,20 +173,38 @@ class ResultLog:
     def _set_aside(self, damaged: bytes) -> None:
         """Moves the end of the file, where no row can be read, to a file beside it."""
         aside = Path(f"{self.path}.damaged")
-        with aside.open("ab") as kept:
-            kept.write(damaged.removesuffix(b"\n") + b"\n")
-        self._file.truncate(self._read)
+        try:
+            with aside.open("ab", buffering=0) as kept:
+                _write_all(kept, damaged.removesuffix(b"\n") + b"\n")
+            self._file.truncate(self._read)
+        except OSError as error:
+            raise ResultLogError(
+                f"{self.path} ends in a line that was cut off, and it cannot be moved to "
+                f"{aside.name} ({error.strerror}): free some space, or delete that line"
+            ) from error
         say(f"{self.path}: the last line was cut off; moved to {aside.name}, its sample runs again")
 
     def _parse(self, line: bytes, number: int) -> dict[str, Any]:
+        where = f"{self.path}:{number}"
         try:
-            row = json.loads(line)
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            row = parse_json(decode(line, where, whole=number == 1), where)
+        except FileError as error:
             raise _NotJsonError(
-                f"{self.path}:{number} is not JSON; delete the line, or the file to start over"
+                f"{where} is not JSON; delete the line, or the file to start over ({error})"
             ) from error
-        if not isinstance(row, dict) or "key" not in row:
+        if not isinstance(row, dict) or not isinstance(row.get("key"), str):
             raise ResultLogError(
                 f"{self.path}:{number} has no key; give a results file that evaluate() wrote"
             )
         return row
+
+
+def _write_all(file: BinaryIO, content: bytes) -> None:
+    """All bytes to an unbuffered file, which may take fewer at a time, and on to the disk."""
+    rest = memoryview(content)
+    while rest:
+        written = file.write(rest)
+        if not written:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        rest = rest[written:]
+    os.fsync(file.fileno())

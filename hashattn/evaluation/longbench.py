@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from hashattn.base.checks import is_count, is_text, require
+from hashattn.base.files import read_json_lines, write_text
 from hashattn.errors import HashAttnError
 
 
@@ -21,7 +22,8 @@ class Record:
     """One LongBench record (THUDM/LongBench): question `input` about `context`, accepted `answers`.
 
     length: LongBench's own length figure (words or characters), kept as given. all_classes: the
-    labels of a classification task, else None.
+    labels of a classification task, else None. Raises RecordError naming the field, its value and
+    what it must be.
     """
 
     input: str
@@ -34,11 +36,17 @@ class Record:
     _id: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("answers", "all_classes"):
+        for name in ("input", "context", "dataset", "language", "_id"):
             value = getattr(self, name)
-            if isinstance(value, str):
-                raise RecordError(f"{name} = {value!r} must be a list of strings")
+            require(is_text(value, empty=True), name, value, "a text", RecordError)
+        for name, optional in (("answers", False), ("all_classes", True)):
+            value = getattr(self, name)
+            valid = isinstance(value, list | tuple) and all(is_text(v, empty=True) for v in value)
+            allowed = "a list of texts" + optional * ", or null"
+            require(valid or (optional and value is None), name, value, allowed, RecordError)
             object.__setattr__(self, name, None if value is None else tuple(value))
+        require(is_count(self.length, 0), "length", self.length, "an integer of at least 0",
+                RecordError)  # fmt: skip
         if not self.answers:
             raise RecordError(f"record {self._id!r} has no answers; give at least one")
 
@@ -55,7 +63,9 @@ REQUIRED = ("input", "context", "answers")
 
 
 def record_from_dict(values: dict[str, Any]) -> Record:
-    """A Record from LongBench's JSON object; RecordError names the missing fields."""
+    """A Record from LongBench's JSON object; RecordError names the missing or wrong field."""
+    if not isinstance(values, dict):
+        raise RecordError(f"a record is a JSON object of {list(FIELDS)}, this is another value")
     missing = [name for name in REQUIRED if name not in values]
     if missing:
         raise RecordError(f"record lacks {missing}; LongBench records hold {list(FIELDS)}")
@@ -68,37 +78,35 @@ def load_records(path: str | Path, limit: int | None = None) -> list[Record]:
     Raises RecordError with the file and line for what is missing, not JSON or not a record.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise RecordError(f"no records at {path}; give the path of a LongBench-format .jsonl file")
-    records = parsed_lines(path, limit, _parse)
+    records = parsed_lines(path, limit, lambda values, _: record_from_dict(values), RecordError)
     if not records and limit != 0:
         raise RecordError(f"{path} holds no records")
     return records
 
 
 def parsed_lines(
-    path: Path, limit: int | None, parse: Callable[[str, str], Record]
+    path: Path, limit: int | None, parse: Callable[[Any, str], Record], error: type[HashAttnError]
 ) -> list[Record]:
-    """The first `limit` records of a file's lines, empty ones skipped; parse(line, "file:line")."""
+    """The first `limit` records of a .jsonl file: parse(value, "file:line") of each line that is
+    not empty. What is wrong with one becomes `error`, with file and line before it."""
     records: list[Record] = []
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if limit is not None and len(records) >= limit:
-                break
-            if line.strip():
-                records.append(parse(line, f"{path}:{number}"))
+    lines = read_json_lines(path, error)
+    while limit is None or len(records) < limit:
+        where, value = next(lines, (None, None))
+        if where is None:
+            break
+        try:
+            records.append(parse(value, where))
+        except HashAttnError as problem:
+            raise error(f"{where}: {problem}") from problem
     return records
 
 
 def save_records(records: Iterable[Record], path: str | Path) -> None:
     """Writes the records as .jsonl; the file appears whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as out:
-        for record in records:
-            out.write(json.dumps(record.to_dict(), ensure_ascii=False) + "\n")
-    os.replace(partial, path)
+    write_text(path, "".join(json.dumps(r.to_dict(), ensure_ascii=False) + "\n" for r in records))
 
 
 def group_by_context(records: Iterable[Record]) -> list[list[Record]]:
@@ -107,12 +115,3 @@ def group_by_context(records: Iterable[Record]) -> list[list[Record]]:
     for record in records:
         groups.setdefault(record.context, []).append(record)
     return list(groups.values())
-
-
-def _parse(line: str, where: str) -> Record:
-    try:
-        return record_from_dict(json.loads(line))
-    except json.JSONDecodeError as error:
-        raise RecordError(f"{where}: not a JSON object ({error.msg})") from error
-    except (RecordError, TypeError, AttributeError) as error:
-        raise RecordError(f"{where}: {error}") from error

@@ -137,7 +137,7 @@ def _from_hub(source: str, name: str, limit: int | None, revision: str | None) -
 def _record(row: dict[str, Any], where: str) -> Record:
     try:
         return record_from_dict(row)
-    except (RecordError, TypeError) as error:
+    except RecordError as error:
         raise RecordError(f"{where}: {error}") from error
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hashattn.base.checks import is_text
+from hashattn.base.files import read_json
+from hashattn.base.repository import repository
 from hashattn.evaluation.longbench import RecordError
 from hashattn.evaluation.longbench_datasets import DATASETS, E_NAMES, Dataset, dataset
 from hashattn.evaluation.protocol import Protocol
@@ -24,14 +26,11 @@ def load_prompts(folder: str | Path | None = None) -> dict[str, str]:
     in the config/ beside it (as in LongBench's repository). Else ours, data/longbench/prompts.json:
     other words, same placeholders. RecordError for a file that is broken or lacks a dataset.
     """
-    from hashattn.profiles import repository
-
     path = find_prompts(folder) if folder is not None else None
     path = path or repository() / OWN_PROMPTS
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RecordError(f"{path} is not JSON ({error}); restore or remove it") from error
+    found = read_json(path, RecordError)
+    if not isinstance(found, dict) or not all(is_text(template) for template in found.values()):
+        raise RecordError(f"{path} must hold a JSON object of templates; restore or remove it")
     missing = [name for name in DATASETS if "{context}" not in found.get(name, "")]
     if missing:
         raise RecordError(f"{path} has no template with {{context}} for {missing}; add them")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hashattn.attention.budget import Budget
+from hashattn.base.files import write_text
 from hashattn.errors import SparsePathError
 from hashattn.evaluation.protocol import Protocol
 from hashattn.selectors.base import Selector
@@ -130,9 +130,7 @@ def account(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def save_reading(path: str | Path, rows: Sequence[dict[str, Any]]) -> None:
     """Writes account(rows) as JSON; the file appears whole or not at all."""
-    partial = Path(f"{path}.partial")
-    partial.write_text(json.dumps(account(rows), indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, json.dumps(account(rows), indent=1) + "\n")
 
 
 def _summary(setup: str, name: str, budget: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

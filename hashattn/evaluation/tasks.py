@@ -182,9 +182,9 @@ def scatter(facts: list[str], tokens: int, count: Callable[[str], int], rng: ran
     used = sum(count(fact + "\n") for fact in facts)
     if used > tokens:
         raise ValueError(f"{len(facts)} facts take {used} tokens, more than the {tokens} allowed")
-    lines = list(facts)
+    lines, prose = list(facts), paragraphs(split)
     while True:
-        paragraph = rng.choice(paragraphs(split))
+        paragraph = rng.choice(prose)
         used += count(paragraph + "\n")
         if used > tokens:
             break

@@ -1,46 +1,31 @@
-"""Files that are either whole or absent: written beside their place, then renamed."""
+"""Tensors in safetensors files that are either whole or absent."""
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from hashattn.base.files import WriteError, replacing
 from hashattn.errors import HashWeightsError
-
-
-def _publish(temporary: Path, path: Path) -> None:
-    with open(temporary, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write a safetensors file atomically."""
-    temporary = path.with_name(path.name + ".partial")
-    save_file(
-        {name: t.detach().cpu().contiguous() for name, t in tensors.items()},
-        temporary,
-        dict(metadata or {}) | {"format": "pt"},
-    )
-    _publish(temporary, path)
-
-
-def write_json(path: Path, record: Mapping[str, Any]) -> None:
-    """Write JSON atomically; NaN is refused, it is not JSON."""
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(
-        json.dumps(record, indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8"
-    )
-    _publish(temporary, path)
+    """Write a safetensors file atomically; WriteError where the disk does not take it."""
+    with replacing(path) as partial:
+        try:
+            save_file(
+                {name: t.detach().cpu().contiguous() for name, t in tensors.items()},
+                partial,
+                dict(metadata or {}) | {"format": "pt"},
+            )
+        except SafetensorError as error:  # how it passes on what the system says
+            raise WriteError(f"{path} cannot be written ({error})") from error
 
 
 def read_tensors(path: Path, hint: str) -> dict[str, Tensor]:

@@ -19,10 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hashattn.base.files import FileError, read_json, write_json
 from hashattn.engines import Engine, chosen_engine
 from hashattn.hashing.benchmarks import benchmarks_field
 from hashattn.hashing.capture import CapturedLayer, capture
-from hashattn.hashing.files import read_tensors, write_json, write_tensors
+from hashattn.hashing.files import read_tensors, write_tensors
 from hashattn.hashing.layer import TrainedLayer, figure_of_merit, train_layer
 from hashattn.hashing.maps import HashConfig, LayerMaps
 from hashattn.hashing.recipe import TrainRecipe
@@ -179,8 +180,11 @@ class _Run:
             record = self._layer_file(layer).with_suffix(".json")
             if not record.is_file():
                 continue
-            content = json.loads(record.read_text(encoding="utf-8"))
-            if content["key"] == self.key:
+            try:
+                content = read_json(record)
+            except FileError:
+                continue  # damaged: the layer is trained again
+            if isinstance(content, dict) and content.get("key") == self.key:
                 tensors = read_tensors(
                     self._layer_file(layer), f"delete {record} to train the layer again"
                 )

@@ -20,9 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hashattn.base.files import FileError, read_json, write_json
 from hashattn.errors import HashWeightsError
 from hashattn.hashing.card import differences
-from hashattn.hashing.files import read_tensors, write_json, write_tensors
+from hashattn.hashing.files import read_tensors, write_tensors
 from hashattn.hashing.maps import HashConfig, LayerMaps, expected_shapes, random_maps
 from hashattn.heads import HeadSlice
 from hashattn.models.identity import base_model_record, model_name
@@ -318,8 +319,8 @@ def _read_config(directory: Path) -> dict[str, Any]:
             f"HashWeights.save, or {TRAIN_HINT}"
         )
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        record = read_json(path)
+    except FileError as error:
         raise HashWeightsError(
             f"{path} is not readable JSON ({error}): copy it again, or {TRAIN_HINT}"
         ) from error

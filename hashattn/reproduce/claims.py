@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hashattn.base.files import FileError, read_json, write_json
 from hashattn.errors import HashAttnError
-from hashattn.reproduce.files import read_json, write_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -161,8 +161,14 @@ def load_claims(results: Path, notebooks: list[str]) -> list[Claim]:
     """The claims that `notebooks` left in a results folder, in order."""
     claims = []
     for notebook in notebooks:
-        for record in read_json(results / "claims" / f"{notebook}.json") or []:
-            claims.append(Claim(**record | {"ours": float(record["ours"])}))
+        path = results / "claims" / f"{notebook}.json"
+        try:
+            for record in read_json(path) if path.exists() else []:
+                claims.append(Claim(**record | {"ours": float(record["ours"])}))
+        except (FileError, KeyError, TypeError, ValueError) as error:
+            raise ClaimError(
+                f"{path} is damaged ({error}): delete it with state/{notebook}.json and run again"
+            ) from error
     return claims
 
 

@@ -97,7 +97,8 @@ def others(profile: Profile, calibrated: list[CapturedLayer]) -> dict[str, Selec
         for page, bound in PAGES.get(bits, ()):
             name = f"quest page {page}, {bound} bits"
             found[name] = make_selector("quest", page=page, bits=bound)
-        codebook = 2**CODE_BITS * dim * 16 / profile.lengths[-2]  # bits a token that centroids take
+        # bits a token that the centroids take
+        codebook = 2**CODE_BITS * dim * 16 / profile.frontier_length
         parts = _at_most(dim, (bits - codebook) / CODE_BITS)
         if parts:
             name = f"pqcache {parts} parts"

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hashattn.access import require_access
+from hashattn.base.files import write_json, write_text
 from hashattn.engines import require_engine
 from hashattn.errors import HashAttnError
 from hashattn.profiles import Profile, load_profile, profile_path, repository
 from hashattn.reproduce.claims import VIOLATED, Claim, claims_text, load_claims
 from hashattn.reproduce.execute import State, kernel_environment, run_notebook
-from hashattn.reproduce.files import write_atomic, write_json
 from hashattn.reproduce.fingerprint import notebook_fingerprints, shared_fingerprint
 from hashattn.reproduce.manifest import build_manifest
 from hashattn.reproduce.report import render_report
@@ -49,7 +49,7 @@ def reproduce(name: str | None = None, notebooks: Path | None = None) -> Outcome
     """Run the notebooks of profile `name`; write figures, tables, report and manifest.
 
     Raises AccessError before any work when the model, data or device is not here, and EngineError
-    when the environment's ENGINE is not; NotebookFailed when a notebook fails, and
+    when HASHATTN_ENGINE's engine is not; NotebookFailed when a notebook fails, and
     ReproductionError when a claim that must hold does not.
     """
     profile = load_profile(name)
@@ -92,7 +92,7 @@ def write_summary(outcome: Outcome) -> None:
     results = outcome.profile.results
     manifest = build_manifest(outcome.profile, outcome.states)
     write_json(results / "manifest.json", manifest)
-    write_atomic(results / "report.html", render_report(outcome, manifest))
+    write_text(results / "report.html", render_report(outcome, manifest))
     print(f"\n{claims_text(outcome.claims)}\n")
     goals = [c for c in outcome.claims if c.goal]
     met = sum(c.verdict == "met" for c in goals)

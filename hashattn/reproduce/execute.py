@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
+from hashattn.base.files import write_json
 from hashattn.errors import HashAttnError
 from hashattn.profiles import Profile, repository
 from hashattn.progress import VARIABLE
-from hashattn.reproduce.files import produced_files, read_json, sha256_file, write_json
+from hashattn.reproduce.files import produced_files, read_kept, sha256_file
 from hashattn.reproduce.progress import Heartbeat
 
 # Messages of the kernel about its transport and shutdown, which no reader can act on.
@@ -39,8 +40,9 @@ class State:
 
     @classmethod
     def load(cls, results: Path, notebook: str) -> State | None:
-        fields = read_json(results / "state" / f"{notebook}.json")
-        return cls(**fields) if fields else None
+        kept = read_kept(results / "state" / f"{notebook}.json")
+        whole = isinstance(kept, dict) and set(kept) == {field.name for field in fields(cls)}
+        return cls(**kept) if whole else None
 
     def save(self, results: Path, notebook: str) -> None:
         write_json(results / "state" / f"{notebook}.json", asdict(self))

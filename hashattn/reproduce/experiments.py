@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
+from itertools import cycle, islice
 from pathlib import Path
 
 import pandas as pd
@@ -19,7 +21,7 @@ from hashattn.evaluation.methods import Method
 from hashattn.evaluation.protocol import Protocol
 from hashattn.evaluation.recall import recall_rows
 from hashattn.evaluation.ruler import profile_records, ruler_protocol
-from hashattn.evaluation.ruler.records import NO_STOP, profile_style
+from hashattn.evaluation.ruler.records import NO_STOP
 from hashattn.evaluation.runner import evaluate
 from hashattn.evaluation.tasks import TASKS, make_records, make_sequences
 from hashattn.hashing.capture import CapturedLayer, capture
@@ -45,6 +47,7 @@ VARIANTS: dict[str, dict] = {
     "official": {"recipe": TrainRecipe.official(), "layout": "per_query_head", "depth": 3},
 }
 VALIDATION_SHARE = 6  # one validation sequence for every six that train
+MIXTURE = (1, 2, 4, 1)  # training sequences, in turn: parts of the profile's length
 CALIBRATION = 2  # training sequences that the calibrated baselines look at
 SHORTEST = 512  # tokens of a generated training sequence
 LONG_METHODS = ("dense", "oracle", "window", "lsh", "double_sparsity", "quest", "hash_official",
@@ -71,11 +74,10 @@ def sequences(
 def training_sequences(
     profile: Profile, tokenizer, count: int, seed: int = 0, tasks: tuple[str, ...] = TASKS
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """`count` training sequences: half of the profile's length, a quarter each of a half and a
-    quarter of it, since a budget of n/32 is a different task at every n."""
+    """`count` training sequences, by MIXTURE half of the profile's length, a quarter each of a half
+    and a quarter of it: a budget of n/32 is a different task at every n. The longest come first."""
     found = []
-    for share in (1, 2, 4):
-        part = max(1, count // (2 if share == 1 else 4))
+    for share, part in sorted(Counter(islice(cycle(MIXTURE), count)).items()):
         length = max(SHORTEST, profile.training.length // share)
         found += sequences(profile, tokenizer, part, length=length, seed=seed + share,
                            tasks=tasks)  # fmt: skip
@@ -100,7 +102,8 @@ def train_hashes(
     if asked.steps is not None:
         recipe = recipe.vary(steps=min(recipe.steps, asked.steps))
     count = count or asked.sequences
-    held_out = max(1, count // VALIDATION_SHARE)
+    whole = count // VALIDATION_SHARE // len(MIXTURE) * len(MIXTURE)
+    held_out = max(len(set(MIXTURE)), whole)  # whole mixtures, or one sequence of each length
     folder = profile.results / "hash_training"
     return train_hash_weights(
         model,
@@ -249,11 +252,20 @@ def protocol(profile: Profile, length: int) -> Protocol:
 def generated_records(
     profile: Profile, tokenizer, length: int, samples: int, tasks: tuple[str, ...] = TASKS
 ) -> list[Record]:
-    """`samples` generated evaluation records of every task, contexts of `length` tokens."""
-    each = min(samples, QUESTIONS_PER_CONTEXT)
-    made = make_records(tokenizer, length, max(1, samples // each), seed=profile.seed,
-                        tasks=tasks, questions_per_task=each)  # fmt: skip
-    return [record_from_dict(record) for record in made]
+    """`samples` generated evaluation records of every task, contexts of `length` tokens.
+
+    The first of more are those of fewer.
+    """
+    found, asked = [], Counter()
+    made = make_records(tokenizer, length, samples, seed=profile.seed, tasks=tasks,
+                        questions_per_task=QUESTIONS_PER_CONTEXT)  # fmt: skip
+    for record in made:  # contexts are made as they are needed, each with a question of every task
+        if asked[record["dataset"]] < samples:
+            asked[record["dataset"]] += 1
+            found.append(record_from_dict(record))
+        if all(asked[task] == samples for task in tasks):
+            break
+    return found
 
 
 def records(profile: Profile, tokenizer, length: int, samples: int | None = None) -> list[Record]:
@@ -287,11 +299,10 @@ def ruler(
     """evaluate() on what profile.ruler names, in both setups, with a column of the length asked for
     ("tokens"); results resume in <results>/records.
 
-    The embedded model is asked in the wording that it was trained on, and stopped at the end of its
-    line; other models are asked and decoded as RULER does.
+    In the style "facts" an answer stops at the end of its line, else it is decoded as RULER does.
     """
     runs = profile.ruler
-    stop = "\n" if profile_style(profile) == "facts" else NO_STOP
+    stop = "\n" if runs.style == "facts" else NO_STOP
     asked = ruler_protocol(runs.tasks, stop, sink=profile.sink, local=profile.local,
                            seed=profile.seed)  # fmt: skip
     frames = []
@@ -332,8 +343,11 @@ def long_context_methods(profile: Profile, chosen: Iterable[Method]) -> list[Met
 
 
 def long_samples(profile: Profile) -> int:
-    """Samples a task at the longest context, where each costs the most."""
-    return max(1, profile.samples_per_task // 3)
+    """Samples a task at the longest context, where each costs the most: a third, of whole contexts
+    where they are generated."""
+    third = max(1, profile.samples_per_task // 3)
+    whole = third // QUESTIONS_PER_CONTEXT * QUESTIONS_PER_CONTEXT
+    return whole if whole and profile.data is None else third
 
 
 def latency(profile: Profile, dtypes: Iterable[str]) -> list[dict]:

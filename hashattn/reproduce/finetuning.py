@@ -3,8 +3,9 @@
 The paper's hashes learn from web text, and its 32x claim adds the last 25 samples of each LongBench
 dataset. Here the text is the corpus' training paragraphs without any fact or question in them, and
 the task one of the generated kinds; a profile with data gives its own records by
-`fine_tuning_split`. Of what text teaches, most is the spectral start: three of four layers of the
-embedded model keep the maps they began with. What is scored shares no context with what trains.
+`fine_tuning_split`, where it has enough of them. Of what text teaches, most is the spectral start:
+three of four layers of the embedded model keep the maps they began with. What is scored shares no
+context with what trains.
 """
 
 from __future__ import annotations
@@ -25,15 +26,17 @@ from hashattn.evaluation.fine_tuning import fine_tuning_sequences
 from hashattn.evaluation.longbench import Record, record_from_dict
 from hashattn.evaluation.longbench_datasets import SCORED, TRAINED, fine_tuning_split
 from hashattn.evaluation.methods import Method
+from hashattn.evaluation.protocol import Protocol
 from hashattn.evaluation.recall import recall_rows
 from hashattn.evaluation.runner import evaluate
 from hashattn.evaluation.tables import score_table
-from hashattn.evaluation.tasks import make_records
+from hashattn.evaluation.tasks import TASKS, make_records
 from hashattn.hashing.capture import capture
 from hashattn.hashing.recipe import TrainRecipe
 from hashattn.hashing.train import train_hash_weights
 from hashattn.hashing.weights import HashWeights
 from hashattn.profiles import Profile
+from hashattn.progress import say
 from hashattn.reproduce import experiments
 from hashattn.reproduce.claims import Claims
 from hashattn.selectors import make_selector
@@ -53,9 +56,11 @@ WHOLE = 10**9  # more records than a dataset has
 
 @dataclass(frozen=True)
 class Samples:
-    """Records that fine-tune, records of the same task that are scored, and some of other tasks."""
+    """Records that fine-tune, records of the same task that are scored, and some of other tasks;
+    protocol: how they are asked."""
 
     task: str
+    protocol: Protocol
     train: tuple[Record, ...]
     scored: tuple[Record, ...]
     others: tuple[Record, ...]
@@ -63,50 +68,67 @@ class Samples:
 
 def samples(profile: Profile, tokenizer, length: int, task: str | None = None) -> Samples:
     """25 records of `task` to fine-tune on (fewer where the profile trains on few sequences), and
-    profile.samples_per_task to score. None: USUAL_TASK where the profile has it, else its first.
+    profile.samples_per_task to score. None: USUAL_TASK where the profile has it, else its first
+    with enough records, else USUAL_TASK's generated ones.
 
     Generated records train on the training split at half the length and score on the other: no fact
     line or paragraph is in both. A profile's own data is split as the paper does, at the same 1 to
     7 where a task has fewer than 200 records; scored records whose context trains too are left out.
-    ValueError for a task that the profile does not have, or one with too few records to be split.
+    ValueError for a `task` that the profile does not have, or one with too few records to be split.
     """
-    task = task or (USUAL_TASK if USUAL_TASK in profile.tasks else profile.tasks[0])
-    if task not in profile.tasks:
+    if task is not None and task not in profile.tasks:
         raise ValueError(f"task = {task!r} must be one of the profile's: {list(profile.tasks)}")
+    usual = sorted(profile.tasks, key=lambda name: name != USUAL_TASK)
     if data_folder(profile) is None:
-        return _generated(profile, tokenizer, task, length)
+        return _generated(profile, tokenizer, task or usual[0], length)
+    for name in [task] if task else usual:
+        try:
+            return _own(profile, tokenizer, name, length)
+        except _TooFewError:
+            if task:
+                raise
+    say(f"no task of {profile.data} has records enough to fine-tune on: {USUAL_TASK} is generated")
+    generated = replace(
+        profile, data=None, protocol="own", prompt_limit=None, tasks=TASKS,
+        template=Profile.template, metric=Profile.metric,
+    )  # fmt: skip
+    return _generated(generated, tokenizer, USUAL_TASK, length)
+
+
+class _TooFewError(ValueError):
+    """A task has not enough records to be split."""
+
+
+def _own(profile: Profile, tokenizer, task: str, length: int) -> Samples:
+    """Samples of the profile's own data."""
     found = experiments.records(replace(profile, tasks=(task,)), tokenizer, length, WHOLE)
     trained = min(TRAINED, max(2, len(found) * TRAINED // (TRAINED + SCORED)))
-    split = fine_tuning_split(found, trained, min(SCORED, len(found) - trained))
+    split = fine_tuning_split(found, trained, min(SCORED, max(0, len(found) - trained)))
     scored = [r for r in split.score if r not in split.shared_contexts]
     if not split.train or not scored:
-        raise ValueError(
+        raise _TooFewError(
             f"task = {task!r} has {len(found)} records, too few to train on some and score others "
             "of other contexts: use another task"
         )
     rest = tuple(other for other in profile.tasks if other != task)
     others = experiments.records(replace(profile, tasks=rest), tokenizer, length) if rest else []
-    scored = tuple(scored[: profile.samples_per_task])
-    return Samples(task, split.train, scored, _spread(others))
+    return Samples(
+        task, experiments.protocol(profile, length), split.train,
+        tuple(scored[: profile.samples_per_task]), _spread(others),
+    )  # fmt: skip
 
 
 def _generated(profile: Profile, tokenizer, task: str, length: int) -> Samples:
     count = min(TRAINED, 4 * profile.training.sequences)
-    asked = experiments.QUESTIONS_PER_CONTEXT
-    contexts = -(-profile.samples_per_task // asked)
-    made, held_out = (
-        [
-            record_from_dict(record)
-            for record in make_records(tokenizer, tokens, number, seed=profile.seed + SCORED_SEED,
-                                       split=split, questions_per_task=questions)
-        ]
-        for tokens, number, split, questions in (
-            (length // SHORTER, count, "train", 1), (length, contexts, "eval", asked)
-        )
-    )  # fmt: skip
-    train, scored = (tuple(r for r in part if r.dataset == task) for part in (made, held_out))
+    training = make_records(tokenizer, length // SHORTER, count, seed=profile.seed + SCORED_SEED,
+                            split="train", questions_per_task=1)  # fmt: skip
+    train = tuple(record_from_dict(r) for r in training if r["dataset"] == task)
+    shifted = replace(profile, seed=profile.seed + SCORED_SEED)
+    held_out = experiments.generated_records(shifted, tokenizer, length, profile.samples_per_task)
+    scored = tuple(r for r in held_out if r.dataset == task)
     others = [r for r in held_out if r.dataset != task]
-    return Samples(task, train, scored[: profile.samples_per_task], _spread(others))
+    protocol = experiments.protocol(profile, length)
+    return Samples(task, protocol, train, scored, _spread(others))
 
 
 def _spread(records: list[Record]) -> tuple[Record, ...]:
@@ -123,13 +145,13 @@ def text_sequences(
 ) -> list[tuple[Tensor, Tensor]]:
     """(token ids, rows) of `count` runs of `length` tokens of the corpus' paragraphs alone; rows
     are every TEXT_ROWS-th position. Half are as long, a quarter each a half and a quarter of it."""
-    found = []
+    found, prose = [], paragraphs(split)
     for number in range(count):
         share = (1, 2, 1, 4)[number % 4]
         drawn = random.Random(f"text/{split}/{length}/{seed}/{number}")
         ids = tokenizer("")["input_ids"]
         while len(ids) < length // share:
-            line = drawn.choice(paragraphs(split)) + "\n"
+            line = drawn.choice(prose) + "\n"
             ids = ids + tokenizer(line, add_special_tokens=False)["input_ids"]
         rows = torch.arange(TEXT_ROWS - 1, length // share, TEXT_ROWS)
         found.append((torch.tensor(ids[: length // share]), rows))
@@ -152,8 +174,7 @@ def train(
     longest = length // SHORTER
     text = text_sequences(tokenizer, longest, count, seed=TEXT_SEED)
     held_out = text_sequences(tokenizer, longest, 2, seed=TEXT_SEED + 1)
-    protocol = experiments.protocol(profile, length)
-    tuning = fine_tuning_sequences(made.train, protocol, tokenizer)
+    tuning = fine_tuning_sequences(made.train, made.protocol, tokenizer)
 
     def trained(name: str, recipe: TrainRecipe, sequences, validation=None, start=None, note="",
                 records=()):  # fmt: skip
@@ -180,10 +201,9 @@ def selection(
 ) -> pd.DataFrame:  # fmt: skip
     """MEASURES at a heavy budget of length / fraction by (what is asked, weights): held-out samples
     of the task, of other tasks, and text. The oracle bounds them all."""
-    protocol = experiments.protocol(profile, length)
     asked = {
-        made.task: fine_tuning_sequences(made.scored[:MEASURED], protocol, tokenizer),
-        "other tasks": fine_tuning_sequences(made.others, protocol, tokenizer),
+        made.task: fine_tuning_sequences(made.scored[:MEASURED], made.protocol, tokenizer),
+        "other tasks": fine_tuning_sequences(made.others, made.protocol, tokenizer),
         "text": text_sequences(tokenizer, length, 1, split="eval", seed=TEXT_SEED),
     }
     chosen = _selectors(weights)
@@ -211,7 +231,7 @@ def answers(
         for budget in budgets
     ]
     frame = evaluate(
-        model, tokenizer, made.scored, methods, experiments.protocol(profile, length),
+        model, tokenizer, made.scored, methods, made.protocol,
         profile.results / "records" / "finetuning.jsonl", progress=progress, setups="B",
     )  # fmt: skip
     return score_table(frame)

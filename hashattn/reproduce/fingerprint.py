@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from hashattn.access import data_folder, model_folder
+from hashattn.base.files import read_json
 from hashattn.profiles import Profile, repository
 from hashattn.reproduce.files import sha256_text, sha256_tree
 from hashattn.source import sources_sha256
@@ -21,7 +22,7 @@ LARGE = 256 * 2**20  # bytes from which a file outside the repository is known b
 
 def notebook_source(path: Path, code_only: bool = False) -> str:
     """The cells of a notebook as one text, without outputs, counts and ids."""
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    cells = read_json(path)["cells"]
     kept = [
         [cell["cell_type"], sorted(cell["metadata"].get("tags", [])), "".join(cell["source"])]
         for cell in cells

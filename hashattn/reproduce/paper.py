@@ -6,11 +6,13 @@ Each row says where its number stands and how that was verified (data/reference/
 from __future__ import annotations
 
 from functools import cache
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hashattn.base.files import read_text
+from hashattn.base.repository import repository
 from hashattn.errors import HashAttnError
-from hashattn.profiles import repository
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,10 +53,11 @@ def load_paper(path: str | Path | None = None) -> pd.DataFrame:
     import pandas as pd
 
     path = Path(path or paper_path())
-    if not path.is_file():
+    if not path.exists():
         raise PaperError(f"{path} does not exist: restore it with git checkout -- data/reference")
+    text = read_text(path, PaperError)
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        table = pd.read_csv(StringIO(text), dtype=str, keep_default_na=False)
     except ValueError as error:  # pandas' parser errors: a row with more fields than the first
         raise PaperError(f"{path} is not a table: {error}") from error
     odd = sorted(COLUMNS ^ set(table.columns))
@@ -84,8 +87,8 @@ def _refuse(path: Path, table: pd.DataFrame, wrong: pd.Series, problem: str) -> 
 
 
 @cache
-def _shipped() -> pd.DataFrame:
-    return load_paper()
+def _loaded(path: Path) -> pd.DataFrame:
+    return load_paper(path)
 
 
 def paper_value(id: str, paper: pd.DataFrame | None = None) -> float:
@@ -115,7 +118,7 @@ def _number(row: pd.Series) -> str:
 
 
 def _row(id: str, paper: pd.DataFrame | None) -> pd.Series:
-    table = _shipped() if paper is None else paper
+    table = _loaded(paper_path()) if paper is None else paper
     if id not in table.index:
         from difflib import get_close_matches
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hashattn.base.files import decode, parse_json, read_bytes
 from hashattn.evaluation.tables import require_one_protocol
 from hashattn.profiles import Profile, load_profile, repository
 from hashattn.reproduce.claims import load_claims
@@ -55,7 +55,7 @@ class Results:
             made = [c.ours for c in load_claims(folder, [notebook]) if c.claim == text]
             return Measured(made[0]) if made else None
         ruler = row["benchmark"] == "RULER"
-        name = f"ruler_{row['length']:.0f}" if ruler else f"length_{profile.lengths[-2]}"
+        name = f"ruler_{row['length']:.0f}" if ruler else f"length_{profile.frontier_length}"
         path = folder / "records" / f"{name}.jsonl"
         frame = self.records(path)
         if frame is None:
@@ -97,12 +97,11 @@ def read_records(path: Path) -> pd.DataFrame | None:
     if not path.is_file():
         return None
     rows = []
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise PaperError(f"{path}:{number} is not JSON: delete the line") from error
-        if "protocol_fields" in row:  # older versions say less, and their answers are made again
+    for number, line in enumerate(read_bytes(path, PaperError).split(b"\n")[:-1], 1):
+        where = f"{path}:{number}"
+        row = parse_json(decode(line, where, PaperError, whole=number == 1), where, PaperError)
+        # older versions say less, and their answers are made again
+        if isinstance(row, dict) and "protocol_fields" in row:
             rows.append(row)
     if not rows:
         return None

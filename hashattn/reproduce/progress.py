@@ -6,12 +6,12 @@ the newest bar, and keeps the lines that were meant to stay.
 
 from __future__ import annotations
 
-import json
 import sys
 import threading
 import time
 from pathlib import Path
 
+from hashattn.base.files import FileError, read_json
 from hashattn.progress import MARK
 
 
@@ -29,8 +29,8 @@ def last_line(path: Path, size: int = 4096) -> str:
 def cells_done(partial: Path) -> str:
     """`3/12`: executed and all code cells of a notebook being run, "" while it is being written."""
     try:
-        cells = json.loads(partial.read_text(encoding="utf-8"))["cells"]
-    except (FileNotFoundError, json.JSONDecodeError):
+        cells = read_json(partial)["cells"]
+    except FileError:
         return ""
     code = [cell for cell in cells if cell["cell_type"] == "code"]
     return f"{sum(cell['execution_count'] is not None for cell in code)}/{len(code)}"
@@ -47,7 +47,8 @@ class Heartbeat:
         self.name, self.partial, self.progress = name, partial, progress
         self.live = sys.stderr.isatty()
         self.pause = 1 if self.live else pause
-        self.shown = 0  # characters of the progress file whose kept lines were printed
+        self.read = 0  # bytes of the progress file that were read
+        self.rest = b""  # of them, the last line as far as it is there
         self.done = threading.Event()
         self.thread = threading.Thread(target=self._run, daemon=True)
 
@@ -77,12 +78,14 @@ class Heartbeat:
         """Lines that say() added since the last look, each printed once."""
         if not self.progress.is_file():
             return
-        text = self.progress.read_text(encoding="utf-8", errors="replace")
-        complete = text[: text.rfind("\n") + 1]
-        for line in complete[self.shown :].split("\n"):
+        with open(self.progress, "rb") as file:
+            file.seek(self.read)
+            added = file.read()
+        self.read += len(added)
+        *lines, self.rest = (self.rest + added).replace(b"\r", b"\n").split(b"\n")
+        for line in (line.decode(errors="replace") for line in lines):
             if line.startswith(MARK):
                 sys.stderr.write(f"{self._clear()}{self.name}: {line.removeprefix(MARK)}\n")
-        self.shown = len(complete)
 
     def _clear(self) -> str:
         """What empties the rewritten line of a terminal."""

@@ -11,10 +11,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from hashattn.base.files import write_text
 from hashattn.errors import HashAttnError
 from hashattn.profiles import load_profile
 from hashattn.reproduce.driver import ReproductionError, find_notebooks
-from hashattn.reproduce.files import write_atomic
 from hashattn.reproduce.fingerprint import notebook_source
 from hashattn.reproduce.hygiene import problems
 
@@ -69,7 +69,7 @@ def store(executed: Path, target: Path) -> bool:
     text = nbformat.writes(notebook) + "\n"
     if target.read_text(encoding="utf-8") == text:
         return False
-    write_atomic(target, text)
+    write_text(target, text)
     return True
 
 

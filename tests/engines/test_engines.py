@@ -181,7 +181,8 @@ print(json.dumps([ray.is_initialized(), len(frame)]))
 def test_engine_ray_starts_a_cluster_of_its_own(tmp_path):
     evaluate(tmp_path / "here.jsonl")
     path = tmp_path / "ray.jsonl"
-    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {"ENGINE": "ray"}
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    environment["HASHATTN_ENGINE"] = "ray"
     script = LOCAL.format(paths=[p for p in sys.path if p], path=str(path))
     done = subprocess.run([sys.executable, "-c", script], env=environment, timeout=240,
                           capture_output=True, text=True)  # fmt: skip
@@ -191,11 +192,11 @@ def test_engine_ray_starts_a_cluster_of_its_own(tmp_path):
 
 
 def test_engines_that_cannot_be_had(monkeypatch):
-    monkeypatch.delenv("ENGINE", raising=False)
+    monkeypatch.delenv("HASHATTN_ENGINE", raising=False)
     assert isinstance(chosen_engine(), InProcess)
     with pytest.raises(EngineError, match="in_process, ray"):
         chosen_engine("spark")
-    monkeypatch.setenv("ENGINE", "ray")
+    monkeypatch.setenv("HASHATTN_ENGINE", "ray")
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(EngineError, match=r"pip install '\.\[ray\]'"):
         chosen_engine()

@@ -1,10 +1,13 @@
 """The results file: resumes after a kill at any byte, refuses damage, is shared."""
 
+import errno
 import json
+import os
 
 import pytest
 
 from hashattn.evaluation.log import ResultLog, ResultLogError
+from helpers import full_disk
 
 ROWS = [{"key": f"k{i}", "prediction": "ü\nx", "score": i / 2} for i in range(3)]
 
@@ -116,3 +119,95 @@ def test_nan_never_reaches_the_file(tmp_path):
     with ResultLog(tmp_path / "results.jsonl") as log, pytest.raises(ValueError):
         log.append({"key": "a", "score": float("nan")})
     assert (tmp_path / "results.jsonl").read_text() == ""
+
+
+class Reluctant:
+    """A file whose writes go as `takes` says: so many bytes each, then the error."""
+
+    def __init__(self, file, takes):
+        self.file, self.takes = file, iter(takes)
+
+    def write(self, content):
+        step = next(self.takes)
+        if isinstance(step, OSError):
+            raise step
+        return self.file.write(bytes(content[:step]))
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
+
+def test_a_write_that_is_cut_short_goes_on(tmp_path):
+    path = tmp_path / "results.jsonl"
+    with ResultLog(path) as log:
+        log._file = Reluctant(log._file, 99 * [3])
+        for row in ROWS:
+            assert log.append(row)
+    assert [json.loads(line) for line in path.read_text().splitlines()] == ROWS
+
+
+@pytest.mark.parametrize("takes", [[5, OSError(errno.ENOSPC, "No space left")], [5, 0], [0]])
+def test_a_row_that_the_disk_does_not_take_leaves_nothing(tmp_path, takes):
+    path = tmp_path / "results.jsonl"
+    write(path)
+    whole = path.read_bytes()
+    with ResultLog(path) as log:
+        unharmed, log._file = log._file, Reluctant(log._file, takes)
+        with pytest.raises(ResultLogError, match="No space left.* full.* 3 rows are kept"):
+            log.append({"key": "lost", "text": "a longer line than the disk has room for"})
+        assert path.read_bytes() == whole and "lost" not in log.rows
+        log._file = unharmed
+        assert log.append({"key": "next"})  # and is glued to nothing
+    with ResultLog(path) as log:
+        assert [*log.rows] == ["k0", "k1", "k2", "next"]
+
+
+def test_a_full_disk_loses_no_row(tmp_path):
+    path = tmp_path / "results.jsonl"
+    write(path)
+    whole = path.read_bytes()
+    with ResultLog(path) as log, full_disk(len(whole) + 10):
+        with pytest.raises(ResultLogError, match="3 rows are kept"):
+            log.append({"key": "lost", "text": "more than ten bytes"})
+        assert path.read_bytes() == whole
+    write(path, [{"key": "next"}])
+    assert path.read_bytes() == whole + b'{"key": "next"}\n'
+
+
+def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
+    def stopped(_):
+        raise KeyboardInterrupt
+
+    path = tmp_path / "results.jsonl"
+    write(path)
+    whole = path.read_bytes()
+    with ResultLog(path) as log:
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(os, "fsync", stopped)
+            log.append({"key": "stopped"})
+        assert path.read_bytes() == whole
+
+
+def test_a_spoiled_line_stays_where_it_cannot_be_moved(tmp_path):
+    path = tmp_path / "results.jsonl"
+    write(path)
+    spoiled = path.read_bytes() + b"x" * 5000
+    path.write_bytes(spoiled)
+    with full_disk(2000), pytest.raises(ResultLogError, match="cannot be moved to"):
+        ResultLog(path)
+    assert path.read_bytes() == spoiled
+
+
+def test_a_path_that_takes_no_results_is_named(tmp_path):
+    for path in (tmp_path, tmp_path / "results.jsonl" / "inside"):
+        (tmp_path / "results.jsonl").touch()
+        with pytest.raises(ResultLogError, match="cannot be opened to write results"):
+            ResultLog(path)
+
+
+@pytest.mark.parametrize("row", ["[1]", '{"key": 5}', '{"key": ["a"]}', "null"])
+def test_rows_without_a_text_as_key_are_refused(tmp_path, row):
+    path = tmp_path / "results.jsonl"
+    path.write_text(f"{row}\n")
+    with pytest.raises(ResultLogError, match="results.jsonl:1 has no key"):
+        ResultLog(path)

@@ -43,7 +43,7 @@ def test_broken_files_are_refused_with_their_line(tmp_path):
     with pytest.raises(RecordError, match=r"set.jsonl:1: record lacks \['answers'\]"):
         load_records(path)
     path.write_text(json.dumps(RECORD | {"answers": "A"}) + "\n")
-    with pytest.raises(RecordError, match="answers = 'A' must be a list"):
+    with pytest.raises(RecordError, match="answers = 'A': must be a list"):
         load_records(path)
     path.write_text("[1]\n")
     with pytest.raises(RecordError, match="set.jsonl:1"):

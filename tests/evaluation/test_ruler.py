@@ -11,7 +11,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from hashattn.evaluation.corpus import DATA, paragraphs
+from hashattn.base.repository import repository
+from hashattn.evaluation.corpus import paragraphs
 from hashattn.evaluation.ruler import TASKS, ruler_protocol, ruler_records
 from hashattn.evaluation.ruler.questions import question_set
 
@@ -29,7 +30,9 @@ UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a
 def tokenizers(name):
     """The embedded one, a byte-level BPE of 8,000 entries, and one with a token a word."""
     if name == "embedded":
-        return AutoTokenizer.from_pretrained(DATA / "embedded", local_files_only=True)
+        return AutoTokenizer.from_pretrained(
+            repository() / "data" / "embedded", local_files_only=True
+        )
     if name == "bytes":
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hashattn.evaluation.corpus import DATA
+from hashattn.base.repository import repository
 from hashattn.evaluation.methods import Method
 from hashattn.evaluation.metrics import METRICS
 from hashattn.evaluation.ruler import (
@@ -30,11 +30,12 @@ from hashattn.evaluation.ruler.questions import hotpot_of_rows, question_set, sq
 from hashattn.evaluation.ruler.sizing import CLOSE, largest_fit
 from hashattn.evaluation.ruler.styles import NOISE
 from hashattn.evaluation.runner import evaluate
+from hashattn.profiles import RulerRuns
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return AutoTokenizer.from_pretrained(DATA / "embedded", local_files_only=True)
+    return AutoTokenizer.from_pretrained(repository() / "data" / "embedded", local_files_only=True)
 
 
 def one(tokenizer, task, length=1024, **options):
@@ -97,9 +98,10 @@ def test_a_sample_is_the_same_in_every_process_and_number(tokenizer):
     code = (
         "import hashlib, json\n"
         "from transformers import AutoTokenizer\n"
-        "from hashattn.evaluation.corpus import DATA\n"
+        "from hashattn.evaluation.corpus import corpus_path\n"
         "from hashattn.evaluation.ruler import TASKS, ruler_records\n"
-        "t = AutoTokenizer.from_pretrained(DATA / 'embedded', local_files_only=True)\n"
+        "folder = corpus_path().parents[1] / 'embedded'\n"
+        "t = AutoTokenizer.from_pretrained(folder, local_files_only=True)\n"
         "made = [r.to_dict() for r in ruler_records(t, TASKS, 2048, 2, seed=5)]\n"
         "print(hashlib.sha256(json.dumps(made).encode()).hexdigest())\n"
     )
@@ -157,7 +159,9 @@ def test_bad_input_is_refused(tokenizer, options, message):
 
 
 def test_chat_puts_the_answers_opening_after_the_header():
-    tokenizer = AutoTokenizer.from_pretrained(DATA / "embedded", local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(
+        repository() / "data" / "embedded", local_files_only=True
+    )
     tokenizer.chat_template = (
         "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}"
         "{% if add_generation_prompt %}<assistant>{% endif %}"
@@ -369,9 +373,9 @@ def test_facts_are_single_lines_of_the_trained_patterns(tokenizer):
 
 def test_the_embedded_model_retrieves_through_evaluate(tokenizer, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(
-        DATA / "embedded", local_files_only=True, dtype=torch.float32
+        repository() / "data" / "embedded", local_files_only=True, dtype=torch.float32
     )
-    profile = SimpleNamespace(model="data/embedded", seed=0, samples_per_task=2)
+    profile = SimpleNamespace(ruler=RulerRuns(style="facts"), seed=0, samples_per_task=2)
     records = profile_records(profile, tokenizer, 1024, tasks=["niah_multikey_1"])
     assert len(records) == 2 and all("/facts/" in record._id for record in records)
     protocol = ruler_protocol("niah_multikey_1", stop="\n")
@@ -380,7 +384,7 @@ def test_the_embedded_model_retrieves_through_evaluate(tokenizer, tmp_path):
     )
     assert frame["score"].tolist() == [1.0] * 4  # both setups
     assert (frame["context_tokens"] > 800).all()
-    plain = SimpleNamespace(model="org/llama", seed=0, samples_per_task=2)
+    plain = SimpleNamespace(ruler=RulerRuns(), seed=0, samples_per_task=2)
     (record,) = profile_records(plain, tokenizer, 1024, 1, tasks=["niah_multikey_1"])
     assert "/plain/" in record._id
 

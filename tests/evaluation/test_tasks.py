@@ -6,8 +6,9 @@ import re
 import pytest
 from transformers import AutoTokenizer
 
+from hashattn.base.repository import repository
 from hashattn.evaluation import words
-from hashattn.evaluation.corpus import DATA, paragraphs, split_of
+from hashattn.evaluation.corpus import corpus_path, paragraphs, split_of
 from hashattn.evaluation.tasks import TASKS, draw_facts, make_records, make_sequences, scatter
 
 PREFIX = {"lookup": "Note", "multihop": "Rule", "needle": "Fact", "fewshot": "Text",
@@ -16,7 +17,7 @@ PREFIX = {"lookup": "Note", "multihop": "Rule", "needle": "Fact", "fewshot": "Te
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return AutoTokenizer.from_pretrained(DATA / "embedded", local_files_only=True)
+    return AutoTokenizer.from_pretrained(repository() / "data" / "embedded", local_files_only=True)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +86,7 @@ def test_training_and_evaluation_never_share_a_line():
 
 
 def test_corpus_splits_cover_the_file():
-    lines = (DATA / "corpus" / "python_docs.txt").read_text().splitlines()
+    lines = corpus_path().read_text().splitlines()
     assert len(paragraphs("train")) + len(paragraphs("eval")) == len(lines) == 4646
 
 

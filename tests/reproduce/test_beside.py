@@ -30,7 +30,7 @@ def path(tmp_path):
     """Where the run of Table 2's profile leaves its records."""
     folder = tmp_path / PROFILE / "records"
     folder.mkdir(parents=True)
-    return folder / f"length_{load_profile(PROFILE).lengths[-2]}.jsonl"
+    return folder / f"length_{load_profile(PROFILE).frontier_length}.jsonl"
 
 
 def lines(method, budget, score, *, samples=100, datasets=None, **fields):

@@ -44,10 +44,10 @@ def test_an_engine_that_is_not_here_ends_a_run_before_any_work(
     profile_file, results, write_notebook, monkeypatch
 ):
     folder = write_notebook("00_first", "x = 1", "print(x)").parent
-    monkeypatch.setenv("ENGINE", "spark")
+    monkeypatch.setenv("HASHATTN_ENGINE", "spark")
     with pytest.raises(EngineError, match="in_process, ray"):
         reproduce(str(profile_file), folder)
-    monkeypatch.setenv("ENGINE", "ray")
+    monkeypatch.setenv("HASHATTN_ENGINE", "ray")
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(EngineError, match=r"pip install '\.\[ray\]'"):
         reproduce(str(profile_file), folder)

@@ -61,7 +61,7 @@ def test_official_records_are_read_from_the_profiles_folder(profile, loaded, wei
 
 def test_ruler_runs_at_every_length_in_both_setups(profile, loaded, weights):
     own = replace(profile, methods=("dense", "hash"), densities=(0.125,),
-                  ruler=RulerRuns(("niah_single_2", "vt"), (1024, 1536), 1))  # fmt: skip
+                  ruler=RulerRuns(("niah_single_2", "vt"), (1024, 1536), 1, "facts"))  # fmt: skip
     chosen = experiments.methods(own, experiments.selectors(own, weights, []))
     found = experiments.ruler(own, *loaded, chosen, progress=False)
     assert len(found) == 2 * 2 * 2 * 2
@@ -123,10 +123,10 @@ def test_the_papers_profiles_take_each_datasets_own_protocol(monkeypatch, tmp_pa
         paper = load_profile(name)
         for task in paper.tasks:
             (tmp_path / f"{task}.jsonl").touch()
-        made = experiments.protocol(paper, paper.lengths[-1])
+        made = experiments.protocol(paper, paper.longest_length)
         asked = [made.of(task) for task in paper.tasks]
         assert {p.metric for p in asked} >= {"qa_f1", "rouge_l", "classification", "code_sim"}
-        assert all(p.max_context == paper.lengths[-1] for p in asked)
+        assert all(p.max_context == paper.longest_length for p in asked)
         assert made.of("qasper").chat and not made.of("trec").chat
         assert (made.sink, made.local) == (128, 128)
 
@@ -137,7 +137,7 @@ def test_a_limit_of_prompts_goes_before_the_length(monkeypatch, tmp_path, name):
     paper = load_profile(name)
     for task in paper.tasks:
         (tmp_path / f"{task}.jsonl").touch()
-    made = experiments.protocol(paper, paper.lengths[-2])
+    made = experiments.protocol(paper, paper.frontier_length)
     assert made.max_context == paper.prompt_limit == 131072
     assert (made.truncated, made.window) == (
         ("chat", 128) if paper.protocol == "authors" else ("prompt", None)

@@ -54,7 +54,10 @@ def test_a_profiles_own_records_are_split_as_the_paper_does(profile, loaded, tmp
     one = replace(own, tasks=("few",))
     save_records([replace(made[0], input=f"q{i}") for i in range(9)], tmp_path / "few.jsonl")
     with pytest.raises(ValueError, match="'few' has 9 records, too few"):
-        finetuning.samples(one, loaded[1], 1024)  # all of one context
+        finetuning.samples(one, loaded[1], 1024, "few")  # all of one context
+    assert finetuning.samples(one, loaded[1], 1024).task == "multihop"  # generated in its place
+    either = replace(own, tasks=("few", "small"))
+    assert finetuning.samples(either, loaded[1], 1024).task == "small"
     with pytest.raises(ValueError, match=r"one of the profile's: \['large', 'small'\]"):
         finetuning.samples(own, loaded[1], 1024, "needle")
 

@@ -1,8 +1,9 @@
 import json
 import subprocess
 
+from hashattn.base.files import PARTIAL, write_json, write_text
 from hashattn.profiles import load_profile
-from hashattn.reproduce.files import produced_files, read_json, write_atomic, write_json
+from hashattn.reproduce.files import produced_files, read_kept
 from hashattn.reproduce.fingerprint import notebook_fingerprints
 from hashattn.reproduce.manifest import git_state, machine, package_versions
 from hashattn.reproduce.progress import last_line
@@ -44,16 +45,23 @@ def test_profile_is_json():
 
 def test_damaged_json_is_like_none(tmp_path):
     path = write_json(tmp_path / "deep" / "state.json", {"b": 1, "a": [2]})
-    assert read_json(path) == {"a": [2], "b": 1}
+    assert read_kept(path) == {"a": [2], "b": 1}
     path.write_text(path.read_text()[:-4])
-    assert read_json(path) is None and read_json(tmp_path / "absent.json") is None
+    assert read_kept(path) is None and read_kept(tmp_path / "absent.json") is None
 
 
 def test_produced_files_leave_out_what_is_about_the_run(tmp_path):
     kept = ["figures/a.png", "notebooks/00_a.ipynb", "claims/00_a.json"]
-    out = ["manifest.json", "report.html", "state/00_a.json", "x.tmp", "notebooks/1.partial.ipynb"]
+    out = [
+        "manifest.json",
+        "report.html",
+        "state/00_a.json",
+        "x.tmp",
+        f"y{PARTIAL}",
+        "notebooks/1.partial.ipynb",
+    ]
     for name in kept + out:
-        write_atomic(tmp_path / name, "x")
+        write_text(tmp_path / name, "x")
     assert [p.relative_to(tmp_path).as_posix() for p in produced_files(tmp_path)] == sorted(kept)
     assert produced_files(tmp_path / "absent") == []
 

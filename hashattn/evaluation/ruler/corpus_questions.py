@@ -1,4 +1,4 @@
-"""Questions about data/corpus in the official structures, made by rule: they cost no download.
+"""Questions about paragraphs in the official structures, made by rule: they cost no download.
 
 squad: a sentence with its one identifier blanked, which occurs in no other paragraph.
 hotpotqa: the one identifier that two paragraphs share; a quotation names each of them.
@@ -15,8 +15,6 @@ from functools import cache
 from itertools import combinations
 from typing import Any
 
-from hashattn.evaluation.corpus import paragraphs
-
 IDENTIFIER = re.compile(r"\b(?:[A-Za-z]+_[A-Za-z_]*[A-Za-z]|[a-z]+[A-Z]\w+|[A-Z][a-z]+[A-Z]\w+)\b")
 GAP = "____"
 ARTICLE = 8  # paragraphs; SQuAD's dev articles have about 34
@@ -26,10 +24,9 @@ EACH = 10  # questions with the same answer
 
 
 @cache
-def squad_of_corpus() -> dict[str, Any]:
-    """SQuAD 2.0's structure; articles are runs of eight paragraphs."""
-    texts = paragraphs("eval")
-    unique = {name: places[0] for name, places in _places().items() if len(places) == 1}
+def squad_of(texts: tuple[str, ...]) -> dict[str, Any]:
+    """SQuAD 2.0's structure of paragraphs; articles are runs of eight."""
+    unique = {name: places[0] for name, places in _places(texts).items() if len(places) == 1}
     gapped = {
         name: next((s for s in _sentences(texts[place]) if name in s), "")
         .strip()
@@ -62,17 +59,16 @@ def squad_of_corpus() -> dict[str, Any]:
 
 
 @cache
-def hotpot_of_corpus() -> list[dict[str, Any]]:
+def hotpot_of(texts: tuple[str, ...]) -> list[dict[str, Any]]:
     """HotpotQA's structure; the eight distractors are drawn from the other paragraphs."""
-    texts = paragraphs("eval")
     shared = defaultdict(set)
-    for name, places in _places().items():
+    for name, places in _places(texts).items():
         for pair in combinations(places, 2):
             shared[pair].add(name)
     rows, given = [], Counter()
     for pair, names in sorted(shared.items()):
         (name, *more) = sorted(names)
-        quotations = [_quotation(place, name) for place in pair]
+        quotations = [_quotation(texts, place, name) for place in pair]
         if more or given[name] == EACH or None in quotations:
             continue
         given[name] += 1
@@ -91,18 +87,17 @@ def hotpot_of_corpus() -> list[dict[str, Any]]:
 
 
 @cache
-def _places() -> dict[str, list[int]]:
+def _places(texts: tuple[str, ...]) -> dict[str, list[int]]:
     """Paragraphs (indices, ascending) in which each identifier occurs."""
     found = defaultdict(list)
-    for place, text in enumerate(paragraphs("eval")):
+    for place, text in enumerate(texts):
         for name in sorted(set(IDENTIFIER.findall(text))):
             found[name].append(place)
     return found
 
 
-def _quotation(place: int, name: str) -> str | None:
+def _quotation(texts: tuple[str, ...], place: int, name: str) -> str | None:
     """The first words of a sentence that does not hold the name and that no other text holds."""
-    texts = paragraphs("eval")
     for sentence in _sentences(texts[place]):
         words = sentence.split()
         quoted = " ".join(words[:QUOTED])

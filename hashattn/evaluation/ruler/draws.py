@@ -91,10 +91,14 @@ class Vocabulary:
         return list(self._words)[:count]
 
 
-@cache
 def real_words() -> tuple[str, ...]:
     """Lower-case words of 4 to 12 letters, of the generated tasks and of the corpus, sorted."""
-    text = " ".join(line for split in ("train", "eval") for line in paragraphs(split))
+    return _real_words(paragraphs("train"), paragraphs("eval"))
+
+
+@cache
+def _real_words(*parts: tuple[str, ...]) -> tuple[str, ...]:
+    text = " ".join(line for part in parts for line in part)
     found = set(re.findall(r"(?<!\S)[a-z]{4,12}(?=[ .,;:]|$)", text))
     groups = (words.ADJECTIVES, words.ANIMALS, words.FOODS, words.JOBS, words.OBJECTS)
     return tuple(sorted(found.union(*groups)))

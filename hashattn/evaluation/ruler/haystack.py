@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from itertools import chain, cycle, islice
 from pathlib import Path
 
+from hashattn.base.checks import is_text
+from hashattn.base.files import parse_json, read_text
 from hashattn.evaluation.corpus import paragraphs
 from hashattn.evaluation.ruler.specs import RulerError
 from hashattn.evaluation.ruler.styles import NOISE
@@ -56,16 +57,15 @@ def read_haystack(source: str | Path | Haystack | None) -> Haystack:
     path = Path(source)
     if not path.is_file():
         raise RulerError(f"no haystack at {path}; give a text file, or Haystack(text, name)")
-    text = path.read_text(encoding="utf-8")
+    text = read_text(path, RulerError)
     if path.suffix == ".json":
-        try:
-            text = json.loads(text)["text"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise RulerError(f'{path} is not RULER\'s JSON {{"text": ...}}') from error
+        essays = parse_json(text, str(path), RulerError)
+        text = essays.get("text") if isinstance(essays, dict) else None
+        if not is_text(text):
+            raise RulerError(f'{path} is not RULER\'s JSON {{"text": ...}}')
     return Haystack(text, f"{path.stem}@{hashlib.sha256(text.encode()).hexdigest()[:8]}")
 
 
-@cache
 def corpus() -> Haystack:
     """The evaluation paragraphs of data/corpus, which no model of this repository trained on."""
     return Haystack(" ".join(paragraphs("eval")), "corpus")

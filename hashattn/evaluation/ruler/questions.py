@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from hashattn.evaluation.ruler.corpus_questions import hotpot_of_corpus, squad_of_corpus
+from hashattn.base.files import parse_json, read_text
+from hashattn.evaluation.corpus import paragraphs
+from hashattn.evaluation.ruler.corpus_questions import hotpot_of, squad_of
 from hashattn.evaluation.ruler.specs import RulerError
 
 FILES = {  # the names under which a folder may hold a data set: official, RULER's
@@ -42,7 +43,6 @@ class QuestionSet:
     questions: tuple[Question, ...]
 
 
-@cache
 def question_set(dataset: str, source: str = "corpus") -> QuestionSet:
     """The questions of "squad" or "hotpotqa".
 
@@ -51,18 +51,30 @@ def question_set(dataset: str, source: str = "corpus") -> QuestionSet:
     the file itself.
     RulerError for a source that is not there or not in the official format.
     """
-    parse = {"squad": squad_questions, "hotpotqa": hotpot_questions}[dataset]
     if source == "corpus":
-        made = {"squad": squad_of_corpus, "hotpotqa": hotpot_of_corpus}[dataset]()
-        return parse(made, "corpus")
+        return _corpus_questions(dataset, paragraphs("eval"))
+    return _official_questions(dataset, source)
+
+
+@cache
+def _corpus_questions(dataset: str, texts: tuple[str, ...]) -> QuestionSet:
+    if dataset == "squad":
+        return squad_questions(squad_of(texts), "corpus")
+    return hotpot_questions(hotpot_of(texts), "corpus")
+
+
+@cache
+def _official_questions(dataset: str, source: str) -> QuestionSet:
+    parse = {"squad": squad_questions, "hotpotqa": hotpot_questions}[dataset]
     if source == "hub":
         return parse(_from_hub(dataset), HUB[dataset][0])
     path = _official_file(dataset, Path(source))
-    text = path.read_text(encoding="utf-8")
+    text = read_text(path, RulerError)
     name = f"{path.stem}@{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    data = parse_json(text, str(path), RulerError)
     try:
-        return parse(json.loads(text), name)
-    except (ValueError, KeyError, TypeError) as error:
+        return parse(data, name)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RulerError(f"{path} is not in the official format of {dataset}: {error}") from error
 
 

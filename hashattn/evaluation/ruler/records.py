@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from hashattn.base.checks import is_text, require
 from hashattn.evaluation.longbench import Record, parsed_lines
 from hashattn.evaluation.protocol import Protocol
 from hashattn.evaluation.ruler.answering import AnsweringSample
@@ -107,34 +107,35 @@ def load_ruler(path: str | Path, task: str | None = None, limit: int | None = No
     file = path / "validation.jsonl" if path.is_dir() else path
     task = task or file.parent.name
     task_of(task)
-    if not file.is_file():
+    if not file.exists():
         raise RulerError(f"no RULER samples at {file}; NVIDIA/RULER writes <task>/validation.jsonl")
-    records = parsed_lines(file, limit, lambda line, where: _official(line, task, where))
+    records = parsed_lines(
+        file, limit, lambda values, where: _official(values, task, where), RulerError
+    )
     if not records and limit != 0:
         raise RulerError(f"{file} holds no samples")
     return records
 
 
-def _official(line: str, task: str, where: str) -> Record:
-    try:
-        values = json.loads(line)
-        text, answers = values["input"], values["outputs"]
-        cut = text.rstrip().rindex("\n") + 1
-        return Record(
-            input=text[cut:] + values.get("answer_prefix", ""),
-            context=text[:cut],
-            answers=answers,
-            length=values.get("length", 0),
-            dataset=task,
-            _id=f"{task}/official/{values.get('index', where.rsplit(':', 1)[1])}",
-        )
-    except KeyError as error:
-        raise RulerError(f"{where}: no field {error}; RULER writes input and outputs") from error
-    except (ValueError, TypeError, AttributeError) as error:
-        reason = error
-        if "substring not found" in str(error):
-            reason = "no line break before the question; write it without --remove_newline_tab"
-        raise RulerError(f"{where}: {reason}") from error
+def _official(values: Any, task: str, where: str) -> Record:
+    """The record of the sample at "file:line"."""
+    for field in ("input", "outputs"):
+        if not isinstance(values, dict) or field not in values:
+            raise RulerError(f"no field {field!r}; RULER writes objects with input and outputs")
+    text, prefix = values["input"], values.get("answer_prefix", "")
+    for field, value in (("input", text), ("answer_prefix", prefix)):
+        require(is_text(value, empty=True), field, value, "a text", RulerError)
+    before, line_break, _ = text.rstrip().rpartition("\n")
+    if not line_break:
+        raise RulerError("no line break before the question; write it without --remove_newline_tab")
+    return Record(
+        input=text[len(before) + 1 :] + prefix,
+        context=before + line_break,
+        answers=values["outputs"],
+        length=values.get("length", 0),
+        dataset=task,
+        _id=f"{task}/official/{values.get('index', where.rsplit(':', 1)[1])}",
+    )
 
 
 def _sample(
@@ -200,14 +201,8 @@ def profile_records(
 ) -> list[Record]:  # fmt: skip
     """`samples` records of each task for a Profile (by default its number), seeded by it.
 
-    The embedded model is asked in the style it was trained on, every other model in plain English.
-    options: further arguments of ruler_records.
+    The style is profile.ruler's. options: further arguments of ruler_records.
     """
     number = profile.samples_per_task if samples is None else samples
-    options = {"seed": profile.seed, "style": profile_style(profile)} | options
+    options = {"seed": profile.seed, "style": profile.ruler.style} | options
     return list(ruler_records(tokenizer, tasks, length, number, **options))
-
-
-def profile_style(profile: Any) -> str:
-    """The style in which a Profile's model is asked."""
-    return "facts" if Path(profile.model).name == "embedded" else "plain"

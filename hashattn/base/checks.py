@@ -1,0 +1,59 @@
+"""Is a value of the kind that a field needs? One form of message: `field = value: must be ...`."""
+
+from __future__ import annotations
+
+import math
+from numbers import Real
+from typing import Any
+
+INT32_MAX = 2**31 - 1  # token indices are int32, so no number of tokens is larger
+
+SHOWN = 200  # characters of a value that a message repeats
+
+
+def require(
+    valid: bool, field: str, value: Any, allowed: str, error: type[Exception] = ValueError
+) -> None:
+    """Raises `error` naming the field, its value (shortened) and what it must be, unless valid."""
+    if not valid:
+        text = repr(value)
+        shown = text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+        raise error(f"{field} = {shown}: must be {allowed}")
+
+
+def is_count(value: Any, least: int = 1, most: int | None = None) -> bool:
+    """An int of at least `least` and at most `most`; True and False are none."""
+    return (
+        isinstance(value, int)
+        and not isinstance(value, bool)
+        and value >= least
+        and (most is None or value <= most)
+    )
+
+
+def is_number(value: Any) -> bool:
+    """A finite real number; True and False are none."""
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def is_text(value: Any, *, empty: bool = False) -> bool:
+    """A str that can be written as UTF-8, and is not "" unless `empty`."""
+    if not isinstance(value, str) or not (value or empty):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, as JSON's "\ud800" gives
+        return False
+    return True
+
+
+def is_file_name(value: Any) -> bool:
+    """A text that is one part of a path: no separators, no leading dot, nothing unprintable."""
+    return (
+        is_text(value)
+        and value.isprintable()
+        and value == value.strip()
+        and not value.startswith(".")
+        and not {"/", "\\"} & set(value)
+        and len(value.encode()) <= 200  # file systems take 255 bytes, suffixes included
+    )

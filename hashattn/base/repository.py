@@ -1,0 +1,23 @@
+"""The checkout whose data/ every module reads: HASHATTN_HOME, else the one this file lies in."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from hashattn.errors import HashAttnError
+
+
+class RepositoryError(HashAttnError, FileNotFoundError):
+    """There is no checkout of the repository where one is looked for."""
+
+
+def repository() -> Path:
+    """The folder that holds data/profiles, absolute. Raises RepositoryError outside of one."""
+    root = Path(os.environ.get("HASHATTN_HOME") or Path(__file__).parents[2]).resolve()
+    if not (root / "data" / "profiles").is_dir():
+        raise RepositoryError(
+            f"no data/profiles in {root}: run from a checkout of the repository, or set "
+            "HASHATTN_HOME to one"
+        )
+    return root
