@@ -88,7 +88,7 @@ def processes_that_fit(jobs: int, job_bytes: int) -> int:
 class _Worker:
     """A process, and what it has not yet given results of; None: it is idle."""
 
-    def __init__(self, work: bytes) -> None:
+    def __init__(self) -> None:
         self.connection, theirs = Pipe()
         self.items: Sequence[Any] | None = None
         self._written = tempfile.TemporaryFile()
@@ -104,12 +104,18 @@ class _Worker:
                 stderr=self._written,
                 start_new_session=True,  # Ctrl-C is the caller's, who then ends the workers
             )
-        self._send(work)
 
     def begin(self, job: Sequence[Any]) -> None:
         """Hands out a job, to an idle worker."""
         self.items = job
-        self._send(pickle.dumps(job))
+        self.send(pickle.dumps(job))
+
+    def send(self, message: bytes) -> None:
+        """What the process waits for: first the work, then a job; EngineError if it has ended."""
+        try:
+            self.connection.send_bytes(message)
+        except ConnectionError as error:
+            raise self._death() from error
 
     def receive(self) -> tuple[str, Any]:
         """The next message; EngineError if the process has ended instead."""
@@ -124,12 +130,6 @@ class _Worker:
         self.process.wait()
         self.connection.close()
         self._written.close()
-
-    def _send(self, message: bytes) -> None:
-        try:
-            self.connection.send_bytes(message)
-        except ConnectionError as error:
-            raise self._death() from error
 
     def _death(self) -> EngineError:
         code = self.process.wait()
@@ -180,8 +180,10 @@ class _Team:
         for worker in self.workers:
             if worker.items is None:
                 return worker
-        self.workers.append(_Worker(self.work))
-        return self.workers[-1]
+        worker = _Worker()
+        self.workers.append(worker)
+        worker.send(self.work)
+        return worker
 
 
 def _free_bytes() -> int | None:

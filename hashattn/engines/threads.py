@@ -32,5 +32,6 @@ def thread_count(number: int) -> Iterator[None]:
 
 
 def chosen_by_user() -> bool:
-    """Whether the environment or torch.set_num_threads says how many threads this process has."""
+    """Whether the environment, or torch.set_num_threads since this module was imported, says how
+    many threads this process has."""
     return any(map(os.environ.get, VARIABLES)) or torch.get_num_threads() != STARTED_WITH

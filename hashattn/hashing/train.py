@@ -8,7 +8,6 @@ layer trains on one thread, whatever there is, and layers train side by side, in
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
@@ -117,8 +116,7 @@ def train_hash_weights(
         tasks = (
             [run.task(layer, len(train), len(held_out), by_path=engine.local)] for layer in missing
         )
-        on_cpu = run.device.type == "cpu"
-        with thread_count(1) if on_cpu else contextlib.nullcontext():
+        with thread_count(1):
             for layer, trained in engine.run(run.trainer, tasks):
                 run.keep(layer, trained)
                 finished[layer] = trained
