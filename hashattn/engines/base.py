@@ -18,7 +18,12 @@ class EngineError(HashAttnError, RuntimeError):
 
 
 class Engine(Protocol):
-    """Computes jobs, which are sequences of items."""
+    """Computes jobs, which are sequences of items.
+
+    local: whether all of them are computed on this machine, so that items may name its files.
+    """
+
+    local: bool
 
     def run(self, work: Work, jobs: Iterable[Sequence[Any] | None]) -> Iterator[Any]:
         """The results of all jobs as they come: one for each item, a job's in its items' order.
@@ -32,6 +37,8 @@ class Engine(Protocol):
 
 class InProcess:
     """One job after the other, in this process."""
+
+    local = True
 
     def run(self, work: Work, jobs: Iterable[Sequence[Any] | None]) -> Iterator[Any]:
         """See Engine.run."""

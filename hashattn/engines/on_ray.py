@@ -31,6 +31,8 @@ class RayEngine:
     gets a GPU for each worker. Raises EngineError without a cluster.
     """
 
+    local = False
+
     def __init__(self, address: str | None = None) -> None:
         import ray
 

@@ -16,6 +16,8 @@ class Together:
     ends them.
     """
 
+    local = False  # the group may span machines
+
     def run(self, work: Work, jobs: Iterable[Sequence[Any] | None]) -> Iterator[Any]:
         """See Engine.run."""
         if not leads():

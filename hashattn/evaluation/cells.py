@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from hashattn.attention.sparse import Attachment, attach
+from hashattn.engines.threads import thread_count
 from hashattn.evaluation.answering import (
     PrefilledContext,
     ReadQuestion,
@@ -54,10 +55,19 @@ class Answerer:
     The context is prefilled once for all of them. A question that is read dense (in setup A, and by
     dense attention in both) is read once for all who ask it. Selectors that observe are the
     exception: they see a prefill of their own.
+
+    threads: how many decode after a context (evaluation.threads); by default torch's number.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, methods: Sequence[Method]) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        methods: Sequence[Method],
+        threads: Callable[[PrefilledContext], int] | None = None,
+    ) -> None:
         self.model, self.tokenizer, self.methods = model, tokenizer, tuple(methods)
+        self.threads = threads
 
     @property
     def device(self) -> torch.device:
@@ -68,6 +78,7 @@ class Answerer:
     def __call__(self, cells: Sequence[Cell]) -> Iterator[dict[str, Any]]:
         """Rows of cells with equal `context`; what attach raises, SparsePathError of reading()."""
         context = PrefilledContext(self.model, cells[0].context)
+        self._threads(context)  # measured before any answer is timed
         cache = context.fork()
         for cell in cells:
             question = None
@@ -100,8 +111,12 @@ class Answerer:
         rows = len(cell.question) if self._reads_sparse(cell) else 1
         with self._attached(cell, rows) if method.sparse else nullcontext() as run:
             first = self._feed(cell, cache) if first is None else first
-            prediction = self._greedy(cell, cache, first)
+            with thread_count(self._threads(context)):
+                prediction = self._greedy(cell, cache, first)
         return prediction, run.receipt if method.sparse else None
+
+    def _threads(self, context: PrefilledContext) -> int:
+        return torch.get_num_threads() if self.threads is None else self.threads(context)
 
     def _observes(self, cell: Cell) -> bool:
         method = self.methods[cell.method]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from hashattn.engines import LATER, Engine, chosen_engine
+from hashattn.engines import LATER, Engine, InProcess, chosen_engine
 from hashattn.engines.together import Together, leads
 from hashattn.evaluation.cells import Answerer, Cell
 from hashattn.evaluation.identity import context_sha256, record_sha256
@@ -18,6 +19,7 @@ from hashattn.evaluation.methods import Method, check_methods, save_reading, ver
 from hashattn.evaluation.prompting import encode_prompt
 from hashattn.evaluation.protocol import SETUPS, Protocol
 from hashattn.evaluation.tables import results_frame
+from hashattn.evaluation.threads import decode_threads
 from hashattn.models.identity import (
     code_version,
     fingerprint,
@@ -52,9 +54,10 @@ def evaluate(
     known and found there again by its content: code, model, tokenizer, method, protocol, sample. A
     killed run repeats at most one sample. Processes that evaluate to the same file share the work
     by contexts; those that share a model (tensor parallelism) all call this and compute together.
-    engine: by default the environment's choice (hashattn.engines). Receipts are summed up per
-    setup, method and budget in <out_path>.receipts.json. The frame's attrs["reused"] counts the
-    results that were already there.
+    engine: by default the environment's choice (hashattn.engines). In this process, answers are
+    decoded with the number of threads that is faster here (evaluation.threads). Receipts are summed
+    up per setup, method and budget in <out_path>.receipts.json. The frame's attrs["reused"] counts
+    the results that were already there.
 
     Raises ValueError for methods that do not fit the protocol or share name and budget,
     SparsePathError when a sparse method never skipped a token (unless it may), ResultLogError for a
@@ -62,13 +65,15 @@ def evaluate(
     """
     grid = _Grid(model, tokenizer, records, methods, protocol, setups)
     engine = engine or (Together() if shared_by(model) > 1 else chosen_engine())
+    alone = isinstance(engine, InProcess)
     with ResultLog(out_path) as log:
         reused = sum(key in log.rows for key in grid.keys.values())
         left, before = len(set(grid.keys.values()) - log.rows.keys()), len(log.rows)
         if reused and progress:
             say(f"reused {reused} of {len(grid.keys)} answers")
         with progress_bar(total=left, desc="answers", unit="answer", disable=not progress) as bar:
-            work = Answerer(model, tokenizer, grid.methods)
+            threads = partial(decode_threads, progress=progress) if alone else None
+            work = Answerer(model, tokenizer, grid.methods, threads)
             for row in engine.run(work, grid.jobs(log)):
                 log.append(row)
                 bar.update(len(log.rows) - before - bar.n)  # those of other processes too

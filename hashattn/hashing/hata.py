@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hashattn.engines.threads import thread_count
 from hashattn.hashing.capture import CapturedLayer
 from hashattn.progress import progress_bar
 
@@ -141,8 +142,9 @@ def train_hata_weights(
     """{layer: weights (Hkv, D, bits) float32}, every layer trained alone from N(0, 1) weights.
 
     captured: layers of one or more sequences, in any order. Queries are drawn from captured rows in
-    the second half of their sequence where there are any, as the authors do. Raises ValueError when
-    bits is no positive multiple of 32 or nothing was captured.
+    the second half of their sequence where there are any, as the authors do. The operations are
+    small, so that on a CPU one thread computes them. Raises ValueError when bits is no positive
+    multiple of 32 or nothing was captured.
     """
     if bits <= 0 or bits % 32:
         raise ValueError(f"bits = {bits} must be a positive multiple of 32")
@@ -153,10 +155,11 @@ def train_hata_weights(
     if not by_layer:
         raise ValueError("training got no captured rows; capture at least one sequence")
     recipe = recipe or HataRecipe()
-    return {
-        layer: _train_layer(by_layer[layer], bits, recipe, seed, progress)
-        for layer in sorted(by_layer)
-    }
+    with thread_count(1):
+        return {
+            layer: _train_layer(by_layer[layer], bits, recipe, seed, progress)
+            for layer in sorted(by_layer)
+        }
 
 
 def _train_layer(

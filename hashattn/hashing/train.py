@@ -2,7 +2,8 @@
 
 The model runs once over every sequence and its queries and keys are kept on disk; then each layer
 learns alone. A captured sequence and a trained layer are the units of work: both are written
-atomically under `out_dir` and reused after an interruption, with the same final weights.
+atomically under `out_dir` and reused after an interruption, with the same final weights. On a CPU a
+layer trains on one thread, whatever there is, and layers train side by side, in processes.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from hashattn.base.files import FileError, read_json, write_json
-from hashattn.engines import Engine, chosen_engine
+from hashattn.engines import Engine, InProcess, chosen_engine
+from hashattn.engines.processes import Processes, processes_that_fit
+from hashattn.engines.threads import thread_count
 from hashattn.hashing.benchmarks import benchmarks_field
 from hashattn.hashing.capture import CapturedLayer, capture
 from hashattn.hashing.files import read_tensors, write_tensors
@@ -34,6 +37,7 @@ from hashattn.progress import progress_bar, say
 
 SequenceRows = tuple[Tensor, Tensor]
 HELD_OUT = 8  # without a validation set, every 8th sequence is held out
+STEPS_WORTH_PROCESSES = 500  # of all layers; fewer are done before a process has started
 CODE_VERSION = 3  # raise when training changes, so that old layers are not reused
 
 
@@ -69,9 +73,11 @@ def train_hash_weights(
     out_dir/layers are reused if model, data, recipe, shapes, seed and start are the same, trained
     again otherwise; the weights are also saved in out_dir. capture_dir: where captured queries
     and keys are kept, for other trainings on the same sequences; None: out_dir, until the end.
-    engine: where layers are trained, by default the environment's choice (hashattn.engines).
+    engine: where layers are trained, by default the environment's choice (hashattn.engines); on
+    this machine's CPU, long trainings run in as many processes as torch has threads here and memory
+    allows. The weights are the same.
     Raises ValueError for unusable sequences or settings or a start that does not fit;
-    UnsupportedModelError as `capture` does.
+    UnsupportedModelError as `capture` does; EngineError when a process is lost.
     """
     stated = benchmarks_field(benchmarks)
     recipe = recipe or TrainRecipe.default()
@@ -107,10 +113,14 @@ def train_hash_weights(
     missing = [layer for layer in config.layers if layer not in finished]
     if missing:
         run.capture(model, [*train, *held_out], chunk)
-        tasks = ([run.task(layer, len(train), len(held_out))] for layer in missing)
-        for layer, trained in (engine or chosen_engine()).run(run.trainer, tasks):
-            run.keep(layer, trained)
-            finished[layer] = trained
+        engine = engine or run.engine(len(missing))
+        tasks = (
+            [run.task(layer, len(train), len(held_out), by_path=engine.local)] for layer in missing
+        )
+        with thread_count(1):
+            for layer, trained in engine.run(run.trainer, tasks):
+                run.keep(layer, trained)
+                finished[layer] = trained
     card = {
         "trained": True,
         "base_model": run.inputs["model"],
@@ -216,12 +226,28 @@ class _Run:
     def trainer(self) -> _Trainer:
         return _Trainer(self.config, self.recipe, self.progress, self.device)
 
-    def task(self, layer: int, train: int, held_out: int) -> _LayerTask:
-        """A layer's part of the captured files: the first `train` of them, then `held_out`."""
-        captures = [
-            _load_capture(_sequence_file(self._capture_dir(), i), layer, self.device)
-            for i in range(train + held_out)
+    def engine(self, layers: int) -> Engine:
+        """The environment's; instead of this process, several, where that is worth their start."""
+        engine, steps = chosen_engine(), layers * self.recipe.steps
+        if (
+            not isinstance(engine, InProcess)
+            or self.device.type != "cpu"
+            or steps < STEPS_WORTH_PROCESSES
+        ):
+            return engine
+        files = self._capture_dir().glob("*.safetensors")
+        captured = sum(path.stat().st_size for path in files) // len(self.config.layers)
+        count = processes_that_fit(layers, 2 * captured)  # with their labels
+        return Processes(count) if count > 1 else engine
+
+    def task(self, layer: int, train: int, held_out: int, by_path: bool) -> _LayerTask:
+        """A layer's part of the captured files: the first `train` of them, then `held_out`; or, for
+        other machines, what is in it."""
+        captures: list[CapturedLayer | Path] = [
+            _sequence_file(self._capture_dir(), i) for i in range(train + held_out)
         ]
+        if not by_path:
+            captures = [_load_capture(path, layer, self.device) for path in captures]
         start = None if self.start is None else self.start.maps[layer]
         seed = self.seed * 1000 + layer
         return _LayerTask(layer, captures[:train], captures[train:], seed, start)
@@ -236,11 +262,16 @@ class _Run:
 
 @dataclasses.dataclass(frozen=True)
 class _LayerTask:
+    """A layer to train; a path is of the captured sequence's file, to be read where it trains."""
+
     layer: int
-    train: list[CapturedLayer]
-    held_out: list[CapturedLayer]
+    train: list[CapturedLayer | Path]
+    held_out: list[CapturedLayer | Path]
     seed: int
     start: LayerMaps | None
+
+    def __str__(self) -> str:
+        return f"layer {self.layer}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -254,17 +285,26 @@ class _Trainer:
 
     def __call__(self, tasks: Sequence[_LayerTask]) -> Iterator[tuple[int, TrainedLayer]]:
         for task in tasks:
-            trained = train_layer(
-                task.train,
-                task.held_out,
-                self.config,
-                self.recipe,
-                seed=task.seed,
-                label=f"layer {task.layer}",
-                progress=self.progress,
-                start=task.start,
-            )
-            yield task.layer, trained
+            yield task.layer, self._train(task)
+
+    def _train(self, task: _LayerTask) -> TrainedLayer:
+        train, held_out = (
+            [
+                _load_capture(found, task.layer, self.device) if isinstance(found, Path) else found
+                for found in captures
+            ]
+            for captures in (task.train, task.held_out)
+        )
+        return train_layer(
+            train,
+            held_out,
+            self.config,
+            self.recipe,
+            seed=task.seed,
+            label=str(task),
+            progress=self.progress,
+            start=task.start,
+        )
 
 
 def _sequence_file(directory: Path, number: int) -> Path:
