@@ -14,13 +14,13 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..base.files import read_json, write_text
 from ..errors import ReceiptError, SparsePathError
 from ..models.identity import config_sha256, model_name
 
@@ -366,14 +366,14 @@ class Receipt:
         return json.dumps(self.to_dict(), sort_keys=True)
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write the receipt as JSON."""
-        Path(path).write_text(self.to_json() + "\n", encoding="utf-8")
+        """Write the receipt as JSON, whole or not at all. Raises WriteError."""
+        write_text(path, self.to_json() + "\n")
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Receipt":
         """Read a saved receipt. Raises ReceiptError when the file is not one."""
+        content = read_json(path, ReceiptError)
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
             if content.pop("format") != FORMAT:
                 raise ReceiptError(f"{path}: written by another version of hashattn")
             for derived in ("density", "decode_density"):
@@ -382,7 +382,7 @@ class Receipt:
             content["_counts"] = {(count.layer, count.reason): count for count in counts}
             content["_recent"] = deque(Step(**step) for step in content.pop("recent"))
             return cls(**content)
-        except (OSError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise ReceiptError(f"{path} is no receipt: save one with receipt.save") from error
 
 
