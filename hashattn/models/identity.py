@@ -181,8 +181,9 @@ def projection_fingerprints(model: nn.Module) -> tuple[dict[str, str], dict[str,
 
     Over every weight and bias that makes a layer's queries and keys, with adapters, and over the
     norms of its block; all elements, rounded to bfloat16 (20 million a layer of an 8B model, a
-    second or two for all). "offloaded": weights that are not at hand (meta tensors); "quantised":
-    weights that are not plain floating-point tensors.
+    second or two for all). Weights that accelerate keeps on the CPU or a disk are fetched.
+    "offloaded": weights that are nowhere at hand (meta tensors); "quantised": weights that are not
+    plain floating-point tensors.
     """
     hashes, unread = {}, {}
     for layer, parameters in _query_key_parameters(model).items():
@@ -217,13 +218,25 @@ def _query_key_parameters(model: nn.Module) -> dict[int, dict[str, Tensor]]:
 
 
 def _of_block(block: nn.Module, attention: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    for name, weight in attention.named_parameters():
+    for name, weight in _parameters(attention):
         if not OTHER_PARTS.intersection(name.split(".")):
             yield f"attention.{name}", weight
     for child_name, child in block.named_children():
         if "norm" in type(child).__name__.lower():
-            for name, weight in child.named_parameters():
+            for name, weight in _parameters(child):
                 yield f"{child_name}.{name}", weight
+
+
+def _parameters(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """named_parameters, with those that accelerate's hooks bring in from elsewhere."""
+    for name, weight in module.named_parameters():
+        owner, _, own_name = name.rpartition(".")
+        hook = getattr(module.get_submodule(owner), "_hf_hook", None)
+        for part in getattr(hook, "hooks", [hook]):
+            stored = getattr(part, "weights_map", None)
+            if weight.is_meta and stored is not None:
+                weight = stored[own_name]
+        yield name, weight
 
 
 def _unread(parameters: list[Tensor]) -> str | None:

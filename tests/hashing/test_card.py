@@ -293,14 +293,31 @@ def test_quantised_projections_are_told_and_not_compared(tmp_path, how):
         HashWeights.load(tmp_path / "plain", model)
 
 
-@pytest.mark.parametrize("everything", [True, False])
-def test_offloaded_projections_are_told_and_not_compared(tmp_path, everything):
+@pytest.mark.parametrize("place", ["cpu", "disk"])
+def test_offloaded_projections_are_fetched_and_compared(tmp_path, place):
     accelerate = pytest.importorskip("accelerate")
+    made_for(tiny_model("qwen3"), tmp_path)
+
+    def offloaded(model):
+        if place == "cpu":
+            return accelerate.cpu_offload(model)
+        return accelerate.disk_offload(model, str(tmp_path / str(id(model))))
+
+    model, changed = offloaded(tiny_model("qwen3")), tiny_model("qwen3")
+    assert model.model.layers[1].self_attn.q_proj.weight.is_meta
+    HashWeights.load(tmp_path, model)
+    with torch.no_grad():
+        one_element(changed.model.layers[1].self_attn.k_norm.weight)
+    with pytest.raises(HashWeightsError, match="norms of layer 1 "):
+        HashWeights.load(tmp_path, offloaded(changed))
+
+
+@pytest.mark.parametrize(("parts", "said"), [("", "layers 0, 1"), ("layers.1", "layer 1")])
+def test_projections_that_are_not_at_hand_are_told_and_not_compared(tmp_path, parts, said):
     model = tiny_model("llama")
     made_for(model, tmp_path)
-    accelerate.cpu_offload(model if everything else model.model.layers[1])
-    said = "layers 0, 1 offloaded" if everything else "layer 1 offloaded"
-    with pytest.warns(UserWarning, match=f"could not be compared.*{said} in the model"):
+    model.model.get_submodule(parts).to("meta")
+    with pytest.warns(UserWarning, match=f"not be compared.*{said} offloaded in the model"):
         HashWeights.load(tmp_path, model)
 
 
