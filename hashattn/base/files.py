@@ -101,9 +101,9 @@ def parse_json(text: str, where: str, error: type[Exception] = FileError) -> Any
         raise error(f"{where}: brackets are nested too deep to be read") from problem
     except json.JSONDecodeError as problem:
         line = f", line {problem.lineno}" if "\n" in text.strip() else ""
-        raise error(f"{where}: not a JSON object ({problem.msg}{line})") from problem
+        raise error(f"{where} is not JSON ({problem.msg}{line})") from problem
     except ValueError as problem:  # a key given twice, a number of thousands of digits
-        raise error(f"{where}: not a JSON object ({problem})") from problem
+        raise error(f"{where} is not JSON ({problem})") from problem
 
 
 def decode(

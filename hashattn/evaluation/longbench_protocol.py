@@ -29,7 +29,7 @@ def load_prompts(folder: str | Path | None = None) -> dict[str, str]:
     path = find_prompts(folder) if folder is not None else None
     path = path or repository() / OWN_PROMPTS
     found = read_json(path, RecordError)
-    if not isinstance(found, dict) or not all(is_text(template) for template in found.values()):
+    if not isinstance(found, dict) or not all(is_text(t, empty=True) for t in found.values()):
         raise RecordError(f"{path} must hold a JSON object of templates; restore or remove it")
     missing = [name for name in DATASETS if "{context}" not in found.get(name, "")]
     if missing:

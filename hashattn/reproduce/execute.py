@@ -57,6 +57,7 @@ def kernel_environment(profile: Profile, profile_file: Path) -> dict[str, str]:
     root = repository()
     paths = [str(root), str(root / "kernels"), os.environ.get("PYTHONPATH", "")]
     return QUIET_LIBRARIES | {
+        "HASHATTN_HOME": str(root),
         "HASHATTN_PROFILE": str(profile_file),
         "HASHATTN_RESULTS": str(profile.results),
         VARIABLE: str(profile.results / "progress.txt"),

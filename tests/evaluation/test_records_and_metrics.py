@@ -37,7 +37,7 @@ def test_broken_files_are_refused_with_their_line(tmp_path):
     with pytest.raises(RecordError, match="no records at"):
         load_records(path)
     path.write_text(json.dumps(RECORD) + "\n{broken\n")
-    with pytest.raises(RecordError, match="set.jsonl:2: not a JSON"):
+    with pytest.raises(RecordError, match="set.jsonl:2 is not JSON"):
         load_records(path)
     path.write_text('{"input": "a", "context": "b"}\n')
     with pytest.raises(RecordError, match=r"set.jsonl:1: record lacks \['answers'\]"):
