@@ -137,8 +137,8 @@ class _Worker:
         if code == -signal.SIGKILL:
             return EngineError(
                 f"a worker process {job} was killed, most likely by the system because memory ran "
-                "out: run fewer at a time, by OMP_NUM_THREADS or torch.set_num_threads (now "
-                f"{torch.get_num_threads()}); 1 needs the least"
+                "out: run fewer at a time, by a smaller number in OMP_NUM_THREADS or "
+                "torch.set_num_threads (1 needs the least), or on less data"
             )
         self._written.seek(max(0, self._written.seek(0, os.SEEK_END) - SHOWN_BYTES))
         written = self._written.read().decode(errors="replace").strip()

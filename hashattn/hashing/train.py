@@ -117,7 +117,7 @@ def train_hash_weights(
         tasks = (
             [run.task(layer, len(train), len(held_out), by_path=engine.local)] for layer in missing
         )
-        with thread_count(1):
+        with thread_count(1 if run.device.type == "cpu" else torch.get_num_threads()):
             for layer, trained in engine.run(run.trainer, tasks):
                 run.keep(layer, trained)
                 finished[layer] = trained
