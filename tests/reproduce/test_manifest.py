@@ -2,9 +2,10 @@ import json
 import subprocess
 
 from hashattn.profiles import load_profile
+from hashattn.reproduce.environment import machine, package_versions
 from hashattn.reproduce.files import produced_files, read_json, write_atomic, write_json
 from hashattn.reproduce.fingerprint import notebook_fingerprints
-from hashattn.reproduce.manifest import git_state, machine, package_versions
+from hashattn.reproduce.manifest import git_state
 from hashattn.reproduce.progress import last_line
 
 
