@@ -137,8 +137,15 @@ def save_figure(figure: Figure, name: str, results: Path | None = None) -> tuple
 
 
 def save_table(table: pd.DataFrame, name: str, results: Path | None = None) -> Path:
-    """Write tables/<name>.csv in the profile's results, numbers to six digits; returns its path."""
+    """Write tables/<name>.csv in the profile's results, numbers to six digits; returns its path.
+
+    A table of contexts that were cut (attrs["cut"], evaluation.tables) says so: in print, and in a
+    column of the file.
+    """
     path = _folder(results, "tables") / f"{name}.csv"
+    if "cut" in table.attrs:
+        print(f"{name}: {table.attrs['cut']}")
+        table = table if "cut" in table else table.assign(cut=table.attrs["cut"])
     named_rows = any(name is not None for name in table.index.names)
     return write_text(
         path, table.to_csv(index=named_rows, float_format="%.6g", lineterminator="\n")

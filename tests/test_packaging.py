@@ -179,12 +179,14 @@ def test_models_import_under_pytest_at_the_root(tmp_path, fake_kernels, installe
 
 @pytest.mark.parametrize("installed", [False, True], ids=["without", "with"])
 def test_models_import_in_a_notebook_kernel_at_the_root(fake_kernels, installed):
-    from jupyter_client.manager import start_new_kernel
+    from nbval.kernel import CURRENT_ENV_KERNEL_NAME, start_new_kernel
 
     fake = fake_kernels if installed else None
     paths = [ROOT, ROOT / "kernels", *([fake.parents[1]] if installed else [])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths))}
-    manager, client = start_new_kernel(kernel_name="python3", cwd=ROOT, env=environment)
+    manager, client = start_new_kernel(
+        kernel_name=CURRENT_ENV_KERNEL_NAME, cwd=ROOT, env=environment
+    )
     try:
         reply = client.execute_interactive(import_code(fake), timeout=120, output_hook=print)
     finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -21,30 +21,37 @@ from hashattn.evaluation.answering import (
 )
 from hashattn.evaluation.longbench import Record
 from hashattn.evaluation.methods import Method, reading
-from hashattn.evaluation.prompting import end_token_ids
+from hashattn.evaluation.prompting import Prompt, answer_tokens, end_token_ids
 from hashattn.evaluation.protocol import Protocol
 from hashattn.trust.receipt import Receipt
 
 TIMINGS = ("seconds", "question_seconds", "prefill_seconds")  # what differs between equal runs
-EXTRA_TOKENS = 2  # beyond the longest answer: the stop string and one that shows it went on
 
 
 @dataclass(frozen=True)
 class Cell:
     """One record, asked by one method (its number) in one setup.
 
-    key: of its result; asked: the record's own protocol (Protocol.of) in the setup; context,
-    question: token ids of what is prefilled and of what follows; labels: what the row says beside
-    its result.
+    key: of its result; asked: the record's own protocol (Protocol.of) in the setup; prompt: what is
+    prefilled, what follows, and what was cut; labels: what the row says beside its result.
     """
 
     key: str
     method: int
     record: Record
     asked: Protocol
-    context: Sequence[int]
-    question: Sequence[int]
+    prompt: Prompt
     labels: dict[str, Any]
+
+    @property
+    def context(self) -> Sequence[int]:
+        """Token ids of what is prefilled."""
+        return self.prompt.context
+
+    @property
+    def question(self) -> Sequence[int]:
+        """Token ids of what follows the context."""
+        return self.prompt.question
 
 
 class Answerer:
@@ -135,8 +142,9 @@ class Answerer:
 
     def _greedy(self, cell: Cell, cache: Any, first: int) -> str:
         asked = cell.asked
-        return greedy(self.model, self.tokenizer, cache, first, self._max_new_tokens(cell),
-                      asked.stop, self._ends(cell)[0], asked.min_new_tokens)  # fmt: skip
+        longest = answer_tokens(self.tokenizer, asked, cell.record)
+        return greedy(self.model, self.tokenizer, cache, first, longest, asked.stop,
+                      self._ends(cell)[0], asked.min_new_tokens)  # fmt: skip
 
     def _attached(self, cell: Cell, sparse_rows: int) -> Attachment:
         method = self.methods[cell.method]
@@ -148,13 +156,6 @@ class Answerer:
             allow_untrained=method.allow_untrained,
         )  # fmt: skip
 
-    def _max_new_tokens(self, cell: Cell) -> int:
-        if cell.asked.max_new_tokens is not None:
-            return cell.asked.max_new_tokens
-        answers = list(cell.record.answers)
-        encoded = self.tokenizer(answers, add_special_tokens=False)["input_ids"]
-        return max(len(ids) for ids in encoded) + EXTRA_TOKENS
-
     def _row(self, cell: Cell, prediction: str, receipt: Receipt | None) -> dict[str, Any]:
         record, method, tokens = cell.record, self.methods[cell.method], len(cell.context)
         return {
@@ -164,4 +165,5 @@ class Answerer:
             "answers": list(record.answers),
             "score": cell.asked.score(prediction, record.answers, record.all_classes),
             "context_tokens": tokens,
+            **(asdict(cell.prompt.cut) if cell.prompt.cut else {}),
         } | reading(method, receipt, tokens)

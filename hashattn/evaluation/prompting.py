@@ -1,25 +1,107 @@
-"""Token ids of a record's prompt: what is prefilled, and the question that follows."""
+"""Token ids of a record's prompt: what is prefilled, the question that follows, and what was cut.
+
+A limit of tokens (Protocol.max_context) that cuts is never silent: the prompt says how many tokens
+went, and whether the answer went with them.
+"""
 
 from __future__ import annotations
 
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from hashattn.errors import HashAttnError
 from hashattn.evaluation.longbench import Record
 from hashattn.evaluation.protocol import Protocol
+
+EXTRA_TOKENS = 2  # beyond the longest answer: the stop string and one that shows it went on
+
+
+class PromptTooLongError(HashAttnError, ValueError):
+    """A prompt and its answer need more positions than the model has."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What the protocol's limit took from a prompt; a result row has these fields where it did.
+
+    uncut_tokens: before, of what the limit counts (Protocol.truncated); cut_tokens: left out.
+    answer_in_context: an accepted answer stands in the record's context; answer_kept: one stands in
+    what is left of it. Both compare letters and digits in whatever case and spacing.
+    """
+
+    uncut_tokens: int
+    cut_tokens: int
+    answer_in_context: bool
+    answer_kept: bool
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A record's prompt as token ids: `context` is prefilled, `question` follows. cut: None where
+    the protocol's limit left all of it."""
+
+    context: list[int]
+    question: list[int]
+    cut: Cut | None = None
 
 
 def encode_prompt(
     tokenizer: Any, protocol: Protocol, record: Record
 ) -> tuple[list[int], list[int]]:
-    """(context ids, question ids) of a record, truncated as its dataset's protocol says.
+    """(context ids, question ids) of a record: make_prompt without what was cut."""
+    made = make_prompt(tokenizer, protocol, record)
+    return made.context, made.question
+
+
+def make_prompt(tokenizer: Any, protocol: Protocol, record: Record) -> Prompt:
+    """A record's prompt, truncated as its dataset's protocol says.
 
     Records of one context share the context ids where the protocol truncates the context alone;
-    where it truncates whole prompts, they may not. Raises ValueError for a prompt over
-    max_context that may not be truncated, and for a tokenizer without the asked chat template.
+    where it truncates whole prompts, they may not. truncated = "prompt" is LongBench's own way: the
+    limit holds for tokens that become text and then tokens again. Around the cut these may fall
+    otherwise (accents, CJK), so that a prompt may exceed max_context by a few tokens, and by those
+    of the chat template; require_positions checks what comes out.
+    Raises ValueError for a prompt over max_context that may not be truncated, and for a tokenizer
+    without the asked chat template.
     """
     if protocol.truncated == "context":
         return _shared_prompt(tokenizer, protocol, record)
     return _whole_prompt(tokenizer, protocol, record)
+
+
+def answer_tokens(tokenizer: Any, protocol: Protocol, record: Record) -> int:
+    """Most tokens of an answer: the protocol's max_new_tokens, else those of the longest accepted
+    one and EXTRA_TOKENS."""
+    if protocol.max_new_tokens is not None:
+        return protocol.max_new_tokens
+    encoded = tokenizer(list(record.answers), add_special_tokens=False)["input_ids"]
+    return max(len(ids) for ids in encoded) + EXTRA_TOKENS
+
+
+def require_positions(config: Any, tokenizer: Any, protocol: Protocol, record: Record) -> None:
+    """PromptTooLongError where a prompt and its answer exceed the positions of a model's
+    configuration; one without max_position_embeddings has no limit."""
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if not positions:
+        return
+    made = make_prompt(tokenizer, protocol, record)
+    asked = len(made.context) + len(made.question)
+    new = answer_tokens(tokenizer, protocol, record)
+    over = asked + new - positions
+    if over <= 0:
+        return
+    if made.cut is None:
+        advice = f"set max_context (now {protocol.max_context}) with truncation = 'middle'"
+    else:
+        advice = f"lower max_context = {protocol.max_context} by at least {over}"
+    raise PromptTooLongError(
+        f"record {record._id!r} of {record.dataset!r} needs {asked + new:,} positions, {asked:,} "
+        f"for the prompt and {new:,} for the answer, and the model has {positions:,} "
+        f"(max_position_embeddings): {advice}, take the record out, or choose a model with more"
+    )
 
 
 def end_token_ids(tokenizer: Any, protocol: Protocol) -> frozenset[int]:
@@ -39,9 +121,7 @@ def end_token_ids(tokenizer: Any, protocol: Protocol) -> frozenset[int]:
     return frozenset(found)
 
 
-def _shared_prompt(
-    tokenizer: Any, protocol: Protocol, record: Record
-) -> tuple[list[int], list[int]]:
+def _shared_prompt(tokenizer: Any, protocol: Protocol, record: Record) -> Prompt:
     """The question's ids are those it has within the whole prompt, wherever the context tokenises
     the same alone; else (merges across the seam) the two parts are tokenised apart."""
     context, question = protocol.split_prompt(record.context, record.input)
@@ -51,27 +131,70 @@ def _shared_prompt(
         rest = whole[len(shared) :]
     else:
         rest = tokenizer(question, add_special_tokens=False)["input_ids"]
-    return protocol.truncate(shared), rest
+    parts = protocol.kept(shared)
+    cut = _cut(tokenizer, record, question, shared, parts)
+    return Prompt([token for part in parts for token in part], rest, cut)
 
 
-def _whole_prompt(
-    tokenizer: Any, protocol: Protocol, record: Record
-) -> tuple[list[int], list[int]]:
+def _whole_prompt(tokenizer: Any, protocol: Protocol, record: Record) -> Prompt:
     """The prompt as one text, cut before or after the chat template, then split in two."""
     context, question = protocol.split_prompt(record.context, record.input)
-    prompt = context + question
+    prompt, cut = context + question, None
     if protocol.truncated == "prompt":
-        parts = protocol.kept(tokenizer(prompt)["input_ids"])
-        if len(parts) > 1:  # LongBench goes back to text here, so the seam is tokenised anew
-            prompt = "".join(tokenizer.decode(part, skip_special_tokens=True) for part in parts)
+        whole = tokenizer(prompt)["input_ids"]
+        parts = protocol.kept(whole)
+        cut = _cut(tokenizer, record, question, whole, parts)
+        if cut:  # LongBench goes back to text here, so the seam is tokenised anew
+            prompt = "".join(_texts(tokenizer, parts))
     if protocol.chat:
         prompt = _chat(tokenizer, prompt)
     ids = _tokenize(tokenizer, prompt)
     asked = protocol.window or _question_tokens(tokenizer, prompt, ids, question)
     if protocol.truncated == "chat":
-        ids = protocol.truncate(ids)
-    cut = max(1, len(ids) - asked)  # one token at least is prefilled
-    return ids[:cut], ids[cut:]
+        parts = protocol.kept(ids)
+        cut = _cut(tokenizer, record, question, ids, parts)
+        ids = [token for part in parts for token in part]
+    prefilled = max(1, len(ids) - asked)
+    return Prompt(ids[:prefilled], ids[prefilled:], cut)
+
+
+def _texts(tokenizer: Any, parts: Sequence[Sequence[int]]) -> list[str]:
+    return [tokenizer.decode(part, skip_special_tokens=True) for part in parts]
+
+
+def _cut(
+    tokenizer: Any, record: Record, question: str, tokens: Sequence[int],
+    parts: Sequence[Sequence[int]],
+) -> Cut | None:  # fmt: skip
+    """The account of `tokens` of which the limit left `parts`; None where it left them whole.
+
+    An answer counts as kept where it stands in one part, the question itself left out.
+    """
+    if len(parts) == 1:
+        return None
+    *before, last = _texts(tokenizer, parts)
+    asked = question.strip()
+    if asked and asked in last:
+        last = last[: last.rindex(asked)]
+    return Cut(
+        uncut_tokens=len(tokens),
+        cut_tokens=len(tokens) - sum(map(len, parts)),
+        answer_in_context=_holds_answer(record.context, record),
+        answer_kept=any(_holds_answer(text, record) for text in (*before, last)),
+    )
+
+
+def _holds_answer(text: str, record: Record) -> bool:
+    """Whether an accepted answer stands in a text, as itself: "7" does not stand in "1975"."""
+    text = _plain(text)
+    answers = filter(None, map(_plain, record.answers))
+    return any(
+        re.search(rf"(?<![0-9a-z]){re.escape(answer)}(?![0-9a-z])", text) for answer in answers
+    )
+
+
+def _plain(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def _chat(tokenizer: Any, prompt: str) -> str:

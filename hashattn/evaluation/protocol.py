@@ -40,7 +40,8 @@ class Protocol:
     first_line: score only the first line of a prediction (metrics.first_line).
     max_context: longest prompt in tokens, of what `truncated` says; None for no limit.
     truncated: "context" limits the part that questions share; "prompt" all of it before the chat
-        template, and "chat" all of it after.
+        template, and "chat" all of it after. "prompt" is LongBench's way: what is left becomes text
+        and then tokens again, which may be a few more than max_context (accents, CJK).
     truncation: past the limit, "refuse" raises, "middle" keeps both halves as LongBench does,
         "suffix" keeps the first `keep_first` tokens and the end.
     keep_first: see truncation.

@@ -16,7 +16,7 @@ from hashattn.evaluation.identity import context_sha256, record_sha256
 from hashattn.evaluation.log import ResultLog
 from hashattn.evaluation.longbench import Record, group_by_context, record_from_dict
 from hashattn.evaluation.methods import Method, check_methods, save_reading, verify
-from hashattn.evaluation.prompting import encode_prompt
+from hashattn.evaluation.prompting import Prompt, make_prompt, require_positions
 from hashattn.evaluation.protocol import SETUPS, Protocol
 from hashattn.evaluation.tables import results_frame
 from hashattn.evaluation.threads import decode_threads
@@ -59,7 +59,11 @@ def evaluate(
     up per setup, method and budget in <out_path>.receipts.json. The frame's attrs["reused"] counts
     the results that were already there.
 
+    A row of a prompt that the protocol's limit cut says so in the fields of prompting.Cut; of the
+    others cut_tokens is 0. The tables tell (tables.cut_note).
+
     Raises ValueError for methods that do not fit the protocol or share name and budget,
+    PromptTooLongError for a prompt beyond the model's positions before anything runs,
     SparsePathError when a sparse method never skipped a token (unless it may), ResultLogError for a
     damaged file, EngineError, and what attach raises.
     """
@@ -69,6 +73,7 @@ def evaluate(
     with ResultLog(out_path) as log:
         reused = sum(key in log.rows for key in grid.keys.values())
         left, before = len(set(grid.keys.values()) - log.rows.keys()), len(log.rows)
+        grid.require_positions(model.config, log)
         if reused and progress:
             say(f"reused {reused} of {len(grid.keys)} answers")
         with progress_bar(total=left, desc="answers", unit="answer", disable=not progress) as bar:
@@ -161,6 +166,13 @@ class _Grid:
                 yield LATER
             groups = others
 
+    def require_positions(self, config: Any, log: ResultLog) -> None:
+        """PromptTooLongError, before any work, for a record that the model cannot take whole."""
+        missing = dict.fromkeys(place[1] for place in self.keys if self.keys[place] not in log.rows)
+        for record in (self.records[index] for index in missing):
+            asked = self.asked[self.setups[0], record.dataset]
+            require_positions(config, self.tokenizer, asked, record)
+
     def _missing(self, group: Sequence[int], log: ResultLog) -> list[Place]:
         """A group's places without a result, one for each key, a method's next to each other."""
         places = [
@@ -174,15 +186,15 @@ class _Grid:
 
     def _by_prompt(self, places: Sequence[Place]) -> Iterator[list[Cell]]:
         """Cells of each beginning: whole prompts that were truncated may begin differently."""
-        encoded: dict[int, tuple[list[int], list[int]]] = {}
+        prompts: dict[int, Prompt] = {}
         jobs: dict[tuple[int, ...], list[Cell]] = {}
         for place in places:
             number, index, setup = place
             record = self.records[index]
             asked = self.asked[setup, record.dataset]
-            if index not in encoded:  # every method asks for it, and setups begin alike
-                encoded[index] = encode_prompt(self.tokenizer, asked, record)
-            cell = Cell(self.keys[place], number, record, asked, *encoded[index],
+            if index not in prompts:  # every method asks for it, and setups begin alike
+                prompts[index] = make_prompt(self.tokenizer, asked, record)
+            cell = Cell(self.keys[place], number, record, asked, prompts[index],
                         self.labels(place))  # fmt: skip
             jobs.setdefault(tuple(cell.context), []).append(cell)
         yield from jobs.values()

@@ -1,7 +1,8 @@
 """LongBench-style tables from evaluate()'s rows: scores by method and density, against dense.
 
 Scores of different protocols do not compare: every table takes rows of one, and says otherwise in
-which fields they differ.
+which fields they differ. A table of rows whose contexts were cut says so in attrs["cut"], which
+plots.save_table prints and writes into the file.
 """
 
 from __future__ import annotations
@@ -16,14 +17,72 @@ from hashattn.evaluation.protocol import BY_DATASET, SETUPS
 from hashattn.evaluation.statistics import Difference, paired_bootstrap
 
 POINTS = 100  # tables show scores as LongBench does, 0 to 100
+LEAST_AT_STAKE = 10  # points that reading more than sink and local must be worth (nothing_at_stake)
 
 
 def results_frame(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
-    """One line for each setup, method and sample. Raises ValueError when there are none."""
+    """One line for each setup, method and sample, cut_tokens 0 where nothing was cut. Raises
+    ValueError when there are none."""
     frame = pd.DataFrame(list(rows))
     if frame.empty:
         raise ValueError("there are no results; run evaluate() on at least one record")
-    return frame
+    return frame.assign(cut_tokens=_column(frame, "cut_tokens", 0).astype(int))
+
+
+def cut_counts(frame: pd.DataFrame) -> dict[str, int]:
+    """How many distinct contexts the rows have (contexts), how many the protocol's limit cut (cut),
+    and how many questions lost their answer by that (answers_lost): an accepted one stood in the
+    context, and none in what was left."""
+    samples = frame.drop_duplicates("sample")
+    was_cut = _was_cut(samples)
+    lost = _column(samples, "answer_in_context", False) & ~_column(samples, "answer_kept", False)
+    return {
+        "contexts": samples["context"].nunique(),
+        "cut": samples["context"][was_cut].nunique(),
+        "answers_lost": int((was_cut & lost).sum()),
+    }
+
+
+def cut_note(frame: pd.DataFrame) -> str:
+    """The cut contexts of the rows in a sentence, "" where there are none."""
+    if not _was_cut(frame).any():
+        return ""
+    longest = frame.loc[frame["cut_tokens"].idxmax()]
+    left = longest["uncut_tokens"] - longest["cut_tokens"]
+    told = []
+    for name, part in frame.groupby("dataset", sort=False):
+        of = cut_counts(part)
+        if of["cut"]:
+            told.append(
+                f"{name} {of['cut']} of {of['contexts']}, answers lost {of['answers_lost']}"
+            )
+    return (
+        f"{_cut_text(frame)}: the protocol's limit left {left:,.0f} of "
+        f"{longest['uncut_tokens']:,.0f} tokens of the longest ({'; '.join(told)})"
+    )
+
+
+def _cut_text(frame: pd.DataFrame) -> str:
+    text = "{cut} of {contexts} contexts were cut, {answers_lost} answers lost"
+    return text.format(**cut_counts(frame))
+
+
+def _was_cut(frame: pd.DataFrame) -> pd.Series:
+    return _column(frame, "cut_tokens", 0) > 0
+
+
+def telling(table: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
+    """The table with attrs["cut"] where rows of its frame were cut."""
+    if _was_cut(frame).any():
+        table.attrs["cut"] = _cut_text(frame)
+    return table
+
+
+def _column(frame: pd.DataFrame, name: str, missing: Any) -> pd.Series:
+    """A column that only some rows have, or none: `missing` elsewhere."""
+    if name not in frame:
+        return pd.Series(missing, index=frame.index)
+    return frame[name].astype(object).where(frame[name].notna(), missing).astype(type(missing))
 
 
 def require_one_protocol(frame: pd.DataFrame) -> None:
@@ -65,10 +124,37 @@ def _differing(
 
 
 def score_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """Points by method (rows) and budget (columns), averaged over datasets."""
+    """Points by method (rows) and budget (columns), averaged over datasets; attrs["answered"] is
+    {method: (rows that scored over 0, rows)}."""
     require_one_protocol(frame)
     means = frame.groupby(["method", "budget", "dataset"], sort=False)["score"].mean()
-    return _pivot(means.groupby(level=["method", "budget"], sort=False).mean() * POINTS)
+    table = _pivot(means.groupby(level=["method", "budget"], sort=False).mean() * POINTS)
+    table.attrs["answered"] = {
+        method: (int((part["score"] > 0).sum()), len(part))
+        for method, part in frame.groupby("method", sort=False)
+    }
+    return telling(table, frame)
+
+
+def nothing_at_stake(scores: pd.DataFrame, baseline: str = "dense", floor: str = "window") -> str:
+    """Why no method can be judged by these scores (score_table), in words; "" where one can.
+
+    What a method can lose is what dense attention reaches beyond sink and local alone, which is 0
+    where that was not run. Under LEAST_AT_STAKE points a method that finds nothing would pass for
+    one that keeps up: differences from dense, and between methods, are then not results.
+    """
+    dense = float(scores.loc[baseline].max())
+    bare = float(scores.loc[floor].max()) if floor in scores.index else 0.0
+    if dense - bare >= LEAST_AT_STAKE:
+        return ""
+    told = f"dense attention scores {dense:.3g} points"
+    if baseline in scores.attrs.get("answered", {}):
+        told = "dense answers {} of {} questions, ".format(*scores.attrs["answered"][baseline])
+        told += f"{dense:.3g} points"
+    if not dense >= LEAST_AT_STAKE:  # NaN too
+        return f"{told}; a comparison needs {LEAST_AT_STAKE}"
+    told += f", and sink and local alone reach {bare:.3g}"
+    return f"{told}; a comparison needs {LEAST_AT_STAKE} between them"
 
 
 def setup_table(frame: pd.DataFrame, n: int = 2000, seed: int = 0) -> pd.DataFrame:
@@ -90,7 +176,7 @@ def setup_table(frame: pd.DataFrame, n: int = 2000, seed: int = 0) -> pd.DataFra
         found = difference_to(of_b, of_a.set_index("sample"), n, seed).scaled(POINTS)
         scores = {name: _points(part) for name, part in (("A", of_a), ("B", of_b))}
         lines[cell] = scores | {"B - A": found.difference, "low": found.low, "high": found.high}
-    return pd.DataFrame(lines).T.rename_axis(["method", "budget"])
+    return telling(pd.DataFrame(lines).T.rename_axis(["method", "budget"]), frame)
 
 
 def sharing_table(frame: pd.DataFrame) -> pd.DataFrame:
@@ -119,7 +205,7 @@ def density_table(frame: pd.DataFrame) -> pd.DataFrame:
     """Real density by method and budget: tokens read / tokens cached over all samples."""
     require_one_protocol(frame)
     sums = frame.groupby(["method", "budget"], sort=False)[["tokens_read", "tokens_cached"]].sum()
-    return _pivot(sums["tokens_read"] / sums["tokens_cached"])
+    return telling(_pivot(sums["tokens_read"] / sums["tokens_cached"]), frame)
 
 
 def dataset_table(frame: pd.DataFrame) -> pd.DataFrame:
@@ -127,7 +213,7 @@ def dataset_table(frame: pd.DataFrame) -> pd.DataFrame:
     require_one_protocol(frame)
     means = frame.groupby(["method", "budget", "dataset"], sort=False)["score"].mean() * POINTS
     table = means.unstack("dataset")
-    return table.assign(average=table.mean(axis=1))
+    return telling(table.assign(average=table.mean(axis=1)), frame)
 
 
 def bucket_table(frame: pd.DataFrame) -> pd.DataFrame:
@@ -138,7 +224,7 @@ def bucket_table(frame: pd.DataFrame) -> pd.DataFrame:
     means = part.groupby(keys, sort=False, observed=True)["score"].mean() * POINTS
     over = means.groupby(level=["method", "budget", "bucket"], sort=False, observed=True).mean()
     table = over.unstack("bucket")
-    return table[[name for name in BUCKETS if name in table]]
+    return telling(table[[name for name in BUCKETS if name in table]], frame)
 
 
 def comparison_table(
@@ -148,8 +234,8 @@ def comparison_table(
 
     score, difference, low, high in points averaged over datasets (95 % paired bootstrap over
     contexts, since questions about one context are not independent); verdict; density and sparsity
-    as read; auxiliary_bits; samples. Raises ValueError without the baseline, or when a method was
-    not run on the same samples.
+    as read; auxiliary_bits; samples; cut and answers_lost (cut_counts). Raises ValueError without
+    the baseline, or when a method was not run on the same samples.
     """
     require_one_protocol(frame)
     known = list(dict.fromkeys(frame["method"]))
@@ -168,8 +254,9 @@ def comparison_table(
             "difference": found.difference, "low": found.low, "high": found.high,
             "verdict": found.verdict, "density": density, "sparsity": 1 / density,
             "auxiliary_bits": part["auxiliary_bits"].max(),
+            **{name: count for name, count in cut_counts(part).items() if name != "contexts"},
         })  # fmt: skip
-    return pd.DataFrame(lines)
+    return telling(pd.DataFrame(lines), frame)
 
 
 def difference_to(part: pd.DataFrame, reference: pd.DataFrame, n: int, seed: int) -> Difference:

@@ -2,7 +2,8 @@
 
 A notebook records each measurement with the band it must stay in, then ends with two cells:
 `claims.table()` shows the numbers (they differ between machines) and `claims.verdict()` prints
-what must not differ and raises when a measurement left its band.
+what must not differ and raises when a measurement left its band. A comparison whose yardstick
+failed (dense attention answers nothing) is not judged, whatever the number: it says why instead.
 """
 
 from __future__ import annotations
@@ -14,11 +15,14 @@ from typing import TYPE_CHECKING
 
 from hashattn.base.files import FileError, read_json, write_json
 from hashattn.errors import HashAttnError
+from hashattn.reproduce.environment import leave_environment
+from hashattn.reproduce.files import read_kept
 
 if TYPE_CHECKING:
     import pandas as pd
 
 HOLDS, VIOLATED, MET, NOT_MET = "holds", "VIOLATED", "met", "not met"
+NOT_JUDGED = "not judged"
 
 
 class ClaimError(HashAttnError, AssertionError):
@@ -55,7 +59,8 @@ class Band:
 
 @dataclass(frozen=True)
 class Claim:
-    """One line of the final table. `goal` claims report met or not met; others must hold."""
+    """One line of the final table. `goal` claims report met or not met; others must hold. reason:
+    why the verdict is NOT_JUDGED, else "". main: what a reader is told first."""
 
     notebook: str
     claim: str
@@ -64,6 +69,8 @@ class Claim:
     tolerance: str
     verdict: str
     goal: bool
+    reason: str = ""
+    main: bool = False
 
 
 class Claims:
@@ -80,7 +87,9 @@ class Claims:
         self.notebook = notebook
         self.path = Path(results) / "claims" / f"{notebook}.json"
         self.records: list[Claim] = []
+        self.cautions: list[str] = []
         self._save()
+        leave_environment(Path(results), notebook)
 
     def must_hold(
         self,
@@ -90,12 +99,14 @@ class Claims:
         low: float | None = None,
         high: float | None = None,
         paper: str = "",
+        unjudged: str = "",
     ) -> None:
         """Record a measurement that has to lie in [low, high]; `verdict` raises if one does not.
 
         paper: the paper's value as text, with its setting if that differs ("" if it has none).
+        unjudged: why this measurement decides nothing, in words; "" where it does.
         """
-        self._record(claim, ours, Band(low, high), paper, goal=False)
+        self._record(claim, ours, Band(low, high), paper, goal=False, reason=unjudged)
 
     def goal(
         self,
@@ -105,26 +116,46 @@ class Claims:
         low: float | None = None,
         high: float | None = None,
         paper: str = "",
+        unjudged: str = "",
+        main: bool = False,
     ) -> None:
-        """Record a measurement we aim to bring into [low, high]; reported, never raised."""
-        self._record(claim, ours, Band(low, high), paper, goal=True)
+        """Record a measurement we aim to bring into [low, high]; reported, never raised.
 
-    def _record(self, claim: str, ours: float, band: Band, paper: str, goal: bool) -> None:
+        paper, unjudged: as for must_hold. main: whether a report begins with it.
+        """
+        self._record(claim, ours, Band(low, high), paper, goal=True, reason=unjudged, main=main)
+
+    def caution(self, text: str) -> None:
+        """Print and record what a reader must know before any claim; "" is nothing. The terminal
+        and the report of a run say it again."""
+        if text:
+            print(text)
+            self.cautions.append(text)
+            self._save()
+
+    def _record(
+        self, claim: str, ours: float, band: Band, paper: str, *, goal: bool, reason: str,
+        main: bool = False,
+    ) -> None:  # fmt: skip
         if any(claim == made.claim for made in self.records):
             raise ValueError(f"claim {claim!r} is made twice in {self.notebook}: word each once")
         inside = float(ours) in band
-        if goal:
+        if reason:
+            verdict = NOT_JUDGED
+        elif goal:
             verdict = MET if inside else NOT_MET
         else:
             verdict = HOLDS if inside else VIOLATED
         self.records.append(
-            Claim(self.notebook, claim, str(paper), float(ours), str(band), verdict, goal)
-        )
+            Claim(self.notebook, claim, str(paper), float(ours), str(band), verdict, goal, reason,
+                  main)
+        )  # fmt: skip
         self._save()
 
     def _save(self) -> None:
         records = [asdict(made) | {"ours": repr(made.ours)} for made in self.records]  # NaN too
         write_json(self.path, records)
+        write_json(_cautions_path(self.path.parents[1], self.notebook), self.cautions)
 
     def table(self) -> pd.DataFrame:
         """The claims with the measured values: claim, paper, ours, tolerance, verdict."""
@@ -140,6 +171,7 @@ class Claims:
         Raises ClaimError naming every measurement outside the band it must stay in, and
         ValueError when nothing was claimed.
         """
+        leave_environment(self.path.parents[1], self.notebook)  # as it was when all was measured
         if not self.records:
             raise ValueError(f"{self.notebook} makes no claim: record one with claims.must_hold")
         broken = [c for c in self.records if c.verdict == VIOLATED]
@@ -149,7 +181,10 @@ class Claims:
                 for c in broken
             ))  # fmt: skip
         for c in self.records:
-            print(f"{'goal ' if c.goal else 'holds'}  {c.claim} ({c.tolerance})")
+            if c.verdict == NOT_JUDGED:
+                print(f"not judged  {c.claim} ({c.tolerance}): {c.reason}")
+            else:
+                print(f"{'goal ' if c.goal else 'holds'}  {c.claim} ({c.tolerance})")
 
 
 def format_value(value: float) -> str:
@@ -170,6 +205,35 @@ def load_claims(results: Path, notebooks: list[str]) -> list[Claim]:
                 f"{path} is damaged ({error}): delete it with state/{notebook}.json and run again"
             ) from error
     return claims
+
+
+def load_cautions(results: Path, notebooks: list[str]) -> list[str]:
+    """What `notebooks` warned of (Claims.caution), in order, each once."""
+    found = (read_kept(_cautions_path(results, notebook)) or [] for notebook in notebooks)
+    return list(dict.fromkeys(text for texts in found for text in texts))
+
+
+def _cautions_path(results: Path, notebook: str) -> Path:
+    return results / "claims" / f"{notebook}.cautions.json"
+
+
+def counted(claims: list[Claim]) -> str:
+    """`8 of 8 claims hold, 22 of 25 goals met`, and how many were not judged if some were not."""
+    judged = [c for c in claims if c.verdict != NOT_JUDGED]
+    goals, bound = [c for c in judged if c.goal], [c for c in judged if not c.goal]
+    held, met = sum(c.verdict == HOLDS for c in bound), sum(c.verdict == MET for c in goals)
+    text = f"{held} of {len(bound)} claims hold, {met} of {len(goals)} goals met"
+    left = len(claims) - len(judged)
+    return f"{text}, {left} not judged" if left else text
+
+
+def not_judged(claims: list[Claim]) -> dict[str, list[Claim]]:
+    """{reason: the claims that were not judged for it}."""
+    found: dict[str, list[Claim]] = {}
+    for c in claims:
+        if c.verdict == NOT_JUDGED:
+            found.setdefault(c.reason, []).append(c)
+    return found
 
 
 def claims_text(claims: list[Claim], width: int = 52) -> str:

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from hashattn.access import require_access
@@ -15,8 +15,16 @@ from hashattn.base.files import write_json, write_text
 from hashattn.engines import require_engine
 from hashattn.errors import HashAttnError
 from hashattn.profiles import Profile, load_profile, profile_path, repository
-from hashattn.reproduce.claims import VIOLATED, Claim, claims_text, load_claims
-from hashattn.reproduce.execute import State, kernel_environment, run_notebook
+from hashattn.reproduce.claims import (
+    VIOLATED,
+    Claim,
+    claims_text,
+    counted,
+    load_cautions,
+    load_claims,
+    not_judged,
+)
+from hashattn.reproduce.execute import State, kernel_environment, require_kernel, run_notebook
 from hashattn.reproduce.fingerprint import notebook_fingerprints, shared_fingerprint
 from hashattn.reproduce.manifest import build_manifest
 from hashattn.reproduce.report import render_report
@@ -28,11 +36,13 @@ class ReproductionError(HashAttnError, RuntimeError):
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finished run: the profile, each notebook's state in order, and the claims they made."""
+    """A finished run: the profile, each notebook's state in order, the claims they made and what
+    they warned of."""
 
     profile: Profile
     states: dict[str, State]
     claims: list[Claim]
+    cautions: list[str] = field(default_factory=list)
 
 
 def find_notebooks(folder: Path | None = None) -> list[Path]:
@@ -48,12 +58,14 @@ def find_notebooks(folder: Path | None = None) -> list[Path]:
 def reproduce(name: str | None = None, notebooks: Path | None = None) -> Outcome:
     """Run the notebooks of profile `name`; write figures, tables, report and manifest.
 
-    Raises AccessError before any work when the model, data or device is not here, and EngineError
-    when HASHATTN_ENGINE's engine is not; NotebookFailed when a notebook fails, and
-    ReproductionError when a claim that must hold does not.
+    Raises AccessError before any work when the model, data or device is not here, EngineError when
+    HASHATTN_ENGINE's engine is not, and KernelError when this interpreter cannot run notebooks;
+    NotebookFailed when a notebook fails; ReproductionError, after the report, when a claim that
+    must hold does not or a comparison could not be judged.
     """
     profile = load_profile(name)
     require_engine()
+    require_kernel()
     require_access(profile)
     sources = find_notebooks(notebooks)
     results = profile.results
@@ -62,11 +74,16 @@ def reproduce(name: str | None = None, notebooks: Path | None = None) -> Outcome
     with only_run(results):
         states = run_all(profile, sources)
         claims = load_claims(results, list(states))
-        outcome = Outcome(profile, states, claims)
+        outcome = Outcome(profile, states, claims, load_cautions(results, list(states)))
         write_summary(outcome)
     broken = [c.claim for c in claims if c.verdict == VIOLATED]
     if broken:
         raise ReproductionError(f"did not hold: {'; '.join(broken)}")
+    for reason, left in not_judged(claims).items():
+        raise ReproductionError(
+            f"{len(left)} of {len(claims)} claims could not be judged, {left[0].claim!r} first: "
+            f"{reason}. Give tasks that the model can answer, or a model that can answer them"
+        )
     return outcome
 
 
@@ -94,11 +111,11 @@ def write_summary(outcome: Outcome) -> None:
     write_json(results / "manifest.json", manifest)
     write_text(results / "report.html", render_report(outcome, manifest))
     print(f"\n{claims_text(outcome.claims)}\n")
-    goals = [c for c in outcome.claims if c.goal]
-    met = sum(c.verdict == "met" for c in goals)
-    held = sum(c.verdict == "holds" for c in outcome.claims)
-    bound = len(outcome.claims) - len(goals)
-    print(f"{held} of {bound} claims hold, {met} of {len(goals)} goals met")
+    print(counted(outcome.claims))
+    for reason, left in not_judged(outcome.claims).items():
+        print(f"{len(left)} not judged: {reason}")
+    for text in outcome.cautions:
+        print(f"caution: {text}")
     print(f"report: {results / 'report.html'}")
 
 

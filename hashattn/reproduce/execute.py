@@ -1,17 +1,23 @@
-"""Run one notebook with papermill: into a partial file first, renamed when every cell succeeded."""
+"""Run one notebook with papermill: into a partial file first, renamed when every cell succeeded.
+
+Its kernel is the interpreter that runs the driver, whatever kernelspecs Jupyter finds elsewhere.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
+import sys
 import time
 from dataclasses import asdict, dataclass, field, fields
+from importlib.util import find_spec
 from pathlib import Path
 
 from hashattn.base.files import write_json
 from hashattn.errors import HashAttnError
 from hashattn.profiles import Profile, repository
 from hashattn.progress import VARIABLE
+from hashattn.reproduce.environment import forget_environment
 from hashattn.reproduce.files import produced_files, read_kept, sha256_file
 from hashattn.reproduce.progress import Heartbeat
 
@@ -23,6 +29,13 @@ QUIET_LIBRARIES = {
     "TOKENIZERS_PARALLELISM": "false",
     "PYTHONWARNINGS": "ignore:IProgress not found",
 }
+
+
+NEEDED = ("papermill", "nbclient", "ipykernel")  # to run a notebook at all
+
+
+class KernelError(HashAttnError, RuntimeError):
+    """This interpreter cannot run notebooks."""
 
 
 class NotebookFailed(HashAttnError, RuntimeError):
@@ -52,6 +65,30 @@ class State:
         return self.fingerprint == fingerprint and all((results / f).is_file() for f in self.files)
 
 
+def require_kernel() -> None:
+    """KernelError where this interpreter lacks what runs a notebook."""
+    missing = [name for name in NEEDED if find_spec(name) is None]
+    if missing:
+        raise KernelError(
+            f"{sys.executable} runs the notebooks and has no {', '.join(missing)}: run make setup, "
+            "or pip install -e '.[notebooks]' with it"
+        )
+
+
+def own_kernel() -> type:
+    """A kernel manager class whose kernels are this interpreter, not what a kernelspec names."""
+    from ipykernel.kernelspec import RESOURCES, get_kernel_dict
+    from jupyter_client import AsyncKernelManager
+    from jupyter_client.kernelspec import KernelSpec
+
+    class OwnKernel(AsyncKernelManager):
+        @property
+        def kernel_spec(self) -> KernelSpec:
+            return KernelSpec(resource_dir=RESOURCES, **get_kernel_dict())
+
+    return OwnKernel
+
+
 def kernel_environment(profile: Profile, profile_file: Path) -> dict[str, str]:
     """The variables that a notebook's kernel reads, beside the caller's own."""
     root = repository()
@@ -73,6 +110,7 @@ def run_notebook(source: Path, results: Path, fingerprint: str) -> State:
     executed = results / "notebooks" / source.name
     partial = executed.with_suffix(".partial.ipynb")
     executed.parent.mkdir(parents=True, exist_ok=True)
+    forget_environment(results, source.stem)
     before = _times(results)
     start = time.monotonic()
     with Heartbeat(source.stem, partial, results / "progress.txt"):
@@ -104,6 +142,7 @@ def _execute(source: Path, partial: Path) -> None:
             source,
             partial,
             kernel_name="python3",
+            kernel_manager_class=own_kernel(),
             cwd=source.parent,
             progress_bar=False,
             extra_arguments=QUIET_KERNEL,

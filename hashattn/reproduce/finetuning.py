@@ -29,7 +29,7 @@ from hashattn.evaluation.methods import Method
 from hashattn.evaluation.protocol import Protocol
 from hashattn.evaluation.recall import recall_rows
 from hashattn.evaluation.runner import evaluate
-from hashattn.evaluation.tables import score_table
+from hashattn.evaluation.tables import nothing_at_stake, score_table
 from hashattn.evaluation.tasks import TASKS, make_records
 from hashattn.hashing.capture import capture
 from hashattn.hashing.recipe import TrainRecipe
@@ -254,7 +254,10 @@ def fine_tuning_claims(
     if "32x" in points:
         claims.goal("fine-tuned on 25 samples, at 32x minus dense (points)",
                     points["32x"][TUNED] - points["dense"]["dense"], low=-1,
-                    paper="full quality, Figure 3")  # fmt: skip
+                    paper="full quality, Figure 3",
+                    unjudged=nothing_at_stake(points))  # fmt: skip
+    if "cut" in points.attrs:
+        claims.caution(f"samples of {task}: {points.attrs['cut']}")
 
 
 def _selectors(weights: Mapping[str, HashWeights]) -> dict:

@@ -12,7 +12,12 @@ from hashattn import plots
 from hashattn.evaluation.allocation import allocate
 from hashattn.evaluation.recall import recall_rows
 from hashattn.evaluation.statistics import ABOVE, BELOW, SAME, Difference, paired_bootstrap
-from hashattn.evaluation.tables import dataset_weights, difference_to, require_one_protocol
+from hashattn.evaluation.tables import (
+    dataset_weights,
+    difference_to,
+    require_one_protocol,
+    telling,
+)
 from hashattn.hashing.capture import CapturedLayer
 from hashattn.profiles import Profile
 from hashattn.reproduce.experiments import captured
@@ -145,7 +150,7 @@ def task_verdicts(results: pd.DataFrame, ours: str) -> pd.DataFrame:
             "method": method, "bits": bits, "as_many_bits": bits >= least, "budget": budget,
             "ours": weighted[0], "theirs": weighted[1], **_outcome(found, better=ABOVE),
         })  # fmt: skip
-    return pd.DataFrame(lines)
+    return telling(pd.DataFrame(lines), results)
 
 
 def _outcome(found: Difference, better: str) -> dict[str, float | str]:

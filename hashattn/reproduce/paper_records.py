@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from hashattn.base.files import decode, parse_json, read_bytes
 from hashattn.evaluation.tables import require_one_protocol
 from hashattn.profiles import Profile, load_profile, repository
-from hashattn.reproduce.claims import load_claims
+from hashattn.reproduce.claims import NOT_JUDGED, load_claims
 from hashattn.reproduce.paper import DIFFERENCE, PaperError
 from hashattn.reproduce.paper_runs import FULL, OUR_METHODS, Run
 
@@ -52,7 +52,8 @@ class Results:
         folder = self._folder(profile)
         if run.claim:
             notebook, text = run.claim
-            made = [c.ours for c in load_claims(folder, [notebook]) if c.claim == text]
+            made = [c.ours for c in load_claims(folder, [notebook])
+                    if c.claim == text and c.verdict != NOT_JUDGED]  # fmt: skip
             return Measured(made[0]) if made else None
         ruler = row["benchmark"] == "RULER"
         name = f"ruler_{row['length']:.0f}" if ruler else f"length_{profile.frontier_length}"

@@ -1,4 +1,5 @@
-"""Store: copy the notebooks that a profile's run executed, tidied, back into notebooks/.
+"""Store: copy the notebooks that a profile's run executed, tidied, back into notebooks/, and the
+README's picture with them.
 
 A committed notebook keeps sources, tags, outputs and counts 1..N and nothing that differs from
 run to run, so that `git diff` shows changed results only.
@@ -7,17 +8,19 @@ run to run, so that `git diff` shows changed results only.
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 from hashattn.base.files import write_text
 from hashattn.errors import HashAttnError
-from hashattn.profiles import load_profile
+from hashattn.profiles import load_profile, repository
 from hashattn.reproduce.driver import ReproductionError, find_notebooks
 from hashattn.reproduce.fingerprint import notebook_source
 from hashattn.reproduce.hygiene import problems
 
+PICTURE = "quality_against_density.png"  # the README's, a figure of notebook 03
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"file_extension": ".py", "mimetype": "text/x-python", "name": "python"},
@@ -73,6 +76,14 @@ def store(executed: Path, target: Path) -> bool:
     return True
 
 
+def store_picture(results: Path, notebooks: Path) -> None:
+    """Copy the README's picture from a run's figures to notebooks/figures."""
+    made = results / "figures" / f"03_{PICTURE}"
+    if made.is_file():
+        (notebooks / "figures").mkdir(exist_ok=True)
+        shutil.copyfile(made, notebooks / "figures" / PICTURE)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0 stored, 1 refused (the reason is on stderr)."""
     parser = argparse.ArgumentParser(prog="hashattn.reproduce.store", description=__doc__)
@@ -83,6 +94,7 @@ def main(arguments: list[str] | None = None) -> int:
         for target in find_notebooks():
             changed = store(results / "notebooks" / target.name, target)
             print(f"{target.name}: {'stored' if changed else 'unchanged'}")
+        store_picture(results, repository() / "notebooks")
     except HashAttnError as error:
         print(error, file=sys.stderr)
         return 1

@@ -20,8 +20,8 @@ MODULES = {
     "triton": "triton_gpu",
 }
 INSTALL = {
-    "numba": "pip install 'hashattn[cpu]'",
-    "triton": "pip install 'hashattn[triton]' (Linux on x86-64)",
+    "numba": "pip install -e '.[cpu]' in its repository",
+    "triton": "pip install -e '.[triton]' in its repository (Linux on x86-64)",
 }
 ENVIRONMENT = "HASHATTN_BACKEND"  # names the backend of every call that names none itself
 _WISH = os.environ.get(ENVIRONMENT) or None

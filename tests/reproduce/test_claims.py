@@ -3,7 +3,17 @@ import math
 
 import pytest
 
-from hashattn.reproduce.claims import Band, ClaimError, Claims, claims_text, load_claims
+from hashattn.base.files import read_json, write_json
+from hashattn.reproduce.claims import (
+    Band,
+    ClaimError,
+    Claims,
+    claims_text,
+    counted,
+    load_cautions,
+    load_claims,
+    not_judged,
+)
 
 
 @pytest.mark.parametrize(
@@ -102,3 +112,47 @@ def test_table_and_text_show_measured_values(tmp_path):
     assert lines[0].split("|")[0].strip() == "claim"
     assert "13" in lines[2] and "12.35" in lines[2] and "0 to 20" in lines[2] and "met" in lines[2]
     assert len(lines) == 4 and max(map(len, lines)) <= 110  # the long claim is wrapped
+
+
+def test_a_claim_whose_yardstick_failed_is_not_judged_whatever_the_number(tmp_path, capsys):
+    claims = Claims("n", tmp_path)
+    why = "dense answers 0 of 8 questions, 0 points; a comparison needs 10"
+    claims.goal("ours minus dense", 0, low=-3, unjudged=why, main=True)
+    claims.must_hold("ours minus theirs", -50, low=0, unjudged=why)
+    claims.goal("seconds saved", 0.9, low=0.5, unjudged="")
+    claims.verdict()
+    out = capsys.readouterr().out
+    assert f"not judged  ours minus dense (>= -3): {why}\n" in out
+    assert "goal   seconds saved (>= 0.5)\n" in out
+    found = load_claims(tmp_path, ["n"])
+    assert [c.verdict for c in found] == ["not judged", "not judged", "met"]
+    assert [c.main for c in found] == [True, False, False]
+    assert counted(found) == "0 of 0 claims hold, 1 of 1 goals met, 2 not judged"
+    assert {reason: len(left) for reason, left in not_judged(found).items()} == {why: 2}
+    assert "not judged" in claims_text(found)
+
+
+def test_where_all_are_judged_the_count_is_as_ever(tmp_path):
+    claims = Claims("n", tmp_path)
+    claims.must_hold("a", 1, low=0)
+    claims.goal("b", 1, low=2)
+    assert counted(claims.records) == "1 of 1 claims hold, 0 of 1 goals met"
+    assert not_judged(claims.records) == {}
+
+
+def test_claims_of_an_older_version_are_read(tmp_path):
+    claims = Claims("n", tmp_path)
+    claims.goal("a", 1, low=0)
+    old = [{k: v for k, v in line.items() if k not in ("reason", "main")}
+           for line in read_json(claims.path)]  # fmt: skip
+    write_json(claims.path, old)
+    assert load_claims(tmp_path, ["n"]) == claims.records
+
+
+def test_cautions_are_printed_kept_and_begin_anew(tmp_path, capsys):
+    for number in range(2):
+        claims = Claims("n", tmp_path)
+        claims.caution("")
+        claims.caution(f"{number} of 8 contexts were cut")
+    assert capsys.readouterr().out == "0 of 8 contexts were cut\n1 of 8 contexts were cut\n"
+    assert load_cautions(tmp_path, ["n", "absent", "n"]) == ["1 of 8 contexts were cut"]

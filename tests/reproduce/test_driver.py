@@ -12,7 +12,7 @@ from hashattn.access import AccessError
 from hashattn.engines import EngineError
 from hashattn.reproduce.__main__ import main
 from hashattn.reproduce.driver import ReproductionError, find_notebooks, only_run, reproduce
-from hashattn.reproduce.execute import NotebookFailed
+from hashattn.reproduce.execute import KernelError, NotebookFailed
 from hashattn.reproduce.store import store
 
 CLAIM = """
@@ -110,6 +110,67 @@ def test_a_dead_kernel_is_a_failure_too(profile_file, write_notebook):
     dead = write_notebook("00_dead", "import os", "os._exit(1)")
     with pytest.raises(NotebookFailed, match="DeadKernelError"):
         reproduce(str(profile_file), dead.parent)
+
+
+UNJUDGED = """
+import torch
+from hashattn.reproduce import Claims
+torch.set_num_threads(3)
+claims = Claims("{name}")
+claims.caution("4 of 8 contexts were cut, 2 answers lost")
+claims.goal("ours at 32x minus dense", 0, low=-3, unjudged="dense answers 0 of <8>", main=True)
+claims.verdict()
+"""
+
+
+def test_a_run_that_judged_nothing_is_no_success(profile_file, results, write_notebook, capsys):
+    """Its report says so first, in red; what was recorded comes from the notebook's kernel."""
+    path = write_notebook("00_dead", "x = 1", UNJUDGED.format(name="00_dead"))
+    write_notebook("01_silent", "x = 1", "x")
+    assert main(["--profile", str(profile_file), "--notebooks", str(path.parent)]) == 1
+    out, error = capsys.readouterr()
+    assert "0 of 0 claims hold, 0 of 0 goals met, 1 not judged" in out
+    assert "1 not judged: dense answers 0 of <8>" in out
+    assert "caution: 4 of 8 contexts were cut, 2 answers lost" in out
+    assert "'ours at 32x minus dense' first: dense answers 0 of <8>" in error
+    report = (results / "report.html").read_text()
+    alarm = report.index('class="alarm">Not judged, because dense answers 0 of &lt;8&gt;')
+    assert alarm < report.index("<h2>") < report.index("4 of 8 contexts were cut")
+    manifest = json.loads((results / "manifest.json").read_text())
+    assert manifest["machine"]["threads"] == 3  # set in the kernel
+    assert manifest["environments"]["00_dead"]["executable"] == sys.executable
+    assert manifest["environments"]["01_silent"] is None
+
+
+@pytest.mark.parametrize("argv", [["/nowhere/python3"], [sys.executable, "-S"]])
+def test_the_notebooks_interpreter_is_the_drivers_whatever_jupyter_finds(
+    profile_file, results, write_notebook, monkeypatch, tmp_path, argv
+):
+    """A python3 kernelspec earlier on the path: of a Python that is gone, or without ipykernel."""
+    spec = tmp_path / "jupyter" / "kernels" / "python3"
+    spec.mkdir(parents=True)
+    argv = [*argv, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    fake = {"argv": argv, "display_name": "Python 3", "language": "python",
+            "env": {"FAKE_KERNELSPEC": "1"}}  # fmt: skip
+    (spec / "kernel.json").write_text(json.dumps(fake))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    said = "import os, sys\nprint(sys.executable, os.environ.get('FAKE_KERNELSPEC'))"
+    path = write_notebook("00_where", "x = 1", said)
+    reproduce(str(profile_file), path.parent)
+    executed = json.loads((results / "notebooks" / "00_where.ipynb").read_text())
+    assert executed["cells"][2]["outputs"][0]["text"] == [f"{sys.executable} None\n"]
+
+
+def test_an_interpreter_without_ipykernel_is_said_before_any_work(
+    profile_file, results, write_notebook, monkeypatch
+):
+    folder = write_notebook("00_first", "x = 1").parent
+    monkeypatch.setattr(
+        "hashattn.reproduce.execute.find_spec", lambda name: None if name == "ipykernel" else name
+    )
+    with pytest.raises(KernelError, match="has no ipykernel: run make setup"):
+        reproduce(str(profile_file), folder)
+    assert not results.exists()
 
 
 def test_a_violated_claim_that_nobody_raised_fails_the_run(profile_file, write_notebook):

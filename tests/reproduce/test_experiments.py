@@ -8,6 +8,7 @@ import pytest
 from hashattn import Budget, attach
 from hashattn.access import load_model
 from hashattn.evaluation.longbench import Record, save_records
+from hashattn.evaluation.tables import score_table
 from hashattn.hashing import HashWeights
 from hashattn.profiles import HASH_VARIANTS, METHODS, RulerRuns, load_profile
 from hashattn.reproduce import contenders, experiments
@@ -87,6 +88,87 @@ def test_dense_quality_is_claimed_of_generated_tasks_alone(profile, tmp_path):
 
     assert len(claimed(profile)) == 3
     assert claimed(replace(profile, data=str(tmp_path))) == []
+
+
+def score_tables(dense, window, ours=None):
+    """A score table in which everything but dense attention and the window scores `ours`."""
+    names = ["dense", "oracle", "hash", "double_sparsity", "quest", "residual", "window"]
+    table = pd.DataFrame(float("nan"), index=names, columns=["dense", "16x", "32x", "0 tokens"])
+    table.loc[names[1:-1], ["16x", "32x"]] = dense if ours is None else ours
+    table.loc["dense", "dense"], table.loc["window", "0 tokens"] = dense, window
+    return table
+
+
+def judged(profile, folder, scores):
+    claims = Claims("03_longbench", folder)
+    experiments.quality_claims(claims, scores, scores, profile)
+    return {claim.claim: claim for claim in claims.records}
+
+
+@pytest.mark.parametrize(
+    ("dense", "window", "why"),
+    [
+        (0.0, 0.0, "dense attention scores 0 points; a comparison needs 10"),  # none answered
+        (9.9, 0.0, "dense attention scores 9.9 points"),
+        (float("nan"), 0.0, "dense attention scores nan points"),
+        (40.0, 40.0, "sink and local alone reach 40"),  # nothing is at stake
+        (40.0, 55.0, "sink and local alone reach 55"),
+    ],
+)
+def test_nothing_is_judged_against_a_floor_that_is_dead(profile, tmp_path, dense, window, why):
+    own = replace(profile, data=str(tmp_path))
+    found = judged(own, tmp_path, score_tables(dense, window))
+    assert len(found) == 6 and {c.verdict for c in found.values()} == {"not judged"}
+    assert all(why in c.reason for c in found.values())
+    main = [name for name, c in found.items() if c.main]
+    assert main == [f"HashAttention at {x} minus dense (points)" for x in ("16x", "32x")]
+
+
+def test_a_floor_that_works_is_judged_as_before(profile, tmp_path):
+    found = judged(profile, tmp_path, score_tables(99.0, 1.0))
+    assert {name: (c.verdict, c.ours) for name, c in found.items()} == {
+        "dense exact match, frontier length": ("holds", 99.0),
+        "dense exact match at the frontier length": ("met", 99.0),
+        "dense exact match at the longest": ("met", 99.0),
+        "sink and local alone, exact match": ("met", 1.0),
+        "oracle top-k at 32x minus dense (points)": ("met", 0.0),
+        "with a sampled residual minus oracle top-k, 8x and 16x, worst (points)": ("met", 0.0),
+        "HashAttention at 16x minus dense (points)": ("met", 0.0),
+        "HashAttention at 32x minus dense (points)": ("met", 0.0),
+        "HashAttention minus double_sparsity, worst of the densities (points)": ("met", 0.0),
+        "HashAttention minus quest, worst of the densities (points)": ("met", 0.0),
+    }
+    found = judged(replace(profile, data=str(tmp_path)), tmp_path, score_tables(25.0, 15.0, 0.0))
+    assert found["HashAttention at 32x minus dense (points)"].verdict == "not met"  # 10 at stake
+
+
+def test_a_run_without_the_window_or_a_baseline_is_judged_by_dense_alone(profile, tmp_path):
+    own = replace(profile, data=str(tmp_path))
+    few = score_tables(50.0, 0.0).loc[["dense", "hash"]]
+    found = judged(own, tmp_path, few)
+    assert [c.verdict for c in found.values()] == ["met", "met"]
+    found = judged(own, tmp_path, 0 * few)
+    assert [c.verdict for c in found.values()] == ["not judged", "not judged"]
+
+
+def test_the_embedded_model_cannot_answer_company_texts(profile, loaded, weights, tmp_path):
+    """The run that reported success: two contracts, none answered, one answer cut away."""
+    made = [
+        Record("違約金は", 60 * "第三条 乙は契約上の権利を譲渡しない。" + "違約金は三百万円である。"
+               + 60 * "第四条 甲は通知する。", ("三百万円",), dataset="contracts"),
+        Record("Who signs?", "Ms Sato signs. " + 250 * "The parties agree. ", ("Ms Sato",),
+               dataset="contracts"),
+    ]  # fmt: skip
+    save_records(made, tmp_path / "contracts.jsonl")
+    own = replace(profile, data=str(tmp_path), tasks=("contracts",), densities=(0.125, 1 / 16),
+                  methods=("dense", "window", "hash"))  # fmt: skip
+    chosen = experiments.methods(own, experiments.selectors(own, weights, []))
+    both = experiments.quality(own, *loaded, chosen, 600, samples=2, progress=False)
+    scores = score_table(both[both.setup == "B"])
+    assert scores.attrs["cut"] == "2 of 2 contexts were cut, 1 answers lost"
+    (claim,) = judged(own, tmp_path, scores).values()
+    assert claim.ours == 0 and claim.verdict == "not judged"
+    assert claim.reason == "dense answers 0 of 2 questions, 0 points; a comparison needs 10"
 
 
 @pytest.mark.parametrize("protocol", ["longbench", "authors"])

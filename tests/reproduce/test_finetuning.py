@@ -109,3 +109,11 @@ def test_the_experiment_from_text_to_answers(profile, loaded, results):
         mass["text", TUNED] / mass["text", GENERIC],
         scores.loc[TUNED, "32x"] - scores.loc["dense", "dense"],
     ])  # fmt: skip
+    assert "not judged" not in {claim.verdict for claim in claims.records}
+    unanswered = 0 * scores
+    unanswered.attrs = {"cut": "3 of 4 contexts were cut, 1 answers lost"}
+    claims = Claims("01_hash_training", results)
+    finetuning.fine_tuning_claims(claims, table, unanswered, "needle")
+    assert [c.verdict for c in claims.records if c.verdict == "not judged"] == ["not judged"]
+    assert claims.records[-1].reason.startswith("dense attention scores 0 points")
+    assert claims.cautions == ["samples of needle: 3 of 4 contexts were cut, 1 answers lost"]

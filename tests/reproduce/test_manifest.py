@@ -3,9 +3,10 @@ import subprocess
 
 from hashattn.base.files import PARTIAL, write_json, write_text
 from hashattn.profiles import load_profile
+from hashattn.reproduce.environment import machine, package_versions
 from hashattn.reproduce.files import produced_files, read_kept
 from hashattn.reproduce.fingerprint import notebook_fingerprints
-from hashattn.reproduce.manifest import git_state, machine, package_versions
+from hashattn.reproduce.manifest import git_state
 from hashattn.reproduce.progress import last_line
 
 
