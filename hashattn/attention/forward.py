@@ -258,6 +258,7 @@ def _record_sparse(
     receipt = call.run.receipt
     heads, kv_heads, head_dim = query.shape[1], key.shape[1], key.shape[3]
     receipt.auxiliary_bits = call.run.selector.auxiliary_bits(heads // kv_heads, head_dim)
+    receipt.nominal_bits = call.run.selector.nominal_bits(heads // kv_heads, head_dim)
     receipt.record_step(
         call.layer,
         rows=query.shape[0] * query.shape[2],

@@ -51,8 +51,9 @@ class Receipt:
     """What was read, by which method, on what.
 
     method: the selector's record. settings: budget, sparse_rows, dense_layers. model: name and
-    configuration hash. environment: versions, device, dtype. auxiliary_bits: stored bits per
-    token per KV head, None before the first sparse call. calls: dense calls that were no decode
+    configuration hash. environment: versions, device, dtype. auxiliary_bits: what was
+    stored per token per KV head, nominal_bits: what the method needs (`Selector.nominal_bits`),
+    None before the first sparse call. calls: dense calls that were no decode
     steps, by reason. heads: of a run under tensor parallelism, which of the model's heads this
     process computed; everything counted is of these. None for all.
     """
@@ -64,6 +65,7 @@ class Receipt:
     sparse_method: bool = True
     heads: dict[str, Any] | None = None
     auxiliary_bits: float | None = None
+    nominal_bits: float | None = None
     calls: Counter[str] = field(default_factory=Counter)
     _steps: list[Step] = field(default_factory=list)
 
@@ -201,6 +203,8 @@ class Receipt:
         reasons = ", ".join(f"{k} {v}" for k, v in self.dense_reasons.items()) or "none"
         weights = self.method.get("weights_sha256")
         aux = "-" if self.auxiliary_bits is None else f"{self.auxiliary_bits:g}"
+        other = self.nominal_bits != self.auxiliary_bits
+        nominal = f", the method's own layout {self.nominal_bits:g}" if other else ""
         cached = max((step.cached for step in self.steps), default=0)
         return "\n".join(
             [
@@ -210,7 +214,7 @@ class Receipt:
                 f"tokens cached    up to {cached:.0f}",
                 f"sparse calls     {len(sparse)} of {len(self.steps)} decode calls, all layers",
                 f"density          {self.density:.4f} (all decode calls {self.decode_density:.4f})",
-                f"auxiliary bits   {aux} per token per KV head",
+                f"auxiliary bits   {aux} per token per KV head{nominal}",
                 f"dense calls      {reasons}",
             ]
         )
