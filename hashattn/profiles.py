@@ -155,7 +155,7 @@ class Profile:
     and scored: "own" (template and metric, see hashattn.evaluation.Protocol), "longbench" (each
     dataset by the book) or "authors" (LongBench as the paper's authors ran it); prompt_limit:
     tokens of these two's longest prompt, None for the length at hand; chat: whether they use the
-    chat template, no for base models; memory: auxiliary bits per token and KV head at which methods
+    chat template, no for base models; memory: nominal bits per token and KV head at which methods
     are compared; sequences: held-out sequences per length of that comparison; ruler: what of RULER
     runs; contexts: cached tokens of the latency figures; repeats: timings per latency point.
     placement: how many GPUs hold the model: "single", one of `device`; "device_map", layer by layer

@@ -197,9 +197,9 @@ def _sparse(
     clock.lap("attend")
     if run.selector.observes:
         _observe(call, query, view, logits.scaling, indices)
-    run.receipt.auxiliary_bits = run.selector.auxiliary_bits(
-        query.shape[1] // kv_heads, key.shape[3]
-    )
+    shape = query.shape[1] // kv_heads, key.shape[3]
+    run.receipt.auxiliary_bits = run.selector.auxiliary_bits(*shape)
+    run.receipt.nominal_bits = run.selector.nominal_bits(*shape)
     run.tell(
         LayerStep(call.layer, query, n, shared.visible_total, None, indices, log_weights, choice,
                   view, clock.seconds())

@@ -44,7 +44,7 @@ VARIANTS = {  # layout of the codes, further options of DecodeStep
 }
 TESTS = (  # run side by side: compiling takes most of their time
     ["tests/kernels/gpu", "tests/kernels/test_attention_error.py"],
-    ["tests/kernels/test_attend.py"],
+    ["tests/kernels/test_attend.py", "tests/kernels/test_non_finite.py"],
     ["tests/kernels/test_encode.py"],
     ["tests/kernels/test_select_by_codes.py"],
 )

@@ -85,7 +85,7 @@ def reading(method: Method, receipt: Receipt | None, tokens: int) -> dict[str, A
     and none was sparse.
     """
     if receipt is None:
-        nothing = {"auxiliary_bits": 0.0, "receipt": None}
+        nothing = {"auxiliary_bits": 0.0, "nominal_bits": 0.0, "receipt": None}
         return {"density": 1.0, "tokens_read": tokens, "tokens_cached": tokens} | nothing
     if receipt.decode_calls and not receipt.sparse_calls:
         raise SparsePathError(
@@ -96,7 +96,9 @@ def reading(method: Method, receipt: Receipt | None, tokens: int) -> dict[str, A
         "density": receipt.density,
         "tokens_read": receipt.tokens_read,
         "tokens_cached": receipt.tokens_cached,
-        "auxiliary_bits": receipt.auxiliary_bits or 0.0,  # None where no decode call was made
+        # None where no decode call was made
+        "auxiliary_bits": receipt.auxiliary_bits or 0.0,
+        "nominal_bits": receipt.nominal_bits or 0.0,
         "receipt": {
             "method": receipt.method,
             "settings": receipt.settings,
@@ -148,6 +150,7 @@ def _summary(setup: str, name: str, budget: str, rows: Sequence[dict[str, Any]])
         "sparse_calls": sum(receipt["sparse_calls"] for receipt in receipts),
         "dense_calls": dict(sorted(dense.items())),
         "auxiliary_bits": max(row["auxiliary_bits"] for row in rows),
+        "nominal_bits": max(row["nominal_bits"] for row in rows),
         "selector": receipts[0]["method"],
         "settings": {k: v for k, v in receipts[0]["settings"].items() if k != "sparse_rows"},
         "environments": _distinct(receipt["environment"] for receipt in receipts),

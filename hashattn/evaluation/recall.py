@@ -240,7 +240,7 @@ def _labels(
         "layer": layer.layer,
         "length": layer.keys.shape[1],
         "heavy": heavy,
-        "bits": selector.auxiliary_bits(group, layer.keys.shape[-1]),
+        "bits": selector.nominal_bits(group, layer.keys.shape[-1]),
         "queries": queries,
     }
 

@@ -234,8 +234,9 @@ def comparison_table(
 
     score, difference, low, high in points averaged over datasets (95 % paired bootstrap over
     contexts, since questions about one context are not independent); verdict; density and sparsity
-    as read; auxiliary_bits; samples; cut and answers_lost (cut_counts). Raises ValueError without
-    the baseline, or when a method was not run on the same samples.
+    as read; nominal_bits, what the method needs to store; samples; cut and answers_lost
+    (cut_counts). Raises ValueError without the baseline, or when a method was not run on the same
+    samples.
     """
     require_one_protocol(frame)
     known = list(dict.fromkeys(frame["method"]))
@@ -253,7 +254,7 @@ def comparison_table(
             "score": _points(part),
             "difference": found.difference, "low": found.low, "high": found.high,
             "verdict": found.verdict, "density": density, "sparsity": 1 / density,
-            "auxiliary_bits": part["auxiliary_bits"].max(),
+            "nominal_bits": part["nominal_bits"].max(),
             **{name: count for name, count in cut_counts(part).items() if name != "contexts"},
         })  # fmt: skip
     return telling(pd.DataFrame(lines), frame)

@@ -156,7 +156,7 @@ def bit_variants(
     for name, selector in ours(codes).items():
         config = selector.weights.config
         family = "hash_official" if name == "hash official" else "hash"
-        bits = selector.auxiliary_bits(config.group, config.head_dim)
+        bits = selector.nominal_bits(config.group, config.head_dim)
         found[f"{family} at {bits:g} bits"] = selector
     dim = calibrated[0].keys.shape[-1]
     for bits in lsh_bits:

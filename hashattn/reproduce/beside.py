@@ -43,7 +43,7 @@ def beside_ours(
     Columns: id, table, benchmark, dataset, model, method, budget ("16x", "512 tokens", "dense"),
     paper, unit, ours, difference (ours minus the paper's), tolerance (NaN where it needs our
     samples), verdict (within tolerance, above, below, not run here), our_method, our_bits
-    (auxiliary bits per token and KV head), samples (ours, of all datasets) and run (the command
+    (nominal bits per token and KV head), samples (ours, of all datasets) and run (the command
     that fills the line, or why there is none). Averages are means of the datasets' means: a run
     that lacks one of the row's datasets counts as not run.
     Raises PaperError when records mix protocols, hold more samples of a dataset than the paper

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from hashattn.hashing.capture import CapturedLayer
 from hashattn.hashing.weights import HashWeights
 from hashattn.profiles import MEMORY, Profile
@@ -16,8 +18,8 @@ from hashattn.selectors.magicpig import MagicPIGSelector
 HATA_STEPS = 150  # 300 steps of 8 queries, ten times the work: 5 % less error at 1/8 at most
 BUCKET_BITS = 8  # hyperplanes of a table of SOCKET and MagicPIG
 CODE_BITS = 6  # of a PQCache sub-vector: 64 centroids, as its authors' default
-# Quest's (page, bits of a bound) at each size: 2 head_dim bits / page, for a head_dim of 64
-PAGES = {32: ((16, 4),), 64: ((8, 4),), 128: ((16, 16), (4, 4)), 256: ((8, 16), (4, 8))}
+SLACK = 1.125  # of a size that a method may take: Quest's quantised pages bring a scale each
+PAGE = 16  # tokens of a Quest page, as its authors' default
 
 
 def our_codes(profile: Profile, model, tokenizer, weights: HashWeights) -> dict[str, HashWeights]:
@@ -94,7 +96,7 @@ def others(profile: Profile, calibrated: list[CapturedLayer]) -> dict[str, Selec
         )
         tables = {"hyperplanes": BUCKET_BITS, "tables": bits // BUCKET_BITS, "seed": seed}
         found[f"socket {bits} bits"] = make_selector("socket", **tables)
-        for page, bound in PAGES.get(bits, ()):
+        for page, bound in quest_pages(bits, dim):
             name = f"quest page {page}, {bound} bits"
             found[name] = make_selector("quest", page=page, bits=bound)
         # bits a token that the centroids take
@@ -118,6 +120,23 @@ def others(profile: Profile, calibrated: list[CapturedLayer]) -> dict[str, Selec
                 calibrated, bits=BUCKET_BITS, tables=bits // BUCKET_BITS, seed=seed
             )
     return found
+
+
+def quest_pages(bits: int, head_dim: int) -> list[tuple[int, int]]:
+    """Quest's (tokens of a page, bits of a bound) that need `bits` a token, SLACK included.
+
+    Bounds as they are, where the authors' page is enough for them; and quantised to 4 bits, or to 8
+    where that would leave pages of fewer than 4 tokens. Each has the shortest page that fits.
+    """
+
+    def shortest(bound: int, limit: float) -> int:
+        return math.ceil(
+            make_selector("quest", page=1, bits=bound).nominal_bits(1, head_dim) / limit
+        )
+
+    exact, four = shortest(16, bits), shortest(4, SLACK * bits)
+    quantised = (four, 4) if four >= 4 else (shortest(8, SLACK * bits), 8)
+    return [(exact, 16), quantised] if exact <= PAGE else [quantised]
 
 
 def _at_most(dim: int, limit: float) -> int:

@@ -20,6 +20,7 @@ from hashattn.evaluation.tables import (
 )
 from hashattn.hashing.capture import CapturedLayer
 from hashattn.profiles import Profile
+from hashattn.reproduce.contenders import SLACK
 from hashattn.reproduce.experiments import captured
 from hashattn.selectors.base import Selector
 
@@ -139,9 +140,9 @@ def task_verdicts(results: pd.DataFrame, ours: str) -> pd.DataFrame:
     """
     require_one_protocol(results)
     own, lines = results[results["method"] == ours], []
-    least = own["auxiliary_bits"].max()
+    least = own["nominal_bits"].max()
     for (method, budget), part in results.groupby(["method", "budget"], sort=False):
-        bits, here = part["auxiliary_bits"].max(), own[own["budget"] == budget]
+        bits, here = part["nominal_bits"].max(), own[own["budget"] == budget]
         if method.split("_")[0] in (*BOUNDS, *OURS) or here.empty:
             continue
         found = difference_to(here, part.set_index("sample"), n=2000, seed=0).scaled(100)
@@ -229,7 +230,7 @@ def at_memory(table: pd.DataFrame, bits: int) -> list[str]:
     """Methods of `summary` for a panel: the oracle, ours, and of every other family the best that
     stores no more than `bits`, an eighth more allowed for what pages and labels need."""
     found = table.reset_index("bits")
-    found = found[found["bits"] <= 1.125 * bits]
+    found = found[found["bits"] <= SLACK * bits]
     mean = found.drop(columns="bits").mean(axis=1)
     best: dict[str, str] = {}
     for name in mean.sort_values().index:

@@ -26,7 +26,7 @@ SAMPLE = ["dataset", "sample"]
 @dataclass(frozen=True)
 class Measured:
     """One number of ours: in the published row's unit, with its standard error (of differences; NaN
-    else), samples by dataset and auxiliary bits per token and KV head (NaN for claims)."""
+    else), samples by dataset and nominal bits per token and KV head (NaN for claims)."""
 
     value: float
     error: float = math.nan
@@ -176,4 +176,4 @@ def _difference(
 
 
 def _bits(part: pd.DataFrame) -> float:
-    return float(part["auxiliary_bits"].max()) if "auxiliary_bits" in part else math.nan
+    return float(part["nominal_bits"].max()) if "nominal_bits" in part else math.nan

@@ -46,8 +46,9 @@ class KeyView:
 
     keys: (batch, kv_heads, n, head_dim), post-RoPE. index: the selector's own data, token axis 2:
     from `encode_keys` and `encode_values`, length n (codes may come as the store that holds them),
-    and from `observe`, shorter by the tokens of this call. visible: (batch, n) bool, False for left
-    padding, or None when every token is visible. positions: (q,) cache index of each query row, or
+    and from `observe`, shorter by the tokens of this call. visible: (batch, n) bool, False for
+    padding wherever it lies (a padded question may follow a padded prefix), or None when every
+    token is visible. positions: (q,) cache index of each query row, or
     None when the query rows are the last q tokens. encoded: what `encode_step` made of the queries.
     """
 
@@ -58,11 +59,38 @@ class KeyView:
     encoded: Tensor | None = None
 
     @property
-    def row_start(self) -> Tensor:
-        """Cache index of the first visible token of each row: (batch,) int64."""
+    def places(self) -> Tensor:
+        """How many visible tokens of its row come before each token: (batch or 1, n) int64.
+
+        What the cache index is to a row without padding. An invisible token has the place of the
+        visible one that follows it.
+        """
         if self.visible is None:
-            return torch.zeros(self.keys.shape[0], dtype=torch.int64, device=self.keys.device)
-        return self.visible.to(torch.int8).argmax(dim=-1)
+            return torch.arange(self.keys.shape[2], device=self.keys.device)[None]
+        return self.visible.cumsum(dim=-1) - self.visible.long()
+
+    def real_queries(self, q_len: int) -> Tensor:
+        """Which query rows are no padding: (batch or 1, q_len) bool."""
+        positions = self.query_positions(q_len)
+        if self.visible is None:
+            return torch.ones_like(positions, dtype=torch.bool)[None]
+        return self.visible[:, positions]
+
+    def of_rows(self, score: Callable[[slice, Tensor | slice], Tensor]) -> Tensor:
+        """Scores (batch, lists, q, n) of each row from its visible tokens alone, -inf elsewhere.
+
+        score(rows, tokens): (rows, lists, q, tokens) of some rows and the tokens that they see, all
+        rows at once where they see everything.
+        """
+        if self.visible is None or bool(self.visible.all()):
+            return score(slice(None), slice(None))
+        found = []
+        for row, seen in enumerate(self.visible):
+            tokens = seen.nonzero()[:, 0]
+            scores = score(slice(row, row + 1), tokens)
+            whole = scores.new_full((*scores.shape[:3], len(seen)), -torch.inf)
+            found.append(whole.index_copy(3, tokens, scores))
+        return torch.cat(found)
 
     def query_positions(self, q_len: int) -> Tensor:
         """Cache index of each query row: (q_len,) int64."""
@@ -81,7 +109,9 @@ class KeyView:
 class Selector(ABC):
     """Ranks cached tokens for queries; one subclass per method.
 
-    name: how the method is called in records. sparse: False only for the dense baseline.
+    name: how the method is called in records. sparse: False for a baseline that reads everything;
+    its attention is the model's own. kernel: whether the decode steps of such a baseline go through
+    this package's `dense_decode` instead, on a CPU.
     trained: False for hash weights that were initialised at random. layout: "kv_head" gives one
     list of tokens per KV head, "query_head" one per query head. needs: "nothing", "calibration" or
     "training" before it can rank. ranks: False for methods whose `select` is not simply the best of
@@ -92,6 +122,7 @@ class Selector(ABC):
 
     name: str
     sparse: bool = True
+    kernel: bool = False
     trained: bool = True
     layout: Layout = "kv_head"
     needs: Literal["nothing", "calibration", "training"] = "nothing"
@@ -177,13 +208,21 @@ class Selector(ABC):
             )
 
     def auxiliary_bits(self, group: int, head_dim: int) -> float:
-        """Bits stored per token per KV head, `group` query heads sharing a KV head."""
+        """Bits that this package stores per token per KV head, `group` query heads sharing one."""
         return 0.0
+
+    def nominal_bits(self, group: int, head_dim: int) -> float:
+        """Bits per token per KV head that the method needs: what methods are compared at.
+
+        As its authors store it; this package may store more, in whole bytes, or nothing, and
+        compute it anew from the keys at each step. Then `auxiliary_bits` differs.
+        """
+        return self.auxiliary_bits(group, head_dim)
 
     def read_bits(self, group: int, head_dim: int) -> float:
         """Bits read per token per KV head to rank the tokens for one query of each of its heads:
-        what is stored, unless a method ranks by the cache itself or by a part of what it stores."""
-        return self.auxiliary_bits(group, head_dim)
+        what is needed, unless a method ranks by the cache itself or by a part of what it stores."""
+        return self.nominal_bits(group, head_dim)
 
     def of_heads(self, part: HeadSlice) -> Self:
         """This method for a process that holds a part of a model's heads; attach asks for it.

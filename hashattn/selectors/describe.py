@@ -11,16 +11,18 @@ if TYPE_CHECKING:
 def describe(selector: Selector, group: int, head_dim: int) -> dict[str, Any]:
     """What to know of a selector before it runs, JSON-able.
 
-    Keys: name; auxiliary_bits, per token per KV head for `group` query heads a KV head and
-    `head_dim` channels; tokens, "evicts" (a token once dropped never returns), "retrieves" (any
-    cached token may be read at every step) or "reads all" (dense); needs, "nothing", "calibration"
-    or "training"; parameters. Raises ValueError for a group or head_dim below 1.
+    Keys: name; nominal_bits and auxiliary_bits, needed and stored here per token per KV head for
+    `group` query heads a KV head and `head_dim` channels; tokens, "evicts" (a token once dropped
+    never returns), "retrieves" (any cached token may be read at every step) or "reads all" (dense);
+    needs, "nothing", "calibration" or "training"; parameters. Raises ValueError for a group or
+    head_dim below 1.
     """
     for name, value in (("group", group), ("head_dim", head_dim)):
         if value < 1:
             raise ValueError(f"{name} = {value} must be at least 1")
     return {
         "name": selector.name,
+        "nominal_bits": float(selector.nominal_bits(group, head_dim)),
         "auxiliary_bits": float(selector.auxiliary_bits(group, head_dim)),
         "tokens": _tokens(selector),
         "needs": selector.needs,

@@ -112,11 +112,18 @@ class DoubleSparsitySelector(Selector):
         return self._with(channels=part.of_layers(self.channels))
 
     def auxiliary_bits(self, group: int, head_dim: int) -> float:
+        """`nominal_bits` with labels in whole bytes."""
+        return self._bits(group, max(8, self.label_bits))
+
+    def nominal_bits(self, group: int, head_dim: int) -> float:
         """r label_bits, plus 32 for the token's minimum and step below 16 bits, times the group for
         labels per query head. The paper's own accounting leaves out the 32."""
+        return self._bits(group, self.label_bits)
+
+    def _bits(self, group: int, of_label: int) -> float:
         scales = 0 if self.label_bits == 16 else SCALE_BITS
         stored = group if self.channel_layout == "per_query_head" else 1
-        return float(stored * (self.channels_per_head * self.label_bits + scales))
+        return float(stored * (self.channels_per_head * of_label + scales))
 
     def record(self) -> dict[str, Any]:
         """Method and parameters; weights_sha256 covers the calibrated channels."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -21,7 +20,7 @@ KEY_BITS = 16
 class InfLLMSelector(ObservingSelector):
     """score(token) = sum of q.k over the representatives k of its block, all rows and query heads.
 
-    Blocks of `block` tokens start at each row's first visible token. Representatives are, per KV
+    A block is `block` of a row's visible tokens, one after another. Representatives are, per KV
     head, the `representatives` tokens of a block that gathered the most attention, group means,
     from the queries whose local window of `window` tokens held them (the paper writes their mean
     q.k, its code sums the softmax over the window, as here); ties go to the first. All tokens of a
@@ -52,12 +51,12 @@ class InfLLMSelector(ObservingSelector):
         """Block scores, (B, KV heads, q, n) float32; -inf where a row has no visible token."""
         gathered = self.remembered(view, "gathered", 0.0)
         asked = self._asked(queries, view)
-        rows = [
-            self._from(start, *(part[row : row + 1] for part in (asked, view.keys, gathered)))
-            for row, start in enumerate(view.row_start.tolist())
-        ]
-        shape = (-1, view.keys.shape[1], queries.shape[2], -1)
-        return torch.cat(rows)[:, None, None].expand(shape)
+        scores = view.of_rows(
+            lambda rows, tokens: self._of_blocks(
+                asked[rows], view.keys[rows][:, :, tokens], gathered[rows][:, :, tokens]
+            )
+        )
+        return scores.expand(-1, view.keys.shape[1], queries.shape[2], -1)
 
     def _of_heads(self, part: HeadSlice) -> InfLLMSelector:
         raise UnsupportedModelError(
@@ -66,6 +65,10 @@ class InfLLMSelector(ObservingSelector):
         )
 
     def auxiliary_bits(self, group: int, head_dim: int) -> float:
+        """The float32 attention gathered; representatives' keys are looked up in the cache."""
+        return 32.0
+
+    def nominal_bits(self, group: int, head_dim: int) -> float:
         """The representatives' keys, 16 bits a channel. The attention gathered is left out: a
         token's is needed only until its local window and its block are full."""
         return self.representatives * head_dim * KEY_BITS / self.block
@@ -80,20 +83,19 @@ class InfLLMSelector(ObservingSelector):
 
     def _asked(self, queries: Tensor, view: KeyView) -> Tensor:
         """Queries (B, KV heads, D) summed over the call's rows, without padding, and the group."""
-        real = view.query_positions(queries.shape[2]) >= view.row_start[:, None]
+        real = view.real_queries(queries.shape[2])
         total = (queries.float() * real[:, None, :, None]).sum(dim=2)
         return total.unflatten(1, (view.keys.shape[1], -1)).sum(dim=2)
 
-    def _from(self, start: int, asked: Tensor, keys: Tensor, gathered: Tensor) -> Tensor:
-        """Scores (1, n) of one row's tokens, its first block at `start`."""
+    def _of_blocks(self, asked: Tensor, keys: Tensor, gathered: Tensor) -> Tensor:
+        """Scores (B, 1, 1, n) of keys (B, KV heads, n, D), the first block at their start."""
         n = keys.shape[2]
-        missing = -(n - start) % self.block
-        blocks = pad(gathered[:, :, start:], (0, missing), value=-1.0)
+        missing = -n % self.block
+        blocks = pad(gathered, (0, missing), value=-1.0)
         blocks = blocks.unflatten(2, (-1, self.block)).sort(dim=-1, descending=True, stable=True)
         # a short last block has representatives among what is missing: their keys are zero
-        keys = pad(keys[:, :, start:].float(), (0, 0, 0, missing)).unflatten(2, (-1, self.block))
+        keys = pad(keys.float(), (0, 0, 0, missing)).unflatten(2, (-1, self.block))
         best = blocks.indices[..., : self.representatives, None].expand(*[-1] * 4, keys.shape[-1])
         summed = keys.gather(3, best).sum(dim=3)
         score = (summed @ asked[..., None])[..., 0].sum(dim=1)
-        tokens = score.repeat_interleave(self.block, dim=-1)[:, : n - start]
-        return pad(tokens, (start, 0), value=float("-inf"))
+        return score.repeat_interleave(self.block, dim=-1)[:, None, None, :n]

@@ -120,6 +120,10 @@ class MagicPIGSelector(Selector):
         return self._with(centers=part.of_layers(self.centers), order=self.order.of_heads(part))
 
     def auxiliary_bits(self, group: int, head_dim: int) -> float:
+        """An int16 for each table."""
+        return 16.0 * self.tables
+
+    def nominal_bits(self, group: int, head_dim: int) -> float:
         """tables * bits."""
         return float(self.tables * self.bits)
 

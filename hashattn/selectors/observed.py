@@ -75,19 +75,19 @@ def attention_by_rows(
     """Attention (B, KV heads, rows, n) float32 of some query rows after the other, group means.
 
     The softmax runs over what a row reads: its `read` tokens (B, KV heads, q, m), -1 padded, or all
-    it sees, of these the last `window` if given. Rows that see nothing, as padding, are zero.
+    it sees, of these the last `window` if given. Rows that are padding, or see nothing, are zero.
     """
     batch, heads, q_len, _ = queries.shape
     n = view.keys.shape[2]
-    positions = view.query_positions(q_len)
-    tokens = torch.arange(n, device=positions.device)
+    positions, places = view.query_positions(q_len), view.places[:, None, None]
+    real = view.real_queries(q_len)[:, None, :, None]
     for rows in torch.arange(q_len).split(max(1, WEIGHTS_AT_ONCE // (batch * heads * n))):
         here = positions[rows]
-        allowed = replace(view, positions=here).causal(len(rows))
+        allowed = replace(view, positions=here).causal(len(rows)) & real[:, :, rows]
         if read is not None:
             allowed = allowed & membership(read[:, :, rows], n)
         if window is not None:
-            allowed = allowed & (tokens > here[:, None] - window)
+            allowed = allowed & (places > places[..., here].mT - window)
         yield _weights(queries[:, :, rows], view.keys, scaling, allowed)
 
 

@@ -70,12 +70,17 @@ class PQCacheSelector(Selector):
         if codes.centroids is None:
             new = 0 if view.positions is not None else queries.shape[2]
             end = max(view.keys.shape[2] - new, 1)
-            codes.fit(view.keys, view.row_start + self.sink, end, self.iterations)
+            members = _members(view, end, self.sink)
+            codes.fit(view.keys, members, self.iterations)
         return scores_by_layout(codes.inner_products(queries) * scaling, self.layout, view)
 
     def auxiliary_bits(self, group: int, head_dim: int) -> float:
-        """parts codes of `bits`, kept here in a byte each. Not counted: a cache's centroids,
-        2**bits head_dim numbers per KV head however long it is."""
+        """A byte for each part's code. Not counted: a cache's centroids, 2**bits head_dim numbers
+        per KV head however long it is."""
+        return 8.0 * self.parts
+
+    def nominal_bits(self, group: int, head_dim: int) -> float:
+        """parts codes of `bits`, without the bytes' unused ones."""
         return float(self.parts * self.bits)
 
     def record(self) -> dict[str, Any]:
@@ -124,11 +129,11 @@ class ProductCodes:
         if self.centroids is not None:
             self.centroids = change(self.centroids)
 
-    def fit(self, keys: Tensor, first: Tensor, end: int, iterations: int) -> None:
-        """Codes of keys (B, KV heads, n, D) for the centroids of the tokens [first, end) of each
-        row, first (B,), of the one before `end` at least."""
-        points = self._cut(keys[:, :, :end])
-        self.centroids = kmeans(points, first.clamp(max=end - 1), self.count, iterations)
+    def fit(self, keys: Tensor, members: Tensor, iterations: int) -> None:
+        """Codes of keys (B, KV heads, n, D) for the centroids of the `members` (B, up to n) bool
+        among their first tokens."""
+        points = self._cut(keys[:, :, : members.shape[1]])
+        self.centroids = kmeans(points, members, self.count, iterations)
         self.append(keys)
 
     def inner_products(self, queries: Tensor) -> Tensor:
@@ -149,6 +154,17 @@ class ProductCodes:
         return x.float().unflatten(-1, (self.parts, -1)).transpose(2, 3)
 
 
+def _members(view: KeyView, end: int, sink: int) -> Tensor:
+    """The visible tokens before `end` whose centroids are sought, (B, end) bool: all but the first
+    `sink`, and the last of them in any case."""
+    batch = view.keys.shape[0]
+    seen = view.keys.new_ones(batch, end, dtype=torch.bool)
+    if view.visible is not None:
+        seen = view.visible[:, :end]
+    first = (seen.sum(dim=-1, keepdim=True) - 1).clamp(min=0, max=sink)
+    return seen & (view.places[:, :end] >= first)
+
+
 def nearest(points: Tensor, centroids: Tensor) -> Tensor:
     """Index of the centroid (..., count, d) next to each of points (..., n, d): (..., n) int64."""
     # |p - c|^2 / 2 = |p|^2 / 2 - (p.c - |c|^2 / 2), and |p| is the same for all centroids
@@ -156,13 +172,14 @@ def nearest(points: Tensor, centroids: Tensor) -> Tensor:
     return closeness.argmax(dim=-1)
 
 
-def kmeans(points: Tensor, first: Tensor, count: int, iterations: int) -> Tensor:
-    """Centroids (B, H, parts, count, d) of points (B, H, parts, n, d), from first (B,) on."""
-    n = points.shape[3]
-    tokens = torch.arange(n, device=points.device)
-    members = (tokens >= first[:, None]).float()[:, None, None, :, None]
-    even = torch.arange(count, device=points.device) * (n - first)[:, None] // count
-    start = (first[:, None] + even)[:, None, None, :, None]
+def kmeans(points: Tensor, members: Tensor, count: int, iterations: int) -> Tensor:
+    """Centroids (B, H, parts, count, d) of the points (B, H, parts, n, d) that are members, (B, n)
+    bool."""
+    order = members.long().argsort(dim=-1, descending=True, stable=True)  # members first
+    size = members.sum(dim=-1, keepdim=True)
+    even = torch.arange(count, device=points.device) * size // count
+    start = order.gather(-1, even)[:, None, None, :, None]
+    members = members.float()[:, None, None, :, None]
     shape = (*points.shape[:3], count, points.shape[4])
     centroids = points.gather(3, start.expand(shape))
     for _ in range(iterations):

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from hashattn.selectors.base import KeyView, Selector
 from hashattn.selectors.logits import check_layout
@@ -17,7 +16,7 @@ SCALE_BITS = 64  # a page's minimum and step, float32 each, when its bounds are 
 class QuestSelector(Selector):
     """score(token) = sum_c max(q_c m_c, q_c M_c) over its page's channel bounds m <= k <= M.
 
-    Pages of `page` tokens start at each row's first visible token. All tokens of a page score the
+    A page is `page` of a row's visible tokens, one after another. All tokens of a page score the
     same, so selection takes whole pages, best bound first, and cuts the last one at the budget.
     bits 16: bounds as computed; 2, 4 or 8: quantised per page with one minimum and step, rounded
     outwards, so they stay bounds (the benchmark's fake quantiser of q-adjusted bounds cannot be
@@ -40,17 +39,16 @@ class QuestSelector(Selector):
 
     def scores(self, layer: int, queries: Tensor, view: KeyView, scaling: float) -> Tensor:
         """Page bounds on q.k, float32 (B, lists, q, n); -inf where a row has no visible token."""
-        starts = view.row_start.tolist()
-        if len(set(starts)) == 1:
-            return self._from(starts[0], queries, view.keys)
-        rows = [
-            self._from(start, queries[row : row + 1], view.keys[row : row + 1])
-            for row, start in enumerate(starts)
-        ]
-        return torch.cat(rows)
+        return view.of_rows(
+            lambda rows, tokens: self._of_pages(queries[rows], view.keys[rows][:, :, tokens])
+        )
 
-    def auxiliary_bits(self, group: int, head_dim: int) -> float:
-        """Two bounds a channel and page; below 16 bits also 64 for the page's minimum and step."""
+    def nominal_bits(self, group: int, head_dim: int) -> float:
+        """Two bounds a channel and page; below 16 bits also 64 for the page's minimum and step.
+
+        Nothing is stored here: the bounds are computed from the cached keys at each step, as where
+        a row's pages begin is known only with the mask.
+        """
         scales = 0 if self.bits == 16 else SCALE_BITS
         return (2 * head_dim * self.bits + scales) / self.page
 
@@ -59,9 +57,9 @@ class QuestSelector(Selector):
         parameters = {"page": self.page, "bits": self.bits, "layout": self.layout}
         return {"name": self.name, "parameters": parameters, "weights_sha256": None}
 
-    def _from(self, start: int, queries: Tensor, keys: Tensor) -> Tensor:
-        """Scores (B, lists, q, n) of keys (B, KV heads, n, D) with the first page at `start`."""
-        low, high = page_bounds(keys[:, :, start:].float(), self.page)
+    def _of_pages(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """Scores (B, lists, q, n) of keys (B, KV heads, n, D), the first page at their start."""
+        low, high = page_bounds(keys.float(), self.page)
         if self.bits < 16:
             low, high = quantise_bounds(low, high, self.bits)
         batch, heads, rows, dim = queries.shape
@@ -71,8 +69,7 @@ class QuestSelector(Selector):
         bound = bound.view(batch, heads, rows, -1)
         if self.layout == "kv_head":
             bound = bound.view(batch, shared, heads // shared, rows, -1).sum(dim=2)
-        tokens = bound.repeat_interleave(self.page, dim=-1)[..., : keys.shape[2] - start]
-        return pad(tokens, (start, 0), value=float("-inf"))
+        return bound.repeat_interleave(self.page, dim=-1)[..., : keys.shape[2]]
 
 
 def page_bounds(keys: Tensor, page: int) -> tuple[Tensor, Tensor]:

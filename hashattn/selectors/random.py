@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class RandomSelector(Selector):
     """A random order of tokens for each query, fixed by seed, layer, KV head and positions.
 
-    Positions count from each row's first visible token, so padding does not change the order.
+    Positions count each row's visible tokens, so padding does not change the order.
     """
 
     name = "random"
@@ -30,14 +30,15 @@ class RandomSelector(Selector):
         """(batch, kv_heads, q, n) int64, uniform in 0 .. 2^31 - 1."""
         kv_heads, n = view.keys.shape[1:3]
         device = view.keys.device
-        start = view.row_start[:, None, None, None]
-        rows = view.query_positions(queries.shape[2])[None, None, :, None] - start
-        tokens = torch.arange(n, device=device) - start
+        places = view.places
+        rows = places[:, view.query_positions(queries.shape[2])][:, None, :, None]
+        tokens = places[:, None, None]
         heads = torch.arange(self._first, self._first + kv_heads, device=device)
         mixed = torch.full((), self.seed, dtype=torch.int64, device=device)
         for part in (layer, heads[None, :, None, None], rows, tokens):
             mixed = _mix(mixed + part)
-        return mixed >> 32 & 0x7FFFFFFF
+        shape = (view.keys.shape[0], kv_heads, queries.shape[2], n)
+        return (mixed >> 32 & 0x7FFFFFFF).expand(shape)
 
     def places(self, layer: int, queries: Tensor, view: KeyView, among: Tensor) -> Tensor:
         """Place of each token of `among` (batch, lists, q, n) bool in this order, n for others."""

@@ -55,7 +55,7 @@ class SnapKVSelector(ObservingSelector):
             kept = membership(read[:, :, -1:], n)[:, :, 0]
             return {"rank": rank.masked_fill(~kept, EVICTED)}
         votes = self._votes(queries, view, scaling)
-        rank = self._pooled(votes.sum(dim=-1))
+        rank = self._pooled(votes.sum(dim=-1), view.visible)
         if "rank" in view.index:
             evicted = self.remembered(view, "rank", 0.0) == EVICTED
             rank = rank.masked_fill(evicted, EVICTED)
@@ -80,21 +80,40 @@ class SnapKVSelector(ObservingSelector):
         return self.window + 1.0
 
     def _votes(self, queries: Tensor, view: KeyView, scaling: float) -> Tensor:
-        """Attention of the last `window` queries so far, for earlier tokens and these alike."""
+        """Attention of the last `window` queries so far, for earlier tokens and these alike.
+
+        Padding is no query.
+        """
         batch, shared, n, _ = view.keys.shape
         recent = queries[:, :, -self.window :]
         rows = recent.shape[2]
         here = KeyView(view.keys, visible=view.visible,
                        positions=view.query_positions(queries.shape[2])[-rows:])  # fmt: skip
         fresh = torch.cat(list(attention_by_rows(recent, here, scaling)), dim=2).mT
+        real = here.real_queries(rows)
         if "votes" in view.index:  # these queries came before the new tokens and gave them nothing
             earlier = extended(view.index["votes"], n, 0.0)
         else:
             earlier = fresh.new_zeros(batch, shared, n, self.window)
-        return torch.cat([earlier[..., rows:], fresh], dim=-1)
+        kept = torch.cat([real.new_ones(len(real), self.window), real], dim=-1)
+        order = kept.long().argsort(dim=-1, stable=True)[
+            :, rows:
+        ]  # the last `window` that are kept
+        every = torch.cat([earlier, fresh], dim=-1)
+        return every.gather(-1, order[:, None, None].expand(batch, shared, n, -1))
 
-    def _pooled(self, votes: Tensor) -> Tensor:
-        """Ranks (B, KV heads, n) by votes (B, KV heads, n), the last `window` tokens certain."""
+    def _pooled(self, votes: Tensor, visible: Tensor | None) -> Tensor:
+        """Ranks (B, KV heads, n) by votes (B, KV heads, n), the last `window` tokens certain.
+
+        Neighbours are those among the visible tokens, visible (B, n), or None for all.
+        """
+        if visible is None:
+            return self._pooled_in_order(votes)
+        order = visible.long().argsort(dim=-1, stable=True)[:, None].expand_as(votes)
+        rank = self._pooled_in_order(votes.gather(-1, order))  # invisible tokens first
+        return torch.zeros_like(rank).scatter(-1, order, rank)
+
+    def _pooled_in_order(self, votes: Tensor) -> Tensor:
         inside = max(0, votes.shape[2] - self.window)
         votes[:, :, inside:] = 0.0
         rank = POOLS[self.pooling](votes, self.kernel, stride=1, padding=self.kernel // 2)

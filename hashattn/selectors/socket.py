@@ -25,8 +25,8 @@ class SocketSelector(Selector):
     its heads, fixed by seed and layer on every device. OFFICIAL holds the authors' sizes.
 
     value_norms: multiply by the norm of the token's value, as the paper does; off by default, for
-    its 16 bits. layout "query_head" (official) selects per query
-    head, "kv_head" sums a group's scores and selects once.
+    its 16 bits. layout "query_head" (official) selects per query head, "kv_head" sums a group's
+    scores and selects once.
     """
 
     name = "socket"
@@ -58,7 +58,7 @@ class SocketSelector(Selector):
 
         uint8 up to 8 hyperplanes, int16 above. Hyperplane i of a table has weight 2**i.
         """
-        dtype = torch.uint8 if self.hyperplanes <= 8 else torch.int16
+        dtype = torch.uint8 if self._bucket_bits == 8 else torch.int16
         weights = 2 ** torch.arange(self.hyperplanes, device=keys.device)
         parts = [
             ((self._project(layer, part) > 0) * weights).sum(dim=-1).to(dtype)
@@ -87,11 +87,16 @@ class SocketSelector(Selector):
             collisions = collisions.unflatten(1, (kv_heads, -1)).sum(dim=2)
         return collisions
 
-    def auxiliary_bits(self, group: int, head_dim: int) -> float:
-        """A bit per hyperplane and table, and 16 for a value norm.
+    @property
+    def _bucket_bits(self) -> int:
+        return 8 if self.hyperplanes <= 8 else 16
 
-        The cache spends whole bytes on a table's bucket: as many at 8 hyperplanes, more otherwise.
-        """
+    def auxiliary_bits(self, group: int, head_dim: int) -> float:
+        """A bucket's number for each table, in whole bytes, and 16 for a value norm."""
+        return float(self.tables * self._bucket_bits + NORM_BITS * self.value_norms)
+
+    def nominal_bits(self, group: int, head_dim: int) -> float:
+        """A bit per hyperplane and table, and 16 for a value norm."""
         return float(self.tables * self.hyperplanes + NORM_BITS * self.value_norms)
 
     def record(self) -> dict[str, Any]:

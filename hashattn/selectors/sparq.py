@@ -47,7 +47,7 @@ class SparQSelector(Selector):
         logits = inner_products(reduced, view.keys) * scaling / coverage.sqrt()
         return scores_by_layout(logits, self.layout, view)
 
-    def auxiliary_bits(self, group: int, head_dim: int) -> float:
+    def nominal_bits(self, group: int, head_dim: int) -> float:
         """A second copy of K, stored channel by channel, which the paper keeps so that the reads of
         single channels are contiguous. It changes no score, and this package makes none."""
         return float(KEY_BITS * head_dim)

@@ -19,7 +19,8 @@ class WrapperSelector(Selector):
 
     def __init__(self, base: Selector) -> None:
         self.base, self.layout = base, base.layout
-        self.trained, self.sparse, self.needs = base.trained, base.sparse, base.needs
+        self.trained, self.needs = base.trained, base.needs
+        self.sparse, self.kernel = base.sparse, base.kernel
         self.evicts, self.observes = base.evicts, base.observes
 
     def _of_heads(self, part: HeadSlice) -> Self:
@@ -57,6 +58,11 @@ class WrapperSelector(Selector):
         """As the base, and a value norm where only the wrapper stores one."""
         own = self.value_norms and not self.base.value_norms
         return self.base.auxiliary_bits(group, head_dim) + NORM_BITS * own
+
+    def nominal_bits(self, group: int, head_dim: int) -> float:
+        """The same of what the base needs."""
+        own = self.value_norms and not self.base.value_norms
+        return self.base.nominal_bits(group, head_dim) + NORM_BITS * own
 
     def read_bits(self, group: int, head_dim: int) -> float:
         """As the base, to rank; tokens that the wrapper looks at come on top."""

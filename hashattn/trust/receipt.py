@@ -104,10 +104,11 @@ class Receipt:
     """What was read, by which method, on what.
 
     method: the selector's record. settings: budget, sparse_rows, dense_layers. model: name and
-    configuration hash. environment: versions, device, dtype. auxiliary_bits: stored bits per
-    token per KV head, None before the first sparse call. heads: of a run under tensor parallelism,
-    which of the model's heads this process computed; everything counted is of these. None for all.
-    recent: the last Steps, as many as `keep_steps`, oldest first.
+    configuration hash. environment: versions, device, dtype. auxiliary_bits: what was stored per
+    token per KV head, nominal_bits: what the method needs (`Selector.nominal_bits`), None before
+    the first sparse call. heads: of a run under tensor parallelism, which of the model's heads this
+    process computed; everything counted is of these. None for all. recent: the last Steps, as many
+    as `keep_steps`, oldest first.
     """
 
     method: dict[str, Any]
@@ -117,6 +118,7 @@ class Receipt:
     sparse_method: bool = True
     heads: dict[str, Any] | None = None
     auxiliary_bits: float | None = None
+    nominal_bits: float | None = None
     keep_steps: int = 0
     _counts: dict[tuple[int, str | None], Count] = field(default_factory=dict)
     _recent: deque[Step] = field(default_factory=deque)
@@ -320,6 +322,8 @@ class Receipt:
         reasons = ", ".join(f"{k} {v}" for k, v in self.dense_reasons.items()) or "none"
         weights = self.method.get("weights_sha256")
         aux = "-" if self.auxiliary_bits is None else f"{self.auxiliary_bits:g}"
+        other = self.nominal_bits != self.auxiliary_bits
+        nominal = f", the method's own layout {self.nominal_bits:g}" if other else ""
         longest = max((count.longest for count in self.counts), default=0)
         return "\n".join(
             [
@@ -330,7 +334,7 @@ class Receipt:
                 f"sparse calls     {self.sparse_calls} of {self.decode_calls} that followed cached "
                 "tokens, all layers",
                 f"density          {self.density:.4f} (all decode calls {self.decode_density:.4f})",
-                f"auxiliary bits   {aux} per token per KV head",
+                f"auxiliary bits   {aux} per token per KV head{nominal}",
                 f"dense calls      {reasons}",
                 *self._rows_line(),
             ]

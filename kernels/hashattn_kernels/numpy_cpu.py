@@ -80,8 +80,7 @@ def _distances(queries: np.ndarray, codes: np.ndarray) -> np.ndarray:
     if queries.ndim == 3:
         return _graded_distances(queries[0], codes)
     group, words = queries.shape
-    kind = np.uint8 if group * words * WORD <= np.iinfo(np.uint8).max else np.uint16
-    total = np.zeros(len(codes), dtype=kind)
+    total = np.zeros(len(codes), dtype=np.min_scalar_type(group * words * WORD))
     for member, word in np.ndindex(group, words):
         total += np.bitwise_count(codes[:, word] ^ queries[member, word])
     return total
@@ -90,8 +89,7 @@ def _distances(queries: np.ndarray, codes: np.ndarray) -> np.ndarray:
 def _graded_distances(query: np.ndarray, codes: np.ndarray) -> np.ndarray:
     """Weights of the bits in which codes (n, words) differ from query (words, 1 + planes): (n,)."""
     words, slots = query.shape
-    most = words * WORD * (2 ** (slots - 1) - 1)
-    kind = np.uint16 if most <= np.iinfo(np.uint16).max else np.uint32
+    kind = np.min_scalar_type(words * WORD * (2 ** (slots - 1) - 1))
     total = np.zeros(len(codes), dtype=kind)
     for word in range(words):
         other = codes[:, word] ^ query[word, 0]
@@ -235,4 +233,6 @@ def dense_decode(
     batch, heads, _, dim = q.shape
     grouped = q.reshape(batch, k.shape[1], heads // k.shape[1], dim)
     out = F.scaled_dot_product_attention(grouped, k, v, scale=scaling)
+    if not out.any(dim=-1).all():  # logits that are all -inf: it may take 0 / 0 for 0
+        return reference.dense_decode(q, k, v, spans, scaling, softcap, sinks, return_lse)
     return out.reshape(batch, heads, 1, v.shape[-1]), None

@@ -21,7 +21,7 @@ def pack_bits(preactivations: Tensor) -> Tensor:
 
 def grade_bits(preactivations: Tensor, planes: int) -> Tensor:
     """(..., bits) real -> (..., bits // 32, 1 + planes) int32: signs, digits of the weights."""
-    size = preactivations.float().abs()
+    size = preactivations.float().abs().nan_to_num()  # infinities are the largest number
     largest = size.amax(dim=-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
     weights = (size / largest * (2**planes - 1)).round().to(torch.int64)
     digits = [pack_bits((weights >> plane) & 1) for plane in range(planes)]
@@ -89,14 +89,15 @@ def hamming_scores(query_codes: Tensor, key_codes: Tensor, lists: int) -> Tensor
 
 def _graded_scores(query_codes: Tensor, key_codes: Tensor) -> Tensor:
     """As a product of signs: the weights of all bits, plus those that match, less the others, over
-    2. Whole numbers below 2^24, so exact in float32."""
+    2. Whole numbers, exact in float32 up to 2^24."""
     batch, lists, q_len, words, slots = query_codes.shape
     code_heads, bits = key_codes.shape[1], words * WORD
+    work = torch.float32 if 2 * bits * (2 ** (slots - 1) - 1) <= 2**24 else torch.float64
     digits = [unpack_bits(query_codes[..., slot], bits) for slot in range(slots)]
-    weights = sum(digit.float() * 2**plane for plane, digit in enumerate(digits[1:]))
+    weights = sum(digit.to(work) * 2**plane for plane, digit in enumerate(digits[1:]))
     signed = torch.where(digits[0], weights, -weights).reshape(batch, code_heads, -1, bits)
     parts = [
-        signed @ (unpack_bits(part, bits).float() * 2 - 1).mT
+        signed @ (unpack_bits(part, bits).to(work) * 2 - 1).mT
         for part in key_codes.split(TOKENS_AT_ONCE, dim=2)
     ]
     agreement = torch.cat(parts, dim=-1).reshape(batch, lists, q_len, -1)
@@ -206,14 +207,16 @@ def cap_logits(logits: Tensor, softcap: float | None) -> Tensor:
     return logits if softcap is None else torch.tanh(logits / softcap) * softcap
 
 
-def listed_softmax(logits: Tensor, unlisted: Tensor) -> tuple[Tensor, Tensor]:
+def listed_softmax(logits: Tensor, unlisted: Tensor, sinks: Tensor | None) -> tuple[Tensor, Tensor]:
     """Softmax over the last axis without the unlisted tokens, and the log of its sum.
 
-    A row that lists no token, such as a query of padding, gets zeros and -inf instead of NaN.
+    A row that lists no token, such as a query of padding, gets zeros and -inf instead of NaN. One
+    whose listed logits are all -inf has NaN, as in torch, unless sinks take all the weight.
     """
     logits = logits.masked_fill(unlisted, -torch.inf)
     lse = logits.logsumexp(dim=-1)
-    return logits.softmax(dim=-1).masked_fill(unlisted, 0), lse
+    weightless = unlisted if sinks is None else logits == -torch.inf
+    return logits.softmax(dim=-1).masked_fill(weightless, 0), lse
 
 
 def add_sinks(out: Tensor, lse: Tensor, sinks: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -221,6 +224,7 @@ def add_sinks(out: Tensor, lse: Tensor, sinks: Tensor | None) -> tuple[Tensor, T
     if sinks is None:
         return out, lse
     sinks = sinks.to(lse.dtype)[:, None]
+    sinks = sinks.masked_fill(sinks == torch.inf, torch.nan)  # inf - inf, as in a softmax over all
     return out * torch.sigmoid(lse - sinks)[..., None], torch.logaddexp(lse, sinks)
 
 
@@ -251,10 +255,13 @@ def attend(
     queries = q.reshape(batch, lists, heads // lists, q_len, dim).transpose(2, 3).to(work)
     keys = gather_tokens(k, indices).to(work)
     values = gather_tokens(v, indices).to(work)
+    padding = indices < 0
+    if padding.any():  # whose weight is 0, and 0 * NaN is NaN
+        values = values.masked_fill(padding[..., None], 0)
     logits = cap_logits(queries @ keys.transpose(-1, -2) * scaling, softcap)  # (B, L, q, r, m)
     if log_weights is not None:
         logits = logits + log_weights[:, :, :, None].to(work)
-    weights, lse = listed_softmax(logits, indices[:, :, :, None] < 0)
+    weights, lse = listed_softmax(logits, padding[:, :, :, None], sinks)
     out = (weights @ values).transpose(2, 3).reshape(batch, heads, q_len, v.shape[-1])
     lse = lse.transpose(2, 3).reshape(batch, heads, q_len)
     out, lse = add_sinks(out, lse, sinks)
@@ -278,11 +285,28 @@ def attend_masked(
     stacked = q.reshape(batch, kv_heads, -1, dim).to(work)
     logits = cap_logits(stacked @ k.to(work).transpose(-1, -2) * scaling, softcap)
     logits = logits.reshape(batch, lists, heads // lists, q_len, n)
-    weights, lse = listed_softmax(logits, unlisted[:, :, None])
-    out = weights.reshape(batch, kv_heads, -1, n) @ v.to(work)
+    weights, lse = listed_softmax(logits, unlisted[:, :, None], sinks)
+    out = _weighted(weights, unlisted, v.to(work))
     out, lse = out.reshape(batch, heads, q_len, -1), lse.reshape(batch, heads, q_len)
     out, lse = add_sinks(out, lse, sinks)
     return out.to(q.dtype), lse
+
+
+def _weighted(weights: Tensor, unlisted: Tensor, v: Tensor) -> Tensor:
+    """weights (B, lists, r, q, n) times values, (B, KV heads, rows, Dv), whatever is unlisted.
+
+    The weight of an unlisted token is 0, but 0 times an infinity or NaN is NaN: where such a value
+    comes from unlisted tokens alone, it counts as 0.
+    """
+    kv_heads, n = v.shape[1:3]
+    rows = weights.reshape(len(v), kv_heads, -1, n)
+    out = rows @ v
+    if out.isfinite().all():
+        return out
+    listed = (~unlisted)[:, :, None].expand_as(weights).reshape(rows.shape)
+    spoiled = ~v.isfinite()
+    reached = listed.to(v.dtype) @ spoiled.to(v.dtype) > 0
+    return torch.where(reached, out, rows @ v.masked_fill(spoiled, 0))
 
 
 def dense_decode(

@@ -190,7 +190,7 @@ def test_receipts_count_what_the_budget_allows(model, tokenizer, tmp_path):
         assert account["density"] == part["tokens_read"].sum() / part["tokens_cached"].sum()
         assert account["sparse_calls"] > 0 and account["dense_calls"] == {}
         assert account["environments"][0]["torch"] == torch.__version__
-    assert accounts[1]["auxiliary_bits"] == 32
+    assert accounts[1]["auxiliary_bits"] == accounts[1]["nominal_bits"] == 32
 
 
 def test_a_second_run_reuses_everything_without_the_model(model, tokenizer, tmp_path, monkeypatch):

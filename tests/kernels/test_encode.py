@@ -122,6 +122,20 @@ def test_a_pair_is_two_encodings(backend, key_widths, rows, dtype):
     check(made[1], keys, key_maps)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("rows", [1, 20])
+def test_a_pair_may_share_its_maps(backend, rows):
+    """As in HATA, whose queries and keys are hashed alike."""
+    stack, queries, keys = (
+        maps(3, (64, 32)),
+        vectors(1, 3, rows, 64),
+        vectors(1, 3, rows, 64, seed=3),
+    )
+    made = encode_pair(queries, stack, keys, stack, backend=backend)
+    check(made[0], queries, stack)
+    check(made[1], keys, stack)
+
+
 def test_invalid_arguments():
     stack = maps(4, (64, 32))
     with pytest.raises(ValueError, match=r"x: expected \(batch, heads, n, 64\)"):

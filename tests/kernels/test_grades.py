@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hashattn import kernels
-from hashattn.kernels import pack_bits
+from hashattn.kernels import pack_bits, unpack_bits
 from kernel_inputs import random_codes
 from on_device import on_device
 
@@ -73,6 +73,24 @@ def test_selects_by_weighted_bits(backend, lists, code_heads, rows, n, words, pl
                 free = sorted(range(2, seen - 3), key=lambda t: (-own[t], t))[: heavy[b, 0, row]]
                 wanted = sorted({0, 1, seen - 3, seen - 2, seen - 1} | set(free))
                 assert [t for t in made[b, line, row].tolist() if t >= 0] == wanted
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_weights_of_more_than_float32_can_count(backend):
+    """Eight planes of 67,200 bits: sums beyond 2^24, of which float32 has the even ones alone."""
+    words, planes = 2100, 8
+    real = real_bits(1, 1, 1, words).abs() + 4  # all positive and alike: heavy
+    codes, keys = grade_bits(real, planes), random_codes(1, 1, 12, words, seed=1)
+    keys[:, :, :6] = -1  # all bits agree, but for one each
+    keys[0, 0, torch.arange(6), torch.arange(6)] ^= 1
+    weights = sum(unpack_bits(codes[..., 1 + j], 32 * words).long() << j for j in range(planes))
+    own = (weights[0, 0] * unpack_bits(keys[0, 0], 32 * words)).sum(dim=-1)
+    assert own.max() > 2**23
+    scores = hamming_scores(codes, keys, backend=backend)
+    assert scores.flatten().tolist() == own.tolist()
+    made = select_by_codes(codes, keys, 5, 0, 1, backend=backend)
+    free = sorted(range(11), key=lambda t: (-own[t].item(), t))[:5]
+    assert made.flatten().tolist() == [*sorted(free), 11]
 
 
 def test_invalid_grades():

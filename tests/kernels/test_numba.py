@@ -115,9 +115,8 @@ def test_smallest_levels_with_ties_to_the_lowest(k):
 
 
 def every_half() -> np.ndarray:
-    """Every finite float16 as int16 bits."""
-    bits = np.arange(2**16, dtype=np.uint16).view(np.int16)
-    return bits[np.isfinite(bits.view(np.float16))]
+    """Every float16 as int16 bits, infinities and NaN too."""
+    return np.arange(2**16, dtype=np.uint16).view(np.int16)
 
 
 @simd.kernel
@@ -136,7 +135,7 @@ def test_every_float16_is_widened_exactly():
     bits = every_half()
     target = np.empty(len(bits), dtype=np.float32)
     widened(bits, target)
-    assert np.array_equal(target, bits.view(np.float16).astype(np.float32))
+    assert np.array_equal(target, bits.view(np.float16).astype(np.float32), equal_nan=True)
 
 
 def test_bfloat16_is_widened_and_rounded_like_torch():
@@ -149,14 +148,25 @@ def test_bfloat16_is_widened_and_rounded_like_torch():
     assert torch.equal(torch.from_numpy(back), x.bfloat16().float())
 
 
+def test_bfloat16_of_every_nan_is_nan():
+    """Rounding adds to the bits: it must not carry a NaN's over into a number's."""
+    bits = np.array([0x7F800001, 0x7FFFFFFF, 0xFFFFFFFF, 0xFF800001] * 2, dtype=np.uint32)
+    target = np.empty(8, dtype=np.uint16)
+    widened(bits.view(np.float32), target)
+    assert torch.from_numpy(target).view(torch.bfloat16).isnan().all()
+    widened(np.array([np.inf, -np.inf] * 4, dtype=np.float32), target)
+    assert torch.from_numpy(target).view(torch.bfloat16).tolist() == [np.inf, -np.inf] * 4
+
+
 def test_exp_is_accurate_and_ends_softly():
     x = np.linspace(-87, 88, 80_000, dtype=np.float32)
     y = x.copy()
     exponentials(y)
     assert np.abs(y / np.exp(x.astype(np.float64)) - 1).max() < 3e-7
-    far = np.array([-1e30, -200, -88, -87.5, 0, 0, 0, 0], dtype=np.float32)
+    far = np.array([-np.inf, -1e30, -88, -87.5, 0, 100, np.inf, np.nan], dtype=np.float32)
     exponentials(far)
-    assert (far[:4] < 2e-38).all() and (far[4:] == 1).all()
+    assert (far[:3] == 0).all() and 0 < far[3] < 2e-38 and far[4] == 1
+    assert (far[5:7] == np.inf).all() and np.isnan(far[7])
 
 
 WITHOUT_HARDWARE = """
@@ -168,10 +178,9 @@ def widened(source, target):
     for i in range(0, len(source), 8):
         simd.store(target, i, simd.load(source, i))
 bits = np.arange(2**16, dtype=np.uint16).view(np.int16)
-bits = bits[np.isfinite(bits.view(np.float16))]
 target = np.empty(len(bits), dtype=np.float32)
 widened(bits, target)
-assert np.array_equal(target, bits.view(np.float16).astype(np.float32))
+assert np.array_equal(target, bits.view(np.float16).astype(np.float32), equal_nan=True)
 """
 
 STEP = """

@@ -5,12 +5,12 @@ import torch
 from torch import Tensor
 
 from hashattn import kernels
-from hashattn.kernels import Codes, hamming_scores, layout_for, select
+from hashattn.kernels import Codes, hamming_scores, layout_for, unpack_bits
 from kernel_inputs import random_codes
 from on_device import on_device
 
 BACKENDS = ("reference", "numpy", "numba", "triton")
-select_by_codes = on_device(kernels.select_by_codes)
+select, select_by_codes = map(on_device, (kernels.select, kernels.select_by_codes))
 
 
 def clustered(keys: Tensor, queries: Tensor) -> Tensor:
@@ -125,6 +125,26 @@ def test_it_is_select_of_the_scores(backend):
     want = select(scores, 281, torch.ones_like(always), always, backend="reference")
     made = select_by_codes(queries, keys, 281, 16, 64, backend=backend)
     assert torch.equal(made, want)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("group", "words"),
+    [(32, 128), (71, 64), (3, 683)],  # sums of up to 131,072, 145,408, 65,568
+)
+def test_distances_of_more_than_two_bytes(backend, group, words):
+    """Wrapped around, the farthest tokens would be the nearest."""
+    queries, keys = random_codes(1, group, 1, words), random_codes(1, 1, 40, words, seed=1)
+    queries[:] = queries[:, :1]
+    keys[:, :, 20:30] = ~queries[:, :1]  # as far as can be
+    keys[:, :, 30:] = queries[:, :1]
+    keys[:, :, 30:, 0] ^= torch.arange(10, dtype=torch.int32)
+    bits = unpack_bits(keys, 32 * words) != unpack_bits(queries[:, :1], 32 * words)
+    distance = group * bits.sum(dim=-1).flatten()
+    for heavy in (7, 25):
+        made = select_by_codes(queries, keys, heavy, 1, 1, backend=backend)
+        free = sorted(range(1, 39), key=lambda t: (distance[t].item(), t))[:heavy]
+        assert as_lists(made) == [sorted({0, 39, *free})]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

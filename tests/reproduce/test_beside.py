@@ -39,7 +39,7 @@ def lines(method, budget, score, *, samples=100, datasets=None, **fields):
         {"key": f"{method} {name} {i}", "method": method, "budget": budget, "dataset": name,
          "sample": f"{name} {i}", "context": f"{name} {i}", "protocol": "p",
          "setup": "B", "protocol_fields": {"question": "sparse", "seed": 0},
-         "auxiliary_bits": 128.0, "score": float(i < round(samples * score))} | fields
+         "nominal_bits": 128.0, "score": float(i < round(samples * score))} | fields
         for name in datasets or load_profile(PROFILE).tasks
         for i in range(samples)
     ]  # fmt: skip

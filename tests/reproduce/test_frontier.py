@@ -9,6 +9,7 @@ from hashattn.access import load_model
 from hashattn.hashing import HashWeights
 from hashattn.profiles import load_profile
 from hashattn.reproduce import contenders, experiments
+from hashattn.reproduce.contenders import SLACK, quest_pages
 from hashattn.reproduce.frontier import (
     at_memory,
     by_head,
@@ -22,6 +23,7 @@ from hashattn.reproduce.frontier import (
     task_verdicts,
     verdicts,
 )
+from hashattn.selectors import make_selector
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +176,7 @@ def test_task_verdicts_by_hand():
             ("hash", 32, 1.0), ("quest", 128, float(dataset == "b")), ("lsh", 32, 1.0),
             ("window", 0, 0.0), ("oracle", 0, 1.0), ("hash_128", 128, 1.0),
         ):  # fmt: skip
-            lines.append(here | {"method": method, "auxiliary_bits": bits, "budget": "8x",
+            lines.append(here | {"method": method, "nominal_bits": bits, "budget": "8x",
                                  "score": score})  # fmt: skip
     other = lines[0] | {"protocol": "q", "protocol_fields": {"question": "dense"}}
     with pytest.raises(ValueError, match="differ in question"):
@@ -185,3 +187,17 @@ def test_task_verdicts_by_hand():
     assert table.difference.tolist() == pytest.approx([50.0, 0.0, 100.0])
     assert table.verdict.tolist() == ["better", "not distinguishable", "better"]
     assert table.theirs.tolist() == pytest.approx([50.0, 100.0, 0.0])
+
+
+@pytest.mark.parametrize("head_dim", [64, 80, 128, 256])
+@pytest.mark.parametrize("bits", [32, 64, 128, 256])
+def test_quest_has_the_size_it_is_compared_at(bits, head_dim):
+    for page, bound in quest_pages(bits, head_dim):
+        selector = make_selector("quest", page=page, bits=bound)
+        assert 0.8 * bits < selector.nominal_bits(4, head_dim) <= SLACK * bits
+
+
+def test_quest_pages_of_the_embedded_model_and_of_llama():
+    found = {bits: quest_pages(bits, 64) for bits in (32, 64, 128, 256)}
+    assert found == {32: [(16, 4)], 64: [(8, 4)], 128: [(16, 16), (4, 4)], 256: [(8, 16), (4, 8)]}
+    assert (16, 16) in quest_pages(256, 128)  # its authors' own

@@ -278,8 +278,8 @@ def test_quest_shared_selection_sums_the_group(qk):
         (DoubleSparsitySelector({0: torch.zeros(8, 2)}, 16, "per_kv_head"), 32),
     ],
 )
-def test_auxiliary_bits_for_llama_3_1_8b_heads(selector, bits):
-    assert selector.auxiliary_bits(group=4, head_dim=128) == bits
+def test_nominal_bits_for_llama_3_1_8b_heads(selector, bits):
+    assert selector.nominal_bits(group=4, head_dim=128) == bits
 
 
 def test_auxiliary_bits_are_what_double_sparsity_really_stores(qk):

@@ -17,28 +17,33 @@ WEIGHTS = {"hata": {0: torch.ones(2, 8, 64)}, "hash": HASH}
 
 
 @pytest.mark.parametrize(
-    ("name", "parameters", "bits", "tokens", "needs"),
+    ("name", "parameters", "nominal", "stored", "tokens", "needs"),
     [
-        ("dense", {}, 0, "reads all", "nothing"),
-        ("oracle", {}, 0, "retrieves", "nothing"),
-        ("random", {}, 0, "retrieves", "nothing"),
-        ("lsh", {"bits": 64}, 64, "retrieves", "nothing"),
-        ("lsh", {"bits": 64, "centers": CENTERS}, 64, "retrieves", "calibration"),
-        ("magicpig", {"bits": 4, "tables": 8}, 32, "retrieves", "nothing"),
-        ("magicpig", {"bits": 4, "tables": 8, "centers": CENTERS}, 32, "retrieves", "calibration"),
-        ("quest", {}, 256, "retrieves", "nothing"),
-        ("double_sparsity", {"channels": {0: torch.zeros(8, 16)}}, 384, "retrieves", "calibration"),
-        ("socket", {}, 128, "retrieves", "nothing"),
-        ("hata", {"weights": WEIGHTS["hata"]}, 64, "retrieves", "training"),
-        ("hash", {"weights": WEIGHTS["hash"]}, 32, "retrieves", "training"),
+        ("dense", {}, 0, 0, "reads all", "nothing"),
+        ("oracle", {}, 0, 0, "retrieves", "nothing"),
+        ("random", {}, 0, 0, "retrieves", "nothing"),
+        ("lsh", {"bits": 64}, 64, 64, "retrieves", "nothing"),
+        ("lsh", {"bits": 64, "centers": CENTERS}, 64, 64, "retrieves", "calibration"),
+        ("magicpig", {"bits": 4, "tables": 8}, 32, 128, "retrieves", "nothing"),
+        ("magicpig", {"bits": 4, "tables": 8, "centers": CENTERS}, 32, 128, "retrieves",
+         "calibration"),
+        ("quest", {}, 256, 0, "retrieves", "nothing"),
+        ("double_sparsity", {"channels": {0: torch.zeros(8, 16)}}, 384, 640, "retrieves",
+         "calibration"),
+        ("socket", {}, 128, 128, "retrieves", "nothing"),
+        ("hata", {"weights": WEIGHTS["hata"]}, 64, 64, "retrieves", "training"),
+        ("hash", {"weights": WEIGHTS["hash"]}, 32, 32, "retrieves", "training"),
     ],
-)
-def test_a_row_says_what_a_method_stores_needs_and_does(name, parameters, bits, tokens, needs):
+)  # fmt: skip
+def test_a_row_says_what_a_method_stores_needs_and_does(
+    name, parameters, nominal, stored, tokens, needs
+):
     selector = make_selector(name, **parameters)
     row = describe(selector, group=4, head_dim=128)
     assert row == {
         "name": name,
-        "auxiliary_bits": bits,
+        "nominal_bits": nominal,
+        "auxiliary_bits": stored,
         "tokens": tokens,
         "needs": needs,
         "parameters": selector.record()["parameters"],
@@ -56,7 +61,7 @@ def test_a_method_that_drops_tokens_for_good_evicts():
 def test_auxiliary_bits_follow_the_heads():
     selector = LSHSelector(bits=32, layout="query_head", query_heads=8)
     assert describe(selector, group=4, head_dim=64)["auxiliary_bits"] == 128
-    assert describe(make_selector("quest"), group=4, head_dim=64)["auxiliary_bits"] == 128
+    assert describe(make_selector("quest"), group=4, head_dim=64)["nominal_bits"] == 128
 
 
 def test_the_row_is_a_copy():

@@ -112,7 +112,7 @@ def test_wrong_parameters_are_refused_by_name(parameters, said):
 def test_record_and_cost():
     selector = make_selector("infllm")
     assert not selector.evicts and selector.observes and selector.needs == "nothing"
-    assert selector.auxiliary_bits(4, 128) == 64  # four keys of 128 channels in 128 tokens
+    assert selector.nominal_bits(4, 128) == 64  # four keys of 128 channels in 128 tokens
     assert selector.record() == {
         "name": "infllm",
         "parameters": {"block": 128, "representatives": 4, "window": 4096},

@@ -108,7 +108,7 @@ def test_more_than_the_budget_are_thinned_and_weigh_more():
 def test_record_bits_and_bad_parameters():
     q, k = states()
     selector = make_selector("magicpig", bits=10, tables=150)
-    assert selector.auxiliary_bits(4, 128) == 1500
+    assert selector.nominal_bits(4, 128) == 1500
     assert selector.record()["weights_sha256"] is None
     calibrated = MagicPIGSelector.calibrate([Captured(q[0], k[0])])
     assert calibrated.record()["weights_sha256"] and calibrated.record()["parameters"]["centred"]

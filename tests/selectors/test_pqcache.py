@@ -166,7 +166,7 @@ def test_the_store_moves_and_crops_codes_and_keeps_centroids():
     store = ProductCodes(2, 3)
     store.map(lambda part: part[:1])  # nothing there yet
     store.crop(0)
-    store.fit(k, torch.tensor([0, 6]), N, 10)
+    store.fit(k, torch.arange(N) >= torch.tensor([[0], [6]]), 10)
     codes, centroids = store.codes.clone(), store.centroids.clone()
     store.map(lambda part: part[[1, 0, 1]])
     assert torch.equal(store.codes, codes[[1, 0, 1]])
@@ -230,13 +230,13 @@ def test_one_selector_serves_many_caches_and_their_copies():
 )
 def test_bits_are_those_of_the_codes(parts, bits, total):
     selector = PQCacheSelector(parts, bits)
-    assert selector.auxiliary_bits(4, 128) == selector.read_bits(4, 128) == total
+    assert selector.nominal_bits(4, 128) == selector.read_bits(4, 128) == total
 
 
 def test_eight_bits_are_what_is_stored():
     _, k = states()
     store = ProductCodes(4, 8)
-    store.fit(k, torch.zeros(B, dtype=torch.int64), N, 1)
+    store.fit(k, torch.ones(B, N, dtype=torch.bool), 1)
     bits = store.codes.numel() * store.codes.element_size() * 8 / (B * KV_HEADS * N)
     assert PQCacheSelector(4, 8).auxiliary_bits(GROUP, D) == bits
 

@@ -149,13 +149,13 @@ def test_padding_and_batch_do_not_change_what_is_selected():
     assert torch.equal(together[1:, ..., : shifted.shape[-1]], shifted)
 
 
-def test_auxiliary_bits_at_equal_memory_and_as_the_authors_have_them():
+def test_nominal_bits_at_equal_memory_and_as_the_authors_have_them():
     selector = SocketSelector()
-    assert selector.auxiliary_bits(group=4, head_dim=128) == 128
+    assert selector.nominal_bits(group=4, head_dim=128) == 128
     stored = selector.encode_keys(0, states()[1])["buckets"]
     assert stored.element_size() * 8 * stored.shape[-1] == 128
-    assert SocketSelector(**OFFICIAL).auxiliary_bits(4, 128) == 720
-    assert SocketSelector(**OFFICIAL, value_norms=True).auxiliary_bits(4, 128) == 736
+    assert SocketSelector(**OFFICIAL).nominal_bits(4, 128) == 720
+    assert SocketSelector(**OFFICIAL, value_norms=True).nominal_bits(4, 128) == 736
 
 
 def test_a_record_tells_everything_that_moves_a_score():

@@ -95,7 +95,7 @@ def test_equal_channels_are_taken_from_the_lowest():
 )
 def test_bits_stored_and_read_for_llama_3_1_8b_heads(layout, channels, read):
     selector = SparQSelector(channels, layout)
-    assert selector.auxiliary_bits(4, 128) == 2048
+    assert selector.nominal_bits(4, 128) == 2048
     assert selector.read_bits(4, 128) == read
 
 

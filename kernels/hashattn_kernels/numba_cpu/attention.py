@@ -49,7 +49,7 @@ from .simd import (
 from .static import STORAGE, block_of, static_of
 
 ROWS_AHEAD = 2  # how far a walk over separate K and V looks ahead, in rows
-LOWEST = np.float32(-1e30)  # a logit of weight 0, finite so that differences stay numbers
+LOWEST = np.finfo(np.float32).min  # where the top starts: finite, so that differences are numbers
 
 # a call of attend_share
 CALL = call_type(
@@ -58,7 +58,7 @@ CALL = call_type(
     "k", "k_size", "k_batch", "k_head", "k_token",
     "v", "v_size", "v_start", "v_batch", "v_head", "v_token",
     "indices", "spans", "out", "lse", "memory", "memory_size",
-    real=("scale", "softcap"),
+    real=("scale", "softcap", "unweighted"),
 )  # fmt: skip
 
 
@@ -89,13 +89,17 @@ def cap(logits, at, softcap):
 
 @kernel
 def weigh(static, logits, softcap, valid, state, out, o):
-    """Turn a block's logits into weights; keep state = [top | total] (8 lanes each) and out."""
+    """Turn a block's logits into weights; keep state = [top | total] (8 lanes each) and out.
+
+    The top may pass a NaN over, its weight is NaN all the same. An infinite logit makes an infinite
+    top, and inf - inf is NaN; minus infinity has weight 0.
+    """
     lanes = static.heads * static.block
     if softcap > 0:
         for i in range(0, lanes, 8):
             cap(logits, i, softcap)
     for i in range(static.heads * valid, lanes):
-        logits[i] = LOWEST
+        logits[i] = -np.inf
     before = load(state, 0)
     top = load(logits, 0)
     for i in range(8, lanes, 8):
@@ -234,8 +238,11 @@ def begin(static, call, queries, at, scale, work):
 
 
 @kernel
-def finish(static, call, work, out, at, lse, row):
-    """Write sums / totals and log-sum-exp of a unit's heads: out[at + h * rows * value_dim]."""
+def finish(static, call, work, unweighted, out, at, lse, row):
+    """Write sums / totals and log-sum-exp of a unit's heads: out[at + h * rows * value_dim].
+
+    unweighted: takes the place of 1 / total where no token has weight.
+    """
     passes, _, state, o = workspace(static, call)
     step = call.rows
     for number in range(passes):
@@ -243,9 +250,9 @@ def finish(static, call, work, out, at, lse, row):
         store(work, totals, total_of(static, load(work, totals)))
         for head in range(min(static.heads, call.group - number * static.heads)):
             top, total = work[state + 16 * number + head], work[totals + head]
-            inverse = np.float32(0)
+            inverse = unweighted
             lse[row] = -np.inf
-            if total > 0:
+            if total != 0:  # NaN too
                 inverse = np.float32(1) / total
                 lse[row] = top + np.float32(math.log(total))
             source = o + (number * static.heads + head) * static.value_dim
@@ -262,8 +269,9 @@ def attend_share(static, data):
     data: the address of a CALL. A list's tokens are indices (batch, lists, rows, width) int32, -1
     behind the last; a walk takes tokens spans[batch, row, 0] to spans[batch, row, 1], int64,
     instead. out (parts, batch, heads, rows, value_dim) of the query type and lse (the same without
-    value_dim) float32 get every part for itself. Reports how many tokens were listed that are not
-    in the cache.
+    value_dim) float32 get every part for itself. unweighted: what takes the place of 1 / sum where
+    tokens are listed and all their logits are -inf; a list without tokens gives zeros. Reports how
+    many tokens were listed that are not in the cache.
     """
     call = at_address(address_of(data), 1, CALL)[0]
     number, start, stop = share_of(call.thread_number, call.number, call.threads, call.units)
@@ -294,6 +302,7 @@ def attend_share(static, data):
             while last > 0 and indices[at + last - 1] < 0:
                 last -= 1
         tokens = last - first
+        unweighted = np.float32(call.unweighted) if tokens > 0 else np.float32(0)
         first, last = first + tokens * part // parts, first + tokens * (part + 1) // parts
         q = batch * call.q_batch + line * call.group * call.q_head
         begin(static, call, queries, q + row * call.q_row, scale, work)
@@ -303,7 +312,7 @@ def attend_share(static, data):
             outside += attend_tokens(static, call, indices, at, first, last, work, keys,
                                      key, values, value, softcap, scratch)  # fmt: skip
         to = ((part * call.batch + batch) * heads + line * call.group) * rows + row
-        finish(static, call, work, out, to * static.value_dim, lse, to)
+        finish(static, call, work, unweighted, out, to * static.value_dim, lse, to)
     report(call.results, call.threads, number, outside)
 
 

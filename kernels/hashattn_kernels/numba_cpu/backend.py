@@ -6,6 +6,7 @@ each costs tens of microseconds.
 
 from __future__ import annotations
 
+import math
 import threading
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
@@ -122,7 +123,7 @@ def _encode_many(x: Tensor, maps: Maps) -> Tensor:
 
 
 def pack_maps(maps: Maps) -> Packed:
-    """The maps' weights in strips of 32 outputs, widths padded to whole strips; made once."""
+    """The maps' weights in strips of 32 outputs, the last one padded; made once."""
     packed = _PACKED.get(maps)
     if packed is None:
         packed = _PACKED[maps] = _pack(maps)
@@ -131,20 +132,18 @@ def pack_maps(maps: Maps) -> Packed:
 
 def _pack(maps: Maps) -> Packed:
     strip = encoding.STRIP
-    stages, biases, inputs = [], [], maps.weights[0].shape[1]
+    stages, biases, widths = [], [], [maps.weights[0].shape[1]]
     for weight, bias in zip(maps.weights, maps.biases, strict=True):
-        outputs = -(-weight.shape[2] // strip) * strip
-        grow = (0, outputs - weight.shape[2], 0, inputs - weight.shape[1])
+        grow = (0, -weight.shape[2] % strip)
         padded = F.pad(weight.detach().float(), grow)
         strips = padded.unflatten(2, (-1, strip)).transpose(1, 2)
         stages.append(strips.reshape(maps.heads, -1))
-        biases.append(F.pad(bias.detach().float(), (0, outputs - bias.shape[1])))
-        inputs = outputs
+        biases.append(F.pad(bias.detach().float(), grow))
+        widths.append(weight.shape[2])
     flat = torch.cat(stages, dim=1).reshape(-1)
     half = flat.bfloat16()
     if bool((half.float() == flat).all()):  # half the bytes hold the same numbers
         flat = half.view(torch.uint16)
-    widths = [maps.weights[0].shape[1], *(b.shape[1] for b in biases)]
     weights, biases = flat.numpy(), torch.cat(biases, dim=1).reshape(-1).numpy()
     activation = ACTIVATIONS.index(maps.activation)
     shape = (*widths, activation, weights.dtype)
@@ -158,7 +157,7 @@ def _pack(maps: Maps) -> Packed:
         (weights.ctypes.data, biases.ctypes.data),
         shape,
         weights.dtype == np.uint16,
-        int(widths.max()),
+        -(-int(widths.max()) // strip) * strip,
         per_map * weights.itemsize,
     )
 
@@ -193,9 +192,9 @@ def select_by_codes(
     most = group * words * selection.WORD // (2 if group % 2 == 0 else 1)
     if grades:
         most = words * selection.WORD * (2**grades - 1)
-        if most > np.iinfo(np.uint16).max:
-            given = (query_codes, key_codes, heavy, spans, sink, local, lists, width)
-            return numpy_cpu.select_by_codes(*given)
+    if most > np.iinfo(np.uint16).max:
+        given = (query_codes, key_codes, heavy, spans, sink, local, lists, width)
+        return numpy_cpu.select_by_codes(*given)
     wide = most > np.iinfo(np.uint8).max
     size = selection.MASKS_BYTES + n * (2 if wide else 1)
     selection.select_region(wide).run(
@@ -297,6 +296,7 @@ def _run(
     region, block = attention.attend_region(
         dim, value_dim, together, int(indices is None), k.dtype, q.dtype
     )
+    bare = parts == 1 and sinks is None  # a softmax of one part: 0 / 0 is NaN, as torch has it
     out = torch.empty((parts, batch, heads, rows, value_dim), dtype=q.dtype)
     lse = torch.empty((parts, batch, heads, rows))
     key, value, apart = k.data_ptr(), v.data_ptr(), 0
@@ -314,20 +314,33 @@ def _run(
         value, _span(v) + apart, apart, *v.stride()[:3],
         0 if indices is None else indices.data_ptr(), 0 if spans is None else spans.data_ptr(),
         out.data_ptr(), lse.data_ptr(), *_memory(8 * passes.SCRATCH + 4 * floats, threads),
-        real(scaling), real(softcap or 0.0),
+        real(scaling), real(softcap or 0.0), real(math.nan if bare else 0.0),
     )  # fmt: skip
     if outside:
         raise IndexError(f"indices name tokens outside of the {tokens} in the cache")
-    out, lse = (out[0], lse[0]) if parts == 1 else _merge(out, lse)
+    if parts == 1:
+        out, lse = out[0], lse[0]
+    else:
+        out, lse = _merge(out, lse)
+        if sinks is None and bool((lse == -torch.inf).any()):
+            some = _some_listed(indices, spans, group)
+            out = out.masked_fill(((lse == -torch.inf) & some)[..., None], torch.nan)
     out, lse = reference.add_sinks(out, lse, sinks)
     return out.to(asked), lse
 
 
 def _merge(out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
-    """One output of the parts (first axis) that split the tokens."""
+    """One output of the parts (first axis) that split the tokens; 0 where none has weight."""
     total = lse.logsumexp(dim=0)
-    share = (lse - total).exp().nan_to_num(0)  # a row without tokens: -inf - -inf
+    share = (lse - total).exp().masked_fill(total == -torch.inf, 0)
     return (out * share[..., None]).sum(dim=0), total
+
+
+def _some_listed(indices: Tensor | None, spans: Tensor | None, group: int) -> Tensor:
+    """Which rows have tokens at all, (batch, heads or 1, rows)."""
+    if indices is None:
+        return (spans[..., 0] < spans[..., 1])[:, None]
+    return (indices >= 0).any(dim=-1).repeat_interleave(group, 1)
 
 
 def _memory(size: int, threads: int) -> tuple[int, int]:

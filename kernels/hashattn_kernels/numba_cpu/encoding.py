@@ -42,7 +42,11 @@ PACK_CALL = call_type("words", "x", "out")
 
 @kernel
 def stage(weights, at, biases, bias_at, inputs, outputs, x, y):
-    """y = x W + b for W in strips (outputs / 32, inputs, 32); returns where W ends."""
+    """y = x W + b for W in strips (outputs / 32, inputs, 32); returns where W and b end.
+
+    A last strip may have more columns than there are outputs. What they leave in y is not read:
+    zeros of W would not make zeros of an infinite x.
+    """
     for out in range(0, outputs, STRIP):
         a0, a1 = load(biases, bias_at + out), load(biases, bias_at + out + 8)
         a2, a3 = load(biases, bias_at + out + 16), load(biases, bias_at + out + 24)
@@ -57,7 +61,7 @@ def stage(weights, at, biases, bias_at, inputs, outputs, x, y):
         store(y, out + 8, a1)
         store(y, out + 16, a2)
         store(y, out + 24, a3)
-    return at
+    return at, bias_at + (outputs + STRIP - 1) // STRIP * STRIP
 
 
 @kernel
@@ -70,7 +74,7 @@ def activate(x, size, activation):
             store(x, i, divide(value, add(one, exp(subtract(zero, value)))))
     elif activation == RELU:
         for i in range(0, size, 8):
-            store(x, i, larger(load(x, i), zero))
+            store(x, i, larger(zero, load(x, i)))
     elif activation == GELU:
         for i in range(size):
             x[i] *= np.float32(0.5 * (1 + math.erf(x[i] * math.sqrt(0.5))))
@@ -144,8 +148,9 @@ def encode_vectors(call, widths, number, item, maps, heads, rows, x_at, x_size, 
         for depth in range(stages):
             if depth:
                 activate(here, widths[depth], call.activation)
-            at = stage(weights, at, biases, bias, widths[depth], widths[depth + 1], here, there)
-            bias += widths[depth + 1]
+            at, bias = stage(
+                weights, at, biases, bias, widths[depth], widths[depth + 1], here, there
+            )
             here, there = there, here
         pack(here, words, out, ((item * maps + number) * rows + row) * words)
 

@@ -15,6 +15,7 @@ from .simd import at_address, kernel
 CHUNK = 4096  # codes whose distances are computed at a time, to stay in the L1 cache
 WORD = 32
 PLANES = 31  # bit planes of the largest group weight
+SMALLEST, LARGEST = np.finfo(np.float32).tiny, np.finfo(np.float32).max  # normal numbers
 MASKS_BYTES = 128  # of the majority and the masks of a word, one a plane
 
 CALL = call_type(
@@ -70,13 +71,22 @@ def weigh_bits(queries, at, step, group, majority, masks):
 
 
 @kernel
+def magnitude(value):
+    """|value|; the largest number of an infinity, 0 of NaN."""
+    size = abs(value)
+    if size <= LARGEST:
+        return size
+    return LARGEST if size > LARGEST else np.float32(0)
+
+
+@kernel
 def grade_rows(values, grades, out):
     """Signs and digits of the weights of values (rows, bits), to out (rows, words, 1 + grades)."""
     top = np.float32((1 << grades) - 1)
     for row in range(len(values)):
-        largest = np.float32(0)
+        largest = SMALLEST
         for bit in range(values.shape[1]):
-            largest = max(largest, abs(values[row, bit]))
+            largest = max(largest, magnitude(values[row, bit]))
         for word in range(out.shape[1]):
             for slot in range(1 + grades):
                 out[row, word, slot] = np.uint32(0)
@@ -85,7 +95,7 @@ def grade_rows(values, grades, out):
                 one = np.uint32(1) << np.uint32(bit)
                 if value > 0:
                     out[row, word, 0] |= one
-                weight = np.int64(np.rint(abs(value) / largest * top)) if largest > 0 else 0
+                weight = np.int64(np.rint(magnitude(value) / largest * top))
                 for plane in range(grades):
                     if (weight >> plane) & 1:
                         out[row, word, 1 + plane] |= one
@@ -208,9 +218,8 @@ def count_free(allowed, fixed):
 def extremes(values, allowed, fixed, limits):
     """Lowest and highest value of tokens that are allowed and not fixed; else the limits."""
     low, high = top, bottom = limits[0], limits[1]
-    for i in range(
-        len(values)
-    ):  # written so that LLVM makes vectors of it: min and max it does not
+    # written so that LLVM makes vectors of it: of min and max it does not
+    for i in range(len(values)):
         free = allowed[i] > fixed[i]
         lower = values[i] if free else top
         higher = values[i] if free else bottom

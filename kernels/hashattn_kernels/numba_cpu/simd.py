@@ -71,12 +71,16 @@ def _widen(builder: ir.IRBuilder, raw: ir.Value, storage: types.Type) -> ir.Valu
     if HARDWARE_HALVES:
         return builder.fpext(builder.bitcast(raw, ir.VectorType(_F16, LANES)), _VECTOR)
     # float16: move the fields into place, then multiply by 2**112 to move the exponent's bias;
-    # exact for subnormals too. Infinities become finite: keys and values hold none.
+    # exact for subnormals too. The highest exponent, of infinities and NaN, stays the highest.
     bits = builder.zext(raw, wide)
     magnitude = builder.shl(builder.and_(bits, _constant(0x7FFF, _I32)), _constant(13, _I32))
     scaled = builder.fmul(builder.bitcast(magnitude, _VECTOR), _constant(2.0**112))
     sign = builder.shl(builder.and_(bits, _constant(0x8000, _I32)), _constant(16, _I32))
-    return builder.bitcast(builder.or_(builder.bitcast(scaled, wide), sign), _VECTOR)
+    highest = _constant(0x7C00, _I32)
+    special = builder.icmp_signed("==", builder.and_(bits, highest), highest)
+    exponent = builder.select(special, _constant(0x7F800000, _I32), _constant(0, _I32))
+    fields = builder.or_(builder.or_(builder.bitcast(scaled, wide), sign), exponent)
+    return builder.bitcast(fields, _VECTOR)
 
 
 def pointer_to(context, builder, array_type, array, index) -> ir.Value:
@@ -163,6 +167,9 @@ def _narrow(builder: ir.IRBuilder, value: ir.Value, storage: types.Type) -> ir.V
     bits = builder.bitcast(value, ir.VectorType(_I32, LANES))
     odd = builder.and_(builder.lshr(bits, _constant(16, _I32)), _constant(1, _I32))
     rounded = builder.add(builder.add(bits, _constant(0x7FFF, _I32)), odd)
+    # adding could carry a NaN's bits over into a number's
+    number = builder.fcmp_ordered("ord", value, value)
+    rounded = builder.select(number, rounded, _constant(0x7FC00000, _I32))
     return builder.trunc(builder.lshr(rounded, _constant(16, _I32)), narrow)
 
 
@@ -217,7 +224,14 @@ add = _binary(lambda builder, a, b: builder.fadd(a, b))
 subtract = _binary(lambda builder, a, b: builder.fsub(a, b))
 multiply = _binary(lambda builder, a, b: builder.fmul(a, b))
 divide = _binary(lambda builder, a, b: builder.fdiv(a, b))
-larger = _binary(lambda builder, a, b: _call(builder, "llvm.maxnum.v8f32", _VECTOR, [a, b]))
+# b where either is NaN: one instruction on x86; llvm.maxnum, which drops every NaN, takes three
+larger = _binary(lambda builder, a, b: _choose(builder, ">", a, b))
+smaller = _binary(lambda builder, a, b: _choose(builder, "<", a, b))
+
+
+def _choose(builder: ir.IRBuilder, relation: str, a: ir.Value, b: ir.Value) -> ir.Value:
+    """a where `a relation b` holds, else b."""
+    return builder.select(builder.fcmp_ordered(relation, a, b), a, b)
 
 
 @intrinsic
@@ -267,7 +281,10 @@ swap_1, swap_2, swap_4 = _swap(1), _swap(2), _swap(4)
 
 @intrinsic
 def power_of_two(typing, exponent):
-    """2 ** exponent of whole numbers between -126 and 127."""
+    """2 ** exponent of whole numbers between -126 and 127, 0 of -127, infinity of 128.
+
+    Of NaN any number, as a conversion to integers gives what the processor likes.
+    """
 
     def code(context, builder, signature, arguments):
         wide = ir.VectorType(_I32, LANES)
@@ -301,13 +318,13 @@ def positive(typing, a):
 
 @kernel
 def exp(x):
-    """e ** x to 2e-7 relative; below e ** -87 it stays there.
+    """e ** x to 2e-7 relative; 0 below e ** -87.7, infinity above e ** 88.4, NaN of NaN.
 
     x log2(e) is split into a whole number and a rest in [-1/2, 1/2], log2(e) into two floats so
     that the rest is exact; its power of two is its series to the seventh order (remainder below
     6e-9).
     """
-    x = larger(x, splat(np.float32(-87.0)))
+    x = smaller(splat(np.float32(88.5)), larger(splat(np.float32(-88.0)), x))  # NaN stays
     high, low = splat(np.float32(1.44269502)), splat(np.float32(1.92596303e-8))
     whole = nearest(multiply(x, high))
     rest = fma(x, low, fma(x, high, subtract(splat(np.float32(0)), whole)))

@@ -2,6 +2,9 @@
 
 Softmax sums run in float32 and base 2. A first launch leaves an output and a log-sum-exp for every
 part of a list, a second one merges the parts.
+
+NaN and infinities go where torch lets them go. A maximum drops NaN, but the weight of a NaN logit,
+exp2(logit - maximum), is NaN, and with it the sum and the output; so is that of an infinite one.
 """
 
 import triton
@@ -10,6 +13,7 @@ import triton.language as tl
 from .bits import INTERPRET
 
 LOG2_E = tl.constexpr(1.4426950408889634)
+LOWEST = tl.constexpr(-3.4028234663852886e38)  # log of the sum of tokens that have no weight
 
 
 @triton.jit
@@ -34,7 +38,8 @@ def attend_kernel(
 
     Grid (parts, batch * lists * q_len); `split` tokens a part. LISTED: tokens of INDICES (rows,
     width), negative for none; else of the rows' spans. PARTS (rows, GROUP, parts, VALUE_DIM) and
-    LSE (rows, GROUP, parts), float32. One head multiplies in registers, more on tensor cores.
+    LSE (rows, GROUP, parts), float32: -inf for no tokens, LOWEST for tokens whose logits are all
+    -inf. One head multiplies in registers, more on tensor cores.
     """
     part = tl.program_id(0)
     row = tl.program_id(1)
@@ -101,7 +106,11 @@ def attend_kernel(
         highest = peak
     empty = total == 0
     at = (row.to(tl.int64) * GROUP + head) * parts + part
-    lse = tl.where(empty, -float("inf"), highest + tl.log2(tl.where(empty, 1.0, total)))
+    some = start < end
+    if LISTED:
+        some = tl.load(indices + start, mask=some, other=-1) >= 0
+    nothing = tl.where(some, LOWEST, -float("inf"))
+    lse = tl.where(empty, nothing, highest + tl.log2(tl.where(empty, 1.0, total)))
     tl.store(LSE + at, lse, mask=head < GROUP)
     out = out / tl.where(empty, 1.0, total)[:, None]
     inside = (head < GROUP)[:, None] & (value_dim < VALUE_DIM)[None, :]
@@ -117,7 +126,7 @@ def merge_kernel(
     """Merge the parts of a head: OUT (batch, heads, q_len, VALUE_DIM) and its natural log-sum-exp.
 
     Grid (batch * lists * q_len * GROUP); BLOCK parts at a time. SINKS (heads): logits that take
-    weight and have no value.
+    weight and have no value; without them tokens of no weight give NaN, as 0 / 0 in a softmax.
     """
     at = tl.program_id(0)
     row = at // GROUP
@@ -146,7 +155,10 @@ def merge_kernel(
         inside = inside[:, None] & (value_dim < VALUE_DIM)[None, :]
         total += tl.sum(weight, axis=0)
         out += tl.sum(weight[:, None] * tl.load(addresses, mask=inside, other=0.0), axis=0)
-    empty = total == 0
+    weightless = highest == LOWEST
+    if not HAS_SINKS:
+        out = tl.where(weightless, float("nan"), out)
+    empty = weightless | (total == 0)
     out = out / tl.where(empty, 1.0, total)
     lse = (safe + tl.log2(tl.where(empty, 1.0, total))) / LOG2_E
     place = (batch.to(tl.int64) * lists * GROUP + head) * q_len + query

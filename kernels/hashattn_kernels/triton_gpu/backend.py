@@ -72,11 +72,12 @@ def select_by_codes(
     """Histogram and threshold, then compaction: two launches.
 
     Graded queries with more levels than a histogram in registers holds are torch's: 256 bits in
-    three planes, for example.
+    three planes, for example. So are plain ones with more than any histogram holds.
     """
     batch, heads, q_len, words = query_codes.shape[:4]
     grades = query_codes.shape[4] - 1 if query_codes.dim() == 5 else 0
-    if grades and levels(1, words, grades) > configs.MOST_LEVELS:
+    most = configs.MOST_LEVELS if grades else configs.MOST_BINS
+    if levels(heads // lists, words, grades) > most:
         given = (query_codes, key_codes, heavy, spans, sink, local, lists, width)
         return reference.select_by_codes(*given)
     keys = key_codes if isinstance(key_codes, Tiled) else Tiled.from_tokens(tokens_of(key_codes))

@@ -16,6 +16,7 @@ from .scoring import digits, levels
 WARPS = 4  # of the selection kernels: 128 threads, one column of a tile each
 MOST_HOT = 8  # one-hot words of a level that fit in registers, with their digits
 MOST_LEVELS = 1024  # that a histogram in registers holds
+MOST_BINS = 4096  # levels that a program can count at all
 PROGRAMS = 4  # a kernel aims at so many programs for each multiprocessor
 MULTIPROCESSORS = 132  # of an H100 or H200: what is assumed without a GPU
 MERGE_BLOCK = 16  # parts

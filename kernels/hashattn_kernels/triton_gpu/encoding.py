@@ -18,7 +18,8 @@ def times(x, weight, SHORT: tl.constexpr):
         return product(x.to(tl.bfloat16), weight)
     elif weight.dtype == tl.bfloat16:
         high = x.to(tl.bfloat16)
-        low = (x - high.to(tl.float32)).to(tl.bfloat16)
+        rest = x - high.to(tl.float32)
+        low = tl.where(high.to(tl.float32) == x, 0.0, rest).to(tl.bfloat16)  # inf - inf is NaN
         return product(high, weight) + product(low, weight)
     else:
         return tl.dot(x, weight, input_precision="tf32x3")
@@ -30,7 +31,7 @@ def activate(x, ACTIVATION: tl.constexpr):
     if ACTIVATION == "silu":
         return x * tl.sigmoid(x)
     elif ACTIVATION == "relu":
-        return tl.maximum(x, 0.0)
+        return tl.where(x < 0, 0.0, x)  # a maximum would drop NaN
     elif ACTIVATION == "gelu":
         return 0.5 * x * (1 + tl.erf(x * 0.7071067811865476))
     else:
@@ -41,17 +42,19 @@ def activate(x, ACTIVATION: tl.constexpr):
 def encode_kernel(
     X, X2, WEIGHTS, BIASES, OUT, OUT2, SPANS,
     x_batch, x_head, x_row, x2_batch, x2_head, x2_row, out2_batch, out2_head,
-    maps, share, share2, rows, rows2,
-    IN: tl.constexpr, IN_SLOTS: tl.constexpr, HIDDEN: tl.constexpr, BITS: tl.constexpr,
-    BIT_SLOTS: tl.constexpr, DEPTH: tl.constexpr, ACTIVATION: tl.constexpr, BLOCK: tl.constexpr,
-    TILED: tl.constexpr,
+    maps, stored, share, share2, rows, rows2,
+    IN: tl.constexpr, IN_SLOTS: tl.constexpr, WIDTHS: tl.constexpr, HIDDEN: tl.constexpr,
+    BITS: tl.constexpr, BIT_SLOTS: tl.constexpr, DEPTH: tl.constexpr, ACTIVATION: tl.constexpr,
+    BLOCK: tl.constexpr, TILED: tl.constexpr,
 ):  # fmt: skip
     """Codes of BLOCK vectors of one head. Grid (blocks of rows, maps of both stacks, batch).
 
     The first `maps` programs of axis 1 read X, with `share` maps a head, and write OUT (batch,
     maps, rows, words); the others read X2 and write OUT2 alike, or, if TILED, the code of one
     vector into the tiles of a code cache, at the last token that SPANS (batch, 1, 2) sees.
-    WEIGHTS, BIASES: of all maps, stages one behind another, padded to the widths of the slots.
+    WEIGHTS, BIASES: of `stored` maps, those of both stacks or of the one that both are, stages one
+    behind another, padded to the widths of the slots.
+    WIDTHS: of the hidden stages; behind them an infinite x times the padding's zeros would be NaN.
     """
     block = tl.program_id(0)
     index = tl.program_id(1)
@@ -74,16 +77,20 @@ def encode_kernel(
     MIDDLE: tl.constexpr = DEPTH - 2 if DEPTH > 2 else 0
     INNER: tl.constexpr = HIDDEN if DEPTH > 1 else IN_SLOTS
     SIZE: tl.constexpr = IN_SLOTS * FIRST + MIDDLE * HIDDEN * HIDDEN + INNER * BIT_SLOTS
-    weight = WEIGHTS + index.to(tl.int64) * SIZE
-    bias = BIASES + index * (FIRST + MIDDLE * HIDDEN + BIT_SLOTS)
+    weight = WEIGHTS + (index % stored).to(tl.int64) * SIZE
+    bias = BIASES + index % stored * (FIRST + MIDDLE * HIDDEN + BIT_SLOTS)
     if DEPTH > 1:
         x = times(x, tl.load(weight + column[:, None] * HIDDEN + hidden[None, :]), GIVEN)
         x = activate(x + tl.load(bias + hidden)[None, :], ACTIVATION)
+        if WIDTHS[0] < HIDDEN:
+            x = tl.where((hidden < WIDTHS[0])[None, :], x, 0.0)
         weight += IN_SLOTS * HIDDEN
         bias += HIDDEN
-    for _ in tl.static_range(MIDDLE):
+    for stage in tl.static_range(MIDDLE):
         x = times(x, tl.load(weight + hidden[:, None] * HIDDEN + hidden[None, :]), False)
         x = activate(x + tl.load(bias + hidden)[None, :], ACTIVATION)
+        if WIDTHS[stage + 1] < HIDDEN:
+            x = tl.where((hidden < WIDTHS[stage + 1])[None, :], x, 0.0)
         weight += HIDDEN * HIDDEN
         bias += HIDDEN
     inner = tl.arange(0, INNER)

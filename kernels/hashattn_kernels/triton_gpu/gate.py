@@ -103,6 +103,7 @@ def _encodes() -> Iterator[Build]:
         sizes = {
             "IN": dim,
             "IN_SLOTS": triton.next_power_of_2(dim),
+            "WIDTHS": (hidden,) * (depth - 1),
             "HIDDEN": hidden,
             "BITS": bits,
             "BIT_SLOTS": bits,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -29,11 +30,12 @@ def on(tensor: Tensor):
 
 @dataclass(frozen=True)
 class Packed:
-    """Weights and biases of two stacks of maps of equal widths, as encode_kernel reads them."""
+    """Weights and biases (maps, numbers) of two stacks of maps of equal widths, or of one that is
+    both, as encode_kernel reads them."""
 
     weights: Tensor
     biases: Tensor
-    constants: dict[str, int | str]
+    constants: dict[str, Any]
 
 
 def pack(maps: Maps, others: Maps) -> Packed:
@@ -52,13 +54,15 @@ def pack(maps: Maps, others: Maps) -> Packed:
     return made[others]
 
 
-def constants(maps: Maps) -> dict[str, int | str]:
+def constants(maps: Maps) -> dict[str, Any]:
     """Constants of encode_kernel for the widths of these maps."""
     inputs = maps.weights[0].shape[1]
-    hidden = max((weight.shape[2] for weight in maps.weights[:-1]), default=0)
+    widths = tuple(weight.shape[2] for weight in maps.weights[:-1])
+    hidden = max(widths, default=0)
     return {
         "IN": inputs,
         "IN_SLOTS": _slots(inputs),
+        "WIDTHS": widths,
         "HIDDEN": _slots(hidden),
         "BITS": maps.bits,
         "BIT_SLOTS": next_power_of_2(maps.bits),
@@ -109,7 +113,8 @@ def encode(
         encode_kernel[grid](
             x, x2, packed.weights, packed.biases, out, out2, out if spans is None else spans,
             *x.stride()[:3], *x2.stride()[:3], out2.stride(0), out2.stride(1),
-            maps.heads, maps.heads // heads, maps2.heads // x2.shape[1], rows, rows2,
+            maps.heads, packed.weights.shape[0], maps.heads // heads, maps2.heads // x2.shape[1],
+            rows, rows2,
             **sizes, BLOCK=config.block, TILED=spans is not None,
             num_warps=config.warps,
         )  # fmt: skip
