@@ -155,7 +155,7 @@ def capture(
             "capturing needs all heads in one process, and tensor parallelism spreads them: train "
             'and calibrate with the model on one device, or loaded with device_map="auto"'
         )
-    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicCache, DynamicLayer
 
     ids = input_ids.reshape(1, -1) if input_ids.dim() == 1 else input_ids
     if ids.dim() != 2 or ids.shape[0] != 1 or ids.shape[1] == 0:
@@ -170,6 +170,9 @@ def capture(
     tap = _Tap(_check_rows(rows, ids.shape[1]), tapped, values)
     before, training = model.config.get_text_config()._attn_implementation, model.training
     base, cache = model.base_model, DynamicCache(config=model.config.get_text_config())
+    for i, layer in enumerate(cache.layers):
+        if i in full and layer.is_sliding:  # a window as long as the positions: keep every key
+            cache.layers[i] = DynamicLayer()
     try:
         model.eval()
         _switch_to_capture(model)

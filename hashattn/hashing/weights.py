@@ -194,6 +194,10 @@ class HashWeights:
         of an old card (see renew_card), offloading or quantisation. UnsupportedModelError for a
         model whose KV heads the processes of tensor parallelism cannot share evenly.
         """
+        if force and model is None:
+            raise ValueError(
+                "force=True accepts a model: HashWeights.load(path, model, force=True)"
+            )
         directory = Path(directory)
         record = _read_config(directory)
         config = _parse_config(record, directory)
@@ -245,9 +249,9 @@ class HashWeights:
             raise HashWeightsError(
                 f"these hash weights were made for {recorded.get('name') or 'another model'}, the "
                 f"model at hand ({model_name(model) or 'unnamed'}) differs in {'; '.join(found)}. "
-                f"Load that model, or {TRAIN_HINT} (start=weights goes on from these); "
-                "HashWeights.load(path, model, force=True) accepts them as they are, and receipts "
-                "will say so"
+                f"Load that model, or {TRAIN_HINT}. HashWeights.load(path, model, force=True) "
+                "accepts these all the same: for use, which every receipt will say, or as the "
+                "`start` of training"
             )
         return found
 
@@ -272,13 +276,19 @@ def renew_card(directory: str | Path, model: nn.Module) -> HashWeights:
 
     For cards from before projections had fingerprints, once, with the very model that the weights
     were trained on. Only hash_config.json is written; maps and their content hash stay. Returns the
-    weights. Raises HashWeightsError where the card already names another model.
+    weights. Raises HashWeightsError where the card already names another model, or where `model`
+    is quantised or offloaded, so that it cannot be read.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what is missing is what comes now
         weights = HashWeights.load(directory, model, allow_untrained=True)
     named = {k: v for k, v in (weights.card.get("base_model") or {}).items() if v is not None}
     actual = base_model_record(model)
+    if actual["unread"]:
+        raise HashWeightsError(
+            f"the model's projections cannot be read (layer: why, {actual['unread']}): renew the "
+            "card with the model loaded whole, in float32, bfloat16 or float16"
+        )
     weights.card["base_model"] = actual | {k: named[k] for k in ("name", "revision") if k in named}
     write_json(Path(directory) / CONFIG_FILE, weights.record())
     return weights

@@ -206,6 +206,8 @@ def test_force_accepts_and_every_record_says_so(tmp_path):
 
 def test_force_does_not_accept_other_shapes_or_damaged_files(tmp_path):
     made_for(tiny_model("llama"), tmp_path)
+    with pytest.raises(ValueError, match="force=True accepts a model"):
+        HashWeights.load(tmp_path, force=True)
     with pytest.raises(HashWeightsError, match="kv_heads 2, the model has 1"):
         HashWeights.load(tmp_path, tiny_model("llama_mqa"), force=True)
     (tmp_path / MAPS_FILE).write_bytes(b"")
@@ -287,6 +289,8 @@ def test_quantised_projections_are_told_and_not_compared(tmp_path, how):
     made_for(model, tmp_path / "quantised")
     with pytest.warns(UserWarning, match="layer 1 quantised in the card"):
         HashWeights.load(tmp_path / "quantised", tiny_model("qwen3"))
+    with pytest.raises(HashWeightsError, match="cannot be read.*'1': 'quantised'"):
+        renew_card(tmp_path / "plain", model)
     with torch.no_grad():
         noise(model.model.layers[0].self_attn.k_proj.weight)  # the others are
     with pytest.warns(UserWarning), pytest.raises(HashWeightsError, match="norms of layer 0"):

@@ -112,6 +112,8 @@ def test_beyond_its_positions_the_window_limits_again():
     with attach(model, make_selector("oracle"), Budget(heavy=1000), allow_dense=True):
         covering = generate(model, prompt(), max_new_tokens=20)[1]
     torch.testing.assert_close(covering, expected, rtol=0, atol=1e-4)
+    captured = capture(model, prompt(length=60), chunk=8)[1]
+    assert captured.keys.shape[1] == captured.queries.shape[1] == 60
 
 
 @pytest.mark.parametrize(
