@@ -13,13 +13,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hashattn.base.checks import is_count, is_number, require
 from hashattn.engines.threads import thread_count
 from hashattn.hashing.capture import CapturedLayer
 from hashattn.progress import progress_bar
 
 NEGATIVE = -1.0  # label of a key outside the best share
-POSITIVE = ("rows_per_step", "learning_rate", "sharpness", "best_label")
-NOT_NEGATIVE = ("steps", "similarity", "balance", "decorrelation", "weight_decay")
+COUNTS = {"steps": 0, "rows_per_step": 1}  # the least
+POSITIVE = ("learning_rate", "sharpness", "best_label")
 SHARES = ("best_share", "momentum", "decay")
 
 
@@ -59,16 +60,16 @@ class HataRecipe:
     decay: float = 0.998
 
     def __post_init__(self) -> None:
-        for field in POSITIVE:
-            self._require(field, getattr(self, field) > 0, "more than 0")
-        for field in NOT_NEGATIVE:
-            self._require(field, getattr(self, field) >= 0, "zero or more")
-        for field in SHARES:
-            self._require(field, 0 <= getattr(self, field) <= 1, "between 0 and 1")
-
-    def _require(self, field: str, valid: bool, allowed: str) -> None:
-        if not valid:
-            raise ValueError(f"{field} = {getattr(self, field)!r} is not valid: use {allowed}")
+        for field, value in vars(self).items():
+            if field in COUNTS:
+                require(is_count(value, COUNTS[field]), field, value,
+                        f"an integer of at least {COUNTS[field]}")  # fmt: skip
+            elif field in SHARES:
+                require(is_number(value) and 0 <= value <= 1, field, value, "a number in 0..1")
+            elif field in POSITIVE:
+                require(is_number(value) and value > 0, field, value, "a number above 0")
+            else:
+                require(is_number(value) and value >= 0, field, value, "a number of at least 0")
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from operator import index
 
 import torch
 from torch import Tensor
 
+from hashattn.base.checks import is_count, require
 from hashattn.heads import HeadSlice
 from hashattn.kernels import ACTIVATIONS, Maps, encode, encode_pair, preactivations
 
@@ -41,7 +43,10 @@ class HashConfig:
     activation: str = "silu"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "layers", tuple(int(i) for i in self.layers))
+        try:
+            object.__setattr__(self, "layers", tuple(map(index, self.layers)))
+        except TypeError:  # no list, or of what is no integer
+            require(False, "layers", self.layers, "a list of layer indices")
         rules = {
             "layers": (
                 bool(self.layers)
@@ -49,21 +54,22 @@ class HashConfig:
                 and min(self.layers) >= 0,
                 "distinct non-negative layer indices, at least one",
             ),
-            "query_heads": (self.query_heads > 0, "a positive integer"),
+            "query_heads": (is_count(self.query_heads), "a positive integer"),
             "kv_heads": (
-                self.kv_heads > 0 and self.query_heads % self.kv_heads == 0,
+                is_count(self.kv_heads)
+                and is_count(self.query_heads)
+                and self.query_heads % self.kv_heads == 0,
                 f"a divisor of query_heads ({self.query_heads})",
             ),
-            "head_dim": (self.head_dim > 0, "a positive integer"),
+            "head_dim": (is_count(self.head_dim), "a positive integer"),
             "layout": (self.layout in LAYOUTS, " or ".join(LAYOUTS)),
-            "bits": (self.bits > 0 and self.bits % 32 == 0, "a positive multiple of 32"),
-            "depth": (self.depth in (1, 2, 3), "1, 2 or 3"),
-            "hidden": (self.hidden > 0, "a positive integer"),
+            "bits": (is_count(self.bits) and self.bits % 32 == 0, "a positive multiple of 32"),
+            "depth": (is_count(self.depth, most=3), "1, 2 or 3"),
+            "hidden": (is_count(self.hidden), "a positive integer"),
             "activation": (self.activation in ACTIVATIONS, " or ".join(ACTIVATIONS)),
         }
         for field, (valid, allowed) in rules.items():
-            if not valid:
-                raise ValueError(f"{field}={getattr(self, field)!r} is not valid: use {allowed}")
+            require(valid, field, getattr(self, field), allowed)
 
     @property
     def group(self) -> int:

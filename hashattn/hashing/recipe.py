@@ -9,6 +9,8 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
+from hashattn.base.checks import is_count, is_number, require
+
 CHOICES = {
     "loss": ("bce", "cross_entropy", "budgeted"),
     "surrogate": ("tanh", "anneal", "straight_through"),
@@ -19,17 +21,12 @@ CHOICES = {
     "weigh": ("mass", "output"),
     "group": ("each", "sum"),
 }
-AT_LEAST_ONE = (
-    "top",
-    "steps",
-    "rows_per_step",
-    "sequences_per_step",
-    "evaluate_every",
-    "patience",
-    "selection_fraction",
-)
+COUNTS = {  # the least
+    "top": 1, "steps": 1, "rows_per_step": 1, "sequences_per_step": 1, "evaluate_every": 1,
+    "patience": 1, "selection_fraction": 1, "sink": 0, "local": 0,
+}  # fmt: skip
 SHARES = ("mass_share", "hard_share")
-NOT_NEGATIVE = ("sink", "local", "balance", "decorrelation", "weight_decay", "alpha", "beta")
+NOT_NEGATIVE = ("balance", "decorrelation", "weight_decay", "alpha", "beta")
 POSITIVE = ("learning_rate", "scale", "budget_fraction", "top_fraction")
 
 
@@ -107,25 +104,21 @@ class TrainRecipe:
     selection_fraction: int = 32
 
     def __post_init__(self) -> None:
-        for field, allowed in CHOICES.items():
-            self._require(field, getattr(self, field) in allowed, " or ".join(allowed))
-        for field in AT_LEAST_ONE:
-            self._require(field, getattr(self, field) >= 1, "at least 1")
-        for field in SHARES:
-            self._require(field, 0 <= getattr(self, field) <= 1, "between 0 and 1")
-        for field in NOT_NEGATIVE:
-            self._require(field, getattr(self, field) >= 0, "zero or more")
-        for field in POSITIVE:
-            self._require(field, getattr(self, field) > 0, "more than 0")
-        self._require(
-            "keys_per_step",
-            self.keys_per_step is None or self.keys_per_step >= self.top,
-            f"None or at least top ({self.top})",
-        )
-
-    def _require(self, field: str, valid: bool, allowed: str) -> None:
-        if not valid:
-            raise ValueError(f"{field}={getattr(self, field)!r} is not valid: use {allowed}")
+        for field, value in vars(self).items():
+            if field in CHOICES:
+                require(value in CHOICES[field], field, value, " or ".join(CHOICES[field]))
+            elif field in COUNTS:
+                require(is_count(value, COUNTS[field]), field, value,
+                        f"an integer of at least {COUNTS[field]}")  # fmt: skip
+            elif field in SHARES:
+                require(is_number(value) and 0 <= value <= 1, field, value, "a number in 0..1")
+            elif field in POSITIVE:
+                require(is_number(value) and value > 0, field, value, "a number above 0")
+            elif field in NOT_NEGATIVE:
+                require(is_number(value) and value >= 0, field, value, "a number of at least 0")
+        keys = self.keys_per_step
+        require(keys is None or is_count(keys, self.top), "keys_per_step", keys,
+                f"None or an integer of at least top, {self.top}")  # fmt: skip
 
     def vary(self, **changes: object) -> TrainRecipe:
         """The same recipe with some options changed (one row of an ablation table)."""

@@ -162,10 +162,18 @@ def test_penalties_are_zero_for_balanced_independent_bits():
         ("sink", -1),
         ("keys_per_step", 3),
         ("balance", -1.0),
+        ("steps", "many"),
+        ("steps", True),
+        ("rows_per_step", 1.5),
+        ("learning_rate", float("nan")),
+        ("alpha", [20.0]),
+        ("mass_share", None),
+        ("loss", ["bce"]),
+        ("keys_per_step", "all"),
     ],
 )
 def test_an_invalid_option_names_itself(field, value):
-    with pytest.raises(ValueError, match=f"{field}=.* is not valid: use"):
+    with pytest.raises(ValueError, match=f"{field} = .*: must be"):
         RECIPE.vary(**{field: value})
 
 

@@ -145,7 +145,7 @@ def test_unreadable_config(saved):
 
 def test_impossible_or_newer_config(saved):
     edit_config(saved, lambda r: r["config"].update(bits=40))
-    with pytest.raises(HashWeightsError, match="bits=40"):
+    with pytest.raises(HashWeightsError, match="bits = 40"):
         HashWeights.load(saved)
     edit_config(saved, lambda r: r["config"].update(bits=32, colour="red"))
     with pytest.raises(HashWeightsError, match="impossible hash maps"):
