@@ -10,6 +10,7 @@ _EXPORTS = {
     "bucket_table": "tables",
     "by_the_book": "longbench_protocol",
     "comparison_table": "tables",
+    "cut_note": "tables",
     "dataset_table": "tables",
     "density_table": "tables",
     "evaluate": "runner",

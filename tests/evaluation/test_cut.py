@@ -164,8 +164,8 @@ def test_a_chat_prompt_counts_what_the_limit_counts(embedded):
 
 
 def refused(model, monkeypatch, tmp_path, record, protocol):
-    monkeypatch.setattr(cells, "PrefilledContext", None)  # nothing may run
-    with pytest.raises(PromptTooLongError) as error:
+    with monkeypatch.context() as patch, pytest.raises(PromptTooLongError) as error:
+        patch.setattr(cells, "PrefilledContext", None)  # nothing may run
         answered(model, tmp_path / "r.jsonl", [RECORDS[2], record], protocol)
     assert (tmp_path / "r.jsonl").read_text() == ""
     return str(error.value)

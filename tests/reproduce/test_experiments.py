@@ -154,13 +154,13 @@ def test_a_run_without_the_window_or_a_baseline_is_judged_by_dense_alone(profile
 def test_the_embedded_model_cannot_answer_company_texts(profile, loaded, weights, tmp_path):
     """The run that reported success: two contracts, none answered, one answer cut away."""
     made = [
-        Record("違約金は", 60 * "第三条 乙は契約上の権利を譲渡しない。" + "違約金は三百万円である。"
-               + 60 * "第四条 甲は通知する。", ("三百万円",), dataset="contracts"),
-        Record("Who signs?", "Ms Sato signs. " + 250 * "The parties agree. ", ("Ms Sato",),
+        Record("違約金は", 20 * "第三条 乙は契約上の権利を譲渡しない。" + "違約金は三百万円である。"
+               + 20 * "第四条 甲は通知する。", ("三百万円",), dataset="contracts"),
+        Record("Who signs?", "Ms Sato signs. " + 150 * "The parties agree. ", ("Ms Sato",),
                dataset="contracts"),
     ]  # fmt: skip
     save_records(made, tmp_path / "contracts.jsonl")
-    own = replace(profile, data=str(tmp_path), tasks=("contracts",), densities=(0.125, 1 / 16),
+    own = replace(profile, data=str(tmp_path), tasks=("contracts",), densities=(1 / 16,),
                   methods=("dense", "window", "hash"))  # fmt: skip
     chosen = experiments.methods(own, experiments.selectors(own, weights, []))
     both = experiments.quality(own, *loaded, chosen, 600, samples=2, progress=False)

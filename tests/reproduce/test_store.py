@@ -4,7 +4,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 from hashattn.reproduce.driver import ReproductionError
 from hashattn.reproduce.hygiene import problems
-from hashattn.reproduce.store import store, tidy
+from hashattn.reproduce.store import PICTURE, store, store_picture, tidy
 
 
 def executed_notebook():
@@ -134,3 +134,15 @@ def test_store_refuses_an_edited_source_and_an_unclean_or_missing_run(tmp_path):
     with pytest.raises(ReproductionError, match="run make reproduce first"):
         store(tmp_path / "run" / "absent.ipynb", target)
     assert target.read_text() == text
+
+
+def test_the_readme_s_picture_is_stored_with_the_run_that_drew_it(tmp_path):
+    results, notebooks = tmp_path / "results", tmp_path / "notebooks"
+    (results / "figures").mkdir(parents=True)
+    notebooks.mkdir()
+    store_picture(results, notebooks)
+    assert not (notebooks / "figures").exists()  # a run that drew none leaves the old one
+    for drawn in (b"first", b"second"):
+        (results / "figures" / f"03_{PICTURE}").write_bytes(drawn)
+        store_picture(results, notebooks)
+        assert (notebooks / "figures" / PICTURE).read_bytes() == drawn
