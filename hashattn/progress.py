@@ -79,7 +79,7 @@ class _ReportedBar(tqdm):
 
     def close(self) -> None:
         """See tqdm."""
-        drawn = not self.disable
+        drawn = not getattr(self, "disable", True)  # as tqdm asks: it may not have begun
         super().close()
         if drawn:
             _report((id(self), None))
@@ -103,7 +103,8 @@ class ReportedProgress:
             self._bars.pop(key).close()
             return
         if key not in self._bars:
-            place = {} if sys.stderr.isatty() and VARIABLE not in os.environ else {"position": 0}
+            lines = progress_stream() is sys.stderr and sys.stderr.isatty()
+            place = {} if lines else {"position": 0}
             self._bars[key] = progress_bar(
                 total=state["total"], desc=state["prefix"], unit=state["unit"], **place
             )
