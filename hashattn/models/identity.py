@@ -180,8 +180,8 @@ def projection_fingerprints(model: nn.Module) -> tuple[dict[str, str], dict[str,
     """({layer: SHA-256}, {layer: why it cannot be read}) of the full-attention layers.
 
     Over every weight and bias that makes a layer's queries and keys, with adapters, and over the
-    norms of its block; all elements, rounded to bfloat16 (20 million a layer of an 8B model, a
-    second or two for all). Weights that accelerate keeps on the CPU or a disk are fetched.
+    norms of its block; all elements, rounded to bfloat16 (20 million a layer of an 8B model, some
+    seconds on one core for all). Weights that accelerate keeps on the CPU or a disk are fetched.
     "offloaded": weights that are nowhere at hand (meta tensors); "quantised": weights that are not
     plain floating-point tensors.
     """
