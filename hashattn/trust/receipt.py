@@ -330,6 +330,7 @@ class Receipt:
                 f"method           {self.method['name']}" + (f" {weights[:12]}" if weights else ""),
                 f"model            {self.model['name'] or 'unnamed'}",
                 *self._heads_line(),
+                *self._forced_line(),
                 f"tokens cached    up to {longest}",
                 f"sparse calls     {self.sparse_calls} of {self.decode_calls} that followed cached "
                 "tokens, all layers",
@@ -349,6 +350,13 @@ class Receipt:
             f"                 several_rows: steps of up to {most} rows were read dense; "
             f"attach(..., sparse_rows={most}) reads them sparse"
         ]
+
+    def _forced_line(self) -> list[str]:
+        """That hash weights of another model were accepted, by the method itself or its base."""
+        method = self.method
+        while method is not None and not method.get("forced"):
+            method = method.get("parameters", {}).get("base")
+        return [] if method is None else [f"forced           {'; '.join(method['forced'])}"]
 
     def _heads_line(self) -> list[str]:
         if self.heads is None:
