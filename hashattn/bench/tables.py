@@ -102,7 +102,8 @@ def stages(rows: Iterable[dict[str, Any]], variant: str = "hash") -> pd.DataFram
 
 
 def scaling(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
-    """Speed of several threads over one: a line a (dtype, n, threads), a column a variant."""
+    """Speed of several threads over one: a line a (dtype, n, threads), a column a variant; empty
+    where only one thread was measured."""
     table = totals(rows)
     one = table.xs(1, level="threads")
     lines = {}
@@ -112,7 +113,8 @@ def scaling(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
             common = many.index.intersection(one.index)
             for key in common:
                 lines[*key, threads] = one.loc[key] / many.loc[key]
-    return pd.DataFrame(lines).T.rename_axis(["dtype", "n", "threads"])
+    found = pd.DataFrame(lines).T
+    return found.rename_axis(["dtype", "n", "threads"]) if lines else found
 
 
 def selection(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:

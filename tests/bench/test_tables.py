@@ -85,3 +85,13 @@ def test_whole_models_beside_their_ceiling():
     assert table["speed-up"].tolist() == [0.5, 1.0, 1.6]
     assert tables.model_stages(rows)["encode share"].tolist() == [0.1]
     assert isinstance(table, pd.DataFrame)
+
+
+def test_one_thread_alone_has_nothing_to_scale():
+    rows = [
+        {"threads": 1, "dtype": "float32", "n": n, "variant": "dense", "stage": "total", "ms": 1.0}
+        for n in (1024, 2048)
+    ]
+    assert tables.scaling(rows).empty
+    more = [row | {"threads": 2, "ms": 0.5} for row in rows]
+    assert tables.scaling(rows + more).loc[("float32", 2048, 2), "dense"] == 2

@@ -337,7 +337,7 @@ def test_official_ruler_files_load(tmp_path):
     assert (first._id, second._id) == ("vt/official/4", "vt/official/2")
     assert second.input == "Question?\n\n"
     for broken, message in (
-        ("{", "validation.jsonl:1: "),
+        ("{", "validation.jsonl:1 is not JSON"),
         ('{"input": "a\\nb"}', "no field 'outputs'"),
         ('{"input": "a b", "outputs": ["c"]}', "no line break before the question"),
         ('{"input": "a\\nb", "outputs": []}', "no answers"),

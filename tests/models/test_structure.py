@@ -103,7 +103,7 @@ def test_a_cache_that_was_filled_before_attach_is_kept_and_one_that_has_slid_sta
             model(ids, past_key_values=cache)
             with attach(model, make_selector("random"), SMALL, allow_dense=True) as run:
                 model(ids[:, :1], past_key_values=cache)
-        assert [step.reason for step in run.receipt.steps] == [reason, reason]
+        assert [count.reason for count in run.receipt.counts] == [reason, reason]
 
 
 def test_beyond_its_positions_the_window_limits_again():

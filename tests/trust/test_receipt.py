@@ -141,7 +141,7 @@ def test_size_does_not_grow_with_the_run(receipt):
 
     size, tensors = run_steps(10)
     grown, more = run_steps(100_000 - 10)
-    assert grown - size < 100 and more == tensors  # bytes: longer numbers alone
+    assert grown - size < 100 and more <= tensors  # bytes: longer numbers alone
     assert (len(run.counts), len(run.recent)) == (2, 5)
     assert run.sparse_calls == 200_000 and run.tokens_read == 200_000 * 14
     assert run.density == 14 / 50 and run.recent[-1].step == 99_999
