@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
 
 import pandas as pd
 
+from hashattn.access import load_model
 from hashattn.bench.layer import encode_latency
 from hashattn.bench.step import Shape
+from hashattn.engines import require_engine
+from hashattn.engines.processes import PROCESS_BYTES, Processes, processes_that_fit
 from hashattn.evaluation.recall import recall_rows
 from hashattn.evaluation.tasks import TASKS
 from hashattn.hashing.capture import CapturedLayer, capture
@@ -105,18 +111,52 @@ def _trained_and_measured(
     profile: Profile, model, tokenizer, layer: int, length: int, asked: dict[str, dict]
 ) -> pd.DataFrame:
     """One row a variant. All train on the same half of the profile's sequences, as many steps."""
-    count = max(2, profile.training.sequences // 2)
-    chosen = {}
-    for name, arguments in asked.items():
-        folder = "ablation/" + "".join(c if c.isalnum() else "-" for c in name)
-        arguments = arguments | {"recipe": arguments["recipe"].vary(steps=ABLATION_STEPS)}
-        weights = train_hashes(profile, model, tokenizer, folder, layers=[layer], count=count,
-                               shared_captures="ablation/captured", **arguments)  # fmt: skip
-        chosen[name] = as_trained(weights)
+    trainer = VariantTrainer(profile, layer)
+    first, *others = asked.items()
+    trained = {first[0]: trainer.train(model, tokenizer, *first)}
+    processes = 1  # each variant trains on one thread, so that as many train as there are cores
+    if others and model.device.type == "cpu" and require_engine() == "in_process":
+        processes = processes_that_fit(len(others), PROCESS_BYTES)
+    if processes > 1:
+        trained |= dict(Processes(processes).run(trainer, ([item] for item in others)))
+    else:
+        trained |= {item[0]: trainer.train(model, tokenizer, *item) for item in others}
+    chosen = {name: as_trained(trained[name]) for name in asked}
     asked = sequences(profile, tokenizer, 2, length=length, split="eval", questions=2)
     found = [capture(model, ids, rows=rows, layers=[layer])[layer] for ids, rows in asked]
     table = recall_rows(found, chosen, [length // 32], profile.sink, profile.local)
     return pd.DataFrame(table).groupby("method", sort=False)[["bits", *MEASURES]].mean()
+
+
+@dataclass(frozen=True)
+class VariantTrainer:
+    """Trains variants (a name, arguments of train_hashes) of one layer's hashes into the results.
+
+    All learn from the same captures, which the first of them makes. In another process it loads the
+    profile's model itself.
+    """
+
+    profile: Profile
+    layer: int
+
+    def __call__(self, variants: Sequence[tuple[str, dict]]) -> Iterator[tuple[str, HashWeights]]:
+        """Trains them in a worker process; the name and weights of each."""
+        for name, arguments in variants:
+            yield name, self.train(*_loaded(self.profile), name, arguments)
+
+    def train(self, model, tokenizer, name: str, arguments: dict) -> HashWeights:
+        """The weights of a variant; those that lie in the results already are taken from there."""
+        folder = "ablation/" + "".join(c if c.isalnum() else "-" for c in name)
+        arguments = arguments | {"recipe": arguments["recipe"].vary(steps=ABLATION_STEPS)}
+        return train_hashes(self.profile, model, tokenizer, folder, layers=[self.layer],
+                            count=max(2, self.profile.training.sequences // 2),
+                            shared_captures="ablation/captured", **arguments)  # fmt: skip
+
+
+@cache
+def _loaded(profile: Profile) -> tuple:
+    """A worker's model and tokenizer."""
+    return load_model(profile)
 
 
 def transfer(profile: Profile, model, tokenizer, held_out: str, length: int) -> pd.DataFrame:
