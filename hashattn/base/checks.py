@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Mapping
 from numbers import Real
+from types import MappingProxyType
 from typing import Any
 
 INT32_MAX = 2**31 - 1  # token indices are int32, so no number of tokens is larger
@@ -34,6 +36,31 @@ def is_count(value: Any, least: int = 1, most: int | None = None) -> bool:
 def is_number(value: Any) -> bool:
     """A finite real number; True and False are none."""
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def require_numbers(
+    values: Mapping[str, Any],
+    *,
+    counts: Mapping[str, int] = MappingProxyType({}),
+    shares: Collection[str] = (),
+    positive: Collection[str] = (),
+    not_negative: Collection[str] = (),
+) -> None:
+    """ValueError naming the first of `values`, by field, that is not the number its field needs.
+
+    counts: the least integer of each; shares: in 0..1. The first kind that names a field counts; a
+    field that none names is not looked at.
+    """
+    for field, value in values.items():
+        if field in counts:
+            allowed = f"an integer of at least {counts[field]}"
+            require(is_count(value, counts[field]), field, value, allowed)
+        elif field in shares:
+            require(is_number(value) and 0 <= value <= 1, field, value, "a number in 0..1")
+        elif field in positive:
+            require(is_number(value) and value > 0, field, value, "a number above 0")
+        elif field in not_negative:
+            require(is_number(value) and value >= 0, field, value, "a number of at least 0")
 
 
 def is_text(value: Any, *, empty: bool = False) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hashattn.base.checks import is_count, is_number, require
+from hashattn.base.checks import require_numbers
 from hashattn.engines.threads import thread_count
 from hashattn.hashing.capture import CapturedLayer
 from hashattn.progress import progress_bar
@@ -60,16 +60,8 @@ class HataRecipe:
     decay: float = 0.998
 
     def __post_init__(self) -> None:
-        for field, value in vars(self).items():
-            if field in COUNTS:
-                require(is_count(value, COUNTS[field]), field, value,
-                        f"an integer of at least {COUNTS[field]}")  # fmt: skip
-            elif field in SHARES:
-                require(is_number(value) and 0 <= value <= 1, field, value, "a number in 0..1")
-            elif field in POSITIVE:
-                require(is_number(value) and value > 0, field, value, "a number above 0")
-            else:
-                require(is_number(value) and value >= 0, field, value, "a number of at least 0")
+        require_numbers(vars(self), counts=COUNTS, shares=SHARES, positive=POSITIVE,
+                        not_negative=vars(self))  # fmt: skip
 
 
 @dataclass(frozen=True)

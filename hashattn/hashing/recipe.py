@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from hashattn.base.checks import is_count, is_number, require
+from hashattn.base.checks import is_count, require, require_numbers
 
 CHOICES = {
     "loss": ("bce", "cross_entropy", "budgeted"),
@@ -107,15 +107,8 @@ class TrainRecipe:
         for field, value in vars(self).items():
             if field in CHOICES:
                 require(value in CHOICES[field], field, value, " or ".join(CHOICES[field]))
-            elif field in COUNTS:
-                require(is_count(value, COUNTS[field]), field, value,
-                        f"an integer of at least {COUNTS[field]}")  # fmt: skip
-            elif field in SHARES:
-                require(is_number(value) and 0 <= value <= 1, field, value, "a number in 0..1")
-            elif field in POSITIVE:
-                require(is_number(value) and value > 0, field, value, "a number above 0")
-            elif field in NOT_NEGATIVE:
-                require(is_number(value) and value >= 0, field, value, "a number of at least 0")
+        require_numbers(vars(self), counts=COUNTS, shares=SHARES, positive=POSITIVE,
+                        not_negative=NOT_NEGATIVE)  # fmt: skip
         keys = self.keys_per_step
         require(keys is None or is_count(keys, self.top), "keys_per_step", keys,
                 f"None or an integer of at least top, {self.top}")  # fmt: skip
