@@ -8,13 +8,16 @@ threads as with one. The kernels follow torch's number.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 
 import torch
 
 VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")  # with which users say how many
 STARTED_WITH = torch.get_num_threads()
+GAIN = 0.9  # of the time with all threads, at most, for one thread to be preferred
+AGAIN = 24  # pieces after which the other number is tried again: other processes come and go
 
 
 @contextmanager
@@ -35,3 +38,39 @@ def chosen_by_user() -> bool:
     """Whether the environment, or torch.set_num_threads since this module was imported, says how
     many threads this process has."""
     return any(map(os.environ.get, VARIABLES)) or torch.get_num_threads() != STARTED_WITH
+
+
+class FasterThreads:
+    """Runs pieces of work with all threads and with one in turn, then with what was faster.
+
+    Every piece is run once, so that finding out costs next to nothing; what they compute must not
+    depend on the number. Where the user said how many threads there are, nothing is tried.
+    """
+
+    def __init__(self) -> None:
+        self._pieces: dict[Hashable, int] = {}
+        self._seconds: dict[tuple[Hashable, int], float] = {}  # of the last one, over its size
+
+    @contextmanager
+    def piece(self, kind: Hashable, size: float = 1.0) -> Iterator[None]:
+        """A piece of work that takes as long as others of its kind, times `size`."""
+        threads = torch.get_num_threads()
+        if threads == 1 or chosen_by_user():
+            yield
+            return
+        number = self._number(kind, threads)
+        with thread_count(number):
+            start = time.perf_counter()
+            yield
+            self._seconds[kind, number] = (time.perf_counter() - start) / size
+        self._pieces[kind] = self._pieces.get(kind, 0) + 1
+
+    def _number(self, kind: Hashable, threads: int) -> int:
+        """All, one, all (the first warmed up), and then the faster, with a look at the other."""
+        done = self._pieces.get(kind, 0)
+        if done < 3:
+            return (threads, 1, threads)[done]
+        one = self._seconds[kind, 1] < GAIN * self._seconds[kind, threads]
+        if done % AGAIN == 0:
+            one = not one
+        return 1 if one else threads

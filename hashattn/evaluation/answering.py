@@ -11,7 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hashattn.engines.threads import FasterThreads
+
 PREFILL_CHUNK = 4096  # tokens a forward; bounds activations on long contexts
+_THREADS = FasterThreads()
 
 
 @dataclass(frozen=True)
@@ -46,8 +49,9 @@ class PrefilledContext:
         self.cache = DynamicCache(config=model.config)
         ids = torch.tensor([self.tokens], device=model.device)
         # equal parts: a short last one could pass for decoding where sparse attention is attached
-        for chunk in ids.tensor_split(-(-ids.shape[1] // PREFILL_CHUNK), dim=1):
-            model(input_ids=chunk, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+        with _THREADS.piece((id(model), len(self.tokens).bit_length()), len(self.tokens)):
+            for chunk in ids.tensor_split(-(-ids.shape[1] // PREFILL_CHUNK), dim=1):
+                model(input_ids=chunk, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
         self.seconds = time.perf_counter() - start
 
     @torch.no_grad()

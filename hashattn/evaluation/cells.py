@@ -90,7 +90,8 @@ class Answerer:
         for cell in cells:
             question = None
             if not self._observes(cell) and not self._reads_sparse(cell):
-                question = context.read(cell.question, self._ends(cell)[1])
+                with thread_count(self._threads(context)):
+                    question = context.read(cell.question, self._ends(cell)[1])
             start = time.perf_counter()
             prediction, receipt = self._answer(cell, context, cache, question)
             seconds = (
@@ -116,10 +117,10 @@ class Answerer:
             context.append(cache, question)
             first = question.first
         rows = len(cell.question) if self._reads_sparse(cell) else 1
-        with self._attached(cell, rows) if method.sparse else nullcontext() as run:
+        attached = self._attached(cell, rows) if method.sparse else nullcontext()
+        with attached as run, thread_count(self._threads(context)):
             first = self._feed(cell, cache) if first is None else first
-            with thread_count(self._threads(context)):
-                prediction = self._greedy(cell, cache, first)
+            prediction = self._greedy(cell, cache, first)
         return prediction, run.receipt if method.sparse else None
 
     def _threads(self, context: PrefilledContext) -> int:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from hashattn.attention.budget import Budget
+from hashattn.engines.threads import FasterThreads
 from hashattn.hashing.labels import attention_logits, candidate_mask
 from hashattn.kernels import membership, select
 from hashattn.selectors.base import KeyView, Selector, Store
@@ -18,6 +19,7 @@ from hashattn.selectors.choice import Choice
 if TYPE_CHECKING:
     from hashattn.hashing.capture import CapturedLayer
 
+_THREADS = FasterThreads()
 ROWS_AT_ONCE = 64  # bounds the dense logits (query heads, rows, n) that recall is measured against
 
 
@@ -55,13 +57,15 @@ def recall_rows(
         kept = rows_with_candidates(layer, sink, local, prompt=prompt)
         index = {name: _index(selector, layer, prompt) for name, selector in selectors.items()}
         parts: dict[tuple[str, int], list[dict[str, Tensor]]] = {}
+        kind = tuple(selectors), len(heavy), layer.keys.shape
         for rows in kept.split(ROWS_AT_ONCE):
-            truth = _Truth(layer, rows, (sink, local), top, shares)
-            for name, selector in selectors.items():
-                scores = truth.scores(selector, index[name]) if selector.ranks else None
-                for tokens in heavy:
-                    read = truth.read(selector, index[name], scores, tokens)
-                    parts.setdefault((name, tokens), []).append(truth.measure(*read))
+            with _THREADS.piece(kind, len(rows)):
+                truth = _Truth(layer, rows, (sink, local), top, shares)
+                for name, selector in selectors.items():
+                    scores = truth.scores(selector, index[name]) if selector.ranks else None
+                    for tokens in heavy:
+                        read = truth.read(selector, index[name], scores, tokens)
+                        parts.setdefault((name, tokens), []).append(truth.measure(*read))
         for (name, tokens), found in parts.items():
             labels = _labels(layer, name, selectors[name], tokens, len(kept))
             table += [labels | means for means in _means(found, len(layer.keys), by_head)]

@@ -15,13 +15,12 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from hashattn.engines.threads import chosen_by_user, thread_count
+from hashattn.engines.threads import GAIN, chosen_by_user, thread_count
 from hashattn.evaluation.answering import PrefilledContext, feed
 from hashattn.progress import say
 
 STEPS, ROUNDS = 4, 3  # decode steps at a time with each number, and how often
 LONG = 0.25  # seconds; of steps that take longer, all threads are worth it
-GAIN = 0.9  # of the time with all threads, at most, for one thread to be preferred
 
 _found: WeakKeyDictionary[Any, dict[int, int]] = WeakKeyDictionary()
 

@@ -15,10 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from hashattn.dense import dense_attention
+from hashattn.engines.threads import FasterThreads
 from hashattn.errors import UnsupportedModelError
 from hashattn.models.structure import attention_shapes, head_slice
 
 NAME = "hashattn_capture"
+_THREADS = FasterThreads()
 
 
 @dataclass(frozen=True)
@@ -176,8 +178,9 @@ def capture(
     try:
         model.eval()
         _switch_to_capture(model)
-        for part in ids.to(model.device).split(chunk, 1):
-            base(input_ids=part, past_key_values=cache, use_cache=True, hashattn_tap=tap)
+        with _THREADS.piece((id(model), chunk, ids.shape[1].bit_length()), ids.shape[1]):
+            for part in ids.to(model.device).split(chunk, 1):
+                base(input_ids=part, past_key_values=cache, use_cache=True, hashattn_tap=tap)
     finally:
         model.set_attn_implementation(before)
         if training:

@@ -72,17 +72,22 @@ def test_a_script_without_a_main_guard_trains_the_same_weights_side_by_side(whol
 def test_an_interrupted_training_ends_its_workers_and_resumes_with_the_same_weights(
     whole, tmp_path, monkeypatch
 ):
-    pids, layers = set(), []
+    workers, layers = [], []
+    starts = processes.subprocess.Popen
+
+    def notes(*arguments, **options):
+        workers.append(starts(*arguments, **options))
+        return workers[-1]
 
     def interrupts_at_the_third(self, sender, report):
-        pids.add(sender)
         if report[1] and report[1]["prefix"].startswith("layer 2"):
             raise KeyboardInterrupt
 
     monkeypatch.setattr(processes.ReportedProgress, "show", interrupts_at_the_third)
+    monkeypatch.setattr(processes.subprocess, "Popen", notes)
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path, Processes(2), progress=True)
-    assert len(pids) == 2 and not any(Path(f"/proc/{pid}").exists() for pid in pids)
+    assert len(workers) == 2 and not any(Path(f"/proc/{one.pid}").exists() for one in workers)
     kept = [int(path.stem[-3:]) for path in (tmp_path / "layers").glob("*.json")]
     assert kept and not list((tmp_path / "layers").glob("*.partial"))
     real = training.train_layer
