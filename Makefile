@@ -57,13 +57,13 @@ reproduce: compile ## run the notebooks of PROFILE; figures, tables and report i
 	$(PY) -m hashattn.reproduce --profile $(PROFILE)
 
 bench: compile ## CPU latency to 128K tokens and whole models (12 min); results/bench/cpu.json
-	$(PY) -m hashattn.bench cpu
+	$(PY) -m hashattn.reproduce.bench cpu
 
 gpu: ## on a CUDA machine: check every kernel, measure the grid (10 min); results/bench/gpu.json
-	$(if $(wildcard $(READY)),$(PY),$(PYTHON)) -m hashattn.bench gpu
+	$(if $(wildcard $(READY)),$(PY),$(PYTHON)) -m hashattn.reproduce.bench gpu
 
 store: $(READY) ## copy the notebooks that reproduce ran, tidied, back into notebooks/
-	$(PY) -m hashattn.reproduce.store --profile $(PROFILE)
+	$(PY) -m hashattn.reproduce.notebooks.store --profile $(PROFILE)
 
 lab: $(READY) ## open the notebooks in JupyterLab
 	HASHATTN_PROFILE=$(PROFILE) $(PY) -m jupyterlab notebooks

@@ -6,15 +6,15 @@ Names are imported when they are first used, so that `import hashattn` stays lig
 from importlib import import_module
 
 _EXPORTS = {
-    "Attachment": "hashattn.attention.sparse",
-    "attach": "hashattn.attention.sparse",
+    "Attachment": "hashattn.attention.attachment",
+    "attach": "hashattn.attention.attachment",
     "Budget": "hashattn.attention.budget",
-    "detach": "hashattn.attention.sparse",
-    "HashAttnError": "hashattn.errors",
+    "detach": "hashattn.attention.attachment",
+    "HashAttnError": "hashattn.base.errors",
     "HashSelector": "hashattn.selectors.hash",
     "HashWeights": "hashattn.hashing.weights",
-    "Receipt": "hashattn.trust.receipt",
-    "SparsePathError": "hashattn.errors",
+    "Receipt": "hashattn.attention.receipt",
+    "SparsePathError": "hashattn.base.errors",
     "make_selector": "hashattn.selectors",
 }
 __all__ = sorted(_EXPORTS)

@@ -3,10 +3,10 @@
 import nbformat
 import pytest
 
-from hashattn.profiles import repository
-from hashattn.reproduce.fingerprint import notebook_source
-from hashattn.reproduce.hygiene import problems
-from hashattn.reproduce.store import tidy
+from hashattn.reproduce.notebooks.fingerprint import notebook_source
+from hashattn.reproduce.notebooks.hygiene import problems
+from hashattn.reproduce.notebooks.store import tidy
+from hashattn.reproduce.profiles import repository
 
 NOTEBOOKS = sorted((repository() / "notebooks").glob("*.ipynb"))
 

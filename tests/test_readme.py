@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from hashattn.profiles import repository
+from hashattn.reproduce.profiles import repository
 
 ROOT = repository()
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")

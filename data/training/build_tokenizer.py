@@ -10,9 +10,9 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from hashattn.evaluation import words
-from hashattn.evaluation.corpus import paragraphs
-from hashattn.evaluation.tasks import TASKS, draw_facts
+from hashattn.evaluation.benchmarks import words
+from hashattn.evaluation.benchmarks.corpus import paragraphs
+from hashattn.evaluation.benchmarks.generated import TASKS, draw_facts
 
 OUTPUT = Path(__file__).parents[1] / "embedded"
 VOCABULARY = 4096

@@ -11,17 +11,17 @@ from pathlib import Path
 
 import torch
 
-from hashattn.access import load_model
 from hashattn.attention.budget import Budget
 from hashattn.base.files import write_text
 from hashattn.base.repository import repository
+from hashattn.evaluation.benchmarks.generated import make_records
 from hashattn.evaluation.methods import Method
 from hashattn.evaluation.protocol import Protocol
 from hashattn.evaluation.runner import evaluate
 from hashattn.evaluation.tables import dataset_table
-from hashattn.evaluation.tasks import make_records
 from hashattn.models.identity import model_sha256
-from hashattn.profiles import load_profile
+from hashattn.reproduce.access import load_model
+from hashattn.reproduce.profiles import load_profile
 from hashattn.selectors import make_selector
 
 CONTEXTS = {4096: 50, 8192: 25}  # by length

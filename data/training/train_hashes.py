@@ -1,15 +1,15 @@
 """Train the shipped hash weights, data/embedded/hash_weights and variants: 10 minutes on 2 cores.
 
-Names of variants (hashattn.reproduce.experiments.VARIANTS) as arguments train only those.
+Names of variants (hashattn.reproduce.experiments.common.VARIANTS) as arguments train only those.
 """
 
 import sys
 import tempfile
 from pathlib import Path
 
-from hashattn.access import load_model
-from hashattn.profiles import load_profile
-from hashattn.reproduce.experiments import VARIANTS, train_hashes
+from hashattn.reproduce.access import load_model
+from hashattn.reproduce.experiments.common import VARIANTS, train_hashes
+from hashattn.reproduce.profiles import load_profile
 
 
 def main(names: list[str]) -> None:

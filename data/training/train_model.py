@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from hashattn.evaluation.corpus import paragraphs
-from hashattn.evaluation.tasks import TASKS, draw_facts
+from hashattn.evaluation.benchmarks.corpus import paragraphs
+from hashattn.evaluation.benchmarks.generated import TASKS, draw_facts
 from structured_init import structure
 
 EMBEDDED = Path(__file__).parents[1] / "embedded"

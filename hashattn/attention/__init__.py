@@ -1,6 +1,6 @@
 """Sparse attention inside transformers: the budget, the indexed cache and attach."""
 
-from .budget import Budget
+from hashattn.attention.budget import Budget
 
 __all__ = ["Attachment", "Budget", "attach", "detach"]
 
@@ -8,7 +8,7 @@ __all__ = ["Attachment", "Budget", "attach", "detach"]
 def __getattr__(name: str) -> object:
     """Import transformers only when attach is asked for."""
     if name in ("attach", "Attachment", "detach"):
-        from . import sparse
+        from hashattn.attention import attachment
 
-        return getattr(sparse, name)
+        return getattr(attachment, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, overload
 import torch
 from torch import Tensor
 
-from ..base.checks import INT32_MAX, is_count, is_number, require
-from ..selectors.choice import Choice
+from hashattn.base.checks import INT32_MAX, is_count, is_number, require
+from hashattn.selectors.choice import Choice
 
 if TYPE_CHECKING:
-    from ..heads import HeadSlice
+    from hashattn.models.heads import HeadSlice
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Budget:
 
     shares: how layers and heads divide the heavy tokens, None for evenly: for every model layer the
     factor of each KV head, or one for all of them; their mean over layers and heads is 1, so that
-    heavy and density stay what is read on average (`hashattn.evaluation.allocation` finds them).
+    heavy and density stay what is read on average (`evaluation.measures.allocation` finds them).
     Raises ValueError naming the field, its value and what is allowed.
     """
 

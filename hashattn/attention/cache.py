@@ -19,8 +19,8 @@ from transformers.cache_utils import (
     StaticSlidingWindowLayer,
 )
 
-from ..kernels import Codes, Growing
-from ..selectors.base import Selector
+from hashattn.kernels import Codes, Growing
+from hashattn.selectors.base import Selector
 
 _CLASSES: dict[type, type] = {}
 _UNLIMITED = {DynamicSlidingWindowLayer: DynamicLayer, StaticSlidingWindowLayer: StaticLayer}

@@ -8,7 +8,7 @@ import threading
 import torch
 from torch import Tensor
 
-from .refusals import refuse_non_finite
+from hashattn.attention.refusals import refuse_non_finite
 
 
 class FiniteWatch:

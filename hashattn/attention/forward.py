@@ -14,18 +14,18 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from ..dense import dense_attention, softmax_sinks
-from ..heads import HeadSlice
-from ..kernels import attend, dense_decode
-from ..selectors.base import KeyView, Selector
-from ..selectors.choice import Choice
-from ..trust.receipt import Receipt
-from . import refusals
-from .budget import Budget
-from .cache import IndexedLayer
-from .finite import FiniteWatch
-from .observer import NO_CLOCK, Clock, LayerStep, Observer
-from .tokens import make_choice
+from hashattn.attention import refusals
+from hashattn.attention.budget import Budget
+from hashattn.attention.cache import IndexedLayer
+from hashattn.attention.finite import FiniteWatch
+from hashattn.attention.observer import NO_CLOCK, Clock, LayerStep, Observer
+from hashattn.attention.receipt import Receipt
+from hashattn.attention.tokens import make_choice
+from hashattn.kernels import attend, dense_decode
+from hashattn.models.dense import dense_attention, softmax_sinks
+from hashattn.models.heads import HeadSlice
+from hashattn.selectors.base import KeyView, Selector
+from hashattn.selectors.choice import Choice
 
 NAME = "hash_attention"
 CALL = "hashattn_call"  # keyword that carries a LayerCall from the module hook to `forward`

@@ -12,10 +12,10 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, EncoderDecoderCache
 
-from ..errors import AttachmentError
-from ..models.structure import CACHE_ARGUMENTS, attention_modules
-from .cache import indexed_layer
-from .forward import CALL, NAME, DetachedCall, LayerCall, SparseRun
+from hashattn.attention.cache import indexed_layer
+from hashattn.attention.forward import CALL, NAME, DetachedCall, LayerCall, SparseRun
+from hashattn.base.errors import AttachmentError
+from hashattn.models.structure import CACHE_ARGUMENTS, attention_modules
 
 INPUTS = ("input_ids", "inputs_embeds")
 PROMPT = "_hashattn_prompt"  # on a cache: tokens at which the prompt that began it ends so far

@@ -14,8 +14,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..selectors.base import KeyView
-from ..selectors.choice import Choice
+from hashattn.selectors.base import KeyView
+from hashattn.selectors.choice import Choice
 
 
 @dataclass(frozen=True, slots=True)

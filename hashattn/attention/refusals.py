@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..errors import AttachmentError, NonFiniteError, UnsupportedModelError
-from ..heads import HeadSlice
-from ..selectors.base import Selector
+from hashattn.base.errors import AttachmentError, NonFiniteError, UnsupportedModelError
+from hashattn.models.heads import HeadSlice
+from hashattn.selectors.base import Selector
 
 
 def refuse_paged(kwargs: dict[str, Any]) -> None:

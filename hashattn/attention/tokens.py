@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from ..kernels import causal_spans
-from ..selectors.choice import Choice
-from .budget import Budget
+from hashattn.attention.budget import Budget
+from hashattn.kernels import causal_spans
+from hashattn.selectors.choice import Choice
 
 
 def make_choice(

@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from hashattn.errors import HashAttnError
+from hashattn.base.errors import HashAttnError
 
 PARTIAL = ".partial"  # ends the name of a file that is being written
 UNPACK = "unpack it first"

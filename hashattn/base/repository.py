@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from hashattn.errors import HashAttnError
+from hashattn.base.errors import HashAttnError
 
 
 class RepositoryError(HashAttnError, FileNotFoundError):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hashattn.engines.threads import FasterThreads
+from hashattn.base.engines.threads import FasterThreads
 
 PREFILL_CHUNK = 4096  # tokens a forward; bounds activations on long contexts
 _THREADS = FasterThreads()

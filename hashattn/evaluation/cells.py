@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from hashattn.attention.sparse import Attachment, attach
-from hashattn.engines.threads import thread_count
+from hashattn.attention.attachment import Attachment, attach
+from hashattn.attention.receipt import Receipt
+from hashattn.base.engines.threads import thread_count
 from hashattn.evaluation.answering import (
     PrefilledContext,
     ReadQuestion,
@@ -19,11 +20,10 @@ from hashattn.evaluation.answering import (
     feed,
     greedy,
 )
-from hashattn.evaluation.longbench import Record
 from hashattn.evaluation.methods import Method, reading
 from hashattn.evaluation.prompting import Prompt, answer_tokens, end_token_ids
 from hashattn.evaluation.protocol import Protocol
-from hashattn.trust.receipt import Receipt
+from hashattn.evaluation.records import Record
 
 TIMINGS = ("seconds", "question_seconds", "prefill_seconds")  # what differs between equal runs
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from hashattn.evaluation.identity import context_sha256, record_sha256
-from hashattn.evaluation.longbench import Record
+from hashattn.evaluation.records import Record
 from hashattn.hashing.benchmarks import trained_benchmarks
 from hashattn.hashing.weights import HashWeights
 

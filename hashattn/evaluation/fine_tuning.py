@@ -1,6 +1,6 @@
 """Benchmark records as training sequences, so that hashes can be fine-tuned on a task.
 
-`fine_tuning_split` (hashattn.evaluation.longbench_datasets) says which records may train;
+`fine_tuning_split` (hashattn.evaluation.benchmarks.longbench) says which records may train;
 `fine_tuning_sequences` makes of them what `hashattn.hashing.train_hash_weights` takes.
 """
 
@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hashattn.evaluation.longbench import Record
 from hashattn.evaluation.prompting import encode_prompt
 from hashattn.evaluation.protocol import Protocol
+from hashattn.evaluation.records import Record
 
 
 def fine_tuning_sequences(

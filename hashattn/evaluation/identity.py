@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hashattn.evaluation.longbench import Record
+from hashattn.evaluation.records import Record
 from hashattn.models.identity import fingerprint
 
 

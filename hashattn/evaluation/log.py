@@ -17,9 +17,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
+from hashattn.base.errors import HashAttnError
 from hashattn.base.files import FileError, decode, looks_like, parse_json
-from hashattn.errors import HashAttnError
-from hashattn.progress import say
+from hashattn.base.progress import say
 
 WRITING = 0  # the lock's byte of whoever writes; every claim has another one
 

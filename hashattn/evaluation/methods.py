@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from hashattn.attention.budget import Budget
+from hashattn.attention.receipt import Receipt
+from hashattn.base.errors import SparsePathError
 from hashattn.base.files import write_text
-from hashattn.errors import SparsePathError
 from hashattn.evaluation.protocol import Protocol
 from hashattn.selectors.base import Selector
-from hashattn.trust.receipt import Receipt
 
 DENSE = "dense"  # the budget's label of a method without one
 

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hashattn.errors import HashAttnError
-from hashattn.evaluation.longbench import Record
+from hashattn.base.errors import HashAttnError
 from hashattn.evaluation.protocol import Protocol
+from hashattn.evaluation.records import Record
 
 EXTRA_TOKENS = 2  # beyond the longest answer: the stop string and one that shows it went on
 

@@ -9,15 +9,16 @@ from typing import Any
 
 import pandas as pd
 
-from hashattn.engines import LATER, Engine, InProcess, chosen_engine
-from hashattn.engines.together import Together, leads
+from hashattn.base.engines import LATER, Engine, InProcess, chosen_engine
+from hashattn.base.engines.together import Together, leads
+from hashattn.base.progress import progress_bar, say
 from hashattn.evaluation.cells import Answerer, Cell
 from hashattn.evaluation.identity import context_sha256, record_sha256
 from hashattn.evaluation.log import ResultLog
-from hashattn.evaluation.longbench import Record, group_by_context, record_from_dict
 from hashattn.evaluation.methods import Method, check_methods, save_reading, verify
 from hashattn.evaluation.prompting import Prompt, make_prompt, require_positions
 from hashattn.evaluation.protocol import SETUPS, Protocol
+from hashattn.evaluation.records import Record, group_by_context, record_from_dict
 from hashattn.evaluation.tables import results_frame
 from hashattn.evaluation.threads import decode_threads
 from hashattn.models.identity import (
@@ -27,7 +28,6 @@ from hashattn.models.identity import (
     tokenizer_sha256,
 )
 from hashattn.models.structure import shared_by
-from hashattn.progress import progress_bar, say
 
 Place = tuple[int, int, str]  # a cell of the grid: method, record, setup
 
@@ -54,7 +54,7 @@ def evaluate(
     known and found there again by its content: code, model, tokenizer, method, protocol, sample. A
     killed run repeats at most one sample. Processes that evaluate to the same file share the work
     by contexts; those that share a model (tensor parallelism) all call this and compute together.
-    engine: by default the environment's choice (hashattn.engines). In this process, answers are
+    engine: by default the environment's choice (base.engines). In this process, answers are
     decoded with the number of threads that is faster here (evaluation.threads). Receipts are summed
     up per setup, method and budget in <out_path>.receipts.json. The frame's attrs["reused"] counts
     the results that were already there.

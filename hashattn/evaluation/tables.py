@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from hashattn.evaluation.longbench_datasets import BUCKETS, bucket
+from hashattn.evaluation.benchmarks.longbench import BUCKETS, bucket
 from hashattn.evaluation.protocol import BY_DATASET, SETUPS
 from hashattn.evaluation.statistics import Difference, paired_bootstrap
 

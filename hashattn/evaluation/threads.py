@@ -15,9 +15,9 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from hashattn.engines.threads import GAIN, chosen_by_user, thread_count
+from hashattn.base.engines.threads import GAIN, chosen_by_user, thread_count
+from hashattn.base.progress import say
 from hashattn.evaluation.answering import PrefilledContext, feed
-from hashattn.progress import say
 
 STEPS, ROUNDS = 4, 3  # decode steps at a time with each number, and how often
 LONG = 0.25  # seconds; of steps that take longer, all threads are worth it

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from hashattn.dense import dense_attention
-from hashattn.engines.threads import FasterThreads
-from hashattn.errors import UnsupportedModelError
+from hashattn.base.engines.threads import FasterThreads
+from hashattn.base.errors import UnsupportedModelError
+from hashattn.models.dense import dense_attention
 from hashattn.models.structure import attention_shapes, head_slice
 
 NAME = "hashattn_capture"

@@ -9,8 +9,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from hashattn.base.errors import HashWeightsError
 from hashattn.base.files import WriteError, replacing
-from hashattn.errors import HashWeightsError
 
 
 def write_tensors(

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from hashattn.base.checks import require_numbers
-from hashattn.engines.threads import thread_count
+from hashattn.base.engines.threads import thread_count
+from hashattn.base.progress import progress_bar
 from hashattn.hashing.capture import CapturedLayer
-from hashattn.progress import progress_bar
 
 NEGATIVE = -1.0  # label of a key outside the best share
 COUNTS = {"steps": 0, "rows_per_step": 1}  # the least

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hashattn.base.progress import progress_bar
 from hashattn.hashing.capture import CapturedLayer
 from hashattn.hashing.initial import moments, spectral_maps
 from hashattn.hashing.labels import RowLabels, candidate_mask, row_labels
@@ -17,7 +18,6 @@ from hashattn.hashing.maps import HashConfig, LayerMaps, random_maps
 from hashattn.hashing.objective import Batch, batch_loss, relax
 from hashattn.hashing.recipe import TrainRecipe
 from hashattn.hashing.validate import selection_quality
-from hashattn.progress import progress_bar
 
 SAMPLE = 65_536  # query and key vectors a head's initial statistics are taken from
 

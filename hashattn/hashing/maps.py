@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from hashattn.base.checks import is_count, require
-from hashattn.heads import HeadSlice
 from hashattn.kernels import ACTIVATIONS, Maps, encode, encode_pair, preactivations
+from hashattn.models.heads import HeadSlice
 
 LAYOUTS = ("per_kv_head", "per_query_head")
 

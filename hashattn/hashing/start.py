@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from hashattn.errors import HashWeightsError
+from hashattn.base.errors import HashWeightsError
 from hashattn.hashing.maps import HashConfig
 from hashattn.hashing.weights import HashWeights
 

@@ -20,10 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hashattn.base.engines import Engine, InProcess, chosen_engine
+from hashattn.base.engines.processes import Processes, processes_that_fit
+from hashattn.base.engines.threads import thread_count
 from hashattn.base.files import FileError, read_json, write_json
-from hashattn.engines import Engine, InProcess, chosen_engine
-from hashattn.engines.processes import Processes, processes_that_fit
-from hashattn.engines.threads import thread_count
+from hashattn.base.progress import progress_bar, say
 from hashattn.hashing.benchmarks import benchmarks_field
 from hashattn.hashing.capture import CapturedLayer, capture
 from hashattn.hashing.files import read_tensors, write_tensors
@@ -33,7 +34,6 @@ from hashattn.hashing.recipe import TrainRecipe
 from hashattn.hashing.start import check_start, start_record
 from hashattn.hashing.weights import HashWeights, config_for
 from hashattn.models.identity import base_model_record
-from hashattn.progress import progress_bar, say
 
 SequenceRows = tuple[Tensor, Tensor]
 HELD_OUT = 8  # without a validation set, every 8th sequence is held out
@@ -73,7 +73,7 @@ def train_hash_weights(
     out_dir/layers are reused if model, data, recipe, shapes, seed and start are the same, trained
     again otherwise; the weights are also saved in out_dir. capture_dir: where captured queries
     and keys are kept, for other trainings on the same sequences; None: out_dir, until the end.
-    engine: where layers are trained, by default the environment's choice (hashattn.engines); on
+    engine: where layers are trained, by default the environment's choice (base.engines); on
     this machine's CPU, long trainings run in as many processes as torch has threads here and memory
     allows. The weights are the same.
     Raises ValueError for unusable sequences or settings or a start that does not fit;

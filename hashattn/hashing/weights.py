@@ -20,12 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hashattn.base.errors import HashWeightsError
 from hashattn.base.files import FileError, read_json, write_json
-from hashattn.errors import HashWeightsError
 from hashattn.hashing.card import differences
 from hashattn.hashing.files import read_tensors, write_tensors
 from hashattn.hashing.maps import HashConfig, LayerMaps, expected_shapes, random_maps
-from hashattn.heads import HeadSlice
+from hashattn.models.heads import HeadSlice
 from hashattn.models.identity import base_model_record, model_name
 from hashattn.models.structure import attention_shapes, head_slice, require_full_attention
 

@@ -18,15 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hashattn.heads import gathered
+from hashattn.base.source import packages, sources_sha256
+from hashattn.models.heads import gathered
 from hashattn.models.structure import attention_modules, full_attention_layers, text_config
-from hashattn.source import packages, sources_sha256
 
 # Sources that no answer depends on; all others are part of every result's key, so that whoever
 # forgets a file computes again. plots, bench: they show and time. reproduce: it runs notebooks,
 # reports, and prepares experiments; the records, methods, protocols and hash weights that it makes
 # enter a result's key themselves, by content. No other source may import one of these.
-PRESENTATION = ("plots.py", "bench", "reproduce")
+PRESENTATION = ("reproduce",)
 
 WEIGHTS_PER_TENSOR = 4096  # evenly spaced; training moves nearly all weights, so a sample tells
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import nn
 
-from hashattn.errors import UnsupportedModelError
-from hashattn.heads import HeadSlice
+from hashattn.base.errors import UnsupportedModelError
+from hashattn.models.heads import HeadSlice
 
 CACHE_ARGUMENTS = ("past_key_values", "layer_past")  # layer_past: GPT-NeoX
 KEY_PROJECTIONS = (".k_proj", ".qkv_proj", ".query_key_value")

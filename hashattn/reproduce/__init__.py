@@ -3,6 +3,6 @@
 `python -m hashattn.reproduce --profile embedded` is what `make reproduce` calls.
 """
 
-from hashattn.reproduce.claims import ClaimError, Claims
+from hashattn.reproduce.notebooks.claims import ClaimError, Claims
 
 __all__ = ["ClaimError", "Claims"]

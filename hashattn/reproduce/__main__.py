@@ -6,8 +6,8 @@ import sys
 import time
 from pathlib import Path
 
-from hashattn.errors import HashAttnError
-from hashattn.reproduce.driver import elapsed, reproduce
+from hashattn.base.errors import HashAttnError
+from hashattn.reproduce.notebooks.driver import elapsed, reproduce
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -21,7 +21,7 @@ from hashattn.kernels import Growing, select
 from hashattn.selectors.choice import Choice
 
 if TYPE_CHECKING:
-    from hashattn.heads import HeadSlice
+    from hashattn.models.heads import HeadSlice
 
 Layout = Literal["kv_head", "query_head"]
 NORM_BITS = 16  # of a stored norm, of a value or a key

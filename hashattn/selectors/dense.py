@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .base import KeyView, Selector
+from hashattn.selectors.base import KeyView, Selector
 
 
 class DenseSelector(Selector):

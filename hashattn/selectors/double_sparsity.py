@@ -12,7 +12,7 @@ from hashattn.selectors.base import KeyView, Selector
 from hashattn.selectors.calibration import CapturedRows, mean_by_layer, tensors_sha256
 
 if TYPE_CHECKING:
-    from hashattn.heads import HeadSlice
+    from hashattn.models.heads import HeadSlice
 
 LABEL_BITS = (2, 4, 8, 16)
 SCALE_BITS = 32  # a label's minimum and step, float16 each

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from hashattn.hashing.weights import HashWeights
-from hashattn.heads import HeadSlice
 from hashattn.kernels import grade_bits, tokens_of, unpack_bits
+from hashattn.models.heads import HeadSlice
 from hashattn.selectors.base import KeyView, Layout
 from hashattn.selectors.codes import CodeSelector
 from hashattn.selectors.logits import check_layout

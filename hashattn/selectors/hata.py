@@ -18,7 +18,7 @@ from hashattn.selectors.codes import CodeSelector
 
 if TYPE_CHECKING:
     from hashattn.hashing.capture import CapturedLayer
-    from hashattn.heads import HeadSlice
+    from hashattn.models.heads import HeadSlice
 
 TOKENS_AT_ONCE = 1024  # as the hash selector: a long prefill's keys stay in the processor's cache
 

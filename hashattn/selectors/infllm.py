@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from torch.nn.functional import pad
 
-from hashattn.errors import UnsupportedModelError
+from hashattn.base.errors import UnsupportedModelError
 from hashattn.selectors.base import KeyView
 from hashattn.selectors.observed import ObservingSelector, attention_by_rows
 
 if TYPE_CHECKING:
-    from hashattn.heads import HeadSlice
+    from hashattn.models.heads import HeadSlice
 
 KEY_BITS = 16
 

@@ -13,7 +13,7 @@ from hashattn.selectors.calibration import CapturedRows, covariance_by_layer, te
 from hashattn.selectors.logits import check_layout, inner_products, scores_by_layout
 
 if TYPE_CHECKING:
-    from hashattn.heads import HeadSlice
+    from hashattn.models.heads import HeadSlice
 
 COMPONENT_BITS = 16  # components are stored as float16
 

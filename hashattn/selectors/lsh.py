@@ -16,7 +16,7 @@ from hashattn.selectors.hyperplanes import Hyperplanes
 from hashattn.selectors.logits import check_layout
 
 if TYPE_CHECKING:
-    from hashattn.heads import HeadSlice
+    from hashattn.models.heads import HeadSlice
 
 TOKENS_AT_ONCE = 4096  # bounds the float pre-activations while a long prefill is encoded
 

@@ -16,7 +16,7 @@ from hashattn.selectors.hyperplanes import Hyperplanes
 from hashattn.selectors.random import RandomSelector
 
 if TYPE_CHECKING:
-    from hashattn.heads import HeadSlice
+    from hashattn.models.heads import HeadSlice
 
 LEAST = 1e-4  # a sampling probability counts as at least this, as in the paper's code
 MOST_BITS = 15  # of a table's bucket number, stored as int16

@@ -4,8 +4,8 @@ from typing import Any
 
 from torch import Tensor
 
-from .base import NORM_BITS, KeyView, Layout, Selector
-from .logits import check_layout, inner_products, scores_by_layout, value_norms
+from hashattn.selectors.base import NORM_BITS, KeyView, Layout, Selector
+from hashattn.selectors.logits import check_layout, inner_products, scores_by_layout, value_norms
 
 
 class OracleSelector(Selector):

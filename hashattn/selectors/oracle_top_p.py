@@ -7,10 +7,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from hashattn.kernels import compact
-
-from .base import KeyView, Layout
-from .choice import Choice
-from .oracle import OracleSelector
+from hashattn.selectors.base import KeyView, Layout
+from hashattn.selectors.choice import Choice
+from hashattn.selectors.oracle import OracleSelector
 
 
 class OracleTopPSelector(OracleSelector):

@@ -22,7 +22,7 @@ from hashattn.selectors.random import RandomSelector
 from hashattn.selectors.wrapper import WrapperSelector
 
 if TYPE_CHECKING:
-    from hashattn.heads import HeadSlice
+    from hashattn.models.heads import HeadSlice
 
 
 class ResidualSelector(WrapperSelector):

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import KeyView, Selector
+from hashattn.selectors.base import KeyView, Selector
 
 
 class WindowSelector(Selector):

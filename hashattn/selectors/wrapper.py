@@ -9,7 +9,7 @@ from torch import Tensor
 from hashattn.selectors.base import NORM_BITS, KeyView, Selector, Store
 
 if TYPE_CHECKING:
-    from hashattn.heads import HeadSlice
+    from hashattn.models.heads import HeadSlice
 
 
 class WrapperSelector(Selector):

@@ -13,15 +13,15 @@ import torch.distributed as dist
 from transformers import AutoModelForCausalLM
 
 from hashattn import Budget, HashSelector, HashWeights, attach
-from hashattn.access import load_model
-from hashattn.errors import HashAttnError
-from hashattn.evaluation.longbench import Record
+from hashattn.base.errors import HashAttnError
 from hashattn.evaluation.methods import Method
 from hashattn.evaluation.protocol import Protocol
+from hashattn.evaluation.records import Record
 from hashattn.evaluation.runner import evaluate
 from hashattn.hashing import capture
 from hashattn.models.identity import base_model_record, model_sha256
-from hashattn.profiles import load_profile, repository
+from hashattn.reproduce.access import load_model
+from hashattn.reproduce.profiles import load_profile, repository
 from hashattn.selectors import make_selector
 from helpers import characters, prompt
 

@@ -6,8 +6,8 @@ import transformers
 from torch import nn
 
 from hashattn import Budget, SparsePathError, attach
-from hashattn.errors import AttachmentError, HashWeightsError, UnsupportedModelError
-from hashattn.heads import HeadSlice
+from hashattn.base.errors import AttachmentError, HashWeightsError, UnsupportedModelError
+from hashattn.models.heads import HeadSlice
 from hashattn.selectors.dense import DenseSelector
 from hashattn.selectors.random import RandomSelector
 from helpers import generate, prompt, tiny_model
@@ -199,7 +199,7 @@ def test_attention_weights_are_refused():
 
 def test_heads_that_are_not_those_of_the_plan_are_refused(monkeypatch):
     part = HeadSlice(query_heads=4, kv_heads=2, rank=1, ranks=2)
-    monkeypatch.setattr("hashattn.attention.sparse.head_slice", lambda model: part)
+    monkeypatch.setattr("hashattn.attention.attachment.head_slice", lambda model: part)
     model = tiny_model("llama")
     with pytest.raises(UnsupportedModelError, match="on rank 1, expected 2 and 1: .*device_map"):
         with attach(model, RandomSelector(), SMALL):

@@ -13,7 +13,7 @@ from transformers import DynamicCache
 
 import hashattn
 from hashattn import Budget, HashSelector, HashWeights, attach
-from hashattn.errors import AttachmentError, UnsupportedModelError
+from hashattn.base.errors import AttachmentError, UnsupportedModelError
 from hashattn.hashing.maps import HashConfig
 from hashattn.selectors.oracle import OracleSelector
 from hashattn.selectors.random import RandomSelector

@@ -7,7 +7,7 @@ import torch
 from transformers import DynamicCache
 
 from hashattn import Budget, attach
-from hashattn.errors import AttachmentError
+from hashattn.base.errors import AttachmentError
 from hashattn.selectors import make_selector
 from hashattn.selectors.base import Selector
 from hashattn.selectors.oracle import OracleSelector

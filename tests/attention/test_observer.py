@@ -7,7 +7,7 @@ from hashattn import Budget, attach
 from hashattn.attention import forward as path
 from hashattn.attention.finite import FiniteWatch
 from hashattn.attention.observer import LayerStep
-from hashattn.errors import NonFiniteError
+from hashattn.base.errors import NonFiniteError
 from hashattn.selectors.dense import DenseSelector
 from hashattn.selectors.oracle import OracleSelector
 from hashattn.selectors.random import RandomSelector

@@ -11,8 +11,8 @@ import torch
 from tensor_parallel_worker import SHIPPED, embedded, evaluated, gathering, tiny
 
 from hashattn.hashing.weights import HashWeights
-from hashattn.heads import HeadSlice
 from hashattn.kernels import membership
+from hashattn.models.heads import HeadSlice
 from helpers import tiny_model
 
 pytest.importorskip("accelerate", reason="transformers places models with accelerate")

@@ -8,24 +8,24 @@ import os
 
 import pytest
 
-from hashattn.access import AccessError, missing_model_files
+from hashattn.base.errors import HashAttnError, HashWeightsError
 from hashattn.base.files import FileError, read_json, read_json_lines, read_text, read_yaml
-from hashattn.bench.record import load as load_bench
-from hashattn.errors import HashAttnError, HashWeightsError
+from hashattn.evaluation.benchmarks.longbench_protocol import load_prompts
+from hashattn.evaluation.benchmarks.ruler import RulerError, load_ruler
+from hashattn.evaluation.benchmarks.ruler.haystack import read_haystack
+from hashattn.evaluation.benchmarks.ruler.questions import question_set
 from hashattn.evaluation.log import ResultLog, ResultLogError
-from hashattn.evaluation.longbench import RecordError, load_records
-from hashattn.evaluation.longbench_protocol import load_prompts
-from hashattn.evaluation.ruler import RulerError, load_ruler
-from hashattn.evaluation.ruler.haystack import read_haystack
-from hashattn.evaluation.ruler.questions import question_set
+from hashattn.evaluation.records import RecordError, load_records
 from hashattn.hashing import HashWeights
-from hashattn.profiles import ProfileError, load_profile
-from hashattn.reproduce.claims import ClaimError, load_claims
-from hashattn.reproduce.execute import State
-from hashattn.reproduce.files import read_kept
-from hashattn.reproduce.paper import PaperError, load_paper
-from hashattn.reproduce.paper_records import read_records
-from hashattn.reproduce.progress import cells_done
+from hashattn.reproduce.access import AccessError, missing_model_files
+from hashattn.reproduce.bench.record import load as load_bench
+from hashattn.reproduce.notebooks.claims import ClaimError, load_claims
+from hashattn.reproduce.notebooks.execute import State
+from hashattn.reproduce.notebooks.files import read_kept
+from hashattn.reproduce.notebooks.progress import cells_done
+from hashattn.reproduce.profiles import ProfileError, load_profile
+from hashattn.reproduce.published.measured import read_records
+from hashattn.reproduce.published.table import PaperError, load_paper
 
 JAPANESE = '{"key": "契約書のなかの期限はいつですか"}\n'
 ENGLISH = '{"key": "What is the term of this contract?"}\n'

@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 
+from hashattn.base.engines import EngineError, InProcess, chosen_engine
 from hashattn.base.repository import RepositoryError, repository
-from hashattn.bench.reference import reference_path, stored
-from hashattn.engines import EngineError, InProcess, chosen_engine
-from hashattn.evaluation.corpus import paragraphs
-from hashattn.evaluation.longbench_protocol import load_prompts
-from hashattn.evaluation.ruler.draws import real_words
-from hashattn.evaluation.ruler.haystack import corpus
-from hashattn.evaluation.ruler.questions import question_set
-from hashattn.profiles import available, load_profile
-from hashattn.reproduce.fingerprint import input_hashes
-from hashattn.reproduce.paper import cite, load_paper
+from hashattn.evaluation.benchmarks.corpus import paragraphs
+from hashattn.evaluation.benchmarks.longbench_protocol import load_prompts
+from hashattn.evaluation.benchmarks.ruler.draws import real_words
+from hashattn.evaluation.benchmarks.ruler.haystack import corpus
+from hashattn.evaluation.benchmarks.ruler.questions import question_set
+from hashattn.reproduce.bench.reference import reference_path, stored
+from hashattn.reproduce.notebooks.fingerprint import input_hashes
+from hashattn.reproduce.profiles import available, load_profile
+from hashattn.reproduce.published.table import cite, load_paper
 
 ROOT = Path(__file__).parents[2]
 OTHERS_VARIABLES = {  # of Ray, torchrun, Triton, Python, the desktop
@@ -83,7 +83,7 @@ def test_one_place_says_where_the_data_is():
         for path in (ROOT / "hashattn").rglob("*.py")
         if re.search(r"Path\(__file__\)", path.read_text())
     }
-    assert found == {"hashattn/base/repository.py", "hashattn/source.py"}
+    assert found == {"hashattn/base/repository.py", "hashattn/base/source.py"}
     assert set(input_hashes(load_profile("tiny"))) >= {"corpus", "prompts", "reference"}
 
 

@@ -5,16 +5,16 @@ import pandas as pd
 import pytest
 import torch
 
+from hashattn.base.errors import HashAttnError
 from hashattn.base.files import WriteError, replacing, write_json, write_text
-from hashattn.bench.record import save
-from hashattn.errors import HashAttnError
-from hashattn.evaluation.longbench import Record, save_records
+from hashattn.base.progress import VARIABLE, progress_bar, say
 from hashattn.evaluation.methods import save_reading
+from hashattn.evaluation.records import Record, save_records
 from hashattn.hashing.files import write_tensors
-from hashattn.plots import save_figure, save_table, save_text
-from hashattn.progress import VARIABLE, progress_bar, say
-from hashattn.reproduce.claims import Claims
-from hashattn.reproduce.execute import State
+from hashattn.reproduce.bench.record import save
+from hashattn.reproduce.notebooks.claims import Claims
+from hashattn.reproduce.notebooks.execute import State
+from hashattn.reproduce.plots import save_figure, save_table, save_text
 from helpers import full_disk
 
 matplotlib.use("agg")

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
+from hashattn.evaluation.benchmarks.longbench import fine_tuning_split
 from hashattn.evaluation.contamination import (
     CONTEXTS,
     COUNT_ONLY,
@@ -16,8 +17,7 @@ from hashattn.evaluation.contamination import (
     contamination,
 )
 from hashattn.evaluation.identity import context_sha256, record_sha256
-from hashattn.evaluation.longbench import Record
-from hashattn.evaluation.longbench_datasets import fine_tuning_split
+from hashattn.evaluation.records import Record
 from hashattn.hashing import HashConfig, HashWeights
 
 

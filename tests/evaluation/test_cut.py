@@ -7,9 +7,7 @@ import pandas as pd
 import pytest
 from transformers import AutoTokenizer
 
-from hashattn import plots
 from hashattn.evaluation import cells
-from hashattn.evaluation.longbench import Record
 from hashattn.evaluation.methods import Method
 from hashattn.evaluation.prompting import (
     Cut,
@@ -19,6 +17,7 @@ from hashattn.evaluation.prompting import (
     require_positions,
 )
 from hashattn.evaluation.protocol import Protocol
+from hashattn.evaluation.records import Record
 from hashattn.evaluation.runner import evaluate
 from hashattn.evaluation.tables import (
     bucket_table,
@@ -30,8 +29,9 @@ from hashattn.evaluation.tables import (
     score_table,
     setup_table,
 )
-from hashattn.profiles import repository
-from hashattn.reproduce import frontier
+from hashattn.reproduce import plots
+from hashattn.reproduce.experiments import frontier
+from hashattn.reproduce.profiles import repository
 from hashattn.selectors import make_selector
 from helpers import characters, tiny_model
 

@@ -3,17 +3,17 @@
 import pytest
 import torch
 
-from hashattn.access import load_model
+from hashattn.evaluation.benchmarks.generated import TASKS, make_records, make_sequences
+from hashattn.evaluation.benchmarks.longbench import fine_tuning_split
+from hashattn.evaluation.benchmarks.longbench_protocol import by_the_book, load_prompts
 from hashattn.evaluation.fine_tuning import fine_tuning_sequences, joined
-from hashattn.evaluation.longbench import Record
-from hashattn.evaluation.longbench_datasets import fine_tuning_split
-from hashattn.evaluation.longbench_protocol import by_the_book, load_prompts
 from hashattn.evaluation.prompting import encode_prompt
 from hashattn.evaluation.protocol import Protocol
-from hashattn.evaluation.tasks import TASKS, make_records, make_sequences
+from hashattn.evaluation.records import Record
 from hashattn.hashing import train_hash_weights
 from hashattn.hashing.recipe import TrainRecipe
-from hashattn.profiles import load_profile
+from hashattn.reproduce.access import load_model
+from hashattn.reproduce.profiles import load_profile
 
 TEXT = "The museum opens at nine in the morning and closes late.\n" * 40
 

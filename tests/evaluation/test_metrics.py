@@ -183,7 +183,7 @@ def adversarial(generator, metric):
 @pytest.mark.filterwarnings("ignore")
 def test_every_dataset_scores_as_longbenchs_own_code(monkeypatch):
     pytest.importorskip("fuzzywuzzy")
-    from hashattn.evaluation.longbench_datasets import DATASETS
+    from hashattn.evaluation.benchmarks.longbench import DATASETS
 
     monkeypatch.syspath_prepend(OFFICIAL)
     spec = importlib.util.spec_from_file_location("official", Path(OFFICIAL) / "eval.py")

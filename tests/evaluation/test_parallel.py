@@ -12,9 +12,9 @@ import torch
 
 from hashattn.evaluation.cells import TIMINGS, Answerer
 from hashattn.evaluation.log import ResultLog
-from hashattn.evaluation.longbench import Record
 from hashattn.evaluation.methods import Method
 from hashattn.evaluation.protocol import Protocol
+from hashattn.evaluation.records import Record
 from hashattn.evaluation.runner import evaluate
 from hashattn.selectors import make_selector
 from helpers import characters, tiny_model

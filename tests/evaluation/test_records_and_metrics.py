@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from hashattn.evaluation.longbench import (
+from hashattn.evaluation.metrics import METRICS, exact_match, qa_f1
+from hashattn.evaluation.records import (
     Record,
     RecordError,
     group_by_context,
@@ -13,7 +14,6 @@ from hashattn.evaluation.longbench import (
     record_from_dict,
     save_records,
 )
-from hashattn.evaluation.metrics import METRICS, exact_match, qa_f1
 from hashattn.evaluation.statistics import mean, paired_bootstrap
 
 RECORD = {

@@ -7,14 +7,14 @@ import pandas as pd
 import pytest
 import torch
 
-from hashattn.attention.sparse import attach
-from hashattn.errors import SparsePathError
+from hashattn.attention.attachment import attach
+from hashattn.base.errors import SparsePathError
 from hashattn.evaluation import cells
 from hashattn.evaluation.answering import PrefilledContext, end_tokens, feed, greedy
 from hashattn.evaluation.cells import TIMINGS
-from hashattn.evaluation.longbench import Record
 from hashattn.evaluation.methods import Method
 from hashattn.evaluation.protocol import Protocol
+from hashattn.evaluation.records import Record
 from hashattn.evaluation.runner import evaluate
 from hashattn.evaluation.tables import (
     bucket_table,

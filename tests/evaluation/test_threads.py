@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from evaluation import test_parallel as shared
-from hashattn.engines import threads as engine_threads
-from hashattn.engines.threads import VARIABLES, thread_count
+from hashattn.base.engines import threads as engine_threads
+from hashattn.base.engines.threads import VARIABLES, thread_count
 from hashattn.evaluation import runner, threads
 from hashattn.evaluation.answering import PrefilledContext
 from hashattn.evaluation.cells import TIMINGS, Answerer

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from hashattn.errors import UnsupportedModelError
+from hashattn.base.errors import UnsupportedModelError
 from hashattn.hashing import capture
 from helpers import prompt, tiny_model
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from hashattn.engines import EngineError, InProcess, processes
-from hashattn.engines.processes import Processes
+from hashattn.base.engines import EngineError, InProcess, processes
+from hashattn.base.engines.processes import Processes
 from hashattn.hashing import TrainRecipe
 from hashattn.hashing import train as training
 from hashattn.hashing.train import train_hash_weights

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from hashattn.errors import HashWeightsError
+from hashattn.base.errors import HashWeightsError
 from hashattn.hashing import HashConfig, HashWeights
 from hashattn.hashing.weights import CONFIG_FILE, MAPS_FILE
 from helpers import tiny_model

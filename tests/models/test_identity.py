@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from hashattn.base.source import packages, sources, sources_sha256
 from hashattn.models import identity
 from hashattn.models.identity import PRESENTATION, base_model_record, code_version, model_name
 from hashattn.selectors import METHODS
-from hashattn.source import packages, sources, sources_sha256
 from helpers import tiny_model
 
 PACKAGE, KERNELS = packages()
@@ -58,7 +58,12 @@ def test_every_line_moves_the_key_but_those_of_presentation(copied):
     still = {p for p in all_files if not moves_the_key(copied, p)}
     shown = {p for p in all_files if p.relative_to(copied[0].parent).parts[1] in PRESENTATION}
     assert still == shown and len(shown) < len(all_files) / 3
-    needed = ["dense.py", "evaluation/methods.py", "hashing/weights.py", "evaluation/runner.py"]
+    needed = [
+        "models/dense.py",
+        "evaluation/methods.py",
+        "hashing/weights.py",
+        "evaluation/runner.py",
+    ]
     needed += [f"{module.removeprefix('hashattn.').replace('.', '/')}.py"
                for module, _ in METHODS.values()]  # fmt: skip
     assert not still & {copied[0] / name for name in needed}
@@ -73,9 +78,9 @@ def test_a_new_a_moved_and_a_namesake_file_move_the_key(copied):
         path.write_text("")
         assert key(copied) != before, name
         path.unlink()
-    moved = (copied[0] / "heads.py").rename(copied[0] / "brows.py")
+    moved = (copied[0] / "models" / "heads.py").rename(copied[0] / "models" / "brows.py")
     assert key(copied) != before
-    moved.rename(copied[0] / "heads.py")
+    moved.rename(copied[0] / "models" / "heads.py")
     assert key(copied) == before
 
 
@@ -102,13 +107,13 @@ def test_no_source_of_the_key_names_a_module_outside_it():
     }
     shown = {Path(name).stem for name in PRESENTATION}
     assert {str(p): rooms & shown for p, rooms in named.items() if rooms & shown} == {}
-    assert "dense" in named[PACKAGE / "attention" / "forward.py"]  # relative imports are read
+    assert "models" in named[PACKAGE / "attention" / "forward.py"]  # relative imports are read
 
 
 ANSWER = """
 import importlib, json, sys, tempfile
 import hashattn, hashattn.kernels
-from hashattn.evaluation.longbench import Record
+from hashattn.evaluation.records import Record
 from hashattn.evaluation.methods import Method
 from hashattn.evaluation.protocol import Protocol
 from hashattn.evaluation.runner import evaluate
@@ -144,7 +149,9 @@ def test_everything_that_answering_imports_is_part_of_the_key():
     )
     assert done.returncode == 0, done.stderr
     loaded = {name: Path(path) for name, path in json.loads(done.stdout.splitlines()[-1]).items()}
-    assert {"hashattn.evaluation.cells", "hashattn.dense", "hashattn_kernels.api"} <= set(loaded)
+    assert {"hashattn.evaluation.cells", "hashattn.models.dense", "hashattn_kernels.api"} <= set(
+        loaded
+    )
     assert set(loaded.values()) - set(COVERED) == set()
 
 

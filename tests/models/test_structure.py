@@ -15,7 +15,7 @@ from transformers.cache_utils import DynamicCache
 from transformers.models.auto.configuration_auto import AutoConfig
 
 from hashattn import Budget, HashSelector, HashWeights, attach, make_selector
-from hashattn.errors import UnsupportedModelError
+from hashattn.base.errors import UnsupportedModelError
 from hashattn.hashing import capture, train_hash_weights
 from hashattn.models.structure import attention_shapes, full_attention_layers, layer_kinds
 from helpers import _SHAPE, generate, prompt, tiny_model

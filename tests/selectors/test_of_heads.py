@@ -5,10 +5,10 @@ import torch
 
 from hashattn import Budget
 from hashattn.attention.tokens import make_choice
-from hashattn.errors import UnsupportedModelError
+from hashattn.base.errors import UnsupportedModelError
 from hashattn.hashing.maps import HashConfig
 from hashattn.hashing.weights import HashWeights
-from hashattn.heads import HeadSlice
+from hashattn.models.heads import HeadSlice
 from hashattn.selectors import METHODS, make_selector
 from hashattn.selectors.base import KeyView
 

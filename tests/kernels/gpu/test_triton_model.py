@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hashattn import Budget, attach
-from hashattn.errors import NonFiniteError
+from hashattn.base.errors import NonFiniteError
 from hashattn.hashing.maps import HashConfig
 from hashattn.hashing.weights import HashWeights
 from hashattn.kernels import attend, encode

@@ -1,0 +1,261 @@
+"""attach: run a Hugging Face model with sparse attention over its cache.
+
+with attach(model, selector, Budget(density=1/16)) as run:
+    model.generate(...)
+print(run.receipt.summary())
+"""
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from hashattn.attention.budget import Budget
+from hashattn.attention.forward import NAME, SparseRun, register
+from hashattn.attention.hooks import install_hooks, previous_of_copy, remove_copied_hooks
+from hashattn.attention.observer import Observer
+from hashattn.attention.receipt import Receipt
+from hashattn.base.errors import AttachmentError, HashWeightsError
+from hashattn.models.structure import (
+    attention_modules,
+    full_attention_layers,
+    head_slice,
+    text_config,
+)
+from hashattn.models.support import check_model, check_switched
+from hashattn.selectors.base import Selector
+
+
+@dataclass
+class _State:
+    """What is installed in a model. It does not hold the model, so that both can be dropped."""
+
+    run: SparseRun
+    allow_dense: bool
+    previous: str
+    hooks: list[Any] = field(default_factory=list)
+    attached: bool = True
+    proved_sparse: bool = False
+
+
+_ATTACHED: WeakKeyDictionary[nn.Module, _State] = WeakKeyDictionary()
+
+
+class Attachment:
+    """A model with sparse attention; use it as a context manager or call `detach`.
+
+    receipt: what was read since attach or the last `reset_receipt`.
+    """
+
+    def __init__(self, model: PreTrainedModel, state: _State) -> None:
+        self.model = model
+        self._state = state
+
+    @property
+    def attached(self) -> bool:
+        """Whether the model is still sparse."""
+        return self._state.attached
+
+    @property
+    def receipt(self) -> Receipt:
+        """The receipt being written."""
+        return self._state.run.receipt
+
+    def reset_receipt(self) -> Receipt:
+        """Start a new receipt and return the finished one."""
+        run, finished = self._state.run, self.receipt
+        self._state.proved_sparse = self._state.proved_sparse or finished.is_sparse
+        run.receipt = finished.fresh()
+        return finished
+
+    @contextmanager
+    def listen(self, observer: Observer) -> Iterator[Observer]:
+        """Tell `observer` of every call of every layer (hashattn.attention.observer) meanwhile."""
+        run = self._state.run
+        run.observers = (*run.observers, observer)
+        try:
+            yield observer
+        finally:
+            run.observers = tuple(each for each in run.observers if each is not observer)
+
+    def detach(self, verify: bool = True) -> None:
+        """Restore the model. Raises SparsePathError if the run was not sparse (see attach),
+        NonFiniteError if its keys were no numbers, AttachmentError if something else changed the
+        model's attention meanwhile."""
+        if not self.attached:
+            return
+        changed = self._restore()
+        if not verify:
+            return
+        if changed:
+            raise AttachmentError(
+                f"the model's attention was set to {changed!r} while sparse attention was "
+                "attached, so later calls were not sparse: detach before set_attn_implementation"
+            )
+        self._state.run.finite.verify()
+        nothing_new = self._state.proved_sparse and not self.receipt.decode_calls
+        if not nothing_new:
+            self.receipt.verify(allow_dense=self._state.allow_dense)
+
+    def __enter__(self) -> "Attachment":
+        if not self.attached:
+            raise AttachmentError("this attachment was detached: call attach again")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.detach(verify=kind is None)
+
+    def _install(self) -> None:
+        state = self._state
+        _set_attention(self.model, NAME)
+        _ATTACHED[self.model] = state
+        try:
+            check_switched(self.model, NAME)
+            state.hooks += install_hooks(self.model, state.run, state.previous)
+        except BaseException:
+            self._restore()
+            raise
+
+    def _restore(self) -> str | None:
+        """Make the model what it was; the attention that somebody else set, which is left alone."""
+        state = self._state
+        for hook in state.hooks:
+            hook.remove()
+        state.hooks.clear()
+        current = text_config(self.model)._attn_implementation
+        if current == NAME:
+            _set_attention(self.model, state.previous)
+        _ATTACHED.pop(self.model, None)
+        state.attached = False
+        return None if current == NAME else current
+
+
+def attach(
+    model: PreTrainedModel,
+    selector: Selector,
+    budget: Budget | None = None,
+    *,
+    sparse_rows: int = 1,
+    dense_layers: Collection[int] = (),
+    allow_dense: bool = False,
+    allow_untrained: bool = False,
+    keep_steps: int = 0,
+) -> Attachment:
+    """Make decoding steps of `model` read only selected tokens; undone by detach.
+
+    budget may be None only for a dense selector. sparse_rows: calls of up to this many query rows
+    are sparse, row by row and causal (1: decoding only; a question's length: question and answer;
+    the number of drafted tokens and one: assisted decoding). dense_layers: model layers that stay
+    dense. allow_dense: accept a run that turns out dense instead of raising SparsePathError on
+    detach. allow_untrained: accept random hash weights. keep_steps: how many of the last steps the
+    receipt keeps one by one (`Receipt.recent`), beside its sums.
+
+    A call that begins a cache is the prompt's prefill, and so are the calls that go on with the
+    same prompt: those whose last row alone is asked for logits (logits_to_keep=1, as generate does
+    for its chunks). Whatever else follows cached tokens is a step of the receipt: with more rows
+    than sparse_rows it is dense, and counts as such in the density.
+
+    Threads may generate with one attached model. Under tensor parallelism every process attaches
+    the same selector, made for all heads; it takes the part of the heads it holds, and its receipt
+    counts these.
+
+    Raises UnsupportedModelError for models outside transformers' attention interface, or whose
+    KV heads the processes of tensor parallelism cannot share evenly,
+    AttachmentError when the model is attached already, HashWeightsError for untrained weights.
+    Steps raise NonFiniteError for keys or values that are NaN or infinite (on a GPU detach does).
+    """
+    _check_arguments(selector, budget, sparse_rows, allow_untrained, keep_steps)
+    if model in _ATTACHED:
+        raise AttachmentError("this model already has sparse attention: call detach first")
+    _clean_copy(model)
+    check_model(model, NAME)
+    layers = {module.layer_idx for module in attention_modules(model)}
+    unknown = sorted(set(dense_layers) - layers)
+    if unknown:
+        raise ValueError(f"dense_layers={unknown}: the model has attention layers {sorted(layers)}")
+    register()
+    budget = budget if budget is not None else Budget(density=1.0)
+    heads, previous = head_slice(model), text_config(model)._attn_implementation
+    own = selector if heads is None else selector.of_heads(heads)
+    own.identity  # noqa: B018, given here, before threads ask for it
+    run = SparseRun(
+        selector=own,
+        budget=budget,
+        sparse_rows=sparse_rows,
+        dense_layers=frozenset(dense_layers),
+        full_layers=full_attention_layers(model),
+        eager=previous == "eager",
+        heads=heads,
+        receipt=Receipt.start(
+            model, selector, budget, sparse_rows=sparse_rows, dense_layers=dense_layers,
+            heads=heads, keep_steps=keep_steps,
+        ),
+    )  # fmt: skip
+    attachment = Attachment(model, _State(run, allow_dense, previous))
+    attachment._install()
+    return attachment
+
+
+def detach(model: PreTrainedModel, verify: bool = True) -> None:
+    """Restore a model whose attachment is not at hand, or a copy of an attached model.
+
+    The same as `Attachment.detach`; AttachmentError for a model without sparse attention.
+    """
+    if model in _ATTACHED:
+        Attachment(model, _ATTACHED[model]).detach(verify)
+    elif not _clean_copy(model):
+        raise AttachmentError("this model has no sparse attention: there is nothing to detach")
+
+
+def _clean_copy(model: nn.Module) -> bool:
+    """Take the dead hooks out of a copy that was made of an attached model; whether it was one."""
+    previous = previous_of_copy(model)
+    if previous is None:
+        return False
+    remove_copied_hooks(model)
+    if text_config(model)._attn_implementation == NAME:
+        _set_attention(model, previous)
+    return True
+
+
+def _check_arguments(
+    selector: Selector,
+    budget: Budget | None,
+    sparse_rows: int,
+    allow_untrained: bool,
+    keep_steps: int,
+) -> None:
+    if not isinstance(selector, Selector):
+        raise ValueError(
+            f"selector={selector!r}: expected a Selector, e.g. HashSelector(HashWeights.load(path))"
+        )
+    if budget is None and selector.sparse:
+        raise ValueError(f"selector {selector.name!r} needs a budget, e.g. Budget(density=1/16)")
+    for name, value, least in (("sparse_rows", sparse_rows, 1), ("keep_steps", keep_steps, 0)):
+        if type(value) is not int or value < least:
+            raise ValueError(f"{name}={value!r}: must be an integer of at least {least}")
+    if not selector.trained and not allow_untrained:
+        raise HashWeightsError(
+            f"selector {selector.name!r} has randomly initialised weights: train them first "
+            "(hashattn.hashing), or pass allow_untrained=True to measure them as a control"
+        )
+
+
+def _set_attention(model: PreTrainedModel, name: str) -> None:
+    """Switch the text model only: a vision tower has no cache."""
+    config, text = model.config, text_config(model)
+    if text is config:
+        model.set_attn_implementation(name)
+        return
+    key = next(key for key in config.sub_configs if getattr(config, key, None) is text)
+    model.set_attn_implementation({key: name})

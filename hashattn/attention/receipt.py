@@ -1,0 +1,423 @@
+"""The receipt: what a run really read, counted where the tokens were gathered.
+
+Density is counted, never configured: tokens read / tokens cached, over the calls that follow cached
+tokens, each query row weighing the same. A receipt keeps sums by layer, so its size does not grow
+with the run; the last steps are kept on request.
+"""
+
+import json
+import os
+import platform
+import threading
+from collections import Counter, deque
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hashattn.base.errors import ReceiptError, SparsePathError
+from hashattn.base.files import read_json, write_text
+from hashattn.models.identity import config_sha256, model_name
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from hashattn.attention.budget import Budget
+    from hashattn.attention.observer import LayerStep
+    from hashattn.models.heads import HeadSlice
+    from hashattn.selectors.base import Selector
+
+FORMAT = 2
+NO_STEPS = ("prefill", "no_cache")  # calls that begin a context: counted, no part of any density
+SEVERAL_ROWS = "several_rows"
+_ADDING = threading.Lock()  # threads may share a receipt
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call of one layer that followed cached tokens.
+
+    step: its number within the layer. rows: batch x query rows. cached, read: tokens per row, the
+    mean over rows and token lists, padding not counted. reason: why it was dense, None if sparse.
+    """
+
+    layer: int
+    step: int
+    rows: int
+    cached: float
+    read: float
+    reason: str | None = None
+
+
+@dataclass
+class Count:
+    """The calls of one layer that went the same way, summed.
+
+    reason: why they were dense, None for sparse ones. rows: batch x query rows of all calls; most:
+    query rows of a call at most; longest: tokens cached at most. cached, read: tokens summed over
+    rows, read over `lists` token lists too; 0 for calls that begin a context. They are tensors of
+    one element while they lie on a GPU, where reading them would make every step wait.
+    """
+
+    layer: int
+    reason: str | None
+    lists: int = 1
+    calls: int = 0
+    rows: int = 0
+    most: int = 0
+    longest: int = 0
+    cached: float | Tensor = 0
+    read: float | Tensor = 0
+
+    def add(
+        self, rows: int, most: int, longest: int, cached: float | Tensor, read: float | Tensor
+    ) -> None:
+        """Count one more call."""
+        self.calls += 1
+        self.rows += rows
+        self.most, self.longest = max(self.most, most), max(self.longest, longest)
+        self.cached, self.read = _added(self.cached, cached), _added(self.read, read)
+
+    def totals(self) -> "Count":
+        """The same as numbers, `read` as the mean over lists."""
+        cached, read = float(self.cached), float(self.read) / self.lists
+        return replace(self, lists=1, cached=cached, read=read)
+
+
+def _added(total: float | Tensor, value: float | Tensor) -> float | Tensor:
+    if not isinstance(value, Tensor):
+        return total + value
+    if value.is_cpu:
+        return total + value.item()
+    if isinstance(total, Tensor):
+        return total.add_(value)  # one small tensor for the whole run
+    return value.to(torch.int64 if not value.is_floating_point() else value.dtype) + total
+
+
+@dataclass
+class Receipt:
+    """What was read, by which method, on what.
+
+    method: the selector's record. settings: budget, sparse_rows, dense_layers. model: name and
+    configuration hash. environment: versions, device, dtype. auxiliary_bits: what was stored per
+    token per KV head, nominal_bits: what the method needs (`Selector.nominal_bits`), None before
+    the first sparse call. heads: of a run under tensor parallelism, which of the model's heads this
+    process computed; everything counted is of these. None for all. recent: the last Steps, as many
+    as `keep_steps`, oldest first.
+    """
+
+    method: dict[str, Any]
+    settings: dict[str, Any]
+    model: dict[str, Any]
+    environment: dict[str, str]
+    sparse_method: bool = True
+    heads: dict[str, Any] | None = None
+    auxiliary_bits: float | None = None
+    nominal_bits: float | None = None
+    keep_steps: int = 0
+    _counts: dict[tuple[int, str | None], Count] = field(default_factory=dict)
+    _recent: deque[Step] = field(default_factory=deque)
+
+    @classmethod
+    def start(
+        cls,
+        model: "PreTrainedModel",
+        selector: "Selector",
+        budget: "Budget",
+        *,
+        sparse_rows: int = 1,
+        dense_layers: Collection[int] = (),
+        heads: "HeadSlice | None" = None,
+        keep_steps: int = 0,
+    ) -> "Receipt":
+        """An empty receipt that describes the model, the method and the machine."""
+        layers = sorted(dense_layers)
+        settings = asdict(budget) | {"sparse_rows": sparse_rows, "dense_layers": layers}
+        return cls(
+            method=selector.record(),
+            settings=settings,
+            model={"name": model_name(model), "config_sha256": config_sha256(model.config)},
+            environment=_environment(model),
+            sparse_method=selector.sparse,
+            heads=None if heads is None else heads.record(),
+            keep_steps=keep_steps,
+        )
+
+    def fresh(self) -> "Receipt":
+        """An empty receipt of the same run."""
+        return Receipt(
+            self.method,
+            self.settings,
+            self.model,
+            self.environment,
+            self.sparse_method,
+            self.heads,
+            keep_steps=self.keep_steps,
+        )
+
+    def saw(self, step: "LayerStep") -> None:
+        """Count a call of a layer (hashattn.attention.observer)."""
+        read, lists = step.seen, 1
+        if step.indices is not None:
+            lists = step.indices.shape[1]
+            read = _selected(step.indices)
+        self.add(
+            step.layer,
+            reason=step.reason,
+            rows=step.rows,
+            most=step.query.shape[2],
+            longest=step.n,
+            cached=step.seen,
+            read=read,
+            lists=lists,
+        )
+
+    def add(
+        self,
+        layer: int,
+        *,
+        rows: int,
+        cached: float | Tensor,
+        read: float | Tensor,
+        reason: str | None = None,
+        lists: int = 1,
+        most: int = 1,
+        longest: int = 0,
+    ) -> None:
+        """Count a call: the arguments are Count's, of this call alone."""
+        if reason in NO_STEPS:
+            cached = read = 0
+        with _ADDING:
+            count = self._counts.get((layer, reason))
+            if count is None:
+                count = self._counts[layer, reason] = Count(layer, reason, lists)
+            count.add(rows, most, longest, cached, read)
+            if self.keep_steps and reason not in NO_STEPS:
+                self._keep(layer, rows, float(cached), float(read) / lists, reason)
+
+    def _keep(self, layer: int, rows: int, cached: float, read: float, reason: str | None) -> None:
+        number = sum(
+            count.calls
+            for count in self._counts.values()
+            if count.layer == layer and count.reason not in NO_STEPS
+        )
+        self._recent.append(Step(layer, number - 1, rows, cached / rows, read / rows, reason))
+        while len(self._recent) > self.keep_steps:
+            self._recent.popleft()
+
+    @property
+    def counts(self) -> list[Count]:
+        """Totals by layer and reason, in order of layers, sparse calls first."""
+        with _ADDING:
+            totals = [count.totals() for count in self._counts.values()]
+        return sorted(totals, key=lambda count: (count.layer, count.reason or ""))
+
+    @property
+    def recent(self) -> list[Step]:
+        """The last steps, oldest first; none unless attach was asked to keep some."""
+        return list(self._recent)
+
+    def _count(self, what: str, reasons: Collection[str | None] | None = None) -> Any:
+        """Sum of a field over the calls that followed cached tokens, with one of the reasons."""
+        return sum(
+            getattr(count, what)
+            for count in self.counts
+            if (count.reason not in NO_STEPS if reasons is None else count.reason in reasons)
+        )
+
+    @property
+    def sparse_calls(self) -> int:
+        """Calls, of all layers, that went through the selector."""
+        return self._count("calls", [None])
+
+    @property
+    def decode_calls(self) -> int:
+        """Calls, of all layers, that followed cached tokens."""
+        return self._count("calls")
+
+    @property
+    def tokens_read(self) -> float:
+        """Tokens read by all rows of all calls that followed cached tokens, over all layers."""
+        return self._count("read")
+
+    @property
+    def tokens_cached(self) -> float:
+        """Tokens that these rows could have read."""
+        return self._count("cached")
+
+    @property
+    def dense_reasons(self) -> dict[str, int]:
+        """Dense calls by reason, those that begin a context included."""
+        dense = Counter()
+        for count in self.counts:
+            if count.reason is not None:
+                dense[count.reason] += count.calls
+        return dict(sorted(dense.items()))
+
+    @property
+    def density(self) -> float:
+        """Read / cached over the calls of layers that the selector serves; 1.0 when there is none.
+
+        Sparse ones, and dense ones that came with too many rows at once (reason "several_rows").
+        """
+        reasons = [None, SEVERAL_ROWS]
+        return _ratio(self._count("read", reasons), self._count("cached", reasons))
+
+    @property
+    def decode_density(self) -> float:
+        """Read / cached over all calls that followed cached tokens, those of dense and sliding
+        layers included."""
+        return _ratio(self.tokens_read, self.tokens_cached)
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether at least one call went through the selector and skipped a token."""
+        return self._count("read", [None]) < self._count("cached", [None])
+
+    def by_layer(self) -> list[dict[str, Any]]:
+        """One row per layer: steps, sparse steps, mean tokens cached and read, density."""
+        steps: dict[int, list[Count]] = {}
+        for count in self.counts:
+            if count.reason not in NO_STEPS:
+                steps.setdefault(count.layer, []).append(count)
+        rows = []
+        for layer, parts in steps.items():
+            total = {name: sum(getattr(part, name) for part in parts)
+                     for name in ("calls", "rows", "cached", "read")}  # fmt: skip
+            rows.append(
+                {
+                    "layer": layer,
+                    "steps": total["calls"],
+                    "sparse_steps": sum(part.calls for part in parts if part.reason is None),
+                    "cached": total["cached"] / total["rows"],
+                    "read": total["read"] / total["rows"],
+                    "density": _ratio(total["read"], total["cached"]),
+                }
+            )
+        return rows
+
+    def verify(self, allow_dense: bool = False) -> None:
+        """Raise SparsePathError when a sparse method read everything it had cached."""
+        if allow_dense or not self.sparse_method or self.is_sparse:
+            return
+        reasons = self.dense_reasons or "no call reached the attention layers"
+        if not self.sparse_calls:
+            raise SparsePathError(
+                f"no decode step was sparse (dense calls: {reasons}). Generate at least two new "
+                "tokens with a cache; for a model whose layers are all sliding windows, sparse "
+                "attention has nothing to do. Pass allow_dense=True to accept this"
+            )
+        raise SparsePathError(
+            f"density 1.0: the budget {self.settings} covers all cached tokens. Lower it, use "
+            "longer prompts, or pass allow_dense=True to accept this"
+        )
+
+    def summary(self) -> str:
+        """A few lines for people."""
+        reasons = ", ".join(f"{k} {v}" for k, v in self.dense_reasons.items()) or "none"
+        weights = self.method.get("weights_sha256")
+        aux = "-" if self.auxiliary_bits is None else f"{self.auxiliary_bits:g}"
+        other = self.nominal_bits != self.auxiliary_bits
+        nominal = f", the method's own layout {self.nominal_bits:g}" if other else ""
+        longest = max((count.longest for count in self.counts), default=0)
+        return "\n".join(
+            [
+                f"method           {self.method['name']}" + (f" {weights[:12]}" if weights else ""),
+                f"model            {self.model['name'] or 'unnamed'}",
+                *self._heads_line(),
+                *self._forced_line(),
+                f"tokens cached    up to {longest}",
+                f"sparse calls     {self.sparse_calls} of {self.decode_calls} that followed cached "
+                "tokens, all layers",
+                f"density          {self.density:.4f} (all decode calls {self.decode_density:.4f})",
+                f"auxiliary bits   {aux} per token per KV head{nominal}",
+                f"dense calls      {reasons}",
+                *self._rows_line(),
+            ]
+        )
+
+    def _rows_line(self) -> list[str]:
+        """What to do where steps were dense because of their rows."""
+        most = max((c.most for c in self.counts if c.reason == SEVERAL_ROWS), default=0)
+        if not most:
+            return []
+        return [
+            f"                 several_rows: steps of up to {most} rows were read dense; "
+            f"attach(..., sparse_rows={most}) reads them sparse"
+        ]
+
+    def _forced_line(self) -> list[str]:
+        """That hash weights of another model were accepted, by the method itself or its base."""
+        method = self.method
+        while method is not None and not method.get("forced"):
+            method = method.get("parameters", {}).get("base")
+        return [] if method is None else [f"forced           {'; '.join(method['forced'])}"]
+
+    def _heads_line(self) -> list[str]:
+        if self.heads is None:
+            return []
+        held = self.heads
+        part = f"{len(held['kv'])} of {held['kv_heads']} KV heads"
+        return [f"heads            {part}, rank {held['rank']} of {held['ranks']}"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able content, with the derived densities."""
+        derived = {"density": self.density, "decode_density": self.decode_density}
+        own = {k: v for k, v in vars(self).items() if k not in ("_counts", "_recent")}
+        counts = [{k: v for k, v in asdict(c).items() if k != "lists"} for c in self.counts]
+        recent = [asdict(step) for step in self.recent]
+        return {"format": FORMAT} | derived | own | {"counts": counts, "recent": recent}
+
+    def to_json(self) -> str:
+        """The receipt as a JSON string."""
+        return json.dumps(self.to_dict(), sort_keys=True)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the receipt as JSON, whole or not at all. Raises WriteError."""
+        write_text(path, self.to_json() + "\n")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "Receipt":
+        """Read a saved receipt. Raises ReceiptError when the file is not one."""
+        content = read_json(path, ReceiptError)
+        try:
+            if content.pop("format") != FORMAT:
+                raise ReceiptError(f"{path}: written by another version of hashattn")
+            for derived in ("density", "decode_density"):
+                content.pop(derived)
+            counts = [Count(**count) for count in content.pop("counts")]
+            content["_counts"] = {(count.layer, count.reason): count for count in counts}
+            content["_recent"] = deque(Step(**step) for step in content.pop("recent"))
+            return cls(**content)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ReceiptError(f"{path} is no receipt: save one with receipt.save") from error
+
+
+def _selected(indices: Tensor) -> int | Tensor:
+    """How many tokens a selection names, over all its lists and rows."""
+    if indices.is_cpu:
+        return np.count_nonzero(indices.numpy() >= 0)  # a third of the time that torch takes
+    return (indices >= 0).sum()
+
+
+def _ratio(read: float, cached: float) -> float:
+    return read / cached if cached else 1.0
+
+
+def _environment(model: "PreTrainedModel") -> dict[str, str]:
+    packages = {name: _version(name) for name in ("hashattn", "torch", "transformers", "numpy")}
+    place = {"device": str(model.device), "dtype": str(model.dtype).removeprefix("torch.")}
+    return packages | {"python": platform.python_version()} | place
+
+
+@cache
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

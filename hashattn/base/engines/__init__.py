@@ -1,0 +1,52 @@
+"""Where cells of an evaluation and layers of a hash training are computed: here, or on Ray.
+
+HASHATTN_ENGINE says which: "in_process" (the default) or "ray". Results are the same.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+
+from hashattn.base.checks import require
+from hashattn.base.engines.base import LATER, Engine, EngineError, InProcess
+
+ENGINES = ("in_process", "ray")
+VARIABLE = "HASHATTN_ENGINE"
+
+__all__ = [
+    "ENGINES",
+    "LATER",
+    "Engine",
+    "EngineError",
+    "InProcess",
+    "chosen_engine",
+    "require_engine",
+]
+
+
+def chosen_engine(name: str | None = None) -> Engine:
+    """The engine called `name`, by default HASHATTN_ENGINE's; EngineError if there is none."""
+    if require_engine(name) == "ray":
+        from hashattn.base.engines.on_ray import RayEngine
+
+        return RayEngine()
+    return InProcess()
+
+
+def require_engine(name: str | None = None) -> str:
+    """The name of the engine that is asked for; EngineError if there is none, or not here."""
+    name = name or os.environ.get(VARIABLE) or ENGINES[0]
+    require(name in ENGINES, VARIABLE, name, f"one of {', '.join(ENGINES)}", EngineError)
+    if name == "ray" and not _importable("ray"):
+        raise EngineError(
+            f"{VARIABLE} = 'ray' needs the package ray: pip install '.[ray]', or leave it unset"
+        )
+    return name
+
+
+def _importable(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ValueError:  # it was put out of reach
+        return False

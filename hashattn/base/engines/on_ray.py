@@ -1,0 +1,234 @@
+"""The engine on a Ray cluster: actors that hold the work, each in a place of its own.
+
+RAY_ADDRESS names a cluster; without it one is started on this machine and ends with the process.
+The driver hands out jobs and takes results one by one, so that a worker that dies costs the item in
+its hands: what is left of its job goes to another.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+
+from hashattn.base.engines.base import PAUSE, EngineError, Work
+from hashattn.base.source import packages, sources_sha256
+
+ATTEMPTS = 3  # workers that one item may take with it
+PATIENCE = 180.0  # seconds without any worker: nodes may have to start first
+
+
+class RayEngine:
+    """Jobs on the nodes of a Ray cluster, each worker with as many threads as this process.
+
+    address: of the cluster; by default RAY_ADDRESS's, or "local". Every node needs the packages of
+    this environment, hashattn in the same version: installed, or at the same path. Work on a GPU
+    gets a GPU for each worker. Raises EngineError without a cluster.
+    """
+
+    local = False
+
+    def __init__(self, address: str | None = None) -> None:
+        import ray
+
+        self.ray = ray
+        if not ray.is_initialized():
+            _connect(ray, address or os.environ.get("RAY_ADDRESS") or "local")
+
+    def run(self, work: Work, jobs: Iterable[Sequence[Any] | None]) -> Iterator[Any]:
+        """See Engine.run; the results of jobs that run at the same time are interleaved.
+
+        EngineError when an item took ATTEMPTS workers with it, or no worker starts.
+        """
+        pool = _Pool(self.ray, work)
+        try:
+            yield from pool.run(iter(jobs))
+        finally:
+            pool.close()
+
+
+def _connect(ray: Any, address: str) -> None:
+    paths = [str(package.parent) for package in packages()]
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's coming default
+    try:
+        ray.init(
+            address=address, log_to_driver=False, logging_level="ERROR",
+            runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(paths)}},
+            **({"include_dashboard": False} if address == "local" else {}),
+        )  # fmt: skip
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise EngineError(
+            f"no Ray cluster at {address!r} ({error}): start one with `ray start --head`, set "
+            "RAY_ADDRESS to it, or unset it to use this machine alone"
+        ) from error
+
+
+class _Actor:
+    """In a worker process: holds the work and streams a job's results."""
+
+    def __init__(self, work: Work, threads: int, sources: str) -> None:
+        if sources_sha256() != sources:
+            raise EngineError(
+                f"hashattn in {packages()[0]} on this node is another version than the driver's: "
+                "install the same on every node"
+            )
+        torch.set_num_threads(threads)  # as the driver's: float sums depend on it
+        self.work = work
+
+    def ready(self) -> None:
+        """Returns when the worker has started."""
+
+    def run(self, items: Sequence[Any]) -> Iterator[Any]:
+        """The results of a job's items."""
+        yield from self.work(items)
+
+
+class _Worker:
+    """An actor, and what is awaited of it: its start, or a job's next result; else it is idle."""
+
+    def __init__(self, actor: Any) -> None:
+        self.actor = actor
+        self.starting = True
+        self.awaited = actor.ready.remote()
+        self.rest: Sequence[Any] = ()  # items of the job without a result
+
+    @property
+    def idle(self) -> bool:
+        return self.awaited is None
+
+    def begin(self, job: Sequence[Any]) -> None:
+        self.rest = list(job)
+        self.awaited = self.actor.run.options(num_returns="streaming").remote(self.rest)
+
+
+class _Pool:
+    """The workers of one run, and the jobs that wait for one."""
+
+    def __init__(self, ray: Any, work: Work) -> None:
+        self.ray, threads = ray, torch.get_num_threads()
+        on_gpu = str(getattr(work, "device", "cpu")).startswith("cuda")
+        self.needs = ("GPU", 1) if on_gpu else ("CPU", threads)
+        options = {"num_gpus": 1} if on_gpu else {"num_cpus": threads}
+        self._make = ray.remote(**options)(_Actor)
+        self._arguments = (ray.put(work), threads, sources_sha256())
+        self.workers: list[_Worker] = []
+        self.waiting: deque[Sequence[Any]] = deque()
+        self.more = True  # whether jobs has more of them
+        self.died: Counter[int] = Counter()  # by id of the item in hand, 0 for starts
+        self._last_sign, self._last_look = time.monotonic(), -math.inf
+
+    def run(self, jobs: Iterator[Sequence[Any] | None]) -> Iterator[Any]:
+        """Results as they come, until no job is left."""
+        while True:
+            self._hand_out(jobs)
+            if not self.more and not self.waiting and not any(w.rest for w in self.workers):
+                return
+            for worker in self._ready():
+                yield from self._take(worker)
+
+    def close(self) -> None:
+        """Ends all workers."""
+        for worker in self.workers:
+            self.ray.kill(worker.actor)
+
+    def _hand_out(self, jobs: Iterator[Sequence[Any] | None]) -> None:
+        """A job for every idle worker, and a new worker for every job that finds none, while the
+        cluster has room."""
+        for worker in self.workers:
+            if worker.idle and (job := self._job(jobs)) is not None:
+                worker.begin(job)
+        idle = any(worker.idle for worker in self.workers)
+        for _ in range(0 if idle else self._room()):
+            if len(self.waiting) <= sum(worker.starting for worker in self.workers):
+                job = self._job(jobs, fresh=True)
+                if job is None:
+                    return
+                self.waiting.append(job)
+            self.workers.append(_Worker(self._make.remote(*self._arguments)))
+
+    def _job(
+        self, jobs: Iterator[Sequence[Any] | None], fresh: bool = False
+    ) -> Sequence[Any] | None:
+        if self.waiting and not fresh:
+            return self.waiting.popleft()
+        if not self.more:
+            return None
+        done = object()
+        job = next(jobs, done)
+        self.more = job is not done
+        return job if self.more else None
+
+    def _room(self) -> int:
+        """How many more workers the cluster's living nodes hold, asked once a second."""
+        if not self.more and not self.waiting or time.monotonic() < self._last_look + 1:
+            return 0
+        self._last_look = time.monotonic()
+        name, amount = self.needs
+        nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
+        return sum(int(node.get(name, 0) // amount) for node in nodes) - len(self.workers)
+
+    def _ready(self) -> list[_Worker]:
+        """Workers with something to take, after a pause at most."""
+        busy = [worker for worker in self.workers if not worker.idle]
+        if all(worker.starting for worker in busy):
+            self._require_patience()
+        if not busy:
+            time.sleep(PAUSE)
+            return []
+        awaited = [worker.awaited for worker in busy]
+        self.ray.wait(awaited, num_returns=1, timeout=PAUSE)
+        ready, _ = self.ray.wait(awaited, num_returns=len(awaited), timeout=0)
+        return [worker for worker in busy if any(worker.awaited is one for one in ready)]
+
+    def _require_patience(self) -> None:
+        if self.more and not self.waiting or any(worker.idle for worker in self.workers):
+            self._last_sign = time.monotonic()  # there is nothing to do
+        elif time.monotonic() > self._last_sign + PATIENCE:
+            name, amount = self.needs
+            raise EngineError(
+                f"no worker has started in {PATIENCE:.0f} s: no node of the cluster has {amount} "
+                f"{name} free; add a node, or set OMP_NUM_THREADS to fewer threads"
+            )
+
+    def _take(self, worker: _Worker) -> Iterator[Any]:
+        """The worker's next result, if that is what it was awaited for."""
+        from ray import exceptions
+
+        try:
+            if worker.starting:
+                self.ray.get(worker.awaited)
+                worker.starting, worker.awaited = False, None
+                return
+            result = self.ray.get(next(worker.awaited))
+        except StopIteration:
+            worker.awaited, worker.rest = None, ()
+            return
+        except exceptions.RayTaskError as error:
+            raise error.cause from error
+        except exceptions.RayError as error:
+            self._bury(worker, error)
+            return
+        finally:
+            self._last_sign = time.monotonic()
+        self.died.pop(id(worker.rest[0]), None)
+        worker.rest = worker.rest[1:]
+        yield result
+
+    def _bury(self, worker: _Worker, error: Exception) -> None:
+        """Takes a dead worker out; what it had not done waits for another."""
+        self.workers.remove(worker)
+        self.ray.kill(worker.actor)
+        item = id(worker.rest[0]) if worker.rest else 0
+        self.died[item] += 1
+        if self.died[item] >= ATTEMPTS:
+            what = "the same item" if item else "their start"
+            raise EngineError(
+                f"{ATTEMPTS} workers died at {what}; the last one: {error}"
+            ) from error
+        if worker.rest:
+            self.waiting.appendleft(worker.rest)

@@ -1,5 +1,0 @@
-"""Speed: one decode step of one layer and of whole models, against dense peers and the roofline.
-
-`python -m hashattn.bench cpu` and `gpu` are what `make bench` and `make gpu` run; notebook 04
-measures a small part of it and reads the rest from data/reference.
-"""

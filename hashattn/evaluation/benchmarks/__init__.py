@@ -1,0 +1,1 @@
+"""Benchmarks: what is asked, and by which protocol."""

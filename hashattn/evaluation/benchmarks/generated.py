@@ -1,0 +1,264 @@
+"""Generated long-context tasks in LongBench's record format, one kind for each category.
+
+A task is a set of one-line *facts* scattered in natural text and one question about each of them.
+A fact belongs to the training or the evaluation split by the hash of its own line, and so does
+every paragraph of the haystack, so nothing that evaluation asks or shows was ever trained on.
+
+========== =============================== ====================================================
+task       LongBench category              example fact; question; answer
+========== =============================== ====================================================
+lookup     single-document QA              Note: Alice visits Kyoto; Alice visits; Kyoto
+multihop   multi-document QA               Rule: hammer needs rope, Rule: rope needs fan;
+                                           hammer needs; rope needs fan
+needle     retrieval among distractors     Fact: brave falcon hides ruby violin; brave falcon hides;
+           that share half of the key      ruby violin
+fewshot    few-shot learning (labels)      Text: calm shy wolf => B; odd tall wolf =>; B
+passage    synthetic retrieval             Abstract: ginger melon = 4821; ginger melon =; 4821
+code       code completion                 def brave_anchor(falcon, otter); brave_anchor;
+                                           (falcon, otter)
+========== =============================== ====================================================
+"""
+
+import hashlib
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from hashattn.evaluation.benchmarks.corpus import paragraphs, require_split, split_of
+from hashattn.evaluation.benchmarks.words import (
+    ADJECTIVES,
+    ANIMALS,
+    COLORS,
+    FOODS,
+    LABELS,
+    NAMES,
+    OBJECTS,
+    VERBS,
+)
+
+QUESTION_MARK = "Q: "
+
+
+@dataclass(frozen=True)
+class Question:
+    """``text`` is asked after the context; ``answer`` follows it and ends with the line."""
+
+    text: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class FactSet:
+    """The facts of one task in one context (lines without newline) and what can be asked."""
+
+    task: str
+    facts: tuple[str, ...]
+    questions: tuple[Question, ...]
+
+
+class _Draw:
+    """Random draws whose fact lines all belong to one split."""
+
+    def __init__(self, rng: random.Random, split: str):
+        self.rng, self.split = rng, require_split(split)
+
+    def line(self, make: Callable[[], str]) -> str:
+        """The first line from ``make`` that the split owns."""
+        while split_of(line := make()) != self.split:
+            pass
+        return line
+
+
+def _lookup(draw: _Draw, size: int) -> FactSet:
+    keys = [(name, verb) for name in NAMES for verb in VERBS]
+    lines, questions = [], []
+    for name, verb in draw.rng.sample(keys, min(size, len(keys))):
+        line = draw.line(lambda n=name, v=verb: f"Note: {n} {v} {draw.rng.choice(VERBS[v])}")
+        lines.append(line)
+        questions.append(Question(f"{name} {verb}", " " + line.split()[-1]))
+    return FactSet("lookup", tuple(lines), tuple(questions))
+
+
+def _multihop(draw: _Draw, size: int) -> FactSet:
+    unused = draw.rng.sample(OBJECTS, len(OBJECTS))
+    lines, questions = [], []
+
+    def owned(word: str) -> list[str]:
+        return [w for w in unused if split_of(f"Rule: {word} needs {w}") == draw.split]
+
+    while len(lines) < size and len(unused) >= 3:
+        chain = [unused.pop()]
+        while len(chain) < 3 and (choices := owned(chain[-1])):
+            chain.append(draw.rng.choice(choices))
+            unused.remove(chain[-1])
+        if len(chain) < 3:
+            continue  # its split owns no rule that would go on from here
+        lines += [f"Rule: {a} needs {b}" for a, b in zip(chain, chain[1:], strict=False)]
+        questions.append(Question(f"{chain[0]} needs", " " + " needs ".join(chain[1:])))
+    return FactSet("multihop", tuple(lines), tuple(questions))
+
+
+def _needle(draw: _Draw, size: int) -> FactSet:
+    side = max(2, round(size**0.5))  # a grid of keys: every half of a key is shared `side` times
+    first, second = draw.rng.sample(ADJECTIVES, side), draw.rng.sample(ANIMALS, side)
+    lines, questions = [], []
+    for adjective, animal in ((a, b) for a in first for b in second):
+        key = f"{adjective} {animal} hides"
+        line = draw.line(
+            lambda k=key: f"Fact: {k} {draw.rng.choice(COLORS)} {draw.rng.choice(OBJECTS)}"
+        )
+        lines.append(line)
+        questions.append(Question(key, " " + " ".join(line.split()[-2:])))
+    return FactSet("needle", tuple(lines), tuple(questions))
+
+
+def _fewshot(draw: _Draw, size: int) -> FactSet:
+    keywords = draw.rng.sample(ANIMALS, max(2, min(len(ANIMALS), size // 2)))
+
+    def example(keyword: str, label: str) -> str:
+        return f"Text: {' '.join(draw.rng.sample(ADJECTIVES, 2))} {keyword} => {label}"
+
+    lines, questions = [], []
+    for keyword in keywords:
+        label = draw.rng.choice(LABELS)
+        lines += [draw.line(lambda k=keyword, y=label: example(k, y)) for _ in range(2)]
+        unseen = draw.line(lambda k=keyword, y=label: example(k, y))
+        questions.append(Question(unseen[len("Text: ") : -len(f" {label}")], f" {label}"))
+    return FactSet("fewshot", tuple(lines), tuple(questions))
+
+
+def _passage(draw: _Draw, size: int) -> FactSet:
+    topics = {tuple(draw.rng.sample(FOODS, 2)) for _ in range(size)}
+    lines, questions = [], []
+    for topic in sorted(topics):
+        key = f"{' '.join(topic)} ="
+        line = draw.line(lambda k=key: f"Abstract: {k} {draw.rng.randrange(1000, 10000)}")
+        lines.append(line)
+        questions.append(Question(key, " " + line.split()[-1]))
+    return FactSet("passage", tuple(lines), tuple(questions))
+
+
+def _code(draw: _Draw, size: int) -> FactSet:
+    names = {(draw.rng.choice(ADJECTIVES), draw.rng.choice(OBJECTS)) for _ in range(size)}
+    lines, questions = [], []
+    for name in ("_".join(pair) for pair in sorted(names)):
+        line = draw.line(lambda n=name: f"def {n}({', '.join(draw.rng.sample(ANIMALS, 2))})")
+        signature = line[len("def ") + len(name) :]
+        lines.append(line)
+        questions.append(Question(name, signature))
+    return FactSet("code", tuple(lines), tuple(questions))
+
+
+_MAKERS: dict[str, Callable[[_Draw, int], FactSet]] = {
+    "lookup": _lookup,
+    "multihop": _multihop,
+    "needle": _needle,
+    "fewshot": _fewshot,
+    "passage": _passage,
+    "code": _code,
+}
+TASKS = tuple(_MAKERS)
+
+
+def draw_facts(task: str, size: int, rng: random.Random, split: str) -> FactSet:
+    """About ``size`` facts of ``task`` from ``split``, with their questions in random order.
+
+    Raises ``ValueError`` for an unknown task or split, or a size below 2.
+    """
+    if task not in _MAKERS:
+        raise ValueError(f"task must be one of {TASKS}, got {task!r}")
+    if size < 2:
+        raise ValueError(f"size must be at least 2 facts, got {size}")
+    made = _MAKERS[task](_Draw(rng, split), size)
+    return FactSet(task, made.facts, tuple(rng.sample(made.questions, len(made.questions))))
+
+
+def scatter(facts: list[str], tokens: int, count: Callable[[str], int], rng: random.Random,
+            split: str) -> str:  # fmt: skip
+    """Fact lines shuffled into paragraphs of ``split`` until ``count(text)`` reaches ``tokens``.
+
+    Returns at most ``tokens`` tokens: whole lines only, so it may fall short by one paragraph.
+    """
+    used = sum(count(fact + "\n") for fact in facts)
+    if used > tokens:
+        raise ValueError(f"{len(facts)} facts take {used} tokens, more than the {tokens} allowed")
+    lines, prose = list(facts), paragraphs(split)
+    while True:
+        paragraph = rng.choice(prose)
+        used += count(paragraph + "\n")
+        if used > tokens:
+            break
+        lines.append(paragraph)
+    rng.shuffle(lines)
+    return "\n".join(lines)
+
+
+def make_records(
+    tokenizer, tokens: int, contexts: int, *, seed: int, split: str = "eval",
+    tasks: tuple[str, ...] = TASKS, questions_per_task: int = 2, facts_per_1k: float = 2.5,
+) -> Iterator[dict]:  # fmt: skip
+    """LongBench-format records: ``contexts`` haystacks of at most ``tokens`` tokens in all.
+
+    Every context holds facts of all ``tasks`` (``facts_per_1k`` of each for 1,024 tokens) and is
+    asked ``questions_per_task`` questions of each, one record a question. ``length`` counts the
+    context's tokens.
+    """
+    if contexts < 1 or questions_per_task < 1 or tokens < 256:
+        raise ValueError("make_records needs tokens >= 256, contexts >= 1, questions_per_task >= 1")
+
+    def count(text: str) -> int:
+        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    for number in range(contexts):
+        rng = random.Random(f"{split}/{tokens}/{seed}/{number}")
+        size = max(4, round(facts_per_1k * tokens / 1024))
+        sets = [draw_facts(task, size, rng, split) for task in tasks]
+        facts = [fact for made in sets for fact in made.facts]
+        context = scatter(facts, tokens - 32, count, rng, split)  # 32: room for the question
+        length = count(context)
+        for made in sets:
+            for question in made.questions[:questions_per_task]:
+                yield _record(made.task, context, question, length)
+
+
+def _record(task: str, context: str, question: Question, length: int) -> dict:
+    answer = question.answer.strip()
+    identity = hashlib.sha256("\x00".join((context, question.text)).encode()).hexdigest()
+    return {
+        "input": question.text,
+        "context": context,
+        "answers": [answer],
+        "length": length,
+        "dataset": task,
+        "language": "en",
+        "all_classes": list(LABELS) if task == "fewshot" else None,
+        "_id": identity[:32],
+    }
+
+
+def make_sequences(
+    tokenizer, tokens: int, count: int, *, seed: int, split: str = "train",
+    tasks: tuple[str, ...] = TASKS, questions_per_task: int = 8, facts_per_1k: float = 2.5,
+) -> Iterator[tuple[list[int], list[int]]]:  # fmt: skip
+    """Token sequences for learning hashes: (input ids, positions of questions and answers).
+
+    The same contexts as ``make_records``, followed by many questions with their answers; the
+    positions returned are the queries worth learning from. At most ``tokens`` tokens in all.
+    """
+    for number in range(count):
+        rng = random.Random(f"sequence/{split}/{tokens}/{seed}/{number}")
+        size = max(4, round(facts_per_1k * tokens / 1024))
+        sets = [draw_facts(task, size, rng, split) for task in tasks]
+        asked = [q for made in sets for q in made.questions[:questions_per_task]]
+        rng.shuffle(asked)
+        tail = "".join(f"{QUESTION_MARK}{q.text}{q.answer}\n" for q in asked)
+        tail_ids = tokenizer(tail, add_special_tokens=False)["input_ids"]
+
+        def length(text: str) -> int:
+            return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+        facts = [fact for made in sets for fact in made.facts]
+        context = scatter(facts, tokens - len(tail_ids) - 1, length, rng, split)
+        context_ids = tokenizer(context + "\n")["input_ids"]
+        ids = context_ids + tail_ids
+        yield ids, list(range(len(context_ids), len(ids)))

@@ -1,0 +1,208 @@
+"""RULER samples as records that `evaluate` runs: generated, or read from official files."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from hashattn.base.checks import is_text, require
+from hashattn.evaluation.benchmarks.ruler.answering import AnsweringSample
+from hashattn.evaluation.benchmarks.ruler.counting import CommonWordsSample, FrequentWordsSample
+from hashattn.evaluation.benchmarks.ruler.haystack import Haystack, read_haystack
+from hashattn.evaluation.benchmarks.ruler.prompt import Prompt, Sample
+from hashattn.evaluation.benchmarks.ruler.questions import question_set
+from hashattn.evaluation.benchmarks.ruler.retrieval import RetrievalSample
+from hashattn.evaluation.benchmarks.ruler.sizing import largest_fit
+from hashattn.evaluation.benchmarks.ruler.specs import (
+    TASKS,
+    Answering,
+    CommonWords,
+    FrequentWords,
+    Retrieval,
+    RulerError,
+    task_of,
+)
+from hashattn.evaluation.benchmarks.ruler.styles import Style, style_of
+from hashattn.evaluation.benchmarks.ruler.tracking import TrackingSample
+from hashattn.evaluation.protocol import Protocol
+from hashattn.evaluation.records import Record, parsed_lines
+
+LENGTHS = (1024, 1_048_576)
+FULL = 0.99  # of the length that prompt and answer take at least
+NO_STOP = "\x00"  # RULER decodes to the end of its tokens: no prediction holds this
+
+
+def ruler_records(
+    tokenizer: Any, tasks: str | Iterable[str], length: int, samples: int, *, seed: int = 0,
+    style: str = "plain", haystack: str | Path | Haystack | None = None, qa: str = "corpus",
+    chat: bool = False,
+) -> Iterator[Record]:  # fmt: skip
+    """`samples` records of each task: prompt and answer of at most `length` tokens, at least 99 %.
+
+    length: 1,024 to 1,048,576 tokens, special tokens and the answer's max_new_tokens included, as
+    `tokenizer` counts. seed: sample i of a task is the same however many are asked for, in every
+    process. style: a key of STYLES. haystack: prose, by default data/corpus. qa: where the
+    questions come from (question_set). chat: wraps prompts in the tokenizer's chat template, the
+    opening of the answer after the assistant's header.
+
+    A record's `context` is the part that is prefilled, `input` the question with the opening of the
+    answer; `_id` names task, style, source, length, seed and number.
+    Raises RulerError for what cannot be made.
+    """
+    if not LENGTHS[0] <= length <= LENGTHS[1]:
+        raise RulerError(f"length = {length} must be {LENGTHS[0]} to {LENGTHS[1]} tokens")
+    if samples < 1:
+        raise RulerError(f"samples = {samples} must be at least 1")
+    wording, prose = style_of(style), read_haystack(haystack)
+    wrap = _chat_parts(tokenizer) if chat else ("", "")
+
+    def count(text: str) -> int:
+        return len(tokenizer(text, verbose=False)["input_ids"])
+
+    for name in [tasks] if isinstance(tasks, str) else tasks:
+        for number in range(samples):
+            made, source = _sample(name, length, number, seed, wording, prose, str(qa), count)
+            prompt, tokens = _fitted(made, length - task_of(name).max_new_tokens, length, count,
+                                     wrap)  # fmt: skip
+            yield Record(
+                input=prompt.question + prompt.prefix,
+                context=prompt.text,
+                answers=made.answers,
+                length=tokens + task_of(name).max_new_tokens,
+                dataset=name,
+                _id=f"{name}/{style}/{source}/{length}/{seed}/{number}",
+            )
+
+
+def ruler_protocol(
+    tasks: str | Iterable[str] = tuple(TASKS), stop: str = NO_STOP, **changes: Any
+) -> Protocol:
+    """How a task is decoded and scored by RULER, or several: each by its own in `datasets`.
+
+    Answers run to the end of their tokens, or to `stop`. changes: further fields of Protocol (sink,
+    local, seed).
+    """
+    if isinstance(tasks, str):
+        asked = _asked(tasks)
+    else:
+        asked = {"datasets": {name: _asked(name) for name in tasks}}
+    return Protocol(**{"template": "{context}{input}", "stop": stop} | asked | changes)
+
+
+def _asked(name: str) -> dict[str, Any]:
+    task = task_of(name)
+    return {"metric": task.metric, "max_new_tokens": task.max_new_tokens}
+
+
+def load_ruler(path: str | Path, task: str | None = None, limit: int | None = None) -> list[Record]:
+    """The records of an official file: JSON lines of index, input, outputs, length, answer_prefix.
+
+    path: a .jsonl file, or a folder <task> with validation.jsonl. task: by default the folder's
+    name. The question is the last line of `input`, what comes before it the context.
+    RulerError with file and line for what is not in that form.
+    """
+    path = Path(path)
+    file = path / "validation.jsonl" if path.is_dir() else path
+    task = task or file.parent.name
+    task_of(task)
+    if not file.exists():
+        raise RulerError(f"no RULER samples at {file}; NVIDIA/RULER writes <task>/validation.jsonl")
+    records = parsed_lines(
+        file, limit, lambda values, where: _official(values, task, where), RulerError
+    )
+    if not records and limit != 0:
+        raise RulerError(f"{file} holds no samples")
+    return records
+
+
+def _official(values: Any, task: str, where: str) -> Record:
+    """The record of the sample at "file:line"."""
+    for field in ("input", "outputs"):
+        if not isinstance(values, dict) or field not in values:
+            raise RulerError(f"no field {field!r}; RULER writes objects with input and outputs")
+    text, prefix = values["input"], values.get("answer_prefix", "")
+    for field, value in (("input", text), ("answer_prefix", prefix)):
+        require(is_text(value, empty=True), field, value, "a text", RulerError)
+    before, line_break, _ = text.rstrip().rpartition("\n")
+    if not line_break:
+        raise RulerError("no line break before the question; write it without --remove_newline_tab")
+    return Record(
+        input=text[len(before) + 1 :] + prefix,
+        context=before + line_break,
+        answers=values["outputs"],
+        length=values.get("length", 0),
+        dataset=task,
+        _id=f"{task}/official/{values.get('index', where.rsplit(':', 1)[1])}",
+    )
+
+
+def _sample(
+    name: str, length: int, number: int, seed: int, style: Style, prose: Haystack, qa: str,
+    count: Callable[[str], int],
+) -> tuple[Sample, str]:  # fmt: skip
+    """The sample and the name of its source."""
+    task = task_of(name)
+    own = f"ruler/{name}/{length}/{seed}/{number}"
+    if isinstance(task, Retrieval):
+        made = RetrievalSample(task, style, prose, own)
+        return made, prose.name if task.haystack == "text" else task.haystack
+    if isinstance(task, CommonWords):
+        return CommonWordsSample(task, style, own, length), "words"
+    if isinstance(task, FrequentWords):
+        return FrequentWordsSample(task, style, own, length - task.max_new_tokens), "words"
+    if isinstance(task, Answering):
+        asked = question_set(task.dataset, qa)
+        order = list(asked.questions)
+        random.Random(f"ruler/{name}/{seed}").shuffle(order)
+        question = order[number % len(order)]
+        return AnsweringSample(question, asked, style, own), asked.name
+    return TrackingSample(task, style, own, count), "noise"
+
+
+def _fitted(
+    sample: Sample, limit: int, length: int, count: Callable[[str], int], wrap: tuple[str, str]
+) -> tuple[Prompt, int]:
+    """The largest prompt of at most `limit` tokens, and its tokens."""
+
+    def prompt(size: int, fill: int = 0) -> Prompt:
+        made = sample.prompt(size, fill)
+        return Prompt(wrap[0] + made.text, made.question + wrap[1], made.prefix)
+
+    size, tokens = largest_fit(
+        lambda size: count(str(prompt(size))), limit, sample.smallest, sample.step
+    )
+    fill = 0
+    if tokens + length - limit < FULL * length:
+        fill, tokens = largest_fit(
+            lambda fill: count(str(prompt(size, fill))), limit, smallest=0, step=8
+        )
+    return prompt(size, fill), tokens
+
+
+def _chat_parts(tokenizer: Any) -> tuple[str, str]:
+    """What the tokenizer's chat template puts before and after a user's message.
+
+    Without the beginning-of-sequence token, which the tokenizer adds itself.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        raise RulerError("this tokenizer has no chat template; leave chat = False")
+    mark = "<the message>"
+    messages = [{"role": "user", "content": mark}]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    before, after = text.split(mark)
+    return before.removeprefix(tokenizer.bos_token or ""), after
+
+
+def profile_records(
+    profile: Any, tokenizer: Any, length: int, samples: int | None = None,
+    tasks: Iterable[str] = tuple(TASKS), **options: Any,
+) -> list[Record]:  # fmt: skip
+    """`samples` records of each task for a Profile (by default its number), seeded by it.
+
+    The style is profile.ruler's. options: further arguments of ruler_records.
+    """
+    number = profile.samples_per_task if samples is None else samples
+    options = {"seed": profile.seed, "style": profile.ruler.style} | options
+    return list(ruler_records(tokenizer, tasks, length, number, **options))

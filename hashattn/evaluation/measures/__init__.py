@@ -1,0 +1,1 @@
+"""Measures of what a selector selects, beside scores of answers."""

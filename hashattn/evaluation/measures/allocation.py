@@ -1,0 +1,86 @@
+"""Budgets that differ by layer and head: a token goes where it saves the most output error."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from statistics import fmean
+
+from hashattn.evaluation.measures.selection import recall_rows
+from hashattn.hashing.capture import CapturedLayer
+from hashattn.selectors.base import Selector
+
+FACTORS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)
+
+
+def allocate(
+    captured: Sequence[CapturedLayer],
+    selector: Selector,
+    heavy: int,
+    sink: int = 4,
+    local: int = 28,
+) -> tuple[tuple[float, ...], ...]:
+    """Budget.shares by which `selector`, at `heavy` tokens on average, errs least.
+
+    captured: every layer of the calibration sequences, with values. The mean output error of each
+    layer and KV head is measured at FACTORS times `heavy`; tokens then go where they save the most,
+    along the convex hulls of these curves, which is optimal for their sum (Everett 1963, with the
+    last step divided). Every head counts the same. ValueError without values or for heavy < 1.
+    """
+    if heavy < 1:
+        raise ValueError(f"heavy = {heavy}: there is nothing to divide below 1 token")
+    missing = sorted({layer.layer for layer in captured if layer.values is None})
+    if missing or not captured:
+        raise ValueError(f"layers {missing} were captured without values: capture(values=True)")
+    tokens = sorted({round(factor * heavy) for factor in FACTORS})
+    rows = recall_rows(captured, {"selector": selector}, tokens, sink, local, by_head=True)
+    curves: dict[tuple[int, int], dict[int, list[float]]] = {}
+    for row in rows:
+        curve = curves.setdefault((row["layer"], row["head"]), {})
+        curve.setdefault(row["heavy"], []).append(row["output_error"])
+    means = {
+        head: [(count / heavy, fmean(errors)) for count, errors in sorted(curve.items())]
+        for head, curve in curves.items()
+    }
+    given = divide(means)
+    layers = range(max(layer for layer, _ in given) + 1)
+    heads = range(max(head for _, head in given) + 1)
+    return tuple(tuple(given.get((layer, head), 1.0) for head in heads) for layer in layers)
+
+
+def divide(
+    curves: dict[tuple[int, int], list[tuple[float, float]]],
+) -> dict[tuple[int, int], float]:
+    """Factors, 1 on average, that minimise the sum of the curves' lower convex hulls.
+
+    curves: points (factor, error) of each head, by ascending factor from 0 on.
+    """
+    segments = [
+        ((low[1] - high[1]) / (high[0] - low[0]), high[0] - low[0], head)
+        for head, curve in curves.items()
+        for low, high in pairwise(_hull(curve))
+    ]
+    given, left = dict.fromkeys(curves, 0.0), float(len(curves))
+    for _, length, head in sorted(segments, key=lambda segment: -segment[0]):
+        part = min(length, left)
+        given[head] += part
+        left -= part
+    return given
+
+
+def _hull(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Lower convex hull of points by ascending first coordinate."""
+    hull: list[tuple[float, float]] = []
+    for point in points:
+        while len(hull) > 1 and _above(hull[-2], hull[-1], point):
+            hull.pop()
+        hull.append(point)
+    return hull
+
+
+def _above(
+    first: tuple[float, float], middle: tuple[float, float], last: tuple[float, float]
+) -> bool:
+    """Whether the middle point lies on or above the line between the others."""
+    slope = (last[1] - first[1]) / (last[0] - first[0])
+    return middle[1] >= first[1] + slope * (middle[0] - first[0])

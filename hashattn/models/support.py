@@ -1,0 +1,48 @@
+"""Which models sparse attention can serve: clear refusals of all others."""
+
+from transformers import PreTrainedModel
+
+from hashattn.base.errors import AttachmentError, UnsupportedModelError
+from hashattn.models.structure import attention_modules, require_full_attention, text_config
+
+DENSE_IMPLEMENTATIONS = ("sdpa", "eager")
+
+
+def check_model(model: PreTrainedModel, name: str) -> None:
+    """Raise UnsupportedModelError, with what to do, for models that cannot be attached."""
+    if not isinstance(model, PreTrainedModel):
+        hint = "its get_base_model()" if hasattr(model, "get_base_model") else "the model inside"
+        raise UnsupportedModelError(
+            f"attach needs a transformers PreTrainedModel, got {type(model).__name__}: pass {hint}"
+        )
+    family = type(model).__name__
+    config = text_config(model)
+    if model.config.is_encoder_decoder:
+        raise UnsupportedModelError(f"{family} is an encoder-decoder: only decoders are supported")
+    if config._attn_implementation == name:
+        raise AttachmentError(f"{family} already uses {name!r}: call detach first")
+    if getattr(config, "kv_lora_rank", None):
+        raise UnsupportedModelError(
+            f"{family} caches latents instead of keys (MLA), which is not verified here"
+        )
+    if not model._can_set_attn_implementation() or not attention_modules(model):
+        raise UnsupportedModelError(
+            f"{family} computes attention outside transformers' AttentionInterface, so it cannot "
+            "be replaced; use a family that goes through it (Llama, Mistral, Qwen, Gemma, Phi ...)"
+        )
+    if config._attn_implementation not in DENSE_IMPLEMENTATIONS:
+        raise UnsupportedModelError(
+            f"{family} runs {config._attn_implementation!r} attention: load it with "
+            'attn_implementation="sdpa" (or "eager"), which the dense calls use'
+        )
+    require_full_attention(model)
+
+
+def check_switched(model: PreTrainedModel, name: str) -> None:
+    """Raise UnsupportedModelError if transformers kept the old attention."""
+    actual = text_config(model)._attn_implementation
+    if actual != name:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} kept its {actual!r} attention: this family does not accept "
+            "another implementation"
+        )

@@ -1,0 +1,231 @@
+"""Is everything that a profile needs on this machine? Asked before any work is done.
+
+Nothing is downloaded here: models of tens of gigabytes, some behind a licence, are the reader's
+own decision, so an absent one ends with the command that brings it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from hashattn.base.checks import is_text
+from hashattn.base.errors import HashAttnError
+from hashattn.base.files import read_json
+from hashattn.base.repository import repository
+from hashattn.evaluation.benchmarks.longbench import find_file
+from hashattn.reproduce.profiles import Profile
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
+WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
+
+
+class AccessError(HashAttnError, FileNotFoundError):
+    """A model, a data set or a device that the profile names is not on this machine."""
+
+
+def missing_model_files(folder: Path) -> list[str]:
+    """What `folder` lacks to be loaded as a model and tokenizer: file names, empty if complete.
+
+    Raises AccessError for an index of weights that is damaged.
+    """
+    missing = [] if (folder / "config.json").is_file() else ["config.json"]
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        missing.append(" or ".join(TOKENIZER_FILES))
+    index = folder / WEIGHT_FILES[1]
+    if index.is_file():
+        content = read_json(index, AccessError)
+        shards = content.get("weight_map") if isinstance(content, dict) else None
+        if not isinstance(shards, dict) or not all(map(is_text, shards.values())):
+            raise AccessError(f"{index} has no weight_map of file names: copy it again")
+        missing += sorted(name for name in set(shards.values()) if not (folder / name).is_file())
+    elif not (folder / WEIGHT_FILES[0]).is_file():
+        missing.append(" or ".join(WEIGHT_FILES))
+    return missing
+
+
+def model_folder(profile: Profile) -> Path:
+    """The local folder of the profile's model.
+
+    A path in the repository is taken as it is. For a hub id: HASHATTN_MODEL_DIR (the model's
+    folder, or one that holds it under its name), else the hub's local cache.
+    Raises AccessError saying what is missing and how to get it.
+    """
+    inside = repository() / profile.model
+    if inside.is_dir() or not is_hub_id(profile.model):
+        missing = missing_model_files(inside)
+        if missing:
+            raise AccessError(
+                f"profile {profile.name}: {inside} lacks {', '.join(missing)}. "
+                + _how_to_restore(inside)
+            )
+        return inside
+    folder = _named_folder(profile.model) or _cached_folder(profile.model)
+    if folder is None:
+        raise AccessError(_how_to_get_model(profile, "is not on this machine"))
+    missing = missing_model_files(folder)
+    if missing:
+        raise AccessError(_how_to_get_model(profile, f"{folder} lacks {', '.join(missing)}"))
+    return folder
+
+
+def data_folder(profile: Profile) -> Path | None:
+    """The folder with one LongBench-format <task>.jsonl per task, in itself or in its data/; None
+    when records are generated.
+
+    A hub id is looked for in HASHATTN_DATA_DIR, a folder where the profile says. Raises AccessError
+    naming the missing files.
+    """
+    if profile.data is None:
+        return None
+    folder = repository() / profile.data
+    own = folder.is_dir() or not is_hub_id(profile.data)
+    if not own and (chosen := os.environ.get("HASHATTN_DATA_DIR")):
+        folder = Path(chosen)
+    missing = [f"{task}.jsonl" for task in profile.tasks if find_file(folder, task) is None]
+    if missing and own:
+        raise AccessError(
+            f"profile {profile.name} evaluates on the files of {folder}, which "
+            f"{'lacks ' + ', '.join(missing) if folder.is_dir() else 'is no folder'}.\n"
+            "  Each task has a <task>.jsonl there, one record a line (data/longbench/README.md): "
+            "add the files, or correct `data` and `tasks` in the profile"
+        )
+    if missing:
+        raise AccessError(
+            f"profile {profile.name} evaluates on {profile.data}, and {folder} lacks "
+            f"{', '.join(missing)}.\n  download:  hf download {profile.data} --repo-type dataset "
+            "--local-dir <folder> (unpack data.zip there)\n"
+            "  then:      export HASHATTN_DATA_DIR=<the folder of the .jsonl files>"
+        )
+    return folder
+
+
+def require_access(profile: Profile) -> None:
+    """Raise AccessError, before any work, if the model, the data or the device is not here, or this
+    process cannot place the model as the profile says."""
+    model_folder(profile)
+    data_folder(profile)
+    _require_placement(profile)
+    if profile.device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise AccessError(
+                f"profile {profile.name} asks for device: cuda, and torch sees no GPU. Run it "
+                "on a GPU machine, or copy its .yaml with `device: auto` and name that."
+            )
+
+
+def load_model(profile: Profile) -> tuple[Any, Any]:
+    """(model, tokenizer) of the profile, placed as it says and in its dtype, ready for inference.
+
+    Placement "device_map" needs accelerate and is one process. "tensor_parallel" needs it too, and
+    that torchrun started the process: all processes have to do the same then, sampling with the
+    same seed, and each attaches the same selector. Raises AccessError where one of these lacks,
+    UnsupportedModelError for KV heads that the processes cannot share evenly.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    require_access(profile)
+    logging.disable_progress_bar()  # a bar would be stored in the notebook
+    folder = model_folder(profile)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=getattr(torch, profile.dtype),
+        local_files_only=True,
+        **_placed(profile, folder),
+    )
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    if profile.placement == "single":
+        device = profile.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        model = model.to(device)
+    return model.eval(), tokenizer
+
+
+def _processes() -> int:
+    """How many processes torchrun started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+
+
+def _require_placement(profile: Profile) -> None:
+    if profile.placement == "single":
+        return
+    if find_spec("accelerate") is None:
+        raise AccessError(
+            f"profile {profile.name}: placement {profile.placement!r} needs the package "
+            "accelerate, with which transformers places models:  pip install accelerate"
+        )
+    if profile.placement == "tensor_parallel" and _processes() == 1:
+        raise AccessError(
+            f"profile {profile.name}: placement 'tensor_parallel' needs a process for each GPU. "
+            "Run a script of your own by  torchrun --nproc-per-node <GPUs> script.py  ; "
+            "`make reproduce` is one process, for which a profile says `placement: device_map`."
+        )
+
+
+def _placed(profile: Profile, folder: Path) -> dict[str, Any]:
+    """Arguments of from_pretrained that place the model."""
+    if profile.placement == "single":
+        return {}
+    if profile.placement == "device_map":
+        return {"device_map": "auto"}
+    from transformers import AutoConfig
+    from transformers.distributed import DistributedConfig
+
+    from hashattn.models.structure import planned_heads
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    plan = config.get_text_config().base_model_tp_plan
+    planned_heads(config, plan, int(os.environ["RANK"]), _processes())  # before the weights load
+    if "tp_plan" in {field.name for field in dataclasses.fields(DistributedConfig)}:
+        return {"distributed_config": DistributedConfig(tp_plan="auto")}
+    return {"tp_plan": "auto"}  # transformers 5.17 and before
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a profile's model or data is "org/name" of the hub, not a folder."""
+    return name.count("/") == 1 and not name.startswith((".", "/", "data/"))
+
+
+def _named_folder(model: str) -> Path | None:
+    """HASHATTN_MODEL_DIR itself, or its subfolder called like the model."""
+    chosen = os.environ.get("HASHATTN_MODEL_DIR")
+    if not chosen:
+        return None
+    below = Path(chosen) / model.split("/")[1]
+    return below if below.is_dir() else Path(chosen)
+
+
+def _cached_folder(model: str) -> Path | None:
+    """The model's snapshot in the hub's local cache; the network is not asked."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(model, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+
+
+def _how_to_restore(folder: Path) -> str:
+    if folder.is_relative_to(repository() / "data"):
+        return "Restore it: git checkout -- data; `make model` trains the embedded model again."
+    return "Copy the model there, or correct `model` in the profile."
+
+
+def _how_to_get_model(profile: Profile, problem: str) -> str:
+    name = profile.model.split("/")[1]
+    return (
+        f"profile {profile.name} runs {profile.model}: {problem}.\n"
+        f"  download:  hf download {profile.model}   (accept the model's licence on its page and "
+        "run `hf auth login` first if it asks for one)\n"
+        f"  or, with a copy at hand:  export HASHATTN_MODEL_DIR=<folder>   (the model's folder, "
+        f"or one that holds it as {name}/)"
+    )

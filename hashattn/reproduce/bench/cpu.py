@@ -1,0 +1,158 @@
+"""`make bench`: the CPU's latency grid, threads, start-up, and whole models; one result file."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hashattn.attention.budget import Budget
+from hashattn.kernels import available
+from hashattn.reproduce.access import load_model
+from hashattn.reproduce.bench import tables
+from hashattn.reproduce.bench.end_to_end import (
+    LLAMA_1B,
+    TWO_LAYERS_OF_8B,
+    model_latency,
+    random_llama,
+)
+from hashattn.reproduce.bench.layer import PEERS, layer_latency
+from hashattn.reproduce.bench.receipts import receipt_cost
+from hashattn.reproduce.bench.record import save
+from hashattn.reproduce.bench.step import Shape
+from hashattn.reproduce.profiles import load_profile
+
+CONTEXTS = (1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
+DTYPES = (torch.bfloat16, torch.float32)
+SINK = LOCAL = 128  # the paper's; with n / 32 heavy tokens
+FRACTION = 32
+MODEL_CONTEXTS = (32768, 131072)
+MODELS = {  # how to make it, tokens to decode, whether on one thread as well
+    "embedded": (lambda: load_model(load_profile("embedded"))[0], 8, False),
+    "random Llama 1B": (lambda: random_llama(LLAMA_1B), 4, False),
+    "two random layers of Llama 8B": (lambda: random_llama(TWO_LAYERS_OF_8B), 8, True),
+}
+
+
+def budget(n: int) -> Budget:
+    """n / 32 tokens beside 128 sink and 128 local ones."""
+    return Budget(SINK, LOCAL, heavy=n // FRACTION)
+
+
+def bench(path: Path, contexts: tuple[int, ...] = CONTEXTS, models: bool = True) -> dict[str, Any]:
+    """Measure everything, print the tables, write `path`; returns what was written.
+
+    Peers of one length and dtype run interleaved in one process; one thread first, then as many as
+    this process may use.
+    """
+    threads = torch.get_num_threads()
+    rows, start = [], start_seconds() if available("numba") else None
+    for number in sorted({1, threads}):
+        torch.set_num_threads(number)
+        for dtype in DTYPES:
+            for n in contexts:
+                peers = PEERS if number == 1 else ("roofline",)
+                repeats = 15 if n <= 16384 else 9
+                print(f"{number} thread(s), {dtype}, {n} tokens", flush=True)
+                rows += layer_latency(n, dtype, budget(n), repeats=repeats, peers=peers)
+    torch.set_num_threads(threads)
+    record = {
+        "shape": asdict(Shape()),
+        "layer": rows,
+        "models": whole_models() if models else [],
+        "receipt": receipts() if models else None,
+        "start": start,
+    }
+    save(path, **record)
+    report(record)
+    print(f"\nwritten to {path}")
+    return record
+
+
+def whole_models() -> list[dict[str, Any]]:
+    """model_latency of the embedded model and of random ones of Llama's shapes."""
+    rows, threads = [], torch.get_num_threads()
+    for name, (make, steps, alone) in MODELS.items():
+        model = make()
+        for number in sorted({1, threads}) if alone else [threads]:
+            torch.set_num_threads(number)
+            for n in MODEL_CONTEXTS:
+                print(f"{name}, {number} thread(s), {n} tokens", flush=True)
+                rows += model_latency(name, model, n, budget(n), steps=steps)
+    return rows
+
+
+def receipts(n: int = 4096) -> dict[str, Any]:
+    """receipt_cost of the embedded model."""
+    model = MODELS["embedded"][0]()
+    return receipt_cost(model, n, budget(n))
+
+
+_FIRST_STEP = """
+import time, torch
+start = time.perf_counter()
+import hashattn_kernels as kernels
+def maps(heads):
+    sizes = ((heads, 128, 128), (heads, 128, 32))
+    return kernels.Maps(tuple(torch.randn(s) for s in sizes),
+                        tuple(torch.zeros(heads, s[2]) for s in sizes)).rounded()
+q = torch.randn(1, 32, 1, 128, dtype=torch.bfloat16)
+k = torch.randn(1, 8, 600, 128, dtype=torch.bfloat16)
+key_maps, query_maps = maps(8), maps(32)
+codes = kernels.layout_for(k.device).from_tokens(kernels.encode(k, key_maps))
+query, _ = kernels.encode_pair(q, query_maps, k[:, :, -1:], key_maps)
+indices = kernels.select_by_codes(query, codes, 20, 4, 28)
+kernels.attend(q, k, k, indices, 0.1)
+print(time.perf_counter() - start)
+"""
+
+
+def start_seconds() -> dict[str, float]:
+    """Seconds from importing the kernels to the first step's end: compiling, and from the disk."""
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        settings = os.environ | {"XDG_CACHE_HOME": folder, "PYTHONPATH": os.pathsep.join(sys.path)}
+        settings.pop("NUMBA_CACHE_DIR", None)
+        for name in ("cold", "warm"):
+            done = subprocess.run(
+                [sys.executable, "-c", _FIRST_STEP],
+                env=settings, capture_output=True, text=True, check=True,
+            )  # fmt: skip
+            found[name] = float(json.loads(done.stdout))
+    return found
+
+
+def report(record: dict[str, Any]) -> None:
+    """Print a record's tables."""
+    rows = record["layer"]
+    sections = {
+        "milliseconds a step, all variants": tables.totals(rows),
+        "speed-up over torch's fastest dense call and over our dense step": tables.speedups(rows),
+        "break-even length": tables.break_even(rows),
+        "share of the roofline": tables.roofline(rows),
+        "stages of one list per KV head": tables.stages(rows),
+        "selection": tables.selection([row for row in rows if row["threads"] == 1]),
+        "threads": tables.scaling(rows),
+    }
+    if record["models"]:
+        sections["whole models"] = tables.models(record["models"])
+        sections["stages of a layer inside of a model"] = tables.model_stages(record["models"])
+    for title, table in sections.items():
+        if table is not None and len(table):
+            print(f"\n{title}\n{table.round(3).to_string()}")
+    if record.get("receipt"):
+        cost = record["receipt"]
+        print(
+            f"\nthe receipt: {cost['receipt_us']:.0f} us a token, {cost['receipt_share']:.2%} of "
+            f"it; with everything that listens {cost['everything_us']:.0f} us, "
+            f"{cost['everything_share']:.2%}"
+        )
+    if record["start"]:
+        print("\nseconds to the first step:", record["start"])

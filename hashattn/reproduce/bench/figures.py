@@ -1,0 +1,63 @@
+"""Figures of measured steps."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from hashattn.reproduce.plots import log_axis
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# variant: colour (Okabe and Ito), marker, name in a legend
+STYLES = {
+    "torch": ("#000000", "s", "torch, fastest call"),
+    "dense": ("#7f7f7f", "P", "dense, this package"),
+    "hash": ("#0072b2", "o", "one list per KV head"),
+    "hash_query_lists": ("#56b4e9", "^", "one list per query head"),
+}
+
+
+def step_times(axis: Axes, speedups: pd.DataFrame) -> None:
+    """Milliseconds of a step over cached tokens; speedups of one thread count and dtype."""
+    _lines(axis, speedups, {name: f"{name} ms" for name in STYLES})
+    axis.set(yscale="log", xlabel="cached tokens", ylabel="ms per step and layer (median)")
+
+
+def speed_up(axis: Axes, speedups: pd.DataFrame) -> None:
+    """Speed-up over torch's fastest dense call; below the line at 1 is a loss."""
+    table = speedups.assign(**{"dense / torch": speedups["torch ms"] / speedups["dense ms"]})
+    _lines(axis, table, {name: f"{name} / torch" for name in STYLES if name != "torch"})
+    axis.axhline(1, color="#000000", linewidth=1)
+    axis.set(yscale="log", xlabel="cached tokens", ylabel="speed-up over torch's fastest call")
+    ticks = [0.5, 1, 2, 4, 8, 16, 32]
+    axis.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    axis.minorticks_off()
+
+
+def stage_bars(axis: Axes, stages: pd.DataFrame) -> None:
+    """Milliseconds of encode, select and attend, stacked, by cached tokens."""
+    colors = ["#e69f00", "#56b4e9", "#0072b2"]
+    named = stages[["encode", "select", "attend"]].rename(index=lambda n: f"{n // 1024}K")
+    named.plot.bar(stacked=True, ax=axis, color=colors, width=0.6)
+    axis.legend(title=None)
+    axis.set(xlabel="cached tokens", ylabel="ms per step and layer")
+    axis.tick_params(axis="x", rotation=0)
+
+
+def legend(figure: Figure, axis: Axes) -> None:
+    """The lines of `axis` named below all axes of a figure, where they cover nothing."""
+    handles, labels = axis.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncol=len(labels), frameon=False)
+
+
+def _lines(axis: Axes, table: pd.DataFrame, columns: dict[str, str]) -> None:
+    for name, column in columns.items():
+        if column in table:
+            color, marker, label = STYLES[name]
+            axis.plot(table.index, table[column], color=color, marker=marker, label=label)
+    lengths = list(table.index)
+    log_axis(axis, lengths, [f"{n // 1024}K" for n in lengths])

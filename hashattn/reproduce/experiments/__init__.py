@@ -1,0 +1,1 @@
+"""What the notebooks compute, a module each."""

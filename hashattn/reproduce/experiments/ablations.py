@@ -1,0 +1,217 @@
+"""Notebook 01's comparisons: recipes one option apart, and hashes that never saw a task kind."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import pandas as pd
+
+from hashattn.base.engines import require_engine
+from hashattn.base.engines.processes import PROCESS_BYTES, Processes, processes_that_fit
+from hashattn.evaluation.benchmarks.generated import TASKS
+from hashattn.evaluation.measures.selection import recall_rows
+from hashattn.hashing.capture import CapturedLayer, capture
+from hashattn.hashing.recipe import TrainRecipe
+from hashattn.hashing.weights import HashWeights
+from hashattn.reproduce.access import load_model
+from hashattn.reproduce.bench.layer import encode_latency
+from hashattn.reproduce.bench.step import Shape
+from hashattn.reproduce.experiments.common import as_trained, sequences, train_hashes
+from hashattn.reproduce.experiments.contenders import ours
+from hashattn.reproduce.profiles import Profile
+from hashattn.selectors import make_selector
+from hashattn.selectors.base import Selector
+from hashattn.selectors.double_sparsity import DoubleSparsitySelector as DoubleSparsity
+
+MEASURES = ["recall@4", "recall@32", "heavy_mass"]
+HELD_OUT_SEED = 3000
+ABLATION_STEPS = 300
+
+
+def training_curves(weights: HashWeights) -> pd.DataFrame:
+    """Validation records of every layer: layer, step, loss, recall@4, recall@32, mass."""
+    rows = [
+        {"layer": int(layer)} | record
+        for layer, history in weights.card["validation"].items()
+        for record in history["curve"]
+    ]
+    return pd.DataFrame(rows)
+
+
+def training_contenders(profile: Profile, model, retrained: HashWeights) -> dict[str, Selector]:
+    """Retrained weights, the shipped ones if there are any, and SimHash of as many bits."""
+    found = {"hash retrained": make_selector("hash", weights=retrained)}
+    folder = profile.hash_weights_path
+    if folder is not None and folder.is_dir():
+        found["hash shipped"] = make_selector("hash", weights=HashWeights.load(folder, model))
+    found["lsh"] = make_selector("lsh", bits=retrained.config.bits, seed=profile.seed)
+    return found
+
+
+def variants() -> dict[str, dict]:
+    """Arguments of train_hashes: the default, its choices undone one at a time, and the paper's."""
+    default = TrainRecipe.default()
+    official = {"recipe": TrainRecipe.official(), "depth": 3, "hidden": 128}
+    changed = {
+        "default": default,
+        "loss: weighted BCE": default.vary(loss="bce"),
+        "loss: cross-entropy": default.vary(loss="cross_entropy"),
+        "labels: top-32 only": default.vary(mass_share=0.0),
+        "labels: attention mass only": default.vary(mass_share=1.0),
+        "surrogate: tanh": default.vary(surrogate="tanh"),
+        "start: random": default.vary(init="random"),
+        "labels: 1/128 of the tokens seen": default.vary(top=64, top_fraction=1 / 128),
+        "labels: by the output's loss": default.vary(weigh="output"),
+        "ranked by the group's sum, by bits": default.vary(group="sum"),
+    }
+    found = {name: {"recipe": recipe} for name, recipe in changed.items()}
+    found["official recipe"] = official
+    found["default recipe, code per query head"] = {"recipe": default, "layout": "per_query_head"}
+    found["official recipe, code per query head"] = official | {"layout": "per_query_head"}
+    return found
+
+
+def map_shapes() -> dict[str, tuple[int, int, str]]:
+    """(stages, hidden width, precision of the weights): the paper's shape, and smaller ones."""
+    return {
+        "3 stages of 128, float32": (3, 128, "float32"),
+        "3 stages of 128, bfloat16": (3, 128, "bfloat16"),
+        "2 stages of 128, bfloat16": (2, 128, "bfloat16"),
+        "2 stages of 64, bfloat16": (2, 64, "bfloat16"),
+        "1 stage, bfloat16": (1, 128, "bfloat16"),
+    }
+
+
+def map_costs(profile: Profile, model, tokenizer, layer: int, length: int) -> pd.DataFrame:
+    """What smaller maps save and cost: selection quality of one layer at n/32, and the kilobytes
+    and milliseconds of a token's codes in one layer of Llama-3.1-8B's shape."""
+    default = TrainRecipe.default()
+    shapes = map_shapes()
+    asked = {
+        name: {"recipe": default.vary(precision=precision), "depth": depth, "hidden": hidden}
+        for name, (depth, hidden, precision) in shapes.items()
+    }
+    table = _trained_and_measured(profile, model, tokenizer, layer, length, asked)
+    sizes = {name: (Shape(depth=depth, hidden=hidden), precision)
+             for name, (depth, hidden, precision) in shapes.items()}  # fmt: skip
+    costs = pd.DataFrame(encode_latency(sizes)).set_index("variant")
+    costs = pd.DataFrame({"KB a layer": costs["bytes"] / 1e3, "encode ms": costs["ms"]})
+    return table.join(costs)
+
+
+def ablation(profile: Profile, model, tokenizer, layer: int, length: int) -> pd.DataFrame:
+    """Held-out selection quality at n/32 of one layer's hashes, by recipe and layout."""
+    return _trained_and_measured(profile, model, tokenizer, layer, length, variants())
+
+
+def _trained_and_measured(
+    profile: Profile, model, tokenizer, layer: int, length: int, asked: dict[str, dict]
+) -> pd.DataFrame:
+    """One row a variant. All train on the same half of the profile's sequences, as many steps."""
+    trainer = VariantTrainer(profile, layer)
+    first, *others = asked.items()
+    trained = {first[0]: trainer.train(model, tokenizer, *first)}
+    processes = 1  # each variant trains on one thread, so that as many train as there are cores
+    if others and model.device.type == "cpu" and require_engine() == "in_process":
+        processes = processes_that_fit(len(others), PROCESS_BYTES)
+    if processes > 1:
+        trained |= dict(Processes(processes).run(trainer, ([item] for item in others)))
+    else:
+        trained |= {item[0]: trainer.train(model, tokenizer, *item) for item in others}
+    chosen = {name: as_trained(trained[name]) for name in asked}
+    asked = sequences(profile, tokenizer, 2, length=length, split="eval", questions=2)
+    found = [capture(model, ids, rows=rows, layers=[layer])[layer] for ids, rows in asked]
+    table = recall_rows(found, chosen, [length // 32], profile.sink, profile.local)
+    return pd.DataFrame(table).groupby("method", sort=False)[["bits", *MEASURES]].mean()
+
+
+@dataclass(frozen=True)
+class VariantTrainer:
+    """Trains variants (a name, arguments of train_hashes) of one layer's hashes into the results.
+
+    All learn from the same captures, which the first of them makes. In another process it loads the
+    profile's model itself.
+    """
+
+    profile: Profile
+    layer: int
+
+    def __call__(self, variants: Sequence[tuple[str, dict]]) -> Iterator[tuple[str, HashWeights]]:
+        """Trains them in a worker process; the name and weights of each."""
+        for name, arguments in variants:
+            yield name, self.train(*_loaded(self.profile), name, arguments)
+
+    def train(self, model, tokenizer, name: str, arguments: dict) -> HashWeights:
+        """The weights of a variant; those that lie in the results already are taken from there."""
+        folder = "ablation/" + "".join(c if c.isalnum() else "-" for c in name)
+        arguments = arguments | {"recipe": arguments["recipe"].vary(steps=ABLATION_STEPS)}
+        return train_hashes(self.profile, model, tokenizer, folder, layers=[self.layer],
+                            count=max(2, self.profile.training.sequences // 2),
+                            shared_captures="ablation/captured", **arguments)  # fmt: skip
+
+
+@cache
+def _loaded(profile: Profile) -> tuple:
+    """A worker's model and tokenizer."""
+    return load_model(profile)
+
+
+def transfer(profile: Profile, model, tokenizer, held_out: str, length: int) -> pd.DataFrame:
+    """Selection quality at n/32 on questions of one task kind, with and without it in training.
+
+    Both hashes train on half of the profile's sequences, so that only the tasks differ.
+    """
+    count = max(2, profile.training.sequences // 2)
+    others = tuple(task for task in TASKS if task != held_out)
+    chosen = {}
+    for name, tasks in (("all_tasks", TASKS), (f"without_{held_out}", others)):
+        weights = train_hashes(profile, model, tokenizer, f"transfer/{name}", tasks=tasks,
+                               count=count)  # fmt: skip
+        chosen[f"hash {name.replace('_', ' ')}"] = make_selector("hash", weights=weights)
+    chosen["lsh"] = make_selector("lsh", bits=profile.training.bits, seed=profile.seed)
+    tables = {}
+    for task in (held_out, others[0]):
+        asked = sequences(profile, tokenizer, 2, length=length, split="eval", tasks=(task,),
+                          seed=HELD_OUT_SEED)  # fmt: skip
+        found = [c for ids, rows in asked for c in capture(model, ids, rows=rows).values()]
+        rows = recall_rows(found, chosen, [length // 32], profile.sink, profile.local)
+        tables[f"on {task}"] = pd.DataFrame(rows).groupby("method", sort=False)[MEASURES].mean()
+    return pd.concat(tables)
+
+
+def bit_variants(
+    profile: Profile,
+    codes: dict[str, HashWeights],
+    calibrated: list[CapturedLayer],
+    lsh_bits: list[int],
+) -> dict[str, Selector]:
+    """Every method at several sizes of its index: "<method> at <setting>" to selector.
+
+    codes: hash weights by name (hashattn.reproduce.experiments.contenders.our_codes).
+    """
+    found = {}
+    for name, selector in ours(codes).items():
+        config = selector.weights.config
+        family = "hash_official" if name == "hash official" else "hash"
+        bits = selector.nominal_bits(config.group, config.head_dim)
+        found[f"{family} at {bits:g} bits"] = selector
+    dim = calibrated[0].keys.shape[-1]
+    for bits in lsh_bits:
+        found[f"lsh at {bits} bits"] = make_selector("lsh", bits=bits, seed=profile.seed)
+    for page, bits in ((32, 4), (16, 4), (16, 16), (8, 16), (4, 16)):
+        found[f"quest at page {page}, {bits} bit"] = make_selector("quest", page=page, bits=bits)
+    for width, bits in ((dim // 16, 4), (dim // 8, 4), (dim // 4, 4), (dim // 2, 4)):
+        for layout, selection in (("per_kv_head", "kv_head"), ("per_query_head", "query_head")):
+            made = DoubleSparsity.calibrate(calibrated, width, bits, layout, selection)
+            found[f"double_sparsity {layout} at {width} channels"] = made
+    return found
+
+
+def bits_to_match(table: pd.DataFrame, family: str, ours: str, measure: str) -> float:
+    """Fewest bits at which `family` reaches `ours` (its fewest bits) in `measure`; inf if never."""
+    target = table[table.family == ours].sort_values("bits")[measure].iloc[0]
+    reached = table[(table.family == family) & (table[measure] >= target)]
+    return float(reached.bits.min()) if len(reached) else math.inf

@@ -1,0 +1,405 @@
+"""What the notebooks run, for whatever model and scale the profile names."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from itertools import cycle, islice
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from hashattn.attention.budget import Budget
+from hashattn.evaluation.benchmarks import longbench_protocol
+from hashattn.evaluation.benchmarks.generated import TASKS, make_records, make_sequences
+from hashattn.evaluation.benchmarks.longbench import find_file, load_dataset
+from hashattn.evaluation.benchmarks.ruler import profile_records, ruler_protocol
+from hashattn.evaluation.benchmarks.ruler.records import NO_STOP
+from hashattn.evaluation.measures.selection import recall_rows
+from hashattn.evaluation.methods import Method
+from hashattn.evaluation.protocol import Protocol
+from hashattn.evaluation.records import Record, load_records, record_from_dict
+from hashattn.evaluation.runner import evaluate
+from hashattn.evaluation.tables import nothing_at_stake
+from hashattn.hashing.capture import CapturedLayer, capture
+from hashattn.hashing.recipe import TrainRecipe
+from hashattn.hashing.train import train_hash_weights
+from hashattn.hashing.weights import HashWeights
+from hashattn.reproduce.access import data_folder
+from hashattn.reproduce.bench.cpu import budget as bench_budget
+from hashattn.reproduce.bench.layer import layer_latency
+from hashattn.reproduce.notebooks.claims import Claims
+from hashattn.reproduce.profiles import Profile
+from hashattn.reproduce.published.table import cite
+from hashattn.selectors import make_selector
+from hashattn.selectors.base import Selector
+from hashattn.selectors.double_sparsity import DoubleSparsitySelector
+from hashattn.selectors.hata import HATASelector
+from hashattn.selectors.loki import LokiSelector
+from hashattn.selectors.magicpig import MagicPIGSelector
+
+# arguments of train_hashes for weights other than the default: more bits, and the paper's recipe
+# with its code for every query head
+VARIANTS: dict[str, dict] = {
+    "64_bits": {"bits": 64},
+    "128_bits": {"bits": 128},
+    "256_bits": {"bits": 256},
+    "official": {"recipe": TrainRecipe.official(), "layout": "per_query_head", "depth": 3},
+}
+VALIDATION_SHARE = 6  # one validation sequence for every six that train
+MIXTURE = (1, 2, 4, 1)  # training sequences, in turn: parts of the profile's length
+CALIBRATION = 2  # training sequences that the calibrated baselines look at
+SHORTEST = 512  # tokens of a generated training sequence
+LONG_METHODS = ("dense", "oracle", "window", "lsh", "double_sparsity", "quest", "hash_official",
+                "hash", "hash_128", "residual")  # fmt: skip
+QUESTIONS_PER_CONTEXT = 2  # of each task, in generated contexts
+DATA_NOTE = (
+    "generated long-context tasks in Python documentation (evaluation.benchmarks.generated), "
+    "training split only; disjoint by construction from every evaluation context"
+)
+
+
+def sequences(
+    profile: Profile, tokenizer, count: int, *, length: int, split: str = "train", seed: int = 0,
+    tasks: tuple[str, ...] = TASKS, questions: int = 8,
+) -> list[tuple[torch.Tensor, torch.Tensor]]:  # fmt: skip
+    """(token ids, query positions) of `count` generated sequences of `length` tokens."""
+    made = make_sequences(
+        tokenizer, length, count, seed=profile.seed + seed, split=split, tasks=tasks,
+        questions_per_task=questions,
+    )  # fmt: skip
+    return [(torch.tensor(ids), torch.tensor(rows)) for ids, rows in made]
+
+
+def training_sequences(
+    profile: Profile, tokenizer, count: int, seed: int = 0, tasks: tuple[str, ...] = TASKS
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """`count` training sequences, by MIXTURE half of the profile's length, a quarter each of a half
+    and a quarter of it: a budget of n/32 is a different task at every n. The longest come first."""
+    found = []
+    for share, part in sorted(Counter(islice(cycle(MIXTURE), count)).items()):
+        length = max(SHORTEST, profile.training.length // share)
+        found += sequences(profile, tokenizer, part, length=length, seed=seed + share,
+                           tasks=tasks)  # fmt: skip
+    return found
+
+
+def train_hashes(
+    profile: Profile, model, tokenizer, name: str, recipe: TrainRecipe | None = None, *,
+    tasks: tuple[str, ...] = TASKS, layout: str | None = None, bits: int | None = None,
+    depth: int | None = None, hidden: int | None = None, layers: Iterable[int] | None = None,
+    count: int | None = None, progress: bool = True, shared_captures: str | None = None,
+) -> HashWeights:  # fmt: skip
+    """Hash weights trained as the profile says, under <results>/hash_training/<name>.
+
+    Finished layers found there are reused. recipe, tasks, the maps' shape, layers and count
+    (training sequences) override the profile, for ablations; those that train on the same sequences
+    may share captures under a name.
+    """
+    asked = profile.training
+    recipe = recipe or getattr(TrainRecipe, asked.recipe)()
+    recipe = recipe.vary(sink=profile.sink, local=profile.local)
+    if asked.steps is not None:
+        recipe = recipe.vary(steps=min(recipe.steps, asked.steps))
+    count = count or asked.sequences
+    whole = count // VALIDATION_SHARE // len(MIXTURE) * len(MIXTURE)
+    held_out = max(len(set(MIXTURE)), whole)  # whole mixtures, or one sequence of each length
+    folder = profile.results / "hash_training"
+    return train_hash_weights(
+        model,
+        training_sequences(profile, tokenizer, count, tasks=tasks),
+        recipe,
+        validation=training_sequences(profile, tokenizer, held_out, seed=1000, tasks=tasks),
+        out_dir=folder / name,
+        capture_dir=folder / shared_captures if shared_captures else None,
+        layout=layout or asked.layout, bits=bits or asked.bits, depth=depth or asked.depth,
+        hidden=hidden or asked.hidden, layers=layers, seed=profile.seed, data_note=DATA_NOTE,
+        benchmarks={}, progress=progress,
+    )  # fmt: skip
+
+
+def shipped_or_trained(profile: Profile, model, tokenizer) -> HashWeights:
+    """The profile's shipped hash weights, or those that notebook 01 trained into the results."""
+    folder = profile.hash_weights_path
+    if folder is not None and folder.is_dir():
+        return HashWeights.load(folder, model)
+    return train_hashes(profile, model, tokenizer, "default")
+
+
+def hash_weights(profile: Profile, model, tokenizer, variant: str) -> HashWeights:
+    """Weights of a key of VARIANTS: shipped beside the profile's own, else trained into the results
+    as much as those."""
+    folder = shipped_variant(profile, variant)
+    if folder is not None:
+        return HashWeights.load(folder, model)
+    return train_hashes(profile, model, tokenizer, f"variants/{variant}", **VARIANTS[variant])
+
+
+def shipped_variant(profile: Profile, variant: str) -> Path | None:
+    """The folder of a variant that comes with the profile's model, None if it has to be trained."""
+    if profile.hash_weights_path is None:
+        return None
+    folder = profile.hash_weights_path.parent / "hash_variants" / variant
+    return folder if folder.is_dir() else None
+
+
+def as_trained(weights: HashWeights) -> Selector:
+    """The selector that the weights' recipe trained them for: graded bits and a selection per query
+    head, or matching bits (TrainRecipe.group "sum") and a selection per key map."""
+    if weights.card["recipe"]["group"] == "each":
+        return make_selector("hash", weights=weights)
+    shared = weights.config.layout == "per_kv_head"
+    layout = "kv_head" if shared else "query_head"
+    return make_selector("hash", weights=weights, scoring="hamming", layout=layout)
+
+
+def captured(
+    profile: Profile, model, tokenizer, length: int, count: int = 1, *, split: str = "eval",
+    seed: int = 0, values: bool = False,
+) -> list[CapturedLayer]:  # fmt: skip
+    """Queries, keys and, if asked, values of all layers of `count` sequences of `length` tokens."""
+    found = []
+    asked = sequences(profile, tokenizer, count, length=length, split=split, seed=seed,
+                      questions=QUESTIONS_PER_CONTEXT)  # fmt: skip
+    for ids, rows in asked:
+        found += capture(model, ids, rows=rows, values=values).values()
+    return found
+
+
+def calibration(profile: Profile, model, tokenizer) -> list[CapturedLayer]:
+    """What calibrated baselines and budgets learn from: training sequences, as the hashes do."""
+    return captured(
+        profile, model, tokenizer, profile.training.length, CALIBRATION, split="train", seed=2000,
+        values=True,
+    )  # fmt: skip
+
+
+def selectors(
+    profile: Profile, weights: HashWeights, calibrated: list[CapturedLayer],
+    codes: Mapping[str, HashWeights] | None = None,
+) -> dict[str, Selector]:  # fmt: skip
+    """One selector for each sparse method of the profile, in its usual setting.
+
+    Quest: pages of 16, float16 bounds, 2 head_dim bits. Double Sparsity: an eighth of the channels
+    for each query head, 4-bit labels. LSH and HATA: as many bits as the hashes. Re-ranking (twice
+    the budget) and the sampled residual (a quarter of it) stand on the hashes. codes: the other
+    hash weights, by their names in hashattn.reproduce.experiments.contenders.our_codes.
+    """
+    codes = codes or {}
+    double = {"channels_per_head": weights.config.head_dim // 8, "label_bits": 4}
+    make = {
+        "oracle": lambda: make_selector("oracle"),
+        "hash": lambda: make_selector("hash", weights=weights),
+        "double_sparsity": lambda: DoubleSparsitySelector.calibrate(calibrated, **double),
+        "quest": lambda: make_selector("quest", page=16, bits=16),
+        "lsh": lambda: make_selector("lsh", bits=weights.config.bits, seed=profile.seed),
+        "random": lambda: make_selector("random", seed=profile.seed),
+        "window": lambda: make_selector("window"),
+        "streaming_llm": lambda: make_selector("streaming_llm"),
+        "h2o": lambda: make_selector("h2o"),
+        "snapkv": lambda: make_selector("snapkv"),
+        "infllm": lambda: make_selector("infllm"),
+        "oracle_top_p": lambda: make_selector("oracle_top_p"),
+        "sparq": lambda: make_selector("sparq"),
+        "loki": lambda: LokiSelector.calibrate(calibrated),
+        "pqcache": lambda: make_selector("pqcache"),
+        "socket": lambda: make_selector("socket"),
+        "hata": lambda: HATASelector.train(
+            calibrated, bits=weights.config.bits, seed=profile.seed, progress=False
+        ),
+        "magicpig": lambda: MagicPIGSelector.calibrate(calibrated, seed=profile.seed),
+        "rerank": lambda: make_selector("rerank", base=make["hash"](), factor=2),
+        "residual": lambda: make_selector(
+            "residual", base=make["hash"](), share=0.25, seed=profile.seed
+        ),
+        "hash_128": lambda: as_trained(codes["hash 128 bits"]),
+        "hash_official": lambda: as_trained(codes["hash official"]),
+    }
+    return {name: make[name]() for name in profile.methods if name != "dense"}
+
+
+def methods(profile: Profile, chosen: Mapping[str, Selector]) -> list[Method]:
+    """Every selector at every density of the profile; dense and the window alone need just one."""
+    found = [Method("dense")] if "dense" in profile.methods else []
+    for name, selector in chosen.items():
+        if name in ("window", "streaming_llm"):
+            budget = Budget(profile.sink, profile.local, heavy=0)
+            found.append(Method(name, selector, budget))
+            continue
+        for density in profile.densities:
+            budget = Budget(profile.sink, profile.local, density=density)
+            found.append(Method(name, selector, budget))
+    return found
+
+
+def protocol(profile: Profile, length: int) -> Protocol:
+    """Context dense, question and answer sparse; records from a folder are cut in the middle.
+
+    LongBench's own protocol or the authors' where the profile says so; the limit is the profile's
+    prompt_limit, else `length`.
+    """
+    if profile.protocol != "own":
+        prompts = longbench_protocol.load_prompts(data_folder(profile))
+        made = {"longbench": longbench_protocol.by_the_book, "authors": longbench_protocol.authors}
+        limit = profile.prompt_limit or length
+        return made[profile.protocol](prompts, limit, chat=profile.chat, sink=profile.sink,
+                                      local=profile.local, seed=profile.seed)  # fmt: skip
+    limit = {} if profile.data is None else {"max_context": length, "truncation": "middle"}
+    return Protocol(sink=profile.sink, local=profile.local, seed=profile.seed,
+                    template=profile.template, metric=profile.metric, **limit)  # fmt: skip
+
+
+def generated_records(
+    profile: Profile, tokenizer, length: int, samples: int, tasks: tuple[str, ...] = TASKS
+) -> list[Record]:
+    """`samples` generated evaluation records of every task, contexts of `length` tokens.
+
+    The first of more are those of fewer.
+    """
+    found, asked = [], Counter()
+    made = make_records(tokenizer, length, samples, seed=profile.seed, tasks=tasks,
+                        questions_per_task=QUESTIONS_PER_CONTEXT)  # fmt: skip
+    for record in made:  # contexts are made as they are needed, each with a question of every task
+        if asked[record["dataset"]] < samples:
+            asked[record["dataset"]] += 1
+            found.append(record_from_dict(record))
+        if all(asked[task] == samples for task in tasks):
+            break
+    return found
+
+
+def records(profile: Profile, tokenizer, length: int, samples: int | None = None) -> list[Record]:
+    """`samples` records a task, by default the profile's number: generated, or from its folder."""
+    samples = samples or profile.samples_per_task
+    folder = data_folder(profile)
+    if folder is None:
+        return generated_records(profile, tokenizer, length, samples, profile.tasks)
+    if profile.protocol != "own":
+        return [r for task in profile.tasks for r in load_dataset(folder, task, samples)]
+    files = (find_file(folder, task) for task in profile.tasks)
+    return [record for path in files for record in load_records(path, samples)]
+
+
+def quality(
+    profile: Profile, model, tokenizer, chosen: list[Method], length: int,
+    samples: int | None = None, progress: bool = True,
+) -> pd.DataFrame:  # fmt: skip
+    """evaluate() on the profile's records at one length, in both setups; results resume in
+    <results>/records."""
+    path: Path = profile.results / "records" / f"length_{length}.jsonl"
+    return evaluate(
+        model, tokenizer, records(profile, tokenizer, length, samples), chosen,
+        protocol(profile, length), path, progress=progress,
+    )  # fmt: skip
+
+
+def ruler(
+    profile: Profile, model, tokenizer, chosen: Iterable[Method], progress: bool = True
+) -> pd.DataFrame:  # fmt: skip
+    """evaluate() on what profile.ruler names, in both setups, with a column of the length asked for
+    ("tokens"); results resume in <results>/records.
+
+    In the style "facts" an answer stops at the end of its line, else it is decoded as RULER does.
+    """
+    runs = profile.ruler
+    stop = "\n" if runs.style == "facts" else NO_STOP
+    asked = ruler_protocol(runs.tasks, stop, sink=profile.sink, local=profile.local,
+                           seed=profile.seed)  # fmt: skip
+    frames = []
+    for length in runs.lengths:
+        made = profile_records(profile, tokenizer, length, runs.samples, runs.tasks)
+        path = profile.results / "records" / f"ruler_{length}.jsonl"
+        found = evaluate(model, tokenizer, made, list(chosen), asked, path, progress=progress)
+        frames.append(found.assign(tokens=length))
+    return pd.concat(frames, ignore_index=True)
+
+
+def recall(
+    profile: Profile, model, tokenizer, chosen: Mapping[str, Selector], lengths: Iterable[int],
+    fractions: Iterable[int] = (32,), count: int = 1,
+) -> pd.DataFrame:  # fmt: skip
+    """recall_rows of held-out sequences: a heavy budget of length / fraction for each fraction.
+
+    Selectors that observe are left out: only the questions' queries are captured here, not those of
+    the context before them.
+    """
+    chosen = {name: selector for name, selector in chosen.items() if not selector.observes}
+    rows = []
+    for length in lengths:
+        found = captured(profile, model, tokenizer, length, count)
+        for fraction in fractions:
+            made = recall_rows(found, chosen, [length // fraction], profile.sink, profile.local)
+            rows += [row | {"fraction": fraction, "context": length} for row in made]
+    return pd.DataFrame(rows)
+
+
+def long_context_methods(profile: Profile, chosen: Iterable[Method]) -> list[Method]:
+    """What the longest context and RULER are asked with: the main methods at 16x and 64x, or at
+    every density of a profile that has neither."""
+    main = [method for method in chosen if method.name in LONG_METHODS]
+    few = {"16x", "64x"} & {method.budget_label for method in main}
+    budgets = {"dense", "0 tokens", *few}
+    return [method for method in main if not few or method.budget_label in budgets]
+
+
+def long_samples(profile: Profile) -> int:
+    """Samples a task at the longest context, where each costs the most: a third, of whole contexts
+    where they are generated."""
+    third = max(1, profile.samples_per_task // 3)
+    whole = third // QUESTIONS_PER_CONTEXT * QUESTIONS_PER_CONTEXT
+    return whole if whole and profile.data is None else third
+
+
+def latency(profile: Profile, dtypes: Iterable[str]) -> list[dict]:
+    """layer_latency rows at every dtype and context of the profile, Llama-3.1-8B head shapes,
+    reading n / 32 + 256 tokens."""
+    rows = []
+    for name in dtypes:
+        for n in profile.contexts:
+            rows += layer_latency(n, getattr(torch, name), bench_budget(n), seed=profile.seed,
+                                  repeats=profile.repeats, peers=("roofline",))  # fmt: skip
+    return rows
+
+
+def quality_claims(
+    claims: Claims, scores: pd.DataFrame, far_scores: pd.DataFrame, profile: Profile
+) -> None:
+    """What notebook 03 claims of its score tables (points; methods by budgets).
+
+    How well dense attention answers is claimed of the generated tasks alone, whose answers are
+    certain. Where it does not answer, or sink and local alone do as well (nothing_at_stake), what
+    is measured against it is not judged.
+    """
+    dense, ours = float(scores.loc["dense", "dense"]), scores.loc["hash"]
+    unjudged = nothing_at_stake(scores)
+    if profile.data is None:
+        far, window = far_scores.loc["dense", "dense"], scores.loc["window"].dropna().max()
+        claims.must_hold("dense exact match, frontier length", dense, low=80)
+        claims.goal("dense exact match at the frontier length", dense, low=95)
+        claims.goal("dense exact match at the longest", float(far), low=90)
+        claims.goal("sink and local alone, exact match", float(window), high=30)
+    if "32x" in scores and "oracle" in scores.index:
+        oracle = float(scores.loc["oracle", "32x"])
+        claims.goal("oracle top-k at 32x minus dense (points)", oracle - dense, low=-2,
+                    unjudged=unjudged)  # fmt: skip
+    if {"residual", "oracle"} <= set(scores.index):
+        labels = [label for label in ("8x", "16x") if label in scores]
+        gaps = [float(scores.loc["residual", x] - scores.loc["oracle", x]) for x in labels]
+        claims.goal("with a sampled residual minus oracle top-k, 8x and 16x, worst (points)",
+                    min(gaps, default=math.nan), low=0, unjudged=unjudged)  # fmt: skip
+    for label, tolerance, row in (
+        ("16x", -1, "table2.average.hashattention_16x_minus_full"),
+        ("32x", -3, "abstract_v1.hashattention_32x_minus_full"),
+    ):
+        if label in scores:
+            claims.goal(f"HashAttention at {label} minus dense (points)",
+                        float(ours[label]) - dense, low=tolerance, paper=cite(row),
+                        unjudged=unjudged, main=True)  # fmt: skip
+    for method in ("double_sparsity", "quest"):
+        if method in scores.index:
+            paper = cite(f"table1.hashattention_minus_{method}")
+            worst = (ours - scores.loc[method]).dropna().min()
+            claims.goal(f"HashAttention minus {method}, worst of the densities (points)",
+                        float(worst), low=0, paper=paper, unjudged=unjudged)  # fmt: skip

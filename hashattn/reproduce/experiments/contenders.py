@@ -1,0 +1,145 @@
+"""The selectors of notebook 02's frontier: every method at the memory it is compared at."""
+
+from __future__ import annotations
+
+import math
+
+from hashattn.hashing.capture import CapturedLayer
+from hashattn.hashing.weights import HashWeights
+from hashattn.reproduce.experiments.common import as_trained, hash_weights, shipped_variant
+from hashattn.reproduce.profiles import MEMORY, Profile
+from hashattn.selectors import make_selector
+from hashattn.selectors.base import Selector
+from hashattn.selectors.double_sparsity import DoubleSparsitySelector as DoubleSparsity
+from hashattn.selectors.hata import HATASelector
+from hashattn.selectors.loki import LokiSelector
+from hashattn.selectors.magicpig import MagicPIGSelector
+
+HATA_STEPS = 150  # 300 steps of 8 queries, ten times the work: 5 % less error at 1/8 at most
+BUCKET_BITS = 8  # hyperplanes of a table of SOCKET and MagicPIG
+CODE_BITS = 6  # of a PQCache sub-vector: 64 centroids, as its authors' default
+SLACK = 1.125  # of a size that a method may take: Quest's quantised pages bring a scale each
+PAGE = 16  # tokens of a Quest page, as its authors' default
+
+
+def our_codes(profile: Profile, model, tokenizer, weights: HashWeights) -> dict[str, HashWeights]:
+    """Hash weights of every size in profile.memory by their name, and the official ones."""
+    found = {
+        f"hash {bits} bits": weights
+        if bits == weights.config.bits
+        else hash_weights(profile, model, tokenizer, f"{bits}_bits")
+        for bits in profile.memory
+    }
+    return found | {"hash official": hash_weights(profile, model, tokenizer, "official")}
+
+
+def every_size(
+    profile: Profile, model, tokenizer, codes: dict[str, HashWeights]
+) -> dict[str, HashWeights]:
+    """`our_codes` and all other sizes that are shipped with the model: none is trained for this."""
+    more = {
+        f"hash {bits} bits": hash_weights(profile, model, tokenizer, f"{bits}_bits")
+        for bits in MEMORY
+        if f"hash {bits} bits" not in codes and shipped_variant(profile, f"{bits}_bits")
+    }
+    return codes | more
+
+
+def ours(codes: dict[str, HashWeights]) -> dict[str, Selector]:
+    """Each as its recipe meant: the official ones compare bits with bits."""
+    return {name: as_trained(weights) for name, weights in codes.items()}
+
+
+def tricks(weights: HashWeights, seed: int) -> dict[str, Selector]:
+    """The same codes from the paper's scoring on, one trick after the other."""
+
+    def scored(scoring: str, layout: str) -> Selector:
+        return make_selector("hash", weights=weights, scoring=scoring, layout=layout)
+
+    graded = scored("graded", "query_head")
+    return {
+        "hash by bits, one list per group": scored("hamming", "kv_head"),
+        "hash by bits": scored("hamming", "query_head"),
+        "hash graded, one list per group": scored("graded", "kv_head"),
+        "hash graded": graded,
+        "hash asymmetric": scored("asymmetric", "query_head"),
+        "hash re-ranked 2x": make_selector("rerank", base=graded, factor=2),
+        "hash re-ranked 2x, value norms": make_selector(
+            "rerank", base=graded, factor=2, value_norms=True
+        ),
+        "hash re-ranked 4x": make_selector("rerank", base=graded, factor=4),
+        "hash and a sample": make_selector("residual", base=graded, share=0.25, seed=seed),
+    }
+
+
+def oracles() -> dict[str, Selector]:
+    """The bounds: per query head, per group, and with value norms in the score."""
+    return {
+        "oracle": make_selector("oracle"),
+        "oracle per group": make_selector("oracle", layout="kv_head"),
+        "oracle with value norms": make_selector("oracle", value_norms=True),
+    }
+
+
+def others(profile: Profile, calibrated: list[CapturedLayer]) -> dict[str, Selector]:
+    """Every other method that keeps all tokens, at each size of profile.memory that it can have,
+    for its best layout at equal memory; Quest and PQCache also at their authors' settings.
+
+    Calibrated and trained on `calibrated`, which the hashes' training sequences are like.
+    """
+    dim = calibrated[0].keys.shape[-1]
+    seed, found = profile.seed, {"pqcache official": make_selector("pqcache")}
+    for bits in profile.memory:
+        found[f"lsh {bits} bits"] = make_selector("lsh", bits=bits, seed=seed)
+        found[f"hata {bits} bits"] = HATASelector.train(
+            calibrated, bits=bits, steps=HATA_STEPS, rows_per_step=2, seed=seed, progress=False
+        )
+        tables = {"hyperplanes": BUCKET_BITS, "tables": bits // BUCKET_BITS, "seed": seed}
+        found[f"socket {bits} bits"] = make_selector("socket", **tables)
+        for page, bound in quest_pages(bits, dim):
+            name = f"quest page {page}, {bound} bits"
+            found[name] = make_selector("quest", page=page, bits=bound)
+        # bits a token that the centroids take
+        codebook = 2**CODE_BITS * dim * 16 / profile.frontier_length
+        parts = _at_most(dim, (bits - codebook) / CODE_BITS)
+        if parts:
+            name = f"pqcache {parts} parts"
+            found[name] = make_selector("pqcache", parts=parts, bits=CODE_BITS, layout="query_head")
+        if bits > 32:  # a label's scale and offset take 32
+            label_bits = 2 if bits - 32 <= 2 * dim else 4
+            channels = min(dim, (bits - 32) // label_bits)
+            found[f"double_sparsity {channels} channels"] = DoubleSparsity.calibrate(
+                calibrated, channels_per_head=channels, label_bits=label_bits,
+                channel_layout="per_kv_head", layout="query_head",
+            )  # fmt: skip
+            found[f"loki {bits // 16} components"] = LokiSelector.calibrate(
+                calibrated, components=bits // 16
+            )
+        if bits >= 256:  # with fewer tables too few tokens collide twice: error 0.65 at 128 bits
+            found[f"magicpig {bits} bits"] = MagicPIGSelector.calibrate(
+                calibrated, bits=BUCKET_BITS, tables=bits // BUCKET_BITS, seed=seed
+            )
+    return found
+
+
+def quest_pages(bits: int, head_dim: int) -> list[tuple[int, int]]:
+    """Quest's (tokens of a page, bits of a bound) that need `bits` a token, SLACK included.
+
+    Bounds as they are, where the authors' page is enough for them; and quantised to 4 bits, or to 8
+    where that would leave pages of fewer than 4 tokens. Each has the shortest page that fits.
+    """
+
+    def shortest(bound: int, limit: float) -> int:
+        return math.ceil(
+            make_selector("quest", page=1, bits=bound).nominal_bits(1, head_dim) / limit
+        )
+
+    exact, four = shortest(16, bits), shortest(4, SLACK * bits)
+    quantised = (four, 4) if four >= 4 else (shortest(8, SLACK * bits), 8)
+    return [(exact, 16), quantised] if exact <= PAGE else [quantised]
+
+
+def _at_most(dim: int, limit: float) -> int:
+    """The largest divisor of dim up to limit, 0 if there is none."""
+    return max((parts for parts in range(1, dim + 1) if dim % parts == 0 and parts <= limit),
+               default=0)  # fmt: skip

@@ -1,0 +1,74 @@
+"""What a notebook's results depend on, as one hash: when it is unchanged the results are reused.
+
+Its own cells, the code of earlier notebooks (they write what later ones read), the package's
+source, the profile, the model and data, and the versions of what computes and draws.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import version
+from pathlib import Path
+
+from hashattn.base.files import read_json
+from hashattn.base.source import sources_sha256
+from hashattn.reproduce.access import data_folder, model_folder
+from hashattn.reproduce.notebooks.files import sha256_text, sha256_tree
+from hashattn.reproduce.profiles import Profile, repository
+
+LIBRARIES = ("torch", "transformers", "numpy", "matplotlib", "seaborn", "pandas")
+LARGE = 256 * 2**20  # bytes from which a file outside the repository is known by name and size
+
+
+def notebook_source(path: Path, code_only: bool = False) -> str:
+    """The cells of a notebook as one text, without outputs, counts and ids."""
+    cells = read_json(path)["cells"]
+    kept = [
+        [cell["cell_type"], sorted(cell["metadata"].get("tags", [])), "".join(cell["source"])]
+        for cell in cells
+        if cell["cell_type"] == "code" or not code_only
+    ]
+    return json.dumps(kept)
+
+
+def folder_hash(folder: Path) -> str:
+    """Hash of a model or data folder; a file of 256 MiB or more counts with name and size only."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    small = [path for path in files if path.stat().st_size < LARGE]
+    large = [f"{p.relative_to(folder)} {p.stat().st_size}" for p in files if p not in small]
+    return sha256_text("\n".join([sha256_tree(folder, small), *large]))
+
+
+def input_hashes(profile: Profile) -> dict[str, str]:
+    """Hash of each input folder: model, hash weights, data, corpus, prompts, reference results."""
+    corpus = repository() / "data" / "corpus"
+    folders = {
+        "model": model_folder(profile),
+        "data": data_folder(profile),
+        "corpus": corpus,
+        "prompts": repository() / "data" / "longbench",
+        "reference": repository() / "data" / "reference",
+    }
+    weights = profile.hash_weights_path
+    folders["hash_weights"] = weights
+    return {name: folder_hash(path) for name, path in folders.items() if path and path.is_dir()}
+
+
+def shared_fingerprint(profile: Profile) -> str:
+    """Hash of everything but the notebooks."""
+    parts = {
+        "package": sources_sha256(),
+        "profile": profile.to_dict(),
+        "inputs": input_hashes(profile),
+        "versions": {name: version(name) for name in LIBRARIES},
+    }
+    return sha256_text(json.dumps(parts, sort_keys=True))
+
+
+def notebook_fingerprints(notebooks: list[Path], shared: str) -> dict[str, str]:
+    """{notebook name: fingerprint}: own cells, code of the earlier ones, and `shared`."""
+    earlier, result = shared, {}
+    for path in notebooks:
+        result[path.stem] = sha256_text(earlier + notebook_source(path))
+        earlier = sha256_text(earlier + notebook_source(path, code_only=True))
+    return result

@@ -1,0 +1,161 @@
+"""Figures and tables of the notebooks: one style, and files that are the same for the same numbers.
+
+Each method has one colour and one marker in every figure; the colours are Okabe and Ito's, which
+readers with colour vision deficiencies can tell apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from hashattn.base.files import replacing, write_text
+from hashattn.reproduce.profiles import load_profile
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+class MethodStyle(NamedTuple):
+    """How a method is drawn: colour, marker and its name in a legend."""
+
+    color: str
+    marker: str | tuple[int, int, int]
+    label: str
+
+
+METHOD_STYLES = {
+    "dense": MethodStyle("#000000", "s", "dense"),
+    "oracle": MethodStyle("#7f7f7f", "*", "oracle top-k"),
+    "hash": MethodStyle("#0072b2", "o", "HashAttention"),
+    "hash_128": MethodStyle("#003f7f", (7, 0, 0), "HashAttention, 128 bits"),
+    "hash_official": MethodStyle("#7fb8d9", (5, 1, 180), "HashAttention, official recipe"),
+    "double_sparsity": MethodStyle("#d55e00", "^", "Double Sparsity"),
+    "quest": MethodStyle("#009e73", "v", "Quest"),
+    "lsh": MethodStyle("#cc79a7", "D", "LSH"),
+    "window": MethodStyle("#e69f00", "P", "sink + local"),
+    "random": MethodStyle("#56b4e9", "X", "random"),
+    "streaming_llm": MethodStyle("#ddcc77", "h", "StreamingLLM"),
+    "h2o": MethodStyle("#882255", "<", "H2O"),
+    "snapkv": MethodStyle("#999933", ">", "SnapKV"),
+    "infllm": MethodStyle("#332288", "p", "InfLLM"),
+    "oracle_top_p": MethodStyle("#bbbbbb", (4, 1, 0), "oracle top-p"),
+    "sparq": MethodStyle("#44aa99", (3, 1, 0), "SparQ"),
+    "loki": MethodStyle("#117733", (6, 1, 0), "Loki"),
+    "pqcache": MethodStyle("#aa4499", (8, 1, 0), "PQCache"),
+    "socket": MethodStyle("#88ccee", (3, 1, 180), "SOCKET"),
+    "hata": MethodStyle("#ee8866", (5, 0, 180), "HATA"),
+    "magicpig": MethodStyle("#661100", "d", "MagicPIG"),
+    "rerank": MethodStyle("#004488", "H", "HashAttention, re-ranked"),
+    "residual": MethodStyle("#6699cc", "8", "HashAttention and a sample"),
+}
+SVG_SALT = "hashattn"  # fixes the ids inside an SVG, random otherwise
+METADATA = {"png": {"Software": None}, "svg": {"Date": None}}
+
+
+def method_style(name: str) -> MethodStyle:
+    """The style of a method, also of a variant called "<method> ..." ("lsh 256 bits").
+
+    Raises ValueError for a method without a style.
+    """
+    method = name.split(" ")[0]
+    if method not in METHOD_STYLES:
+        raise ValueError(f"method {name!r} has no style: start it with {', '.join(METHOD_STYLES)}")
+    return METHOD_STYLES[method]
+
+
+def palette(names: Iterable[str]) -> dict[str, str]:
+    """{name: colour} for seaborn's `palette`."""
+    return {name: method_style(name).color for name in names}
+
+
+def markers(names: Iterable[str]) -> dict[str, str]:
+    """{name: marker} for seaborn's `markers`."""
+    return {name: method_style(name).marker for name in names}
+
+
+def use_style() -> None:
+    """Draw every following figure in the project's style."""
+    import matplotlib
+    import seaborn
+
+    seaborn.set_theme(context="notebook", style="ticks", palette="colorblind")
+    matplotlib.rcParams.update({
+        "figure.figsize": (6.4, 3.8),
+        "figure.dpi": 100,
+        "savefig.dpi": 150,
+        "savefig.bbox": "tight",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.alpha": 0.4,
+        "legend.frameon": False,
+        "svg.hashsalt": SVG_SALT,
+    })  # fmt: skip
+
+
+def log_axis(axis: Axes, values: Iterable[float], labels: Iterable[str]) -> None:
+    """A logarithmic x axis with these ticks and no others, whose labels would overlap."""
+    from matplotlib.ticker import NullLocator
+
+    axis.set_xscale("log")
+    axis.set_xticks(list(values), list(labels))
+    axis.xaxis.set_minor_locator(NullLocator())
+
+
+def method_lines(axis: Axes, table: pd.DataFrame, x: str, y: str, hue: str = "method") -> None:
+    """One line a method in its own style, dashed for a code per query head, legend at the right."""
+    import seaborn
+
+    names = list(dict.fromkeys(table[hue]))
+    dashes = {name: (2, 2) if "per_query_head" in name else "" for name in names}
+    seaborn.lineplot(
+        table, x=x, y=y, hue=hue, style=hue, palette=palette(names), markers=markers(names),
+        dashes=dashes, errorbar=None, ax=axis,
+    )  # fmt: skip
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+
+
+def save_figure(figure: Figure, name: str, results: Path | None = None) -> tuple[Path, Path]:
+    """Write figures/<name>.png and .svg in the profile's results; returns both paths.
+
+    The same figure gives the same bytes: neither file says when or by what it was written.
+    """
+    import matplotlib
+
+    folder = _folder(results, "figures")
+    paths = tuple(folder / f"{name}.{kind}" for kind in ("png", "svg"))
+    with matplotlib.rc_context({"svg.hashsalt": SVG_SALT}):
+        for path in paths:
+            kind = path.suffix[1:]
+            with replacing(path) as partial:
+                figure.savefig(partial, format=kind, metadata=METADATA[kind])
+    return paths
+
+
+def save_table(table: pd.DataFrame, name: str, results: Path | None = None) -> Path:
+    """Write tables/<name>.csv in the profile's results, numbers to six digits; returns its path.
+
+    A table of contexts that were cut (attrs["cut"], evaluation.tables) says so: in print, and in a
+    column of the file.
+    """
+    path = _folder(results, "tables") / f"{name}.csv"
+    if "cut" in table.attrs:
+        print(f"{name}: {table.attrs['cut']}")
+        table = table if "cut" in table else table.assign(cut=table.attrs["cut"])
+    named_rows = any(name is not None for name in table.index.names)
+    return write_text(
+        path, table.to_csv(index=named_rows, float_format="%.6g", lineterminator="\n")
+    )
+
+
+def save_text(text: str, name: str, results: Path | None = None) -> Path:
+    """Write tables/<name> in the profile's results; returns its path."""
+    return write_text(_folder(results, "tables") / name, text + "\n")
+
+
+def _folder(results: Path | None, kind: str) -> Path:
+    return Path(results or load_profile().results) / kind

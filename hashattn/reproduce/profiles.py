@@ -1,0 +1,336 @@
+"""Profiles: which model, hash weights, data and amounts the notebooks run with.
+
+A profile is data/profiles/<name>.yaml, or any YAML file of the same fields. `HASHATTN_PROFILE`
+names it and `HASHATTN_RESULTS` the folder its results go to, so a notebook needs neither.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from hashattn.base.checks import INT32_MAX, is_count, is_file_name, is_number, is_text, require
+from hashattn.base.errors import HashAttnError
+from hashattn.base.files import read_yaml
+from hashattn.base.repository import repository
+from hashattn.evaluation.benchmarks.longbench import DATASETS, E_NAMES
+from hashattn.evaluation.benchmarks.ruler.specs import TASKS as RULER_TASKS
+from hashattn.evaluation.benchmarks.ruler.styles import STYLES
+from hashattn.selectors import METHODS
+
+DEFAULT = "embedded"
+USUAL_METHODS = (
+    "dense",
+    "oracle",
+    "window",
+    "random",
+    "lsh",
+    "double_sparsity",
+    "quest",
+    "hash",
+)
+DTYPES = ("float32", "bfloat16", "float16")
+DEVICES = ("auto", "cpu", "cuda")
+PLACEMENTS = ("single", "device_map", "tensor_parallel")
+HASH_VARIANTS = ("hash_128", "hash_official")  # the same selector with other weights
+MEMORY = (32, 64, 128, 256)
+LAYOUTS = ("per_kv_head", "per_query_head")
+PROTOCOLS = ("own", "longbench", "authors")
+NAMING = (
+    "a name for a folder in results/, of at most 200 bytes, without / and \\ and no leading dot"
+)
+
+
+class ProfileError(HashAttnError, ValueError):
+    """A profile is missing or one of its fields is not valid."""
+
+
+def _check(owner: object, rules: Mapping[str, tuple[bool, str]]) -> None:
+    for field, (valid, allowed) in rules.items():
+        require(valid, field, getattr(owner, field), allowed, ProfileError)
+
+
+def _as_tuples(owner: object, *fields: str) -> None:
+    """Lists become tuples; ProfileError for what is neither."""
+    for field in fields:
+        value = getattr(owner, field)
+        _check(owner, {field: (isinstance(value, list | tuple), "a list")})
+        object.__setattr__(owner, field, tuple(value))
+
+
+def _counts(values: tuple) -> bool:
+    return bool(values) and all(is_count(value, most=INT32_MAX) for value in values)
+
+
+def _names(values: tuple) -> bool:
+    return bool(values) and all(map(is_file_name, values)) and len(set(values)) == len(values)
+
+
+def _some_of(values: tuple, allowed: tuple) -> bool:
+    return bool(values) and all(value in allowed for value in values)
+
+
+class _FromLengths(int):
+    """A length that was not given: it follows `lengths`, in dataclasses.replace too."""
+
+
+@dataclass(frozen=True)
+class HashTraining:
+    """How much hash training a profile asks for.
+
+    recipe: "default" or "official" (hashattn.hashing.TrainRecipe); layout, bits, depth, hidden:
+    the maps' shapes; sequences: training sequences of `length` tokens; steps: at most this many
+    per layer, None for the recipe's own number.
+    """
+
+    recipe: str = "default"
+    layout: str = "per_kv_head"
+    bits: int = 32
+    depth: int = 2
+    hidden: int = 128
+    sequences: int = 24
+    length: int = 4096
+    steps: int | None = None
+
+    def __post_init__(self) -> None:
+        rules = {
+            "recipe": (self.recipe in ("default", "official"), "default or official"),
+            "layout": (self.layout in LAYOUTS, " or ".join(LAYOUTS)),
+            "bits": (is_count(self.bits) and self.bits % 32 == 0, "a positive multiple of 32"),
+            "depth": (is_count(self.depth, most=3), "1, 2 or 3"),
+            "steps": (self.steps is None or is_count(self.steps), "a positive integer or null"),
+        }
+        rules |= {
+            field: (is_count(getattr(self, field)), "a positive integer")
+            for field in ("hidden", "sequences", "length")
+        }
+        _check(self, rules)
+
+
+@dataclass(frozen=True)
+class RulerRuns:
+    """How much of RULER a profile runs: `samples` of each task at each length (tokens, with the
+    answer's). style: the wording, a key of evaluation.benchmarks.ruler.STYLES; "facts" for a model
+    that reads the patterns of the generated tasks alone, as the embedded one."""
+
+    tasks: tuple[str, ...] = tuple(RULER_TASKS)
+    lengths: tuple[int, ...] = (4096,)
+    samples: int = 5
+    style: str = "plain"
+
+    def __post_init__(self) -> None:
+        _as_tuples(self, "tasks", "lengths")
+        rules = {
+            "tasks": (
+                _some_of(self.tasks, tuple(RULER_TASKS)),
+                f"some of {', '.join(RULER_TASKS)}",
+            ),
+            "lengths": (
+                _counts(self.lengths) and min(self.lengths) >= 1024,
+                "integers of at least 1024",
+            ),
+            "samples": (is_count(self.samples), "a positive integer"),
+            "style": (self.style in tuple(STYLES), " or ".join(STYLES)),
+        }
+        _check(self, rules)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One scale of the whole reproduction.
+
+    model, hash_weights, data: a path in the repository, an absolute path or, for model and data,
+    a hub id ("org/name"); hash_weights None means that notebook 01 trains them. data None means
+    that the records are generated (hashattn.evaluation.benchmarks.generated).
+    tasks: dataset names; lengths: context lengths in tokens; frontier_length, longest_length: those
+    of them at which all methods are compared and at which the main ones are (after construction
+    never None; by default the second longest, or the only one, and the longest);
+    densities: attended / cached tokens, sink and local counted; methods: names of selectors or of
+    HASH_VARIANTS; samples_per_task: records per task and length; protocol: how records are asked
+    and scored: "own" (template and metric, see hashattn.evaluation.Protocol), "longbench" (each
+    dataset by the book) or "authors" (LongBench as the paper's authors ran it); prompt_limit:
+    tokens of these two's longest prompt, None for the length at hand; chat: whether they use the
+    chat template, no for base models; memory: nominal bits per token and KV head at which methods
+    are compared; sequences: held-out sequences per length of that comparison; ruler: what of RULER
+    runs; contexts: cached tokens of the latency figures; repeats: timings per latency point.
+    placement: how many GPUs hold the model: "single", one of `device`; "device_map", layer by layer
+    over all GPUs of this machine, then its memory; "tensor_parallel", each layer over the processes
+    that torchrun started, a GPU each (see hashattn.reproduce.access.load_model).
+    Raises ProfileError naming the field, its value and what is allowed.
+    """
+
+    name: str
+    model: str
+    hash_weights: str | None
+    data: str | None
+    tasks: tuple[str, ...]
+    lengths: tuple[int, ...]
+    densities: tuple[float, ...]
+    samples_per_task: int
+    contexts: tuple[int, ...]
+    frontier_length: int | None = None
+    longest_length: int | None = None
+    methods: tuple[str, ...] = USUAL_METHODS
+    memory: tuple[int, ...] = (32, 128)
+    sequences: int = 2
+    training: HashTraining = HashTraining()
+    ruler: RulerRuns = RulerRuns()
+    protocol: str = "own"
+    template: str = "{context}\nQ: {input}"
+    metric: str = "exact_match"
+    prompt_limit: int | None = None
+    chat: bool = True
+    sink: int = 4
+    local: int = 28
+    repeats: int = 20
+    seed: int = 0
+    dtype: str = "float32"
+    device: str = "auto"
+    placement: str = "single"
+
+    def __post_init__(self) -> None:
+        _as_tuples(self, "tasks", "lengths", "densities", "contexts", "methods", "memory")
+        rules = {"name": (is_file_name(self.name), NAMING)}
+        rules |= {
+            field: (is_text(getattr(self, field)), "a text")
+            for field in ("model", "template", "metric")
+        }
+        weights = self.hash_weights
+        rules["hash_weights"] = (weights is None or is_text(weights), "a folder or null")
+        official, names = self.protocol in ("longbench", "authors"), (*DATASETS, *E_NAMES)
+        rules |= {
+            "protocol": (self.protocol in PROTOCOLS, " or ".join(PROTOCOLS)),
+            "prompt_limit": (
+                self.prompt_limit is None or (official and is_count(self.prompt_limit)),
+                "a positive integer with protocol longbench or authors, else null",
+            ),
+            "chat": (type(self.chat) is bool, "true or false"),
+            "tasks": (
+                _some_of(self.tasks, names) if official else _names(self.tasks),
+                f"some of {', '.join(names)}" if official else "names of datasets, each once",
+            ),
+            "data": (
+                is_text(self.data) or (self.data is None and not official),
+                f"the folder or hub id of LongBench, which protocol {self.protocol!r} asks"
+                if official
+                else "a folder, a hub id or null",
+            ),
+            "lengths": (_counts(self.lengths), "positive integers"),
+            "contexts": (_counts(self.contexts), "positive integers"),
+            "densities": (
+                bool(self.densities) and all(is_number(d) and 0 < d <= 1 for d in self.densities),
+                "numbers above 0 and at most 1",
+            ),
+            "methods": (
+                _some_of(self.methods, (*METHODS, *HASH_VARIANTS)),
+                f"some of {', '.join((*METHODS, *HASH_VARIANTS))}",
+            ),
+            "memory": (
+                all(map(is_count, self.memory)) and _some_of(self.memory, MEMORY),
+                f"some of {', '.join(map(str, MEMORY))}",
+            ),
+            "sequences": (is_count(self.sequences), "a positive integer"),
+            "samples_per_task": (is_count(self.samples_per_task), "a positive integer"),
+            "repeats": (is_count(self.repeats), "a positive integer"),
+            "sink": (is_count(self.sink, 0, INT32_MAX), "zero or a positive integer"),
+            "local": (is_count(self.local, 1, INT32_MAX), "a positive integer"),
+            "seed": (type(self.seed) is int, "an integer"),
+            "dtype": (self.dtype in DTYPES, " or ".join(DTYPES)),
+            "device": (self.device in DEVICES, " or ".join(DEVICES)),
+            "placement": (self.placement in PLACEMENTS, " or ".join(PLACEMENTS)),
+        }
+        if self.placement in PLACEMENTS[1:] and self.device == "cpu":
+            rules["device"] = (False, f"auto or cuda with placement {self.placement!r}")
+        _check(self, rules)
+        in_order = sorted(set(self.lengths))
+        for field, place in (("frontier_length", -2), ("longest_length", -1)):
+            value = getattr(self, field)
+            if value is None or isinstance(value, _FromLengths):
+                value = _FromLengths(in_order[max(place, -len(in_order))])
+                object.__setattr__(self, field, value)
+            listed = is_count(value) and value in in_order
+            _check(self, {field: (listed, f"one of lengths, {', '.join(map(str, in_order))}")})
+
+    @property
+    def results(self) -> Path:
+        """Where this profile's results go: HASHATTN_RESULTS, else results/<name>."""
+        return results_folder(self.name)
+
+    @property
+    def hash_weights_path(self) -> Path | None:
+        """The folder of the trained hash weights, whether it exists yet or not."""
+        return repository() / self.hash_weights if self.hash_weights else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, ready for JSON."""
+        return dataclasses.asdict(self)
+
+
+def results_folder(name: str) -> Path:
+    """HASHATTN_RESULTS, else results/<name> in the repository."""
+    chosen = os.environ.get("HASHATTN_RESULTS")
+    return Path(chosen).resolve() if chosen else repository() / "results" / name
+
+
+def available() -> list[str]:
+    """Names of the profiles that come with the repository."""
+    return sorted(path.stem for path in (repository() / "data" / "profiles").glob("*.yaml"))
+
+
+def profile_path(name: str | None = None) -> Path:
+    """The YAML file of `name`: a profile's name or a path; None means HASHATTN_PROFILE's."""
+    name = name or os.environ.get("HASHATTN_PROFILE") or DEFAULT
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml"):
+        path = repository() / "data" / "profiles" / f"{name}.yaml"
+    if not path.is_file():
+        raise ProfileError(
+            f"no profile {name!r}: use one of {', '.join(available())}, or the path of a .yaml file"
+        )
+    return path.resolve()
+
+
+def load_profile(name: str | None = None) -> Profile:
+    """The profile called `name` (a name or a .yaml path; None: HASHATTN_PROFILE, else embedded).
+
+    Raises ProfileError when it does not exist or a field is missing, unknown or not valid.
+    """
+    path = profile_path(name)
+    fields = read_yaml(path, ProfileError)
+    if not isinstance(fields, dict):
+        raise ProfileError(f"{path} must hold the fields of a profile, one a line")
+    try:
+        made = {
+            "name": path.stem,
+            "training": _made(HashTraining, fields.get("training"), "training."),
+            "ruler": _made(RulerRuns, fields.get("ruler"), "ruler."),
+        }
+        return _made(Profile, made | fields | {k: made[k] for k in ("training", "ruler")}, "")
+    except ProfileError as error:
+        raise ProfileError(f"{path}: {error}") from error
+
+
+def _made(kind: type, fields: Any, prefix: str) -> Any:
+    """An instance of a dataclass, by default its own defaults; ProfileError says `prefix`, field
+    and what is wrong with it."""
+    fields = {} if fields is None else fields
+    section = prefix.removesuffix(".")
+    require(isinstance(fields, dict), section, fields, "fields, one a line", ProfileError)
+    known = {field.name: field for field in dataclasses.fields(kind)}
+    for field in fields:
+        if field not in known:
+            near = get_close_matches(str(field), known, n=1)
+            meant = f"did you mean {prefix}{near[0]}?" if near else f"use {', '.join(known)}"
+            raise ProfileError(f"{prefix}{field} is no field of a profile; {meant}")
+    for name, field in known.items():
+        if name not in fields and field.default is dataclasses.MISSING:
+            raise ProfileError(f"{prefix}{name} is missing: a profile has to give it")
+    try:
+        return kind(**fields)
+    except ProfileError as error:
+        raise ProfileError(f"{prefix}{error}") from error

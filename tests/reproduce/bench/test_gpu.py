@@ -1,0 +1,143 @@
+"""`make gpu` without a GPU: its cells run in the interpreter, its tables from made-up rows."""
+
+import json
+import time
+
+import pytest
+import torch
+
+from hashattn.reproduce.bench import gpu, tables
+from hashattn.reproduce.bench.__main__ import main
+from hashattn.reproduce.bench.gpu import Cell, Grid, bench, measure_grid
+from hashattn.reproduce.bench.step import Shape
+from on_device import CUDA, GPU
+
+SMALL = {"GQA": Shape(4, 2, 64, hidden=16), "MHA": Shape(2, 2, 64, hidden=16)}
+
+
+class HostClock:
+    """Times calls once, on the host."""
+
+    def capture(self, call):
+        return call
+
+    def measure(self, calls, repeats, wait):
+        found = {}
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            ms = (time.perf_counter() - start) * 1e3
+            found[name] = {"ms": ms, "q1": ms, "q3": ms}
+        return found
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    monkeypatch.setattr(gpu, "SINK", 3)
+    monkeypatch.setattr(gpu, "LOCAL", 5)
+
+
+@pytest.mark.skipif(CUDA, reason="what happens without a GPU")
+def test_without_a_gpu_it_says_so(tmp_path, capsys):
+    assert main(["gpu", "--output", str(tmp_path / "gpu.json")]) == 2
+    assert "needs an NVIDIA GPU" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_a_grid_has_every_variant_stage_and_density():
+    grid = Grid(SMALL, contexts=(100,), batches=(2,), divisors=(4, 10), repeats=1)
+    rows, missing = measure_grid(grid, HostClock(), GPU)
+    assert missing == []
+    for heads in SMALL:
+        mine = [row for row in rows if row["heads"] == heads]
+        dense = {row["variant"] for row in mine if row["divisor"] is None and row["graph"]}
+        assert {"dense", "sdpa_grouped", "sdpa_gqa"} <= dense
+        for name in tables.GPU_SPARSE:
+            of_it = {(r["stage"], r["divisor"], r["graph"]) for r in mine if r["variant"] == name}
+            assert of_it == {("total", d, g) for d in (4, 10) for g in (True, False)} | {
+                (stage, 4, True) for stage in ("encode", "select", "attend")
+            }
+    one = {(r["variant"], r["stage"]): r["bytes"] for r in rows
+           if r["heads"] == "GQA" and r["graph"] and r["divisor"] in (4, None)}  # fmt: skip
+    assert one["dense", "total"] == 2 * 100 * 2 * 2 * 64 * 2
+    assert one["hash", "select"] == 2 * 2 * 100 * 4
+    assert one["hash_query_lists", "select"] == 2 * 4 * 100 * 4
+    assert one["hash", "attend"] == 2 * 2 * (25 + 8) * 2 * 64 * 2
+    assert one["hash", "total"] == sum(one["hash", s] for s in ("encode", "select", "attend"))
+
+
+@pytest.mark.parametrize("wrong", ["indices", "out"])
+def test_wrong_kernels_are_not_measured(wrong):
+    cell = Cell(SMALL["GQA"], 1, 80, GPU)
+    step = cell.sparse("hash", 8)
+    step(cell.q, cell.key)
+    cell.check("hash", step)
+    getattr(step, wrong).add_(1)
+    with pytest.raises(RuntimeError, match="differ"):
+        cell.check("hash", step)
+
+
+def test_peers_that_fail_or_err_are_named_not_measured(monkeypatch):
+    def dense(self):
+        yield "dense", lambda: torch.zeros_like(self.q)
+        yield "sdpa_gqa", lambda: torch.ones_like(self.q)
+        yield "flex", lambda: 1 / 0
+
+    monkeypatch.setattr(Cell, "_dense", dense)
+    rows, missing = measure_grid(
+        Grid({"MHA": SMALL["MHA"]}, (40,), (1,), (4,), 1), HostClock(), GPU
+    )
+    assert {row["variant"] for row in rows} & set(tables.GPU_DENSE) == {"dense"}
+    assert [reason.split(": ")[1:3] for reason in missing] == [
+        ["sdpa_gqa", "wrong output, not measured"], ["flex", "ZeroDivisionError"],
+    ]  # fmt: skip
+
+
+def test_cells_that_do_not_fit_or_come_too_late_are_named(monkeypatch):
+    monkeypatch.setattr(gpu, "free_bytes", lambda device: 2**31)
+    _, missing = measure_grid(Grid(contexts=(2**20,), batches=(1,)), HostClock(), GPU)
+    assert missing[0] == "GQA, batch 1, 1048576 tokens: needs 5 GiB"
+    monkeypatch.setattr(gpu, "free_bytes", lambda device: 2**50)
+    _, missing = measure_grid(Grid(batches=(1,), contexts=(8,), seconds=-1), HostClock(), GPU)
+    assert missing == ["GQA, batch 1, 8 tokens: out of time", "MHA, batch 1, 8 tokens: out of time"]
+
+
+def record() -> dict:
+    """Copy at 2 TB/s; dense 1, 2, 4 ms; hash 2, 1, 1 ms."""
+    rows = []
+    for n, dense, hashed in ((8192, 1.0, 2.0), (16384, 2.0, 1.0), (32768, 4.0, 1.0)):
+        cell = {"heads": "GQA", "batch": 1, "n": n, "graph": True, "stage": "total"}
+        rows += [
+            cell | {"variant": "flex", "divisor": None, "ms": 2 * dense, "bytes": 10**9},
+            cell | {"variant": "dense", "divisor": None, "ms": dense, "bytes": 10**9},
+            cell | {"variant": "hash", "divisor": 32, "ms": hashed, "bytes": 10**8},
+            cell | {"variant": "hash", "divisor": 32, "stage": "attend", "ms": hashed / 2,
+                    "bytes": 10**8},
+            cell | {"variant": "topk", "divisor": 32, "ms": 3.0, "bytes": None},
+        ]  # fmt: skip
+        rows += [row | {"graph": False, "ms": 10.0} for row in rows if row["stage"] == "total"]
+    return {"rows": rows, "copy_bytes_per_second": 2e12, "not_measured": ["flashinfer: x"]}
+
+
+def test_tables_and_report(capsys):
+    table = tables.gpu_speedups(record())
+    assert table["hash / dense"].tolist() == [0.5, 2.0, 4.0]
+    assert table["dense"].tolist() == ["dense"] * 3
+    assert table["dense / copy"].tolist() == [0.5, 0.25, 0.125]
+    assert tables.gpu_speedups(record(), graph=False)["hash / dense"].tolist() == [1.0] * 3
+    assert tables.gpu_break_even(record()).loc["GQA", 1, 32]["hash"] == 16384
+    stage = tables.gpu_stages(record()).loc["GQA", 1, 8192, "hash", "attend"]
+    assert stage.tolist() == pytest.approx([1000, 0.1, 0.05])
+    gpu.report(record())
+    assert "not measured: flashinfer" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not CUDA, reason="needs a GPU: events and graphs")
+def test_a_small_grid_on_a_gpu(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        gpu, "check_kernels", lambda: {"self_test": [], "passed": True, "tests": []}
+    )
+    path = tmp_path / "gpu.json"
+    bench(path, Grid(SMALL, contexts=(4096,), batches=(1,), repeats=2))
+    stored = json.loads(path.read_text())
+    assert stored["copy_bytes_per_second"] > 1e11 and stored["rows"]
+    assert not [reason for reason in stored["not_measured"] if "CUDA graph" in reason]

@@ -1,0 +1,204 @@
+"""Notebook 02's frontier: contenders, rows, verdicts and statements against differences by hand."""
+
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+
+from hashattn.hashing import HashWeights
+from hashattn.reproduce.access import load_model
+from hashattn.reproduce.experiments import common as experiments
+from hashattn.reproduce.experiments import contenders
+from hashattn.reproduce.experiments.contenders import SLACK, quest_pages
+from hashattn.reproduce.experiments.frontier import (
+    at_memory,
+    by_head,
+    counts,
+    divided,
+    error_lines,
+    first_layer_dense,
+    frontier,
+    losses,
+    summary,
+    task_verdicts,
+    verdicts,
+)
+from hashattn.reproduce.profiles import load_profile
+from hashattn.selectors import make_selector
+
+
+@pytest.fixture(scope="module")
+def profile():
+    return replace(load_profile("tiny"), memory=(32, 128))
+
+
+@pytest.fixture(scope="module")
+def loaded(profile):
+    return load_model(profile)
+
+
+@pytest.fixture(scope="module")
+def codes(profile, loaded):
+    weights = HashWeights.load(profile.hash_weights_path, loaded[0])
+    return contenders.our_codes(profile, *loaded, weights)
+
+
+@pytest.fixture(scope="module")
+def rows(profile, loaded, codes):
+    calibrated = experiments.captured(profile, *loaded, 512, 1, split="train")
+    chosen = contenders.oracles() | contenders.ours(codes)
+    chosen |= contenders.others(profile, calibrated)
+    return frontier(profile, *loaded, chosen, [1024], [1 / 4, 1 / 8])
+
+
+def test_methods_store_what_they_are_compared_at(rows):
+    bits = rows.groupby("method")["bits"].first()
+    assert bits["hash 32 bits"] == bits["lsh 32 bits"] == bits["socket 32 bits"] == 32
+    assert bits["hash 128 bits"] == bits["hash official"] == bits["quest page 16, 16 bits"] == 128
+    assert bits["double_sparsity 48 channels"] == 128
+    assert bits["hata 128 bits"] == 128 and bits["pqcache official"] == 12
+    assert bits["quest page 16, 4 bits"] == 36  # bounds need a scale and an offset
+    assert bits["pqcache 16 parts"] == 96  # and 32 for its centroids at 2K tokens
+
+
+def test_budgets_are_densities_and_the_oracle_is_best(rows):
+    found = rows.groupby("budget")["density"].mean()
+    assert found[1 / 4] == pytest.approx(1 / 4, rel=0.05)
+    assert found[1 / 8] == pytest.approx(1 / 8, rel=0.05)
+    union = rows.groupby("method")[["density", "union"]].mean()
+    assert (union["union"] >= union["density"] - 1e-6).all()
+    shared = union.loc["oracle per group"]
+    assert shared["union"] == pytest.approx(shared["density"])
+    table = summary(rows)
+    assert list(table.columns) == ["1/4", "1/8"]
+    errors = table.droplevel("bits")["1/8"]
+    assert errors["oracle"] < errors["hash 128 bits"] < errors["hash 32 bits"]
+    assert errors["hash 32 bits"] < errors["lsh 32 bits"] and errors.max() < 1.5
+
+
+def test_every_trick_pays_where_it_should(profile, loaded, codes):
+    weights = codes["hash 32 bits"]
+    chosen = contenders.oracles() | contenders.tricks(weights, seed=0)
+    found = frontier(profile, *loaded, chosen, [1024], [1 / 8])
+    error = summary(found).droplevel("bits")["1/8"]
+    assert error["hash asymmetric"] == pytest.approx(error["hash graded"], rel=0.05)
+    assert error["hash graded"] < error["hash by bits"]
+    assert error["hash re-ranked 4x"] < error["hash re-ranked 2x"] < error["hash graded"]
+    assert error["oracle"] < error["hash re-ranked 4x"]
+    calibrated = experiments.calibration(profile, *loaded)
+    shares = divided(profile, calibrated, chosen["hash graded"], 1 / 8)
+    assert sum(map(sum, shares)) == pytest.approx(8)
+    moved = frontier(
+        profile, *loaded, {"hash graded": chosen["hash graded"]}, [1024], [1 / 8], shares
+    )
+    own = found[found.method == "hash graded"]
+    assert moved["density"].mean() == pytest.approx(own["density"].mean(), rel=0.02)
+    assert moved["output_error"].mean() < own["output_error"].mean()
+
+
+def test_figures_and_tables_of_the_rows(rows):
+    from matplotlib import pyplot as plt
+
+    table = summary(rows)
+    names = at_memory(table, 128)
+    assert names[:3] == ["oracle", "hash 128 bits", "hash official"]
+    assert {name.split()[0] for name in names} == {
+        "oracle", "hash", "lsh", "hata", "socket", "quest", "pqcache", "double_sparsity", "loki",
+    }  # fmt: skip
+    assert at_memory(table, 32)[:2] == ["oracle", "hash 32 bits"]
+    figure, axis = plt.subplots()
+    error_lines(axis, table, names)
+    styles = {(line.get_color(), line.get_marker(), line.get_linestyle()) for line in axis.lines}
+    assert len(styles) == len(names)
+    plt.close(figure)
+    heads = by_head(rows, "hash 32 bits", 1 / 8)
+    bound = by_head(rows, "oracle", 1 / 8)
+    assert heads.shape == (4, 2) and (heads >= bound).all(axis=None)
+    dense = first_layer_dense(rows, "hash 32 bits").loc["1/8"]
+    assert dense["first layer dense", "density"] > dense["as it is", "density"] + 0.2
+
+
+def line(method, bits, error, **here):
+    return here | {"method": method, "bits": bits, "output_error": error, "heavy_mass": 0.5}
+
+
+def planted():
+    """Two sequences of two layers: always better, always worse, and both."""
+    lines = []
+    for sequence in range(2):
+        for layer in range(2):
+            here = {"sequence": sequence, "layer": layer, "head": 0, "context": 1024,
+                    "budget": 1 / 8}  # fmt: skip
+            base, sign = 0.1 * (1 + layer), 1 if sequence else -1
+            lines += [
+                line("hash 32 bits", 32, base, **here),
+                line("quest", 32, base + 0.02, **here),
+                line("lsh", 64, base - 0.03, **here),
+                line("magicpig", 32, base + sign * 0.04, **here),
+                line("random", 0, 0.0, **here),
+                line("oracle", 0, 0.01, **here),
+                line("hash 64 bits", 64, 0.0, **here),
+            ]
+    return pd.DataFrame(lines)
+
+
+def test_verdicts_by_hand():
+    table = verdicts(planted(), "hash 32 bits").set_index("method")
+    assert table.verdict.to_dict() == {  # not the own family, nor oracles
+        "quest": "better", "lsh": "worse", "magicpig": "not distinguishable", "random": "worse",
+    }  # fmt: skip
+    assert table.as_many_bits.to_dict() == {
+        "quest": True, "lsh": True, "magicpig": True, "random": False,
+    }  # fmt: skip
+    assert table.difference["lsh"] == pytest.approx(0.03)
+    assert table.low["lsh"] <= 0.03 <= table.high["lsh"]
+    found = counts(table.reset_index())
+    assert found.loc[(64, "lsh")].tolist() == [0, 0, 1]
+
+
+def test_losses_are_stated_from_the_records():
+    rows = planted()
+    text = losses(rows, {"hash 32 bits": verdicts(rows, "hash 32 bits")}, "hash 32 bits")
+    assert "better in 1 of 3 comparisons with methods of as many bits or more and 0 of 1 " in text
+    assert "lsh (64 bits): worse in 1 (1K 1/8), error up to 1.25 times theirs" in text
+    assert "magicpig (32 bits): not distinguishable in 1" in text
+    assert "from 0.150 at 1/8 (oracle 0.010) to 0.150 at 1/8" in text
+    assert "quest" not in text
+
+
+def test_task_verdicts_by_hand():
+    """Two datasets of different sizes: their means count the same."""
+    lines = []
+    for number in range(12):
+        dataset = "a" if number < 4 else "b"
+        here = {"sample": str(number), "context": str(number), "dataset": dataset,
+                "protocol": "p", "protocol_fields": {"question": "sparse"}}  # fmt: skip
+        for method, bits, score in (
+            ("hash", 32, 1.0), ("quest", 128, float(dataset == "b")), ("lsh", 32, 1.0),
+            ("window", 0, 0.0), ("oracle", 0, 1.0), ("hash_128", 128, 1.0),
+        ):  # fmt: skip
+            lines.append(here | {"method": method, "nominal_bits": bits, "budget": "8x",
+                                 "score": score})  # fmt: skip
+    other = lines[0] | {"protocol": "q", "protocol_fields": {"question": "dense"}}
+    with pytest.raises(ValueError, match="differ in question"):
+        task_verdicts(pd.DataFrame([*lines, other]), "hash")
+    table = task_verdicts(pd.DataFrame(lines), "hash").set_index("method")
+    assert table.index.tolist() == ["quest", "lsh", "window"]
+    assert table.as_many_bits.tolist() == [True, True, False]
+    assert table.difference.tolist() == pytest.approx([50.0, 0.0, 100.0])
+    assert table.verdict.tolist() == ["better", "not distinguishable", "better"]
+    assert table.theirs.tolist() == pytest.approx([50.0, 100.0, 0.0])
+
+
+@pytest.mark.parametrize("head_dim", [64, 80, 128, 256])
+@pytest.mark.parametrize("bits", [32, 64, 128, 256])
+def test_quest_has_the_size_it_is_compared_at(bits, head_dim):
+    for page, bound in quest_pages(bits, head_dim):
+        selector = make_selector("quest", page=page, bits=bound)
+        assert 0.8 * bits < selector.nominal_bits(4, head_dim) <= SLACK * bits
+
+
+def test_quest_pages_of_the_embedded_model_and_of_llama():
+    found = {bits: quest_pages(bits, 64) for bits in (32, 64, 128, 256)}
+    assert found == {32: [(16, 4)], 64: [(8, 4)], 128: [(16, 16), (4, 4)], 256: [(8, 16), (4, 8)]}
+    assert (16, 16) in quest_pages(256, 128)  # its authors' own

@@ -1,0 +1,69 @@
+"""What the shipped hash weights' cards say of their training data, made again and compared."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from hashattn.base.errors import HashWeightsError
+from hashattn.evaluation.contamination import NONE, contamination
+from hashattn.hashing import HashWeights
+from hashattn.hashing.train import data_hash
+from hashattn.reproduce.access import load_model
+from hashattn.reproduce.experiments import common as experiments
+from hashattn.reproduce.profiles import load_profile
+
+FOLDERS = ["hash_weights", *(f"hash_variants/{name}" for name in experiments.VARIANTS)]
+
+
+@pytest.fixture(scope="module")
+def profile():
+    return load_profile("embedded")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(profile):
+    return AutoTokenizer.from_pretrained(profile.hash_weights_path.parent)
+
+
+@pytest.fixture(scope="module")
+def trained(profile, tokenizer):
+    return experiments.training_sequences(profile, tokenizer, profile.training.sequences)
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_card_that_names_no_benchmark_was_trained_on_generated_texts_alone(
+    profile, tokenizer, trained, folder
+):
+    path = profile.hash_weights_path.parent / folder / "hash_config.json"
+    card = json.loads(path.read_text())["card"]
+    assert card["data"]["train"]["sha256"] == data_hash([(i, r.unique()) for i, r in trained])
+    scored = experiments.generated_records(profile, tokenizer, 1024, 2)
+    table = contamination(card, scored)
+    assert len(table) == len(profile.tasks) and set(table["found"]) == {NONE}
+
+
+def test_training_and_evaluation_share_no_line(profile, tokenizer, trained):
+    def lines(texts):
+        return {line for text in texts for line in text.splitlines() if len(line) > 20}
+
+    scored = lines(r.context for r in experiments.generated_records(profile, tokenizer, 4096, 4))
+    learned = lines(tokenizer.decode(ids, skip_special_tokens=True) for ids, _ in trained)
+    again = experiments.sequences(profile, tokenizer, 1, length=4096, split="eval")
+    assert lines(tokenizer.decode(ids, skip_special_tokens=True) for ids, _ in again) & scored
+    assert len(learned) > 100 and not learned & scored
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_shipped_card_knows_its_model_and_refuses_noise_in_one_layer(profile, folder):
+    """pytest makes an error of a warning: no card is of the old kind."""
+    model = load_model(profile)[0]
+    path = profile.hash_weights_path.parent / folder
+    for dtype in (torch.float16, torch.float32, torch.bfloat16):
+        weights = HashWeights.load(path, model.to(dtype))
+    assert list(weights.card["base_model"]["projections"]) == ["0", "1", "2", "3"]
+    with torch.no_grad():
+        model.model.layers[2].self_attn.q_proj.weight.normal_()
+    with pytest.raises(HashWeightsError, match="norms of layer 2 "):
+        HashWeights.load(path, model)
