@@ -2,7 +2,7 @@
 # They need python3 >= 3.11, make and a package index; everything lands in .venv and results/.
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup compile test reproduce bench gpu lab lint clean model store
+.PHONY: help setup compile test reproduce bench gpu gate lab lint clean model store
 
 # Set these on the command line, as in `make reproduce ENGINE=ray`: what the shell calls so does not count.
 PROFILE := embedded
@@ -13,6 +13,8 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.hashattn-ready
 PIP := $(PY) -m pip install --disable-pip-version-check --constraint requirements.lock
+WORKERS := 2
+SHARED := --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 20
 NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=900
 
 export HASHATTN_ENGINE := $(ENGINE)
@@ -50,8 +52,8 @@ $(READY): pyproject.toml requirements.lock
 compile: $(READY) ## compile the CPU kernels of the notebooks; nothing to do when they are kept
 	@$(PY) -m hashattn_kernels.numba_cpu
 
-test: compile ## unit tests, then every notebook cell against its stored output (nbval)
-	HASHATTN_PROFILE=$(TEST_PROFILE) $(PY) -m pytest tests $(wildcard notebooks/*.ipynb) $(NBVAL)
+test: compile ## every notebook under nbval, and the unit tests, by WORKERS processes
+	HASHATTN_PROFILE=$(TEST_PROFILE) $(PY) -m pytest $(wildcard notebooks/*.ipynb) tests $(NBVAL) $(SHARED)
 
 reproduce: compile ## run the notebooks of PROFILE; figures, tables and report in results/PROFILE
 	$(PY) -m hashattn.reproduce --profile $(PROFILE)
@@ -61,6 +63,9 @@ bench: compile ## CPU latency to 128K tokens and whole models (12 min); results/
 
 gpu: ## on a CUDA machine: check every kernel, measure the grid (10 min); results/bench/gpu.json
 	$(if $(wildcard $(READY)),$(PY),$(PYTHON)) -m hashattn.reproduce.bench gpu
+
+gate: $(READY) ## compile all Triton kernels for sm_80 and sm_90 (no GPU needed), keep what came out
+	$(PY) -m hashattn_kernels.triton_gpu.gate --json data/reference/triton_gate.json
 
 store: $(READY) ## copy the notebooks that reproduce ran, tidied, back into notebooks/
 	$(PY) -m hashattn.reproduce.notebooks.store --profile $(PROFILE)

@@ -20,6 +20,9 @@ os.environ.update({
 })  # fmt: skip
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # Triton kernels run in numpy, if set before they are made
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores: one thread each, in children too
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
 for name in ("HASHATTN_MODEL_DIR", "HASHATTN_DATA_DIR", "HASHATTN_PROGRESS"):
     os.environ.pop(name, None)
 

@@ -19,12 +19,13 @@ def sources(
 ) -> Iterator[tuple[Path, Path]]:
     """(folder, path) of every source file in `folders`, by default hashattn's and its kernels'.
 
-    without: files and folders that lie directly in the first folder, by name, and are left out.
+    without: files and folders of the first folder, by their paths in it, that are left out.
     """
     folders = packages() if folders is None else folders
     for folder in folders:
         for path in sorted(folder.rglob("*.py")):
-            if folder != folders[0] or path.relative_to(folder).parts[0] not in without:
+            left_out = any(path.is_relative_to(folder / name) for name in without)
+            if folder != folders[0] or not left_out:
                 yield folder, path
 
 

@@ -23,10 +23,21 @@ from hashattn.models.heads import gathered
 from hashattn.models.structure import attention_modules, full_attention_layers, text_config
 
 # Sources that no answer depends on; all others are part of every result's key, so that whoever
-# forgets a file computes again. plots, bench: they show and time. reproduce: it runs notebooks,
-# reports, and prepares experiments; the records, methods, protocols and hash weights that it makes
-# enter a result's key themselves, by content. No other source may import one of these.
-PRESENTATION = ("reproduce",)
+# forgets a file computes again. These run notebooks and report, show and time, cite the paper, and
+# prepare experiments: the records, methods, protocols and hash weights that they make enter a
+# result's key themselves, by content. No other source may import one of these.
+PRESENTATION = tuple(
+    f"reproduce/{name}"
+    for name in (
+        "__init__.py",
+        "__main__.py",
+        "notebooks",
+        "experiments",
+        "published",
+        "bench",
+        "plots.py",
+    )
+)
 
 WEIGHTS_PER_TENSOR = 4096  # evenly spaced; training moves nearly all weights, so a sample tells
 

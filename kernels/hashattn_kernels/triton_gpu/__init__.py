@@ -1,9 +1,9 @@
 """Triton kernels for NVIDIA GPUs of compute capability 8.0 and later.
 
 `backend` has the functions that the API calls; `launch` their launches; `encoding`, `scoring`,
-`selection`, `union` and `attention` the kernels; `simple` readable versions that the tests compare
-them with; `step` a decode step with preallocated memory, for CUDA graphs; `configs` the shipped
-shapes of programs, which `gate` compiles without a GPU.
+`selection`, `union` and `attention` the kernels; `step` a decode step with preallocated memory, for
+CUDA graphs; `configs` the shipped shapes of programs, which `gate` compiles without a GPU. Simple
+versions that explain the kernels, and that tests hold them against, are in tests/kernels/gpu.
 """
 
 from .backend import (

@@ -4,18 +4,22 @@
 
 No GPU is needed: Triton brings ptxas and cuobjdump. What the interpreter accepts may still not
 compile, or spill registers, or gather rows two bytes at a time; each of these fails here.
+
+Machine code depends on nothing but these sources and Triton's version, so a report carries the key
+of both: data/reference/triton_gate.json is the one of the committed sources (`make gate`), and the
+tests compile everything only where its key is another.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import re
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -37,6 +41,7 @@ from .self_test import bits_kernel
 from .union import mark_kernel, write_kernel
 
 ARCHITECTURES = (80, 90)
+SHARED = ("codes.py", "maps.py")  # beside this folder's, sources that constants come from
 REGISTERS = 65536  # of a multiprocessor, for all its threads
 NARROW = 4  # loads of one element that a kernel may hold, for the query of one head
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
@@ -181,10 +186,8 @@ def compile_build(build: Build, architecture: int) -> dict[str, Any]:
     source = ASTSource(kernel, signature, constants, aligned)
     target = GPUTarget("cuda", architecture, 32)
     options = {"num_warps": build.warps, "num_stages": build.stages}
-    start = time.perf_counter()
     compiled = triton.compile(source, target=target, options=options)
-    facts = {"shared": compiled.metadata.shared, "seconds": time.perf_counter() - start}
-    return _machine_code(compiled.asm["cubin"]) | facts
+    return _machine_code(compiled.asm["cubin"]) | {"shared": compiled.metadata.shared}
 
 
 def _machine_code(cubin: bytes) -> dict[str, Any]:
@@ -244,9 +247,23 @@ def check(job: tuple[Build, int]) -> dict[str, Any]:
     return row | code | {"faults": faults(build, code)}
 
 
+def key() -> dict[str, str]:
+    """What machine code depends on: the sources (SHA-256) and Triton's version."""
+    folder, digest = Path(__file__).parent, hashlib.sha256()
+    for path in sorted([*folder.glob("*.py"), *(folder.parent / name for name in SHARED)]):
+        content = path.read_bytes()
+        digest.update(f"{path.name} {len(content)}\n".encode() + content)
+    return {"sources": digest.hexdigest(), "triton": triton.__version__}
+
+
+def different_builds() -> dict[str, Build]:
+    """Every build by its name."""
+    return {build.name: build for build in builds()}
+
+
 def run(jobs: int) -> list[dict[str, Any]]:
     """The report of all builds on all architectures."""
-    different = {build.name: build for build in builds()}.values()
+    different = different_builds().values()
     work = [(build, architecture) for architecture in ARCHITECTURES for build in different]
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         return list(pool.map(check, work, chunksize=4))
@@ -256,13 +273,14 @@ def main() -> None:
     """Print the faults and a summary; exit status 1 if there are any."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
-    parser.add_argument("--json", type=Path, help="where the whole report goes")
+    parser.add_argument("--json", type=Path, help="where the whole report goes, with its key")
     arguments = parser.parse_args()
     if triton.knobs.runtime.interpret:
         sys.exit("TRITON_INTERPRET is set: the interpreter compiles nothing. Unset it.")
     report = run(arguments.jobs)
     if arguments.json:
-        arguments.json.write_text(json.dumps(report, indent=1))
+        rows = ",\n".join(json.dumps(row, sort_keys=True) for row in report)
+        arguments.json.write_text(f'{{"key": {json.dumps(key())}, "builds": [\n{rows}\n]}}\n')
     bad = [row for row in report if row["faults"]]
     for row in bad:
         print(f"{row['architecture']} {row['name']}: {'; '.join(row['faults'])}")

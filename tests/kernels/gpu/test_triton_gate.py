@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import hashattn_kernels
 from hashattn_kernels.triton_gpu import configs, gate
 
 KERNELS = Path(hashattn_kernels.__file__).parents[1]
+REPORT = Path(__file__).parents[3] / "data" / "reference" / "triton_gate.json"
 
 
 def compiled_here(*arguments: str) -> subprocess.CompletedProcess:
@@ -23,12 +25,30 @@ def compiled_here(*arguments: str) -> subprocess.CompletedProcess:
     )
 
 
-def test_all_builds_are_without_fault(tmp_path):
-    """Also that the gate covers what it says: each kernel, head dim, dtype, width and group."""
-    file = tmp_path / "gate.json"
+@pytest.fixture(scope="module")
+def stored():
+    """The committed report, if it is of these sources and this Triton; None otherwise."""
+    report = json.loads(REPORT.read_text())
+    return report["builds"] if report["key"] == gate.key() else None
+
+
+@pytest.fixture(scope="module")
+def report(stored, tmp_path_factory):
+    """The committed report; of other sources or another Triton one made here, which takes long."""
+    if stored is not None:
+        return stored
+    file = tmp_path_factory.mktemp("gate") / "gate.json"
     run = compiled_here("-m", "hashattn_kernels.triton_gpu.gate", "--json", str(file))
     assert run.returncode == 0, run.stdout + run.stderr
-    report = json.loads(file.read_text())
+    return json.loads(file.read_text())["builds"]
+
+
+def test_all_builds_are_without_fault(report):
+    """Also that the gate covers what it says: each kernel, head dim, dtype, width and group."""
+    builds = gate.different_builds()
+    assert {row["name"] for row in report} == set(builds)
+    for row in report:
+        assert row["faults"] == gate.faults(builds[row["name"]], row) == [], row["name"]
     assert len(report) == len({(row["name"], row["architecture"]) for row in report})
     assert {row["architecture"] for row in report} == {"sm_80", "sm_90"}
     names = {row["name"] for row in report}
@@ -45,6 +65,43 @@ def test_all_builds_are_without_fault(tmp_path):
         assert sum(f"compact_kernel {sizes}" in name for name in names) == len(configs.TILES)
         assert sum(f"histogram_kernel {sizes}" in name for name in names) == len(configs.TILES)
     assert all(row["registers"] > 0 and row["instructions"] for row in report)
+
+
+SAMPLE = """
+import json, random, sys
+from hashattn_kernels.triton_gpu import gate
+
+builds = list(gate.different_builds().values())
+drawn = {each: random.choice([b for b in builds if b.kernel == each]) for each in gate.KERNELS}
+print(json.dumps([gate.check((b, random.choice(gate.ARCHITECTURES))) for b in drawn.values()]))
+"""
+
+
+def test_the_stored_report_is_what_compiles_here(stored):
+    """One configuration of each kernel, drawn anew each time."""
+    if stored is None:
+        pytest.skip("all builds were compiled here: the stored report is of other sources")
+    run = compiled_here("-c", SAMPLE)
+    assert run.returncode == 0, run.stderr
+    rows = json.loads(run.stdout)
+    assert len(rows) == len(gate.KERNELS)
+    assert all(row in stored for row in rows), [row["name"] for row in rows if row not in stored]
+
+
+def test_the_key_is_of_every_source_that_decides_machine_code(tmp_path, monkeypatch):
+    """Those of the GPU kernels, what they import from beside them, and the compiler's version."""
+    package = tmp_path / "kernels"
+    shutil.copytree(Path(gate.__file__).parents[1], package, ignore=shutil.ignore_patterns("__py*"))
+    before = gate.key()
+    monkeypatch.setattr(gate, "__file__", str(package / "triton_gpu" / "gate.py"))
+    assert gate.key() == before
+    for name in ("triton_gpu/selection.py", "triton_gpu/configs.py", "codes.py", "maps.py"):
+        content = (package / name).read_text()
+        (package / name).write_text(content + "#")
+        assert gate.key() != before, name
+        (package / name).write_text(content)
+    monkeypatch.setattr(gate.triton, "__version__", "0.0")
+    assert gate.key() != before
 
 
 BAD = """

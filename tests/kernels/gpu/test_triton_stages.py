@@ -4,6 +4,7 @@ import math
 from functools import partial
 
 import pytest
+import simple_kernels as simple
 import torch
 from torch import Tensor
 
@@ -11,7 +12,7 @@ import kernel_inputs
 from hashattn.kernels import grade_bits, select_by_codes, unpack_bits
 from hashattn_kernels import reference
 from hashattn_kernels.codes import Tiled
-from hashattn_kernels.triton_gpu import backend, configs, launch, simple
+from hashattn_kernels.triton_gpu import backend, configs, launch
 from hashattn_kernels.triton_gpu.self_test import self_test
 from kernel_inputs import normal, normal_maps
 from on_device import GPU

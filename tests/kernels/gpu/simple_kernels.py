@@ -1,7 +1,6 @@
 """Every stage the simple way: one program a row, tokens as the API lays them out, no tricks.
 
-The tests hold the fast kernels against these, on a GPU and in the interpreter. Nothing else calls
-them.
+The fast kernels are held against these, on a GPU and in the interpreter.
 """
 
 from __future__ import annotations
@@ -11,10 +10,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..maps import Maps
-from .bits import popcount
-from .encoding import activate
-from .launch import on, pack
+from hashattn_kernels.maps import Maps
+from hashattn_kernels.triton_gpu.bits import popcount
+from hashattn_kernels.triton_gpu.encoding import activate
+from hashattn_kernels.triton_gpu.launch import on, pack
 
 BLOCK = tl.constexpr(32)
 

@@ -1,0 +1,146 @@
+"""The house: which room may import which. `import hashattn` opens no room above attention."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hashattn.base.source import packages
+
+PACKAGE, KERNELS = packages()
+# from the ground up: a room imports its own modules and those of rooms before it
+ROOMS = ("base", "models", "hashing", "selectors", "attention", "evaluation", "reproduce")
+OUTSIDE = {"__init__", "kernels"}  # the names that users import, and the kernels' own
+
+
+def module_name(path: Path, package: Path) -> str:
+    name = ".".join(path.relative_to(package.parent).with_suffix("").parts)
+    return name.removesuffix(".__init__")
+
+
+def imports(path: Path, package: Path, types: bool) -> set[str]:
+    """Modules and names that a file imports anywhere; with `types` those for annotations too."""
+    name, found = module_name(path, package), set()
+    here = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    stack: list[ast.AST] = [ast.parse(path.read_text())]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test) and not types:
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            parts = here.split(".")
+            above = parts[: len(parts) - node.level + 1] if node.level else []
+            module = ".".join([*above, *([node.module] if node.module else [])])
+            found |= {f"{module}.{alias.name}" for alias in node.names}
+        stack += ast.iter_child_nodes(node)
+    return found
+
+
+def room(name: str) -> str | None:
+    """`attention` of hashattn.attention.cache.IndexedLayer; None outside the package."""
+    parts = name.split(".")
+    return parts[1] if parts[0] == "hashattn" and len(parts) > 1 else None
+
+
+def wrong_imports(package: Path) -> list[str]:
+    """What the files of a package import against the direction, as `file -> name`."""
+    wrong = []
+    for path in sorted(package.rglob("*.py")):
+        place = path.relative_to(package).parts[0].removesuffix(".py")
+        if place in OUTSIDE:
+            continue
+        allowed = {*ROOMS[: ROOMS.index(place) + 1], "kernels"}
+        for name in sorted(imports(path, package, types=True)):
+            if room(name) not in {None, *allowed}:
+                wrong.append(f"{path.relative_to(package)} -> {name}")
+    return wrong
+
+
+def circles(package: Path) -> list[list[str]]:
+    """Modules that import each other, in groups; imports for annotations do not count."""
+    paths = {module_name(path, package): path for path in package.rglob("*.py")}
+    graph = {}
+    for name, path in paths.items():
+        named = imports(path, package, types=False)
+        graph[name] = {n if n in paths else n.rpartition(".")[0] for n in named} & set(paths)
+    order: list[str] = []
+    while ready := [n for n in graph if n not in order and graph[n] - {n} <= set(order)]:
+        order += ready
+    rest = sorted(set(graph) - set(order))
+    return [rest] if rest else []
+
+
+def test_every_file_lies_in_a_room():
+    places = {path.relative_to(PACKAGE).parts[0] for path in PACKAGE.rglob("*.py")}
+    assert {place.removesuffix(".py") for place in places} == {*ROOMS, *OUTSIDE}
+
+
+def test_rooms_import_downwards_alone():
+    assert wrong_imports(PACKAGE) == []
+
+
+def test_no_module_imports_itself_over_others():
+    assert circles(PACKAGE) == []
+    assert circles(KERNELS) == []
+
+
+@pytest.fixture
+def planted(tmp_path):
+    """Writes files into a package of its own and returns it."""
+
+    def plant(**files: str) -> Path:
+        for name, text in files.items():
+            path = tmp_path / "hashattn" / f"{name.replace('__', '/')}.py"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        return tmp_path / "hashattn"
+
+    return plant
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from hashattn.attention import attach",
+        "import hashattn.reproduce.profiles",
+        "from ..attention.budget import Budget",
+        "def later():\n    from hashattn.evaluation import runner",
+        "if TYPE_CHECKING:\n    from hashattn.attention.budget import Budget",
+    ],
+)
+def test_a_planted_wrong_import_is_found(planted, line):
+    package = planted(selectors__new=line, base__fine="from hashattn_kernels import select")
+    (wrong,) = wrong_imports(package)
+    assert wrong.startswith("selectors/new.py -> hashattn.")
+
+
+def test_a_planted_circle_is_found(planted):
+    package = planted(
+        base__one="from hashattn.base import two",
+        base__two="from .three import x",
+        base__three="def f():\n    import hashattn.base.one",
+        base__four="from hashattn.base import one",
+    )
+    ((*found,),) = circles(package)
+    assert {f"hashattn.base.{name}" for name in ("one", "two", "three")} <= set(found)
+    package = planted(base__three="if TYPE_CHECKING:\n    import hashattn.base.one")
+    assert circles(package) == []
+
+
+def test_importing_the_package_opens_no_room_above_attention():
+    script = (
+        "import sys, hashattn\n"
+        "light = {n.split('.')[1] for n in sys.modules if n.startswith('hashattn.')}\n"
+        "[getattr(hashattn, name) for name in hashattn.__all__]\n"
+        "all = {n.split('.')[1] for n in sys.modules if n.startswith('hashattn.')}\n"
+        "print(*light, '|', *all)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    light, everything = (set(part.split()) for part in done.stdout.split("|"))
+    assert light == set()
+    assert "attention" in everything and everything <= {*ROOMS[:5], "kernels"}
