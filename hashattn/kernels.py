@@ -1,53 +1,6 @@
-"""The kernels (see kernels/hashattn_kernels)."""
+"""The kernels (see kernels/hashattn_kernels), under the name of the package that uses them."""
 
-from hashattn_kernels import (
-    ACTIVATIONS,
-    Codes,
-    Growing,
-    Maps,
-    attend,
-    available,
-    causal_spans,
-    compact,
-    dense_decode,
-    encode,
-    encode_pair,
-    gather_tokens,
-    grade_bits,
-    hamming_scores,
-    layout_for,
-    membership,
-    pack_bits,
-    preactivations,
-    select,
-    select_by_codes,
-    tokens_of,
-    unite,
-    unpack_bits,
-)
+import hashattn_kernels
+from hashattn_kernels import *  # noqa: F403
 
-__all__ = [
-    "ACTIVATIONS",
-    "Codes",
-    "Growing",
-    "Maps",
-    "attend",
-    "available",
-    "causal_spans",
-    "compact",
-    "dense_decode",
-    "encode",
-    "encode_pair",
-    "gather_tokens",
-    "grade_bits",
-    "hamming_scores",
-    "layout_for",
-    "membership",
-    "pack_bits",
-    "preactivations",
-    "select",
-    "select_by_codes",
-    "tokens_of",
-    "unite",
-    "unpack_bits",
-]
+__all__ = hashattn_kernels.__all__

@@ -186,7 +186,7 @@ def attach(
     register()
     budget = budget if budget is not None else Budget(density=1.0)
     heads, previous = head_slice(model), text_config(model)._attn_implementation
-    own = selector if heads is None else selector.of_heads(heads)
+    own = selector if heads is None else selector.shard(heads)
     own.identity  # noqa: B018, given here, before threads ask for it
     run = SparseRun(
         selector=own,

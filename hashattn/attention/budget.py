@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hashattn.base.checks import INT32_MAX, is_count, is_number, require
-from hashattn.selectors.choice import Choice
+from hashattn.selectors.plan import SelectionPlan
 
 if TYPE_CHECKING:
     from hashattn.models.heads import HeadSlice
@@ -81,16 +81,21 @@ class Budget:
         return torch.minimum(wanted, n) if isinstance(n, Tensor) else min(wanted, n)
 
     def of_layer(
-        self, choice: Choice, layer: int, kv_heads: int, lists: int, part: HeadSlice | None = None
-    ) -> Choice:
-        """A choice by this budget, with the layer's shares of its heavy tokens.
+        self,
+        plan: SelectionPlan,
+        layer: int,
+        kv_heads: int,
+        lists: int,
+        part: HeadSlice | None = None,
+    ) -> SelectionPlan:
+        """A plan by this budget, with the layer's shares of its heavy tokens.
 
         lists: token lists of the layer, kv_heads or a multiple. part: which heads these are, where
         they are not all. ValueError for a layer or a number of KV heads that `shares` does not
         have.
         """
         if self.shares is None:
-            return choice
+            return plan
         in_all = kv_heads if part is None else part.kv_heads
         if layer >= len(self.shares) or len(self.shares[layer]) not in (1, in_all):
             raise ValueError(
@@ -100,13 +105,13 @@ class Budget:
         factors = self.shares[layer]
         if part is not None and len(factors) > 1:
             factors = part.of(factors)
-        scale = torch.tensor(factors, dtype=torch.float64, device=choice.heavy.device)
+        scale = torch.tensor(factors, dtype=torch.float64, device=plan.heavy.device)
         scale = scale.repeat_interleave(lists // len(factors))[:, None]
-        most = math.ceil(max(factors) * self.heavy_tokens(choice.n))
+        most = math.ceil(max(factors) * self.heavy_tokens(plan.n))
         return replace(
-            choice,
-            heavy=(choice.heavy * scale).floor().long(),
-            width=min(choice.n, self.sink + self.local + most),
+            plan,
+            heavy=(plan.heavy * scale).floor().long(),
+            width=min(plan.n, self.sink + self.local + most),
         )
 
 

@@ -19,7 +19,7 @@ from transformers.cache_utils import (
     StaticSlidingWindowLayer,
 )
 
-from hashattn.kernels import Codes, Growing
+from hashattn.kernels import Codes, GrowableBuffer
 from hashattn.selectors.base import Selector
 
 _CLASSES: dict[type, type] = {}
@@ -29,7 +29,7 @@ _UNLIMITED = {DynamicSlidingWindowLayer: DynamicLayer, StaticSlidingWindowLayer:
 class IndexedLayer:
     """Mixin over a transformers cache layer: a store for each part of a selector's index."""
 
-    stores: dict[str, Growing | Codes] | None = None
+    stores: dict[str, GrowableBuffer | Codes] | None = None
     index_length: int = 0  # tokens encoded so far
     index_owner: str | None = None  # identity of the selector that encoded them
     observed: dict[str, Tensor] | None = None  # what Selector.observe made of earlier calls
@@ -133,7 +133,7 @@ class GrowingLayer(IndexedLayer):
     Views taken before a crop see what is written over the cropped tokens, as with a static cache.
     """
 
-    pairs: Growing | None = None
+    pairs: GrowableBuffer | None = None
 
     @torch._dynamo.disable  # where memory lies is no part of a graph
     def update(
@@ -150,7 +150,7 @@ class GrowingLayer(IndexedLayer):
             return super().update(key_states, value_states, *args, **kwargs)
         length = self.get_seq_length()
         if self.pairs is None or not self._lies_in(self.pairs, length):
-            self.pairs = Growing(axis=2)
+            self.pairs = GrowableBuffer(axis=2)
             if length:
                 self._store(self.keys, self.values)
         self.pairs.crop(length)
@@ -164,7 +164,7 @@ class GrowingLayer(IndexedLayer):
         room = self.pairs.extend(shape, keys.dtype, keys.device)
         room[:, :, :, 0], room[:, :, :, 1] = keys, values
 
-    def _lies_in(self, pairs: Growing, length: int) -> bool:
+    def _lies_in(self, pairs: GrowableBuffer, length: int) -> bool:
         """Whether keys and values are still the first tokens of the buffer: not after a batch was
         reordered, repeated, unpickled or moved."""
         if not 0 < length <= pairs.length:

@@ -20,12 +20,12 @@ from hashattn.attention.cache import IndexedLayer
 from hashattn.attention.finite import FiniteWatch
 from hashattn.attention.observer import NO_CLOCK, Clock, LayerStep, Observer
 from hashattn.attention.receipt import Receipt
-from hashattn.attention.tokens import make_choice
+from hashattn.attention.tokens import make_plan
 from hashattn.kernels import attend, dense_decode
 from hashattn.models.dense import dense_attention, softmax_sinks
 from hashattn.models.heads import HeadSlice
 from hashattn.selectors.base import KeyView, Selector
-from hashattn.selectors.choice import Choice
+from hashattn.selectors.plan import SelectionPlan
 
 NAME = "hash_attention"
 CALL = "hashattn_call"  # keyword that carries a LayerCall from the module hook to `forward`
@@ -52,13 +52,13 @@ class SparseRun:
     finite: FiniteWatch = field(default_factory=FiniteWatch)
     _own: threading.local = field(default_factory=threading.local, repr=False)
 
-    def choice(self, mask: Tensor | None, query: Tensor, n: int) -> Choice:
-        """make_choice of a call; the layers of one step ask for the same."""
+    def plan(self, mask: Tensor | None, query: Tensor, n: int) -> SelectionPlan:
+        """make_plan of a call; the layers of one step ask for the same."""
         batch, _, q_len, _ = query.shape
         call = (mask, batch, q_len, n, query.device)
-        last = getattr(self._own, "choice", None)
+        last = getattr(self._own, "plan", None)
         if last is None or not _same(last[0], call):
-            last = self._own.choice = call, make_choice(*call, self.budget)
+            last = self._own.plan = call, make_plan(*call, self.budget)
         return last[1]
 
     def clock(self, device: torch.device) -> Any:
@@ -182,12 +182,12 @@ def _sparse(
     """Select, attend, tell: output (batch, q, heads, head_dim)."""
     run, kv_heads, n = call.run, key.shape[1], view.keys.shape[2]
     with torch.no_grad():
-        shared = run.choice(mask, query, n)
+        shared = run.plan(mask, query, n)
         lists = run.selector.lists(query.shape[1], kv_heads)
-        choice = run.budget.of_layer(shared, call.layer, kv_heads, lists, run.heads)
+        plan = run.budget.of_layer(shared, call.layer, kv_heads, lists, run.heads)
         if mask is not None:
-            view = replace(view, visible=choice.seen[:, 0, -1])
-        indices, log_weights = run.selector.sample(call.layer, query, view, logits.scaling, choice)
+            view = replace(view, visible=plan.seen[:, 0, -1])
+        indices, log_weights = run.selector.sample(call.layer, query, view, logits.scaling, plan)
     clock.lap("select")
     # the whole buffer, not key[:, :, :n]: slicing a static cache would copy it on gathering
     out = attend(
@@ -201,7 +201,7 @@ def _sparse(
     run.receipt.auxiliary_bits = run.selector.auxiliary_bits(*shape)
     run.receipt.nominal_bits = run.selector.nominal_bits(*shape)
     run.tell(
-        LayerStep(call.layer, query, n, shared.visible_total, None, indices, log_weights, choice,
+        LayerStep(call.layer, query, n, shared.visible_total, None, indices, log_weights, plan,
                   view, clock.seconds())
     )  # fmt: skip
     return out.transpose(1, 2).contiguous()
@@ -226,11 +226,11 @@ def _dense_step(
     ours = reason == "dense_layer" or (reason == "dense_selector" and call.run.selector.kernel)
     one_row = query.shape[2] == 1 and query.is_cpu and not call.run.eager
     if ours and one_row and not torch.is_grad_enabled():
-        choice = call.run.choice(mask, query, n)
-        if choice.spans is not None:
+        plan = call.run.plan(mask, query, n)
+        if plan.spans is not None:
             out = dense_decode(
                 query, key, value, logits.scaling,
-                spans=choice.spans, softcap=logits.softcap, sinks=logits.sinks,
+                spans=plan.spans, softcap=logits.softcap, sinks=logits.sinks,
             )  # fmt: skip
             return out.transpose(1, 2).contiguous(), None
     return dense(call.run.eager)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hashattn.selectors.base import KeyView
-from hashattn.selectors.choice import Choice
+from hashattn.selectors.plan import SelectionPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class LayerStep:
     that follow a cache. seen: tokens that the rows could attend to, summed over batch and rows: a
     number, or a tensor of one element where that lies on a GPU.
     Of a sparse call: indices (batch, lists, q, m) int32 of the tokens read, -1 for padding;
-    log_weights, what was added to their logits, like indices, or None; choice, what could be
+    log_weights, what was added to their logits, like indices, or None; plan, what could be
     chosen; view, the keys and the selector's index.
     seconds: of "encode", "select", "attend" and "total" where a listener is timed, else None.
     Tensors are the model's own: a listener that keeps one copies it.
@@ -40,7 +40,7 @@ class LayerStep:
     reason: str | None = None
     indices: Tensor | None = None
     log_weights: Tensor | None = None
-    choice: Choice | None = None
+    plan: SelectionPlan | None = None
     view: KeyView | None = None
     seconds: dict[str, float] | None = None
 

@@ -1,17 +1,17 @@
-"""From transformers' mask and a budget to the choice of every query row."""
+"""From transformers' mask and a budget to the selection plan of every query row."""
 
 import torch
 from torch import Tensor
 
 from hashattn.attention.budget import Budget
 from hashattn.kernels import causal_spans
-from hashattn.selectors.choice import Choice
+from hashattn.selectors.plan import SelectionPlan
 
 
-def make_choice(
+def make_plan(
     mask: Tensor | None, batch: int, q_len: int, n: int, device: torch.device, budget: Budget
-) -> Choice:
-    """The choice of the last q_len of n cached tokens under transformers' boolean mask.
+) -> SelectionPlan:
+    """The plan of the last q_len of n cached tokens under transformers' boolean mask.
 
     mask: (batch or 1, 1, q, at least n) bool; None means causal.
     """
@@ -23,7 +23,7 @@ def make_choice(
         mask = mask if spans is None else None
         spans = spans if spans is None else spans.expand(batch, q_len, 2).contiguous()
     count = mask.sum(dim=-1)[:, 0] if spans is None else spans[..., 1] - spans[..., 0]
-    return Choice(
+    return SelectionPlan(
         n=n,
         sink=budget.sink,
         local=budget.local,

@@ -20,7 +20,7 @@ _EXPORTS = {
     "load_prompts": "benchmarks.longbench_protocol",
     "load_records": "records",
     "paired_bootstrap": "statistics",
-    "recall_rows": "measures.selection",
+    "selection_metrics": "measures.selection",
     "save_records": "records",
     "score_table": "tables",
     "setup_table": "tables",

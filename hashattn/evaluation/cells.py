@@ -20,7 +20,7 @@ from hashattn.evaluation.answering import (
     feed,
     greedy,
 )
-from hashattn.evaluation.methods import Method, reading
+from hashattn.evaluation.methods import Method, row_from_receipt
 from hashattn.evaluation.prompting import Prompt, answer_tokens, end_token_ids
 from hashattn.evaluation.protocol import Protocol
 from hashattn.evaluation.records import Record
@@ -54,7 +54,7 @@ class Cell:
         return self.prompt.question
 
 
-class Answerer:
+class ContextRunner:
     """Answers cells of one context, one row each, in their order; picklable, for other processes.
 
     Of the TIMINGS, `seconds` is the answer's own; the others were shared (tables.sharing_table).
@@ -167,4 +167,4 @@ class Answerer:
             "score": cell.asked.score(prediction, record.answers, record.all_classes),
             "context_tokens": tokens,
             **(asdict(cell.prompt.cut) if cell.prompt.cut else {}),
-        } | reading(method, receipt, tokens)
+        } | row_from_receipt(method, receipt, tokens)

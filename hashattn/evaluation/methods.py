@@ -77,7 +77,7 @@ def check_methods(methods: Sequence[Method], protocol: Protocol) -> None:
             )
 
 
-def reading(method: Method, receipt: Receipt | None, tokens: int) -> dict[str, Any]:
+def row_from_receipt(method: Method, receipt: Receipt | None, tokens: int) -> dict[str, Any]:
     """What one sample read, from its receipt; without one (dense), all `tokens` that were cached.
 
     density is over the sparse calls; tokens_read and tokens_cached are sums over all decode calls
@@ -121,7 +121,7 @@ def verify(method: Method, rows: Sequence[dict[str, Any]]) -> None:
         )
 
 
-def account(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def receipt_summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """One summary receipt for each setup, method and budget, over all samples with a receipt."""
     groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for row in rows:
@@ -130,9 +130,9 @@ def account(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [_summary(*which, part) for which, part in groups.items()]
 
 
-def save_reading(path: str | Path, rows: Sequence[dict[str, Any]]) -> None:
+def save_receipts(path: str | Path, rows: Sequence[dict[str, Any]]) -> None:
     """Writes account(rows) as JSON; the file appears whole or not at all."""
-    write_text(path, json.dumps(account(rows), indent=1) + "\n")
+    write_text(path, json.dumps(receipt_summary(rows), indent=1) + "\n")
 
 
 def _summary(setup: str, name: str, budget: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

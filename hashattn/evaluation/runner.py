@@ -9,13 +9,13 @@ from typing import Any
 
 import pandas as pd
 
-from hashattn.base.engines import LATER, Engine, InProcess, chosen_engine
-from hashattn.base.engines.together import Together, leads
+from hashattn.base.engines import RETRY, Engine, InProcess, chosen_engine
+from hashattn.base.engines.lockstep import Lockstep, leads
 from hashattn.base.progress import progress_bar, say
-from hashattn.evaluation.cells import Answerer, Cell
+from hashattn.evaluation.cells import Cell, ContextRunner
 from hashattn.evaluation.identity import context_sha256, record_sha256
 from hashattn.evaluation.log import ResultLog
-from hashattn.evaluation.methods import Method, check_methods, save_reading, verify
+from hashattn.evaluation.methods import Method, check_methods, save_receipts, verify
 from hashattn.evaluation.prompting import Prompt, make_prompt, require_positions
 from hashattn.evaluation.protocol import SETUPS, Protocol
 from hashattn.evaluation.records import Record, group_by_context, record_from_dict
@@ -68,7 +68,7 @@ def evaluate(
     damaged file, EngineError, and what attach raises.
     """
     grid = _Grid(model, tokenizer, records, methods, protocol, setups)
-    engine = engine or (Together() if shared_by(model) > 1 else chosen_engine())
+    engine = engine or (Lockstep() if shared_by(model) > 1 else chosen_engine())
     alone = isinstance(engine, InProcess)
     with ResultLog(out_path) as log:
         reused = sum(key in log.rows for key in grid.keys.values())
@@ -78,14 +78,14 @@ def evaluate(
             say(f"reused {reused} of {len(grid.keys)} answers")
         with progress_bar(total=left, desc="answers", unit="answer", disable=not progress) as bar:
             threads = partial(decode_threads, progress=progress) if alone else None
-            work = Answerer(model, tokenizer, grid.methods, threads)
+            work = ContextRunner(model, tokenizer, grid.methods, threads)
             for row in engine.run(work, grid.jobs(log)):
                 log.append(row)
                 bar.update(len(log.rows) - before - bar.n)  # those of other processes too
         log.refresh()
         rows = [grid.row(place, log) for place in grid.keys]
     if leads():
-        save_reading(f"{out_path}.receipts.json", rows)
+        save_receipts(f"{out_path}.receipts.json", rows)
     for number, method in enumerate(grid.methods):
         verify(method, [row for place, row in zip(grid.keys, rows, strict=True)
                         if place[0] == number])  # fmt: skip
@@ -163,7 +163,7 @@ class _Grid:
                 yield from self._by_prompt(self._missing(group, log))
             if others:
                 log.refresh()
-                yield LATER
+                yield RETRY
             groups = others
 
     def require_positions(self, config: Any, log: ResultLog) -> None:

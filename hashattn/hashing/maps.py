@@ -114,7 +114,7 @@ class HashMap(Maps):
             self.activation,
         )
 
-    def of_heads(self, part: HeadSlice) -> HashMap:
+    def shard(self, part: HeadSlice) -> HashMap:
         """The maps of a part of the heads."""
         return HashMap(
             tuple(map(part.of, self.weights)), tuple(map(part.of, self.biases)), self.activation
@@ -170,9 +170,9 @@ class LayerMaps:
         """The same maps on another device."""
         return LayerMaps(self.key.to(device), self.query.to(device))
 
-    def of_heads(self, part: HeadSlice) -> LayerMaps:
+    def shard(self, part: HeadSlice) -> LayerMaps:
         """The maps of a part of the heads: key maps by KV head or query head, as they are."""
-        return LayerMaps(self.key.of_heads(part), self.query.of_heads(part))
+        return LayerMaps(self.key.shard(part), self.query.shard(part))
 
     def rounded(self) -> LayerMaps:
         """The same maps with weights rounded to bfloat16."""

@@ -133,17 +133,17 @@ class HashWeights:
         """The same weights rounded to bfloat16: half the bytes to read for every token's codes."""
         return self._with({layer: maps.rounded() for layer, maps in self.maps.items()})
 
-    def of_heads(self, part: HeadSlice) -> HashWeights:
+    def shard(self, part: HeadSlice) -> HashWeights:
         """The maps of a part of the heads, for a process that holds no others.
 
-        attach does this by itself (`Selector.of_heads`). ValueError for a model of other heads.
+        attach does this by itself (`Selector.shard`). ValueError for a model of other heads.
         """
         config = dataclasses.replace(
             self.config,
             query_heads=len(part.query),
             kv_heads=len(part.kv),
         )
-        maps = {layer: maps.of_heads(part) for layer, maps in self.maps.items()}
+        maps = {layer: maps.shard(part) for layer, maps in self.maps.items()}
         return self._with(maps, config)
 
     def _with(self, maps: Mapping[int, LayerMaps], config: HashConfig | None = None) -> HashWeights:

@@ -34,7 +34,7 @@ METHODS = {
 _CLASSES = {cls: module for module, cls in METHODS.values()}
 _CLASSES |= {"Selector": "hashattn.selectors.base", "KeyView": "hashattn.selectors.base"}
 _CLASSES["CodeSelector"] = "hashattn.selectors.codes"
-_CLASSES["Choice"] = "hashattn.selectors.choice"
+_CLASSES["SelectionPlan"] = "hashattn.selectors.plan"
 
 __all__ = ["METHODS", "describe", "make_selector", *sorted(_CLASSES)]
 

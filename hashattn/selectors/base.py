@@ -17,8 +17,8 @@ from uuid import uuid4
 import torch
 from torch import Tensor
 
-from hashattn.kernels import Growing, select
-from hashattn.selectors.choice import Choice
+from hashattn.kernels import GrowableBuffer, select
+from hashattn.selectors.plan import SelectionPlan
 
 if TYPE_CHECKING:
     from hashattn.models.heads import HeadSlice
@@ -27,7 +27,7 @@ Layout = Literal["kv_head", "query_head"]
 NORM_BITS = 16  # of a stored norm, of a value or a key
 
 
-class Store(Protocol):
+class IndexStore(Protocol):
     """What a cache layer keeps of one part of an index, and all it asks of it; axis 0 is the batch.
 
     value: what `scores` finds in KeyView.index, a tensor or the store itself.
@@ -53,7 +53,7 @@ class KeyView:
     """
 
     keys: Tensor
-    index: dict[str, Tensor | Store] = field(default_factory=dict)
+    index: dict[str, Tensor | IndexStore] = field(default_factory=dict)
     visible: Tensor | None = None
     positions: Tensor | None = None
     encoded: Tensor | None = None
@@ -155,9 +155,9 @@ class Selector(ABC):
         of its queries (batch, heads, q, head_dim), where both together are faster."""
         return self.encode_keys(layer, keys), None
 
-    def new_store(self, name: str, part: Tensor) -> Store:
+    def new_store(self, name: str, part: Tensor) -> IndexStore:
         """An empty store for what `encode_keys` returns as `name`; part: its first tokens."""
-        return Growing(axis=2)
+        return GrowableBuffer(axis=2)
 
     def observe(
         self, layer: int, queries: Tensor, view: KeyView, scaling: float, read: Tensor | None = None
@@ -180,22 +180,22 @@ class Selector(ABC):
         """
 
     def select(
-        self, layer: int, queries: Tensor, view: KeyView, scaling: float, choice: Choice
+        self, layer: int, queries: Tensor, view: KeyView, scaling: float, plan: SelectionPlan
     ) -> Tensor:
         """Indices (batch, lists, q, m) int32 of what each row reads: always and heavy tokens."""
         scores = self.scores(layer, queries, view, scaling)
         self._check_scores(scores, queries, view)
-        return select(scores, choice.heavy, choice.candidates, choice.always)
+        return select(scores, plan.heavy, plan.candidates, plan.mandatory)
 
     def sample(
-        self, layer: int, queries: Tensor, view: KeyView, scaling: float, choice: Choice
+        self, layer: int, queries: Tensor, view: KeyView, scaling: float, plan: SelectionPlan
     ) -> tuple[Tensor, Tensor | None]:
         """What attention reads: `select`'s indices, and what is added to their logits.
 
         The latter (batch, lists, q, m) float32 is minus the log of the probability with which a
         token was sampled, or None for a method that does not sample.
         """
-        return self.select(layer, queries, view, scaling, choice), None
+        return self.select(layer, queries, view, scaling, plan), None
 
     def _check_scores(self, scores: Tensor, queries: Tensor, view: KeyView) -> None:
         batch, heads, q_len, _ = queries.shape
@@ -224,7 +224,7 @@ class Selector(ABC):
         what is needed, unless a method ranks by the cache itself or by a part of what it stores."""
         return self.nominal_bits(group, head_dim)
 
-    def of_heads(self, part: HeadSlice) -> Self:
+    def shard(self, part: HeadSlice) -> Self:
         """This method for a process that holds a part of a model's heads; attach asks for it.
 
         The same object every time, as its index in a cache and its maps on a device are kept.
@@ -232,10 +232,10 @@ class Selector(ABC):
         needs all heads at once.
         """
         if part not in self._parts:
-            self._parts[part] = self._of_heads(part)
+            self._parts[part] = self._shard(part)
         return self._parts[part]
 
-    def _of_heads(self, part: HeadSlice) -> Self:
+    def _shard(self, part: HeadSlice) -> Self:
         """A copy with the state of these heads; the method itself where no state is of a head."""
         return self
 

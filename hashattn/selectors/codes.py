@@ -6,9 +6,9 @@ from abc import abstractmethod
 
 from torch import Tensor
 
-from hashattn.kernels import Codes, Growing, hamming_scores, layout_for, select_by_codes
+from hashattn.kernels import Codes, GrowableBuffer, hamming_scores, layout_for, select_by_codes
 from hashattn.selectors.base import KeyView, Selector
-from hashattn.selectors.choice import Choice
+from hashattn.selectors.plan import SelectionPlan
 
 
 class CodeSelector(Selector):
@@ -27,7 +27,7 @@ class CodeSelector(Selector):
         """Codes (batch, query heads, q, words) int32 of queries (batch, query heads, q, D), or
         graded ones (batch, lists, q, words, 1 + planes)."""
 
-    def new_store(self, name: str, part: Tensor) -> Growing | Codes:
+    def new_store(self, name: str, part: Tensor) -> GrowableBuffer | Codes:
         """Codes in the layout of their device, anything else as it is."""
         return layout_for(part.device)() if name == "codes" else super().new_store(name, part)
 
@@ -37,20 +37,20 @@ class CodeSelector(Selector):
         return hamming_scores(self._query_codes(layer, queries, view), view.index["codes"], lists)
 
     def select(
-        self, layer: int, queries: Tensor, view: KeyView, scaling: float, choice: Choice
+        self, layer: int, queries: Tensor, view: KeyView, scaling: float, plan: SelectionPlan
     ) -> Tensor:
         """Straight from the codes, if they decide and every row sees an interval of tokens."""
-        if choice.spans is None or not self.by_codes:
-            return super().select(layer, queries, view, scaling, choice)
+        if plan.spans is None or not self.by_codes:
+            return super().select(layer, queries, view, scaling, plan)
         return select_by_codes(
             self._query_codes(layer, queries, view),
             view.index["codes"],
-            choice.heavy,
-            choice.sink,
-            choice.local,
-            spans=choice.spans,
+            plan.heavy,
+            plan.sink,
+            plan.local,
+            spans=plan.spans,
             lists=self.lists(queries.shape[1], view.keys.shape[1]),
-            width=choice.width,
+            width=plan.width,
         )
 
     def _query_codes(self, layer: int, queries: Tensor, view: KeyView) -> Tensor:

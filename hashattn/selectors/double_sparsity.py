@@ -108,7 +108,7 @@ class DoubleSparsitySelector(Selector):
             estimate = estimate.reshape(batch, stored, heads // stored, rows, -1).sum(dim=2)
         return estimate
 
-    def _of_heads(self, part: HeadSlice) -> DoubleSparsitySelector:
+    def _shard(self, part: HeadSlice) -> DoubleSparsitySelector:
         return self._with(channels=part.of_layers(self.channels))
 
     def auxiliary_bits(self, group: int, head_dim: int) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from hashattn.kernels import membership
+from hashattn.kernels import indices_to_mask
 from hashattn.selectors.base import KeyView
 from hashattn.selectors.observed import ObservingSelector, attention_by_rows
 
@@ -29,7 +29,7 @@ class H2OSelector(ObservingSelector):
         """{"gathered": (B, KV heads, n) float32}, -inf for evicted tokens."""
         gathered = self.gathered(view, attention_by_rows(queries, view, scaling, read))
         if read is not None:
-            kept = membership(read[:, :, -1:], gathered.shape[2])[:, :, 0]
+            kept = indices_to_mask(read[:, :, -1:], gathered.shape[2])[:, :, 0]
             gathered = gathered.masked_fill(~kept, EVICTED)
         return {"gathered": gathered}
 

@@ -93,8 +93,8 @@ class HashSelector(CodeSelector):
             return real
         return real.unflatten(1, (self.weights.config.kv_heads, -1)).sum(dim=2)
 
-    def _of_heads(self, part: HeadSlice) -> HashSelector:
-        return self._with(weights=self.weights.of_heads(part))
+    def _shard(self, part: HeadSlice) -> HashSelector:
+        return self._with(weights=self.weights.shard(part))
 
     def auxiliary_bits(self, group: int, head_dim: int) -> float:
         """bits per KV head, times the group when every query head has its own code."""

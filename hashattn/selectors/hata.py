@@ -111,7 +111,7 @@ class HATASelector(CodeSelector):
         similarity = 2 * matching.float() / self.bits - group
         return similarity * view.index["norms"].float().mT
 
-    def _of_heads(self, part: HeadSlice) -> HATASelector:
+    def _shard(self, part: HeadSlice) -> HATASelector:
         return self._with(weights=part.of_layers(self.weights), _maps={})
 
     def auxiliary_bits(self, group: int, head_dim: int) -> float:

@@ -58,7 +58,7 @@ class InfLLMSelector(ObservingSelector):
         )
         return scores.expand(-1, view.keys.shape[1], queries.shape[2], -1)
 
-    def _of_heads(self, part: HeadSlice) -> InfLLMSelector:
+    def _shard(self, part: HeadSlice) -> InfLLMSelector:
         raise UnsupportedModelError(
             "infllm ranks a block by all heads of a layer, and tensor parallelism spreads them "
             'over processes: load the model on one device or with device_map="auto"'

@@ -65,7 +65,7 @@ class LokiSelector(Selector):
         logits = inner_products(projected, view.index["components"]) * scaling
         return scores_by_layout(logits, self.layout, view)
 
-    def _of_heads(self, part: HeadSlice) -> LokiSelector:
+    def _shard(self, part: HeadSlice) -> LokiSelector:
         return self._with(basis=part.of_layers(self.basis))
 
     def auxiliary_bits(self, group: int, head_dim: int) -> float:

@@ -74,7 +74,7 @@ class LSHSelector(CodeSelector):
         """Codes int32 (B, query heads, q, bits / 32), a group's under its KV head's planes."""
         return self._encode(layer, queries, view.index["codes"].shape[1])
 
-    def _of_heads(self, part: HeadSlice) -> LSHSelector:
+    def _shard(self, part: HeadSlice) -> LSHSelector:
         return self._with(
             query_heads=len(part.query) if self.query_heads else None,
             centers=part.of_layers(self.centers),

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from hashattn.kernels import compact, gather_tokens
+from hashattn.kernels import gather_tokens, mask_to_indices
 from hashattn.selectors.base import KeyView, Selector
 from hashattn.selectors.calibration import CapturedRows, mean_by_layer, tensors_sha256
-from hashattn.selectors.choice import Choice
 from hashattn.selectors.hyperplanes import Hyperplanes
+from hashattn.selectors.plan import SelectionPlan
 from hashattn.selectors.random import RandomSelector
 
 if TYPE_CHECKING:
@@ -74,21 +74,21 @@ class MagicPIGSelector(Selector):
         return found
 
     def select(
-        self, layer: int, queries: Tensor, view: KeyView, scaling: float, choice: Choice
+        self, layer: int, queries: Tensor, view: KeyView, scaling: float, plan: SelectionPlan
     ) -> Tensor:
         """Tokens that are read."""
-        return self.sample(layer, queries, view, scaling, choice)[0]
+        return self.sample(layer, queries, view, scaling, plan)[0]
 
     def sample(
-        self, layer: int, queries: Tensor, view: KeyView, scaling: float, choice: Choice
+        self, layer: int, queries: Tensor, view: KeyView, scaling: float, plan: SelectionPlan
     ) -> tuple[Tensor, Tensor]:
         """Indices, and log weights: 0 for sink and local tokens, -log of the probability of the
         others."""
-        collided = (self.scores(layer, queries, view, scaling) >= 2) & choice.candidates
+        collided = (self.scores(layer, queries, view, scaling) >= 2) & plan.candidates
         count = collided.sum(dim=-1)
-        room = choice.heavy.expand_as(count)
+        room = plan.heavy.expand_as(count)
         drawn = collided & (self.order.places(layer, queries, view, collided) < room[..., None])
-        indices = compact(drawn | choice.always)
+        indices = mask_to_indices(drawn | plan.mandatory)
         at = indices.clamp(min=0).long()
         weights = -self._log_probability(layer, queries, view.keys, indices)
         weights = weights + (count / torch.minimum(count, room).clamp(min=1)).log()[..., None]
@@ -116,8 +116,8 @@ class MagicPIGSelector(Selector):
         powers = 2 ** torch.arange(self.bits, device=x.device, dtype=torch.float32)
         return (signs.float() @ powers).to(torch.int16)
 
-    def _of_heads(self, part: HeadSlice) -> MagicPIGSelector:
-        return self._with(centers=part.of_layers(self.centers), order=self.order.of_heads(part))
+    def _shard(self, part: HeadSlice) -> MagicPIGSelector:
+        return self._with(centers=part.of_layers(self.centers), order=self.order.shard(part))
 
     def auxiliary_bits(self, group: int, head_dim: int) -> float:
         """An int16 for each table."""

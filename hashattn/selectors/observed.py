@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hashattn.kernels import membership
+from hashattn.kernels import indices_to_mask
 from hashattn.selectors.base import KeyView, Selector
 from hashattn.selectors.logits import inner_products
 
@@ -85,7 +85,7 @@ def attention_by_rows(
         here = positions[rows]
         allowed = replace(view, positions=here).causal(len(rows)) & real[:, :, rows]
         if read is not None:
-            allowed = allowed & membership(read[:, :, rows], n)
+            allowed = allowed & indices_to_mask(read[:, :, rows], n)
         if window is not None:
             allowed = allowed & (places > places[..., here].mT - window)
         yield _weights(queries[:, :, rows], view.keys, scaling, allowed)

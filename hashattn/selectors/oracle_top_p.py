@@ -6,19 +6,19 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from hashattn.kernels import compact
+from hashattn.kernels import mask_to_indices
 from hashattn.selectors.base import KeyView, Layout
-from hashattn.selectors.choice import Choice
 from hashattn.selectors.oracle import OracleSelector
+from hashattn.selectors.plan import SelectionPlan
 
 
 class OracleTopPSelector(OracleSelector):
     """The fewest tokens whose exact attention, with sink and local, reaches p of the whole.
 
     Nucleus selection (Twilight, Lin et al. 2025, ranks so over a cheaper selector's tokens): rows
-    that look at few tokens read few. Choice.heavy is a cap and no longer a count; where it binds,
-    the mass falls short of p. layout "query_head": p of each query head; "kv_head": p of the mean
-    over a group's query heads.
+    that look at few tokens read few. SelectionPlan.heavy is a cap and no longer a count; where it
+    binds, the mass falls short of p. layout "query_head": p of each query head; "kv_head": p of the
+    mean over a group's query heads.
     """
 
     name = "oracle_top_p"
@@ -32,18 +32,18 @@ class OracleTopPSelector(OracleSelector):
         self.p = p
 
     def select(
-        self, layer: int, queries: Tensor, view: KeyView, scaling: float, choice: Choice
+        self, layer: int, queries: Tensor, view: KeyView, scaling: float, plan: SelectionPlan
     ) -> Tensor:
         """Indices (B, lists, q, m) int32: always, and the best candidates up to mass p or heavy."""
-        mass = self._mass(self.scores(layer, queries, view, scaling), choice.seen)
-        fixed = (mass * choice.always).sum(dim=-1, keepdim=True)
-        best = mass.masked_fill(~choice.candidates, -1).sort(dim=-1, descending=True, stable=True)
+        mass = self._mass(self.scores(layer, queries, view, scaling), plan.seen)
+        fixed = (mass * plan.mandatory).sum(dim=-1, keepdim=True)
+        best = mass.masked_fill(~plan.candidates, -1).sort(dim=-1, descending=True, stable=True)
         gain = best.values.clamp(min=0)
         before = fixed + pad(gain.cumsum(dim=-1)[..., :-1], (1, 0))  # read ahead of each token
-        place = torch.arange(choice.n, device=mass.device)
-        wanted = (before < self.p) & (place < choice.heavy[..., None])
-        heavy = torch.zeros_like(wanted).scatter_(-1, best.indices, wanted) & choice.candidates
-        return compact(heavy | choice.always)
+        place = torch.arange(plan.n, device=mass.device)
+        wanted = (before < self.p) & (place < plan.heavy[..., None])
+        heavy = torch.zeros_like(wanted).scatter_(-1, best.indices, wanted) & plan.candidates
+        return mask_to_indices(heavy | plan.mandatory)
 
     def _mass(self, scores: Tensor, seen: Tensor) -> Tensor:
         """Share of each list's attention, float64 (B, lists, q, n), 0 for what a row sees not."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from hashattn.kernels import Growing
+from hashattn.kernels import GrowableBuffer
 from hashattn.selectors.base import KeyView, Selector
 from hashattn.selectors.logits import check_layout, scores_by_layout
 
@@ -98,7 +98,7 @@ class ProductCodes:
     """
 
     def __init__(self, parts: int, bits: int) -> None:
-        self._grown = Growing(axis=2)
+        self._grown = GrowableBuffer(axis=2)
         self.parts, self.count = parts, 2**bits
         self.centroids: Tensor | None = None
 
@@ -113,7 +113,7 @@ class ProductCodes:
         return self._grown.value
 
     def append(self, keys: Tensor) -> None:
-        """Store the codes of keys (B, KV heads, new, D), once there are centroids."""
+        """IndexStore the codes of keys (B, KV heads, new, D), once there are centroids."""
         if self.centroids is not None:
             for some in self._cut(keys).split(TOKENS_AT_ONCE, dim=3):
                 nearby = nearest(some, self.centroids).transpose(2, 3)

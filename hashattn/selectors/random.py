@@ -49,7 +49,7 @@ class RandomSelector(Selector):
         placed = torch.empty_like(order).scatter_(-1, order, place)
         return placed.masked_fill(~among, among.shape[-1])
 
-    def _of_heads(self, part: HeadSlice) -> RandomSelector:
+    def _shard(self, part: HeadSlice) -> RandomSelector:
         return self._with(_first=part.kv.start)
 
     def record(self) -> dict[str, Any]:

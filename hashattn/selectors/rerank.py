@@ -10,8 +10,8 @@ from torch import Tensor
 
 from hashattn.kernels import select
 from hashattn.selectors.base import KeyView, Selector
-from hashattn.selectors.choice import Choice
 from hashattn.selectors.logits import listed_logits, value_norms
+from hashattn.selectors.plan import SelectionPlan
 from hashattn.selectors.wrapper import WrapperSelector
 
 
@@ -36,22 +36,22 @@ class RerankSelector(WrapperSelector):
         self.factor, self.value_norms = factor, value_norms
 
     def select(
-        self, layer: int, queries: Tensor, view: KeyView, scaling: float, choice: Choice
+        self, layer: int, queries: Tensor, view: KeyView, scaling: float, plan: SelectionPlan
     ) -> Tensor:
         """The best of the proposed tokens by exact attention, and all sink and local ones."""
-        fixed = choice.sink + choice.local
-        width = max(choice.width, fixed + self.factor * (choice.width - fixed))
-        wider = replace(choice, heavy=self.factor * choice.heavy, width=min(width, choice.n))
+        fixed = plan.sink + plan.local
+        width = max(plan.width, fixed + self.factor * (plan.width - fixed))
+        wider = replace(plan, heavy=self.factor * plan.heavy, width=min(width, plan.n))
         proposed = self.base.select(layer, queries, view, scaling, wider)
         weights = self._weights(queries, view.keys, proposed, scaling)
-        scores = torch.full((*proposed.shape[:3], choice.n + 1), -torch.inf, device=weights.device)
+        scores = torch.full((*proposed.shape[:3], plan.n + 1), -torch.inf, device=weights.device)
         if self.value_norms:
             norms = value_norms(view).repeat_interleave(len(scores[0]) // view.keys.shape[1], dim=1)
             at = proposed.clamp(min=0).long()
             weights = weights * norms.expand(*scores.shape[:3], -1).gather(-1, at)
-        slots = torch.where(proposed < 0, choice.n, proposed).long()
+        slots = torch.where(proposed < 0, plan.n, proposed).long()
         scores.scatter_(-1, slots, weights)
-        return select(scores[..., : choice.n], choice.heavy, choice.candidates, choice.always)
+        return select(scores[..., : plan.n], plan.heavy, plan.candidates, plan.mandatory)
 
     def _weights(self, queries: Tensor, keys: Tensor, proposed: Tensor, scaling: float) -> Tensor:
         """Attention weights among the proposed tokens, summed over a list's query heads."""

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from hashattn.kernels import compact, membership
+from hashattn.kernels import indices_to_mask, mask_to_indices
 from hashattn.selectors.base import KeyView, Selector
-from hashattn.selectors.choice import Choice
 from hashattn.selectors.logits import listed_logits
+from hashattn.selectors.plan import SelectionPlan
 from hashattn.selectors.random import RandomSelector
 from hashattn.selectors.wrapper import WrapperSelector
 
@@ -58,23 +58,23 @@ class ResidualSelector(WrapperSelector):
         self.share, self.epsilon, self.delta = share, epsilon, delta
         self.order = RandomSelector(seed)
 
-    def _of_heads(self, part: HeadSlice) -> ResidualSelector:
-        return self._with(base=self.base.of_heads(part), order=self.order.of_heads(part))
+    def _shard(self, part: HeadSlice) -> ResidualSelector:
+        return self._with(base=self.base.shard(part), order=self.order.shard(part))
 
     def select(
-        self, layer: int, queries: Tensor, view: KeyView, scaling: float, choice: Choice
+        self, layer: int, queries: Tensor, view: KeyView, scaling: float, plan: SelectionPlan
     ) -> Tensor:
         """All tokens that are read, the sampled ones included."""
-        return self.sample(layer, queries, view, scaling, choice)[0]
+        return self.sample(layer, queries, view, scaling, plan)[0]
 
     def sample(
-        self, layer: int, queries: Tensor, view: KeyView, scaling: float, choice: Choice
+        self, layer: int, queries: Tensor, view: KeyView, scaling: float, plan: SelectionPlan
     ) -> tuple[Tensor, Tensor]:
         """Indices and log weights: 0 for what the base chose, log(n_s / B) for the sample."""
-        sampled = (choice.heavy * self.share).round().long()
-        fewer = replace(choice, heavy=choice.heavy - sampled)
-        kept = membership(self.base.select(layer, queries, view, scaling, fewer), choice.n)
-        residual = choice.seen & ~kept
+        sampled = (plan.heavy * self.share).round().long()
+        fewer = replace(plan, heavy=plan.heavy - sampled)
+        kept = indices_to_mask(self.base.select(layer, queries, view, scaling, fewer), plan.n)
+        residual = plan.seen & ~kept
         rank = self.order.places(layer, queries, view, residual)
         left = residual.sum(dim=-1)  # n_s, (batch, lists, q)
         count = torch.minimum(sampled, left)
@@ -82,7 +82,7 @@ class ResidualSelector(WrapperSelector):
             needed = self._needed(queries, view.keys, scaling, kept, rank < count[..., None], left)
             count = torch.minimum(torch.maximum(needed, count), left)
         drawn = rank < count[..., None]
-        indices = compact(kept | drawn)
+        indices = mask_to_indices(kept | drawn)
         weight = (left / count.clamp(min=1)).log()[..., None]
         at = indices.clamp(min=0).long()
         return indices, torch.where(drawn.gather(-1, at), weight, 0.0).float()
@@ -92,7 +92,7 @@ class ResidualSelector(WrapperSelector):
         left: Tensor,
     ) -> Tensor:  # fmt: skip
         """Sampled tokens (batch, lists, q) that epsilon and delta ask for."""
-        read = compact(kept | base)
+        read = mask_to_indices(kept | base)
         at = read.clamp(min=0).long()
         logits = listed_logits(queries, keys, read) * scaling
         logits = logits.masked_fill((read < 0)[:, :, :, None], -torch.inf)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool1d, max_pool1d
 
-from hashattn.kernels import membership
+from hashattn.kernels import indices_to_mask
 from hashattn.selectors.base import KeyView
 from hashattn.selectors.observed import (
     ObservingSelector,
@@ -52,7 +52,7 @@ class SnapKVSelector(ObservingSelector):
         if read is not None:
             newcomers = self._certain if queries.shape[2] > 1 else EVICTED
             rank = self.remembered(view, "rank", newcomers)
-            kept = membership(read[:, :, -1:], n)[:, :, 0]
+            kept = indices_to_mask(read[:, :, -1:], n)[:, :, 0]
             return {"rank": rank.masked_fill(~kept, EVICTED)}
         votes = self._votes(queries, view, scaling)
         rank = self._pooled(votes.sum(dim=-1), view.visible)

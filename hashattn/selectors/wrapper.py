@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from torch import Tensor
 
-from hashattn.selectors.base import NORM_BITS, KeyView, Selector, Store
+from hashattn.selectors.base import NORM_BITS, IndexStore, KeyView, Selector
 
 if TYPE_CHECKING:
     from hashattn.models.heads import HeadSlice
@@ -23,8 +23,8 @@ class WrapperSelector(Selector):
         self.sparse, self.kernel = base.sparse, base.kernel
         self.evicts, self.observes = base.evicts, base.observes
 
-    def _of_heads(self, part: HeadSlice) -> Self:
-        return self._with(base=self.base.of_heads(part))
+    def _shard(self, part: HeadSlice) -> Self:
+        return self._with(base=self.base.shard(part))
 
     def encode_keys(self, layer: int, keys: Tensor) -> dict[str, Tensor]:
         """As the base."""
@@ -40,7 +40,7 @@ class WrapperSelector(Selector):
         """The base's and the wrapper's own."""
         return super().encode_values(layer, values) | self.base.encode_values(layer, values)
 
-    def new_store(self, name: str, part: Tensor) -> Store:
+    def new_store(self, name: str, part: Tensor) -> IndexStore:
         """As the base."""
         return self.base.new_store(name, part)
 

@@ -17,24 +17,24 @@ from .api import (
     preactivations,
     select,
     select_by_codes,
-    unite,
+    union,
     unpack_bits,
 )
 from .backends import available
 from .codes import Codes, layout_for, tokens_of
 from .maps import ACTIVATIONS, Maps
-from .memory import Growing
-from .reference import compact, gather_tokens, membership
+from .memory import GrowableBuffer
+from .reference import gather_tokens, indices_to_mask, mask_to_indices
 
 __all__ = [
     "ACTIVATIONS",
     "Codes",
-    "Growing",
+    "GrowableBuffer",
     "Maps",
     "attend",
     "available",
     "causal_spans",
-    "compact",
+    "mask_to_indices",
     "dense_decode",
     "encode",
     "encode_pair",
@@ -42,12 +42,12 @@ __all__ = [
     "grade_bits",
     "hamming_scores",
     "layout_for",
-    "membership",
+    "indices_to_mask",
     "pack_bits",
     "preactivations",
     "select",
     "select_by_codes",
     "tokens_of",
-    "unite",
+    "union",
     "unpack_bits",
 ]

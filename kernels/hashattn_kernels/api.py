@@ -110,11 +110,11 @@ def select(
     scores: Tensor,
     k: int | Tensor,
     candidates: Tensor,
-    always: Tensor,
+    mandatory: Tensor,
     *,
     backend: str | None = None,
 ) -> Tensor:
-    """Indices (B, L, q, m) int32 of all `always` tokens and the k best other candidates.
+    """Indices (B, L, q, m) int32 of all `mandatory` tokens and the k best other candidates.
 
     scores (B, L, q, n), larger is better, ties go to the lowest index; a float score of -inf is
     never selected, NaN raises ValueError. k: int or (B, 1 or L, q). candidates, always: bool
@@ -127,7 +127,7 @@ def select(
     if scores.is_floating_point() and scores.isnan().any():
         raise ValueError("scores contain NaN: the selector or its inputs overflowed")
     k = _check_heavy("k", k, scores.shape[:3], scores.device)
-    return backend_for(scores, backend, "select").select(scores, k, candidates, always)
+    return backend_for(scores, backend, "select").select(scores, k, candidates, mandatory)
 
 
 def select_by_codes(
@@ -173,14 +173,14 @@ def select_by_codes(
     return chosen.select_by_codes(query_codes, key_codes, heavy, spans, sink, local, lists, width)
 
 
-def unite(indices: Tensor, lists: int, n: int, *, backend: str | None = None) -> Tensor:
+def union(indices: Tensor, lists: int, n: int, *, backend: str | None = None) -> Tensor:
     """Union of the token lists of each group: (B, L, q, m) -> (B, lists, q, at most m L / lists).
 
     One list for the query heads that share a KV head reads each of its rows once; every head then
     attends to at least its own tokens. n: tokens in the cache.
     """
     _check_heads("indices", indices.shape[1], "the union", lists)
-    return backend_for(indices, backend, "unite").unite(indices, lists, n)
+    return backend_for(indices, backend, "union").union(indices, lists, n)
 
 
 def attend(

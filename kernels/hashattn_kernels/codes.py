@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .memory import Growing, capacity, reserve
+from .memory import GrowableBuffer, capacity, reserve
 
 LANES = 32  # tokens whose codes one thread of a GPU holds as one bit mask
 TILE = 4096  # tokens of a tile: LANES rows of 128 columns
@@ -61,7 +61,7 @@ class Codes(ABC):
 
     @property
     def value(self) -> Codes:
-        """Itself: what a selector finds in its index (see memory.Growing.value)."""
+        """Itself: what a selector finds in its index (see memory.GrowableBuffer.value)."""
         return self
 
 
@@ -72,7 +72,7 @@ class WordMajor(Codes):
     """
 
     def __init__(self) -> None:
-        self._lines = Growing(axis=3)
+        self._lines = GrowableBuffer(axis=3)
 
     @property
     def length(self) -> int:

@@ -13,7 +13,7 @@ HUGE = 4 * 2**20  # bytes from which a buffer asks for huge pages
 _MADV_HUGEPAGE = 14  # linux/mman.h
 
 
-class Growing:
+class GrowableBuffer:
     """A tensor that grows along one axis, in place while its capacity lasts.
 
     `value` is a view of what is stored. Views taken earlier keep their length and see later writes

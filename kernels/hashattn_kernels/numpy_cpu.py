@@ -11,11 +11,11 @@ from torch import Tensor
 
 from . import reference
 from .codes import Codes, tokens_of
-from .reference import encode, grade_bits, unite
+from .reference import encode, grade_bits, union
 
 __all__ = [
     "attend", "dense_decode", "encode", "grade_bits", "hamming_scores", "select",
-    "select_by_codes", "unite",
+    "select_by_codes", "union",
 ]  # fmt: skip
 
 WORD = reference.WORD
@@ -118,16 +118,16 @@ def _smallest(values: np.ndarray, k: int) -> np.ndarray:
     return np.flatnonzero(chosen)
 
 
-def select(scores: Tensor, k: Tensor, candidates: Tensor, always: Tensor) -> Tensor:
+def select(scores: Tensor, k: Tensor, candidates: Tensor, mandatory: Tensor) -> Tensor:
     """Threshold at the k-th best value, compaction, ties to the lowest index."""
     if scores.dtype in (torch.bfloat16, torch.float16):
         scores = scores.float()
     shape, n = scores.shape, scores.shape[-1]
-    candidates = candidates & ~always
+    candidates = candidates & ~mandatory
     if scores.is_floating_point():
         candidates = candidates & (scores != -torch.inf)
     allowed = candidates.expand(shape).numpy().reshape(-1, n)
-    chosen = always.expand(shape).numpy().reshape(-1, n).copy()
+    chosen = mandatory.expand(shape).numpy().reshape(-1, n).copy()
     values = scores.detach().numpy().reshape(-1, n)
     budgets = k.numpy().reshape(-1)
     for row, budget in enumerate(budgets):

@@ -127,18 +127,18 @@ def select_by_codes(
     """`select` of `hamming_scores` over the tokens of spans -> (B, lists, q, width) int32."""
     key_codes = tokens_of(key_codes)
     scores = hamming_scores(query_codes, key_codes, lists)
-    visible, always = token_sets(spans, key_codes.shape[2], sink, local)
-    indices = select(scores, heavy, visible, always)
+    visible, mandatory = token_sets(spans, key_codes.shape[2], sink, local)
+    indices = select(scores, heavy, visible, mandatory)
     return F.pad(indices, (0, width - indices.shape[-1]), value=-1)
 
 
-def select(scores: Tensor, k: Tensor, candidates: Tensor, always: Tensor) -> Tensor:
-    """All `always` tokens and the k best candidates -> (B, L, q, m) int32, ascending.
+def select(scores: Tensor, k: Tensor, candidates: Tensor, mandatory: Tensor) -> Tensor:
+    """All `mandatory` tokens and the k best candidates -> (B, L, q, m) int32, ascending.
 
     Threshold at the k-th best value, then a prefix count over the tokens that equal it, so the
     lowest indices win ties whatever order a sort returns.
     """
-    candidates = candidates & ~always
+    candidates = candidates & ~mandatory
     if scores.is_floating_point():
         candidates = candidates & (scores != -torch.inf)
     candidates = candidates.expand(scores.shape)
@@ -155,10 +155,10 @@ def select(scores: Tensor, k: Tensor, candidates: Tensor, always: Tensor) -> Ten
         heavy = (above | (level & (level.cumsum(dim=-1) <= room))) & (k.unsqueeze(-1) > 0)
     else:
         heavy = torch.zeros_like(candidates)
-    return compact(heavy | always)
+    return mask_to_indices(heavy | mandatory)
 
 
-def compact(chosen: Tensor) -> Tensor:
+def mask_to_indices(chosen: Tensor) -> Tensor:
     """(..., n) bool -> (..., m) int32 positions of the true entries, ascending, -1 padded."""
     rows = chosen.reshape(-1, chosen.shape[-1])
     counts = rows.sum(dim=-1)
@@ -171,7 +171,7 @@ def compact(chosen: Tensor) -> Tensor:
     return indices.reshape(*chosen.shape[:-1], width)
 
 
-def membership(indices: Tensor, n: int) -> Tensor:
+def indices_to_mask(indices: Tensor, n: int) -> Tensor:
     """(..., m) int32, -1 padded -> (..., n) bool: the tokens that are listed."""
     found = torch.zeros(*indices.shape[:-1], n + 1, dtype=torch.bool, device=indices.device)
     slots = torch.where(indices < 0, n, indices).long()  # the padding lands in a spare column
@@ -228,14 +228,14 @@ def add_sinks(out: Tensor, lse: Tensor, sinks: Tensor | None) -> tuple[Tensor, T
     return out * torch.sigmoid(lse - sinks)[..., None], torch.logaddexp(lse, sinks)
 
 
-def unite(indices: Tensor, lists: int, n: int) -> Tensor:
+def union(indices: Tensor, lists: int, n: int) -> Tensor:
     """Union of the lists of each group: (B, L, q, m) -> (B, lists, q, at most m L / lists)."""
     batch, before, q_len, width = indices.shape
     slots = torch.where(indices < 0, n, indices).long()
     grouped = slots.reshape(batch, lists, before // lists, q_len, width).transpose(2, 3)
     chosen = torch.zeros(batch, lists, q_len, n + 1, dtype=torch.bool, device=indices.device)
     chosen.scatter_(-1, grouped.flatten(3), True)
-    return compact(chosen[..., :n])
+    return mask_to_indices(chosen[..., :n])
 
 
 def attend(

@@ -41,8 +41,8 @@ class TracingHash(HashSelector):
         super().__init__(*args, **kwargs)
         self.calls = []
 
-    def select(self, layer, queries, view, scaling, choice):
-        indices = super().select(layer, queries, view, scaling, choice)
+    def select(self, layer, queries, view, scaling, plan):
+        indices = super().select(layer, queries, view, scaling, plan)
         codes = self.encode_keys(layer, view.keys)["codes"]
         call = {"layer": layer, "keys": view.keys, "codes": codes, "indices": indices}
         self.calls.append(call)

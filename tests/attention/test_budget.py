@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hashattn.attention.budget import Budget
-from hashattn.attention.tokens import make_choice, spans_of
+from hashattn.attention.tokens import make_plan, spans_of
 
 
 def test_density_counts_sink_and_local():
@@ -58,8 +58,8 @@ def test_invalid_values_are_named(settings, message):
         Budget(**settings)
 
 
-def choice(mask, budget, batch=1, q_len=2, n=10):
-    return make_choice(mask, batch, q_len, n, torch.device("cpu"), budget)
+def plan(mask, budget, batch=1, q_len=2, n=10):
+    return make_plan(mask, batch, q_len, n, torch.device("cpu"), budget)
 
 
 def rows(mask):
@@ -71,28 +71,31 @@ def test_a_choice_counts_visible_tokens():
     mask = torch.zeros(1, 1, 2, 10, dtype=torch.bool)
     mask[..., 0, [2, 3, 4, 6, 7, 8]] = True
     mask[..., 1, [2, 3, 4, 6, 7, 8, 9]] = True
-    made = choice(mask, Budget(sink=1, local=2, heavy=2))
+    made = plan(mask, Budget(sink=1, local=2, heavy=2))
     assert made.spans is None and made.visible.tolist() == [[6, 7]]
-    assert rows(made.always) == [[2, 7, 8], [2, 8, 9]]
+    assert rows(made.mandatory) == [[2, 7, 8], [2, 8, 9]]
     assert rows(made.candidates) == [[3, 4, 6], [3, 4, 6, 7]]
     assert made.heavy.tolist() == [[[2, 2]]] and made.width == 5
 
 
 def test_no_mask_is_causal():
-    made = choice(None, Budget(sink=1, local=1, density=0.7), batch=2, q_len=3, n=5)
+    made = plan(None, Budget(sink=1, local=1, density=0.7), batch=2, q_len=3, n=5)
     assert made.spans.tolist() == 2 * [[[0, 3], [0, 4], [0, 5]]]
     assert rows(made.seen) == [[0, 1, 2], [0, 1, 2, 3], [0, 1, 2, 3, 4]]
-    assert rows(made.always) == [[0, 2], [0, 3], [0, 4]]
+    assert rows(made.mandatory) == [[0, 2], [0, 3], [0, 4]]
     assert made.heavy.tolist() == 2 * [[[0, 0, 1]]] and made.width == 3
 
 
 def test_padding_on_the_left_is_a_span():
     mask = torch.ones(3, 1, 2, 8, dtype=torch.bool).tril(diagonal=6)
     mask[1, ..., :3] = mask[2] = False
-    made = choice(mask, Budget(sink=2, local=1, heavy=9), batch=3, n=8)
+    made = plan(mask, Budget(sink=2, local=1, heavy=9), batch=3, n=8)
     assert made.spans.tolist() == [[[0, 7], [0, 8]], [[3, 7], [3, 8]], [[0, 0], [0, 0]]]
     assert torch.equal(made.seen, mask) and made.visible.tolist() == [[7, 8], [4, 5], [0, 0]]
-    assert made.always[1, 0].int().tolist() == [[0, 0, 0, 1, 1, 0, 1, 0], [0, 0, 0, 1, 1, 0, 0, 1]]
+    assert made.mandatory[1, 0].int().tolist() == [
+        [0, 0, 0, 1, 1, 0, 1, 0],
+        [0, 0, 0, 1, 1, 0, 0, 1],
+    ]
 
 
 def test_holes_are_no_spans():
@@ -103,7 +106,7 @@ def test_holes_are_no_spans():
 
 def test_a_layer_gets_its_shares():
     budget = Budget(sink=1, local=2, heavy=5, shares=((0.5, 1.5), (0.2,), (1.8,)))
-    whole = choice(None, budget, batch=2)
+    whole = plan(None, budget, batch=2)
     assert budget.of_layer(whole, 0, 2, 2).heavy.tolist() == 2 * [[[2, 2], [7, 7]]]
     assert budget.of_layer(whole, 0, 2, 4).heavy[0, :, 0].tolist() == [2, 2, 7, 7]
     assert budget.of_layer(whole, 1, 2, 4).heavy[0, :, 0].tolist() == 4 * [1]

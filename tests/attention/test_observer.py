@@ -39,7 +39,7 @@ def test_every_call_is_told_once_with_what_it_read():
         assert ((step.indices >= 0).sum(dim=-1) == 10).all()
         first = step.indices.where(step.indices >= 0, 99).amin(dim=-1)[:, :, 0]
         assert (first == torch.tensor([[0], [20]])).all()  # the sink behind the padding
-        assert step.choice.n == step.n and step.view.keys.shape[2] == step.n
+        assert step.plan.n == step.n and step.view.keys.shape[2] == step.n
         assert step.seconds is None and step.log_weights is None
 
 

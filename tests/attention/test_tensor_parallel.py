@@ -11,7 +11,7 @@ import torch
 from tensor_parallel_worker import SHIPPED, embedded, evaluated, gathering, tiny
 
 from hashattn.hashing.weights import HashWeights
-from hashattn.kernels import membership
+from hashattn.kernels import indices_to_mask
 from hashattn.models.heads import HeadSlice
 from helpers import tiny_model
 
@@ -89,8 +89,8 @@ def test_every_process_selects_for_its_heads_what_one_process_selects(ranks, alo
         part = HeadSlice(8, 2, rank, RANKS)
         for call, expected in zip(found["embedded"]["calls"], alone["calls"], strict=True):
             assert call["layer"] == expected["layer"]
-            wanted = membership(part.of(expected["indices"][0])[None], alone["cached"] + 6)
-            both = membership(call["indices"], alone["cached"] + 6) & wanted
+            wanted = indices_to_mask(part.of(expected["indices"][0])[None], alone["cached"] + 6)
+            both = indices_to_mask(call["indices"], alone["cached"] + 6) & wanted
             # the processes add up their shares of a layer in another order: a bit may flip
             assert both.sum() >= 0.98 * wanted.sum()
 

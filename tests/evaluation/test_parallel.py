@@ -10,7 +10,7 @@ from collections import Counter
 import pytest
 import torch
 
-from hashattn.evaluation.cells import TIMINGS, Answerer
+from hashattn.evaluation.cells import TIMINGS, ContextRunner
 from hashattn.evaluation.log import ResultLog
 from hashattn.evaluation.methods import Method
 from hashattn.evaluation.protocol import Protocol
@@ -48,7 +48,7 @@ def run(path, notes=None, pause=0.0):
     """evaluate() in this process; `notes` lists the keys in the order in which they were begun."""
     torch.set_num_threads(1)
     if notes is not None:
-        real = Answerer._answer
+        real = ContextRunner._answer
 
         def noted(self, cell, *rest):
             with open(notes, "a") as begun:
@@ -56,7 +56,7 @@ def run(path, notes=None, pause=0.0):
             time.sleep(pause)
             return real(self, cell, *rest)
 
-        Answerer._answer = noted
+        ContextRunner._answer = noted
     return evaluate(tiny_model("llama"), characters(), records(), methods(), PROTOCOL, path,
                     progress=False)  # fmt: skip
 

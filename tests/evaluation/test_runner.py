@@ -185,11 +185,11 @@ def test_receipts_count_what_the_budget_allows(model, tokenizer, tmp_path):
         ("lsh", "10 tokens", 4),
     ]
     by_cell = dict(list(frame.groupby(["method", "budget"])))
-    for account in accounts:
-        part = by_cell[account["method"], account["budget"]]
-        assert account["density"] == part["tokens_read"].sum() / part["tokens_cached"].sum()
-        assert account["sparse_calls"] > 0 and account["dense_calls"] == {}
-        assert account["environments"][0]["torch"] == torch.__version__
+    for receipt_summary in accounts:
+        part = by_cell[receipt_summary["method"], receipt_summary["budget"]]
+        assert receipt_summary["density"] == part["tokens_read"].sum() / part["tokens_cached"].sum()
+        assert receipt_summary["sparse_calls"] > 0 and receipt_summary["dense_calls"] == {}
+        assert receipt_summary["environments"][0]["torch"] == torch.__version__
     assert accounts[1]["auxiliary_bits"] == accounts[1]["nominal_bits"] == 32
 
 

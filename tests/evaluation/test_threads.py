@@ -11,7 +11,7 @@ from hashattn.base.engines import threads as engine_threads
 from hashattn.base.engines.threads import VARIABLES, thread_count
 from hashattn.evaluation import runner, threads
 from hashattn.evaluation.answering import PrefilledContext
-from hashattn.evaluation.cells import TIMINGS, Answerer
+from hashattn.evaluation.cells import TIMINGS, ContextRunner
 from hashattn.evaluation.threads import decode_threads
 from helpers import characters, tiny_model
 
@@ -99,13 +99,13 @@ def evaluate(path):
 
 def test_answers_and_densities_do_not_depend_on_the_count(monkeypatch, tmp_path):
     """Only decoding has the measured count; the prefill keeps all."""
-    real, decoded, frames = Answerer._greedy, set(), []
+    real, decoded, frames = ContextRunner._greedy, set(), []
 
     def noted(self, *arguments):
         decoded.add(torch.get_num_threads())
         return real(self, *arguments)
 
-    monkeypatch.setattr(Answerer, "_greedy", noted)
+    monkeypatch.setattr(ContextRunner, "_greedy", noted)
     for number in (1, 2):
         monkeypatch.setattr(runner, "decode_threads", lambda context, progress, n=number: n)
         frames.append(evaluate(tmp_path / f"{number}.jsonl").drop(columns=list(TIMINGS)))
@@ -120,7 +120,7 @@ def test_an_evaluation_that_fails_leaves_the_count_as_it_was(monkeypatch, tmp_pa
         raise KeyError("an answer")
 
     monkeypatch.setattr(runner, "decode_threads", lambda context, progress: 1)
-    monkeypatch.setattr(Answerer, "_greedy", fails)
+    monkeypatch.setattr(ContextRunner, "_greedy", fails)
     with pytest.raises(KeyError):
         evaluate(tmp_path / "results.jsonl")
     assert torch.get_num_threads() == 2

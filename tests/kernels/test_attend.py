@@ -10,7 +10,7 @@ from hashattn import kernels
 from on_device import on_device
 
 BACKENDS = ("reference", "numpy", "numba", "triton")
-attend, dense_decode, unite = map(on_device, (kernels.attend, kernels.dense_decode, kernels.unite))
+attend, dense_decode, union = map(on_device, (kernels.attend, kernels.dense_decode, kernels.union))
 
 
 def states(heads: int, kv_heads: int, q_len: int, n: int, dtype=torch.float32, batch: int = 2):
@@ -188,13 +188,13 @@ def test_views_are_read_where_they_lie(backend, kind):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_unions_of_lists(backend):
     indices = random_lists(2, 6, 2, 30, 11)
-    united = unite(indices, 2, 30, backend=backend)
+    made = union(indices, 2, 30, backend=backend)
     for b, head, row in torch.cartesian_prod(*map(torch.arange, (2, 2, 2))).tolist():
         members = indices[b, 3 * head : 3 * head + 3, row].flatten().tolist()
-        found = [token for token in united[b, head, row].tolist() if token >= 0]
+        found = [token for token in made[b, head, row].tolist() if token >= 0]
         assert found == sorted(set(members) - {-1})
     with pytest.raises(ValueError, match="not a multiple of the 4"):
-        unite(indices, 4, 30)
+        union(indices, 4, 30)
 
 
 @pytest.mark.parametrize("per_query_head", [False, True])

@@ -5,14 +5,14 @@ import sys
 import pytest
 import torch
 
-from hashattn.kernels import Growing
+from hashattn.kernels import GrowableBuffer
 from hashattn_kernels import memory
 
 
 @pytest.mark.parametrize("axis", [1, 2])
 def test_it_holds_what_was_appended(axis):
     parts = [torch.randn(2, 3, 4).narrow(axis, 0, size) for size in (2, 3, 1)]
-    store = Growing(axis)
+    store = GrowableBuffer(axis)
     for part in parts:
         store.append(part)
     assert torch.equal(store.value, torch.cat(parts, dim=axis))
@@ -20,7 +20,7 @@ def test_it_holds_what_was_appended(axis):
 
 
 def test_most_appends_copy_nothing():
-    store, places = Growing(axis=2), []
+    store, places = GrowableBuffer(axis=2), []
     for _ in range(3000):
         store.append(torch.zeros(1, 2, 1, 8))
         places.append(store.value.data_ptr())
@@ -29,7 +29,7 @@ def test_most_appends_copy_nothing():
 
 
 def test_crop_and_write_again():
-    store = Growing(axis=2)
+    store = GrowableBuffer(axis=2)
     store.append(torch.arange(12.0).reshape(1, 1, 6, 2))
     store.crop(2)
     store.append(torch.full((1, 1, 1, 2), -1.0))
@@ -37,13 +37,13 @@ def test_crop_and_write_again():
 
 
 def test_room_is_for_the_caller_to_fill():
-    store = Growing(axis=1)
+    store = GrowableBuffer(axis=1)
     store.extend((2, 3), torch.float64, torch.device("cpu"))[:] = 7
     assert store.value.tolist() == [[7, 7, 7], [7, 7, 7]] and store.value.dtype == torch.float64
 
 
 def test_map_keeps_room_to_grow():
-    store = Growing(axis=2)
+    store = GrowableBuffer(axis=2)
     store.append(torch.arange(3.0).reshape(3, 1, 1, 1))
     store.map(lambda part: part[torch.tensor([2, 2])])
     place = store.value.data_ptr()
@@ -54,8 +54,8 @@ def test_map_keeps_room_to_grow():
 
 def test_an_empty_store_says_so():
     with pytest.raises(ValueError, match="append first"):
-        _ = Growing(axis=2).value
-    Growing(axis=2).map(lambda part: part)  # nothing to change
+        _ = GrowableBuffer(axis=2).value
+    GrowableBuffer(axis=2).map(lambda part: part)  # nothing to change
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="madvise with huge pages is Linux's")

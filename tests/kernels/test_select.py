@@ -9,27 +9,27 @@ from hashattn.kernels import select
 BACKENDS = ("reference", "numpy", "numba")
 
 
-def stable_choice(scores: list, k: int, candidates: list, always: list) -> list[int]:
-    """The definition: all `always`, then the k best candidates, lowest index first on ties."""
+def stable_choice(scores: list, k: int, candidates: list, mandatory: list) -> list[int]:
+    """The definition: all `mandatory`, then the k best candidates, lowest index first on ties."""
     pool = [
         i
         for i, allowed in enumerate(candidates)
-        if allowed and not always[i] and scores[i] != float("-inf")
+        if allowed and not mandatory[i] and scores[i] != float("-inf")
     ]
     best = sorted(pool, key=lambda i: (-scores[i], i))[:k]
-    return sorted([i for i, kept in enumerate(always) if kept] + best)
+    return sorted([i for i, kept in enumerate(mandatory) if kept] + best)
 
 
-def expected_indices(scores: Tensor, k: Tensor, candidates: Tensor, always: Tensor) -> Tensor:
+def expected_indices(scores: Tensor, k: Tensor, candidates: Tensor, mandatory: Tensor) -> Tensor:
     batch, lists, q_len, _ = scores.shape
-    candidates, always = candidates.expand_as(scores), always.expand_as(scores)
+    candidates, mandatory = candidates.expand_as(scores), mandatory.expand_as(scores)
     k = k.expand(batch, lists, q_len)
     rows = [
         stable_choice(
             scores[b, i, r].tolist(),
             int(k[b, i, r]),
             candidates[b, i, r].tolist(),
-            always[b, i, r].tolist(),
+            mandatory[b, i, r].tolist(),
         )
         for b in range(batch)
         for i in range(lists)
@@ -66,18 +66,18 @@ def test_selects_what_a_stable_sort_selects(backend, kind, shape):
         scores = random_scores(kind, shape, generator)
         k = torch.randint(0, n + 3, (batch, (1, lists)[trial % 2], q_len), generator=generator)
         visible = torch.rand(batch, 1, q_len, n, generator=generator) < 0.8
-        always = visible & (torch.rand(batch, 1, q_len, n, generator=generator) < 0.2)
-        actual = select(scores, k, visible, always, backend=backend)
+        mandatory = visible & (torch.rand(batch, 1, q_len, n, generator=generator) < 0.2)
+        actual = select(scores, k, visible, mandatory, backend=backend)
         assert actual.dtype == torch.int32
-        assert torch.equal(actual, expected_indices(scores, k, visible, always))
+        assert torch.equal(actual, expected_indices(scores, k, visible, mandatory))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_equal_scores_take_the_lowest_indices(backend):
     scores = torch.full((1, 1, 1, 10), 7, dtype=torch.int32)
-    always = torch.zeros(1, 1, 1, 10, dtype=torch.bool)
-    always[..., -1] = True
-    indices = select(scores, 3, torch.ones_like(always), always, backend=backend)
+    mandatory = torch.zeros(1, 1, 1, 10, dtype=torch.bool)
+    mandatory[..., -1] = True
+    indices = select(scores, 3, torch.ones_like(mandatory), mandatory, backend=backend)
     assert indices.flatten().tolist() == [0, 1, 2, 9]
 
 

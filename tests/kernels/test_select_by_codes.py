@@ -110,8 +110,8 @@ def test_budgets_differ_between_lists(backend):
     scores = hamming_scores(queries, keys, backend="reference")
     tokens = torch.arange(90)
     seen = (tokens < torch.tensor([[89], [90]]))[None, None]
-    always = seen & ((tokens < 2) | (tokens >= torch.tensor([[86], [87]])))[None, None]
-    assert as_lists(select(scores, heavy, seen, always, backend=backend)) == as_lists(made)
+    mandatory = seen & ((tokens < 2) | (tokens >= torch.tensor([[86], [87]])))[None, None]
+    assert as_lists(select(scores, heavy, seen, mandatory, backend=backend)) == as_lists(made)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -119,10 +119,10 @@ def test_it_is_select_of_the_scores(backend):
     """The same selection as by way of scores, at a size where nothing is checked by hand."""
     queries, keys = random_codes(1, 8, 1, 1), random_codes(1, 2, 9000, 1, seed=1)
     keys[:, :, ::7] &= 0xFF  # makes ties common
-    always = torch.zeros(1, 1, 1, 9000, dtype=torch.bool)
-    always[..., :16] = always[..., -64:] = True
+    mandatory = torch.zeros(1, 1, 1, 9000, dtype=torch.bool)
+    mandatory[..., :16] = mandatory[..., -64:] = True
     scores = hamming_scores(queries, keys, backend="reference")
-    want = select(scores, 281, torch.ones_like(always), always, backend="reference")
+    want = select(scores, 281, torch.ones_like(mandatory), mandatory, backend="reference")
     made = select_by_codes(queries, keys, 281, 16, 64, backend=backend)
     assert torch.equal(made, want)
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from hashattn import Budget, attach
-from hashattn.attention.tokens import make_choice
+from hashattn.attention.tokens import make_plan
 from hashattn.hashing.maps import HashConfig
 from hashattn.hashing.weights import HashWeights
-from hashattn.kernels import membership, select
+from hashattn.kernels import indices_to_mask, select
 from hashattn.selectors import HashSelector, make_selector
 from hashattn.selectors.base import KeyView
 from helpers import generate, prompt, tiny_model
@@ -145,16 +145,16 @@ def test_selection_runs_in_a_model_and_is_recorded(scoring, codes, layout):
 def test_a_decode_step_selects_by_its_scores():
     """Straight from codes, and by `select` of the scores: the same lists."""
     maps, (queries, keys) = weights(), tensors()
-    choice = make_choice(None, B, ROWS, N, keys.device, Budget(1, 2, heavy=9))
+    plan = make_plan(None, B, ROWS, N, keys.device, Budget(1, 2, heavy=9))
     for scoring in ("hamming", "graded"):
         for layout in ("kv_head", "query_head"):
             selector = HashSelector(maps, scoring, layout)
             index, encoded = selector.encode_step(0, keys, queries)
             view = KeyView(keys, index, encoded=encoded)
-            found = selector.select(0, queries, view, 1.0, choice)
+            found = selector.select(0, queries, view, 1.0, plan)
             scores = selector.scores(0, queries, view, 1.0)
-            wanted = select(scores, choice.heavy, choice.candidates, choice.always)
-            assert torch.equal(membership(found, N), membership(wanted, N))
+            wanted = select(scores, plan.heavy, plan.candidates, plan.mandatory)
+            assert torch.equal(indices_to_mask(found, N), indices_to_mask(wanted, N))
 
 
 def test_invalid_settings():

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from hashattn import Budget, attach
-from hashattn.attention.tokens import make_choice
+from hashattn.attention.tokens import make_plan
 from hashattn.hashing.capture import CapturedLayer
 from hashattn.hashing.hata import HataRecipe, hata_loss, label_query, train_hata_weights
-from hashattn.kernels import membership, select
+from hashattn.kernels import indices_to_mask, select
 from hashattn.selectors import make_selector
 from hashattn.selectors.base import KeyView
 from hashattn.selectors.hata import HATASelector
@@ -85,13 +85,11 @@ def test_a_step_s_keys_and_queries_encode_as_each_does_alone():
 @pytest.mark.parametrize("key_norm", [False, True])
 def test_selection_is_the_one_by_scores(key_norm):
     selector, (queries, keys) = random_selector(key_norm=key_norm), states()
-    choice = make_choice(None, B, ROWS, N, keys.device, Budget(sink=1, local=2, heavy=6))
+    plan = make_plan(None, B, ROWS, N, keys.device, Budget(sink=1, local=2, heavy=6))
     view = KeyView(keys, selector.encode_keys(LAYER, keys))
-    found = selector.select(LAYER, queries, view, 1.0, choice)
-    expected = select(
-        scores(selector, queries, keys), choice.heavy, choice.candidates, choice.always
-    )
-    assert torch.equal(membership(found, N), membership(expected, N))
+    found = selector.select(LAYER, queries, view, 1.0, plan)
+    expected = select(scores(selector, queries, keys), plan.heavy, plan.candidates, plan.mandatory)
+    assert torch.equal(indices_to_mask(found, N), indices_to_mask(expected, N))
 
 
 @pytest.mark.parametrize("key_norm", [False, True])

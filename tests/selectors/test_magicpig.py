@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from hashattn import Budget
-from hashattn.attention.tokens import make_choice
-from hashattn.kernels import membership
+from hashattn.attention.tokens import make_plan
+from hashattn.kernels import indices_to_mask
 from hashattn.selectors import make_selector
 from hashattn.selectors.base import KeyView
 from hashattn.selectors.magicpig import MagicPIGSelector
@@ -22,9 +22,9 @@ def states(seed=0):
 
 
 def sampled(selector, q, k, heavy=N):
-    choice = make_choice(None, 1, 2, N, k.device, Budget(2, 3, heavy=heavy))
+    plan = make_plan(None, 1, 2, N, k.device, Budget(2, 3, heavy=heavy))
     view = KeyView(k, selector.encode_keys(1, k))
-    return choice, *selector.sample(1, q, view, 1.0, choice)
+    return plan, *selector.sample(1, q, view, 1.0, plan)
 
 
 class Captured:
@@ -60,7 +60,7 @@ def test_probability_is_the_frequency_over_seeds():
     hits, runs = torch.zeros(HEADS, 2, N), 300
     for seed in range(runs):
         _, indices, weights = sampled(MagicPIGSelector(bits=2, tables=5, seed=seed), q, k)
-        hits += membership(indices, N)[0]
+        hits += indices_to_mask(indices, N)[0]
     for head in range(HEADS):
         for token in range(2, 40):  # neither sink nor local
             angle = math.acos(torch.cosine_similarity(q[0, head, 1], k[0, head // 2, token], dim=0))
@@ -75,13 +75,13 @@ def test_probability_is_the_frequency_over_seeds():
 
 def test_sink_and_local_are_read_with_weight_one():
     q, k = states()
-    choice, indices, weights = sampled(MagicPIGSelector(bits=8, tables=2), q, k)
-    always = choice.always[0, 0]
+    plan, indices, weights = sampled(MagicPIGSelector(bits=8, tables=2), q, k)
+    mandatory = plan.mandatory[0, 0]
     for head in range(HEADS):
         for row in range(2):
             tokens = indices[0, head, row]
             kept = tokens >= 0
-            fixed = always[row].nonzero()[:, 0].tolist()
+            fixed = mandatory[row].nonzero()[:, 0].tolist()
             assert set(fixed) <= set(tokens[kept].tolist())
             own = {int(t): float(w) for t, w in zip(tokens, weights[0, head, row], strict=True)}
             assert all(own[t] == 0 for t in fixed)
@@ -91,15 +91,15 @@ def test_more_than_the_budget_are_thinned_and_weigh_more():
     q, k = states()
     selector = MagicPIGSelector(bits=1, tables=6)
     _, whole, whole_weights = sampled(selector, q, k)
-    choice, few, few_weights = sampled(selector, q, k, heavy=8)
-    everything, some = membership(whole, N), membership(few, N)
+    plan, few, few_weights = sampled(selector, q, k, heavy=8)
+    everything, some = indices_to_mask(whole, N), indices_to_mask(few, N)
     assert not (some & ~everything).any()
-    candidates = (some & choice.candidates).sum(-1)
+    candidates = (some & plan.candidates).sum(-1)
     assert candidates.unique().tolist() == [8]
     for head in range(HEADS):
-        collided = int((everything & choice.candidates)[0, head, 0].sum())
+        collided = int((everything & plan.candidates)[0, head, 0].sum())
         for token, weight in zip(few[0, head, 0].tolist(), few_weights[0, head, 0], strict=True):
-            if token >= 0 and bool(choice.candidates[0, 0, 0, token]):
+            if token >= 0 and bool(plan.candidates[0, 0, 0, token]):
                 place = (whole[0, head, 0] == token).nonzero()[0, 0]
                 before = whole_weights[0, head, 0, place]
                 assert weight.item() == pytest.approx(before.item() + math.log(collided / 8), 1e-5)

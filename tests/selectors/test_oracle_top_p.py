@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from hashattn import Budget
-from hashattn.attention.tokens import make_choice
-from hashattn.kernels import membership
+from hashattn.attention.tokens import make_plan
+from hashattn.kernels import indices_to_mask
 from hashattn.selectors import make_selector
 from hashattn.selectors.base import KeyView
 from hashattn.selectors.oracle_top_p import OracleTopPSelector
@@ -28,8 +28,8 @@ def states(seed=0):
 def chosen(selector, q, k, heavy=N, padding=PADDING):
     visible = torch.arange(N) >= torch.tensor(padding)[:, None]
     view = KeyView(k, visible=visible)
-    choice = make_choice(view.causal(ROWS), B, ROWS, N, k.device, Budget(SINK, LOCAL, heavy=heavy))
-    return membership(selector.select(0, q, view, SCALING, choice), N)
+    plan = make_plan(view.causal(ROWS), B, ROWS, N, k.device, Budget(SINK, LOCAL, heavy=heavy))
+    return indices_to_mask(selector.select(0, q, view, SCALING, plan), N)
 
 
 def reference_weights(q, k, first, last):

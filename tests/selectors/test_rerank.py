@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hashattn import Budget, attach
-from hashattn.attention.tokens import make_choice
+from hashattn.attention.tokens import make_plan
 from hashattn.selectors import OracleSelector, make_selector
 from hashattn.selectors.base import KeyView
 from hashattn.selectors.rerank import RerankSelector
@@ -23,11 +23,11 @@ def states():
 def test_the_best_of_the_proposed(layout):
     q, k = states()
     base = make_selector("quest", page=3, layout=layout)
-    choice = make_choice(None, B, 2, N, k.device, Budget(2, 3, heavy=6))
-    wider = make_choice(None, B, 2, N, k.device, Budget(2, 3, heavy=18))
+    plan = make_plan(None, B, 2, N, k.device, Budget(2, 3, heavy=6))
+    wider = make_plan(None, B, 2, N, k.device, Budget(2, 3, heavy=18))
     view = KeyView(k)
     proposed = base.select(0, q, view, 0.25, wider)
-    found = RerankSelector(base, factor=3).select(0, q, view, 0.25, choice)
+    found = RerankSelector(base, factor=3).select(0, q, view, 0.25, plan)
     group = HEADS // found.shape[1]
     for b in range(B):
         for line in range(found.shape[1]):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hashattn import Budget, attach
-from hashattn.attention.tokens import make_choice
+from hashattn.attention.tokens import make_plan
 from hashattn.kernels import attend
 from hashattn.selectors import OracleSelector, make_selector
 from hashattn.selectors.base import KeyView
@@ -24,9 +24,9 @@ def states(n=N, seed=0):
 
 
 def sampled(selector, budget, q, k, mask=None):
-    choice = make_choice(mask, B, 1, k.shape[2], k.device, budget)
+    plan = make_plan(mask, B, 1, k.shape[2], k.device, budget)
     view = KeyView(k) if mask is None else KeyView(k, visible=mask[:, 0, -1])
-    return selector.sample(0, q, view, 0.25, choice)
+    return selector.sample(0, q, view, 0.25, plan)
 
 
 @pytest.mark.parametrize("layout", ["kv_head", "query_head"])
@@ -35,7 +35,7 @@ def test_budget_is_shared_between_the_best_and_a_sample(layout):
     selector = ResidualSelector(OracleSelector(layout), share=0.25)
     indices, weights = sampled(selector, Budget(2, 3, heavy=20), q, k)
     best = OracleSelector(layout).select(
-        0, q, KeyView(k), 0.25, make_choice(None, B, 1, N, k.device, Budget(2, 3, heavy=15))
+        0, q, KeyView(k), 0.25, make_plan(None, B, 1, N, k.device, Budget(2, 3, heavy=15))
     )
     assert (indices >= 0).sum(-1).unique().tolist() == [25]
     for row, best_row, row_weights in zip(
@@ -83,7 +83,7 @@ def test_epsilon_and_delta_decide_how_many_are_sampled():
     budget = Budget(2, 3, heavy=40)
     first, _ = sampled(ResidualSelector(OracleSelector(), 0.5), budget, q, k)
     chosen = OracleSelector().select(
-        0, q, KeyView(k), 0.25, make_choice(None, B, 1, 400, k.device, Budget(2, 3, heavy=20))
+        0, q, KeyView(k), 0.25, make_plan(None, B, 1, 400, k.device, Budget(2, 3, heavy=20))
     )
     indices, weights = sampled(
         ResidualSelector(OracleSelector(), 0.5, epsilon, delta), budget, q, k
@@ -140,7 +140,7 @@ def test_padding_and_seeds():
     mask[1, ..., :17] = False
     selector, budget = ResidualSelector(OracleSelector(), 0.5), Budget(2, 3, heavy=12)
     indices, _ = sampled(selector, budget, q, k, mask)
-    alone = make_choice(None, 1, 1, N - 17, k.device, budget)
+    alone = make_plan(None, 1, 1, N - 17, k.device, budget)
     expected, _ = selector.sample(0, q[1:], KeyView(k[1:, :, 17:]), 0.25, alone)
     assert torch.equal(indices[1:] - 17, expected)
     other, _ = sampled(ResidualSelector(OracleSelector(), 0.5, seed=1), budget, q, k, mask)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hashattn import Budget
-from hashattn.attention.tokens import make_choice
+from hashattn.attention.tokens import make_plan
 from hashattn.selectors import make_selector
 from hashattn.selectors.base import KeyView
 from hashattn.selectors.socket import OFFICIAL, SocketSelector
@@ -139,9 +139,9 @@ def test_padding_and_batch_do_not_change_what_is_selected():
         if visible is not None:
             rows = torch.arange(n - ROWS, n)
             mask = (torch.arange(n) <= rows[:, None]) & visible[:, None, None]
-        choice = make_choice(mask, batch, ROWS, n, keys.device, budget)
+        plan = make_plan(mask, batch, ROWS, n, keys.device, budget)
         view = KeyView(keys, selector.encode_keys(LAYER, keys), visible)
-        return selector.select(LAYER, queries, view, 1.0, choice)
+        return selector.select(LAYER, queries, view, 1.0, plan)
 
     together = chosen(queries, keys, visible)
     alone = chosen(queries[1:], keys[1:, :, 5:], None)

@@ -9,14 +9,14 @@ import os
 from importlib.util import find_spec
 
 from hashattn.base.checks import require
-from hashattn.base.engines.base import LATER, Engine, EngineError, InProcess
+from hashattn.base.engines.base import RETRY, Engine, EngineError, InProcess
 
 ENGINES = ("in_process", "ray")
 VARIABLE = "HASHATTN_ENGINE"
 
 __all__ = [
     "ENGINES",
-    "LATER",
+    "RETRY",
     "Engine",
     "EngineError",
     "InProcess",

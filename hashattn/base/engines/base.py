@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from hashattn.base.errors import HashAttnError
 
 Work = Callable[[Sequence[Any]], Iterable[Any]]
-LATER = None  # instead of a job: there may be one in a moment
+RETRY = None  # instead of a job: there may be one in a moment
 PAUSE = 0.3  # seconds before asking again
 
 
@@ -30,7 +30,7 @@ class Engine(Protocol):
 
         work(items) yields one result an item, and must give the same for a job's rest alone. It and
         the items have to be picklable for engines with other processes. jobs is asked for the next
-        one when there is room for it; LATER in place of a job asks again in a moment.
+        one when there is room for it; RETRY in place of a job asks again in a moment.
         Raises what `work` raises, and EngineError.
         """
 
@@ -48,9 +48,9 @@ class InProcess:
 
 
 def present(jobs: Iterable[Sequence[Any] | None]) -> Iterator[Sequence[Any]]:
-    """The jobs one after the other, after a pause wherever there is LATER in place of one."""
+    """The jobs one after the other, after a pause wherever there is RETRY in place of one."""
     for job in jobs:
-        if job is LATER:
+        if job is RETRY:
             time.sleep(PAUSE)
         else:
             yield job

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from hashattn.base.engines.base import LATER, PAUSE, EngineError, Work
+from hashattn.base.engines.base import PAUSE, RETRY, EngineError, Work
 from hashattn.base.engines.threads import VARIABLES
 from hashattn.base.progress import ReportedProgress
 
@@ -162,7 +162,7 @@ class _Team:
             job = next(jobs, END)
             if job is END:
                 return False
-            if job is LATER:
+            if job is RETRY:
                 return True
             self._idle().begin(job)
         return True

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from statistics import fmean
 
-from hashattn.evaluation.measures.selection import recall_rows
+from hashattn.evaluation.measures.selection import selection_metrics
 from hashattn.hashing.capture import CapturedLayer
 from hashattn.selectors.base import Selector
 
@@ -33,7 +33,7 @@ def allocate(
     if missing or not captured:
         raise ValueError(f"layers {missing} were captured without values: capture(values=True)")
     tokens = sorted({round(factor * heavy) for factor in FACTORS})
-    rows = recall_rows(captured, {"selector": selector}, tokens, sink, local, by_head=True)
+    rows = selection_metrics(captured, {"selector": selector}, tokens, sink, local, by_head=True)
     curves: dict[tuple[int, int], dict[int, list[float]]] = {}
     for row in rows:
         curve = curves.setdefault((row["layer"], row["head"]), {})

@@ -12,9 +12,9 @@ from torch.nn.functional import pad
 from hashattn.attention.budget import Budget
 from hashattn.base.engines.threads import FasterThreads
 from hashattn.hashing.labels import attention_logits, candidate_mask
-from hashattn.kernels import membership, select
+from hashattn.kernels import indices_to_mask, select
 from hashattn.selectors.base import KeyView, Selector, Store
-from hashattn.selectors.choice import Choice
+from hashattn.selectors.plan import SelectionPlan
 
 if TYPE_CHECKING:
     from hashattn.hashing.capture import CapturedLayer
@@ -23,7 +23,7 @@ _THREADS = FasterThreads()
 ROWS_AT_ONCE = 64  # bounds the dense logits (query heads, rows, n) that recall is measured against
 
 
-def recall_rows(
+def selection_metrics(
     captured: Iterable[CapturedLayer],
     selectors: Mapping[str, Selector],
     heavy: Sequence[int],
@@ -126,29 +126,29 @@ class _Truth:
         scores: of a selector that ranks; the same for every budget.
         """
         seen = self.positions[None] + 1
-        choice = Choice(
+        plan = SelectionPlan(
             self.visible.shape[-1], *self.window, torch.full_like(seen, heavy)[:, None], seen,
             width=heavy + sum(self.window), mask=self.visible[None, None],
         )  # fmt: skip
         kv_heads = len(self.layer.keys)
         lists = selector.lists(len(self.queries), kv_heads)
         budget = Budget(*self.window, heavy=heavy, shares=self.shares)
-        choice = budget.of_layer(choice, self.layer.layer, kv_heads, lists)
+        plan = budget.of_layer(plan, self.layer.layer, kv_heads, lists)
         if scores is not None:
-            always = self.visible & ~self.candidates
+            mandatory = self.visible & ~self.candidates
             return select(
-                scores, choice.heavy, self.candidates[None, None], always[None, None]
+                scores, plan.heavy, self.candidates[None, None], mandatory[None, None]
             ), None
         view = KeyView(self.layer.keys[None], index, positions=self.positions)
-        return selector.sample(
-            self.layer.layer, self.queries[None], view, self.layer.scaling, choice
-        )
+        return selector.sample(self.layer.layer, self.queries[None], view, self.layer.scaling, plan)
 
     def measure(self, indices: Tensor, log_weights: Tensor | None) -> dict[str, Tensor]:
         """recall@k, heavy_mass, mass, density, union and output_error of lists (1, lists, rows, m),
         each (query heads, rows)."""
         group = len(self.weights) // indices.shape[1]
-        attended = membership(indices, self.weights.shape[-1])[0].repeat_interleave(group, dim=0)
+        attended = indices_to_mask(indices, self.weights.shape[-1])[0].repeat_interleave(
+            group, dim=0
+        )
         real = self.candidates.expand_as(attended).gather(-1, self.best)
         hits = attended.gather(-1, self.best) & real
         found = {f"recall@{k}": hits[..., :k].sum(-1) / real[..., :k].sum(-1) for k in self.top}

@@ -165,7 +165,7 @@ def _selection(step: DecodeStep) -> dict[str, Variant]:
     """The selection step alone by its peers, one list per KV head (FAISS: per query head)."""
     query = step.encode("per_kv_head", step.queries[0])
     scores = hamming_scores(query, step.codes["per_kv_head"])
-    heavy = int(step.choice.heavy)
+    heavy = int(step.plan.heavy)
     distances = (int(scores.max()) - scores).to(torch.int32)
 
     found: dict[str, Variant] = {

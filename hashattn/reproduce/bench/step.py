@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from hashattn.attention.budget import Budget
-from hashattn.attention.tokens import make_choice
+from hashattn.attention.tokens import make_plan
 from hashattn.hashing.maps import HashConfig, LayerMaps, random_maps
 from hashattn.kernels import (
     Codes,
@@ -19,7 +19,7 @@ from hashattn.kernels import (
     encode_pair,
     layout_for,
     select_by_codes,
-    unite,
+    union,
 )
 from hashattn.reproduce.bench.timing import Clock, Stages
 
@@ -84,7 +84,7 @@ class DecodeStep:
             layout: shape.maps(layout, seed) for layout in ("per_kv_head", "per_query_head")
         }
         self.codes = {layout: self._encode_cache(maps) for layout, maps in self.maps.items()}
-        self.choice = make_choice(None, 1, 1, n, self.keys.device, budget)
+        self.plan = make_plan(None, 1, 1, n, self.keys.device, budget)
 
     def _encode_cache(self, maps: LayerMaps) -> Codes:
         store = layout_for(self.keys.device)()
@@ -101,7 +101,7 @@ class DecodeStep:
         self, layout: str, codes: Tensor, lists: int | None = None, backend: str | None = None
     ) -> Tensor:
         """The index lists (1, lists, 1, m) of one query from its codes."""
-        chosen = self.choice
+        chosen = self.plan
         return select_by_codes(
             codes, self.codes[layout], chosen.heavy, chosen.sink, chosen.local, spans=chosen.spans,
             lists=lists, width=chosen.width, backend=backend,
@@ -131,7 +131,7 @@ class DecodeStep:
         marks = [clock()]
         codes = self.encode("per_query_head", query)
         marks.append(clock())
-        indices = unite(self.select("per_query_head", codes), self.shape.kv_heads, self.n)
+        indices = union(self.select("per_query_head", codes), self.shape.kv_heads, self.n)
         marks.append(clock())
         out = self.attend(query, indices)
         marks.append(clock())

@@ -12,7 +12,7 @@ import pandas as pd
 from hashattn.base.engines import require_engine
 from hashattn.base.engines.processes import PROCESS_BYTES, Processes, processes_that_fit
 from hashattn.evaluation.benchmarks.generated import TASKS
-from hashattn.evaluation.measures.selection import recall_rows
+from hashattn.evaluation.measures.selection import selection_metrics
 from hashattn.hashing.capture import CapturedLayer, capture
 from hashattn.hashing.recipe import TrainRecipe
 from hashattn.hashing.weights import HashWeights
@@ -124,7 +124,7 @@ def _trained_and_measured(
     chosen = {name: as_trained(trained[name]) for name in asked}
     asked = sequences(profile, tokenizer, 2, length=length, split="eval", questions=2)
     found = [capture(model, ids, rows=rows, layers=[layer])[layer] for ids, rows in asked]
-    table = recall_rows(found, chosen, [length // 32], profile.sink, profile.local)
+    table = selection_metrics(found, chosen, [length // 32], profile.sink, profile.local)
     return pd.DataFrame(table).groupby("method", sort=False)[["bits", *MEASURES]].mean()
 
 
@@ -177,7 +177,7 @@ def transfer(profile: Profile, model, tokenizer, held_out: str, length: int) -> 
         asked = sequences(profile, tokenizer, 2, length=length, split="eval", tasks=(task,),
                           seed=HELD_OUT_SEED)  # fmt: skip
         found = [c for ids, rows in asked for c in capture(model, ids, rows=rows).values()]
-        rows = recall_rows(found, chosen, [length // 32], profile.sink, profile.local)
+        rows = selection_metrics(found, chosen, [length // 32], profile.sink, profile.local)
         tables[f"on {task}"] = pd.DataFrame(rows).groupby("method", sort=False)[MEASURES].mean()
     return pd.concat(tables)
 

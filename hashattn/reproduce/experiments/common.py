@@ -17,7 +17,7 @@ from hashattn.evaluation.benchmarks.generated import TASKS, make_records, make_s
 from hashattn.evaluation.benchmarks.longbench import find_file, load_dataset
 from hashattn.evaluation.benchmarks.ruler import profile_records, ruler_protocol
 from hashattn.evaluation.benchmarks.ruler.records import NO_STOP
-from hashattn.evaluation.measures.selection import recall_rows
+from hashattn.evaluation.measures.selection import selection_metrics
 from hashattn.evaluation.methods import Method
 from hashattn.evaluation.protocol import Protocol
 from hashattn.evaluation.records import Record, load_records, record_from_dict
@@ -320,7 +320,7 @@ def recall(
     profile: Profile, model, tokenizer, chosen: Mapping[str, Selector], lengths: Iterable[int],
     fractions: Iterable[int] = (32,), count: int = 1,
 ) -> pd.DataFrame:  # fmt: skip
-    """recall_rows of held-out sequences: a heavy budget of length / fraction for each fraction.
+    """selection_metrics of held-out sequences, a heavy budget of length / fraction for each.
 
     Selectors that observe are left out: only the questions' queries are captured here, not those of
     the context before them.
@@ -330,7 +330,9 @@ def recall(
     for length in lengths:
         found = captured(profile, model, tokenizer, length, count)
         for fraction in fractions:
-            made = recall_rows(found, chosen, [length // fraction], profile.sink, profile.local)
+            made = selection_metrics(
+                found, chosen, [length // fraction], profile.sink, profile.local
+            )
             rows += [row | {"fraction": fraction, "context": length} for row in made]
     return pd.DataFrame(rows)
 

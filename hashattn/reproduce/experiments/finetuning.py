@@ -25,7 +25,7 @@ from hashattn.evaluation.benchmarks.generated import TASKS, make_records
 from hashattn.evaluation.benchmarks.longbench import SCORED, TRAINED, fine_tuning_split
 from hashattn.evaluation.contamination import benchmarks
 from hashattn.evaluation.fine_tuning import fine_tuning_sequences
-from hashattn.evaluation.measures.selection import recall_rows
+from hashattn.evaluation.measures.selection import selection_metrics
 from hashattn.evaluation.methods import Method
 from hashattn.evaluation.protocol import Protocol
 from hashattn.evaluation.records import Record, record_from_dict
@@ -211,7 +211,9 @@ def selection(
     for name, sequences in ((name, part) for name, part in asked.items() if part):
         captured = (c for ids, rows in sequences
                     for c in capture(model, ids, rows=rows, values=True).values())  # fmt: skip
-        found = recall_rows(captured, chosen, [length // fraction], profile.sink, profile.local)
+        found = selection_metrics(
+            captured, chosen, [length // fraction], profile.sink, profile.local
+        )
         tables[name] = pd.DataFrame(found).groupby("method", sort=False)[MEASURES].mean()
     return pd.concat(tables, names=["asked", "method"])
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from hashattn.evaluation.measures.allocation import allocate
-from hashattn.evaluation.measures.selection import recall_rows
+from hashattn.evaluation.measures.selection import selection_metrics
 from hashattn.evaluation.statistics import ABOVE, BELOW, SAME, Difference, paired_bootstrap
 from hashattn.evaluation.tables import (
     dataset_weights,
@@ -38,9 +38,9 @@ def frontier(
     profile: Profile, model, tokenizer, chosen: Mapping[str, Selector], lengths: Iterable[int],
     densities: Iterable[float], shares: tuple[tuple[float, ...], ...] | None = None,
 ) -> pd.DataFrame:  # fmt: skip
-    """recall_rows by KV head, with output error, of profile.sequences held-out sequences of every
-    length, at densities that count sink and local tokens; also columns sequence, context and budget
-    (the density asked for). shares: as in Budget."""
+    """selection_metrics by KV head, with output error, of profile.sequences held-out sequences of
+    every length, at densities that count sink and local tokens; also columns sequence, context and
+    budget (the density asked for). shares: as in Budget."""
     rows = []
     for length in lengths:
         for sequence in range(profile.sequences):
@@ -49,7 +49,7 @@ def frontier(
             n, fixed = layers[0].keys.shape[1], profile.sink + profile.local
             heavy = {density: max(0, int(density * n) - fixed) for density in densities}
             budgets = sorted(set(heavy.values()))
-            made = recall_rows(layers, chosen, budgets, profile.sink, profile.local,
+            made = selection_metrics(layers, chosen, budgets, profile.sink, profile.local,
                                by_head=True, shares=shares)  # fmt: skip
             rows += [
                 row | {"sequence": sequence, "context": length, "budget": density}

@@ -5,7 +5,7 @@ kernel, `attention`, `encoding` and `selection` the kernels, `threads` their div
 Scores that are asked for as such and unions of lists are numpy's and torch's.
 """
 
-from ..numpy_cpu import hamming_scores, unite
+from ..numpy_cpu import hamming_scores, union
 from .backend import (
     attend,
     dense_decode,
@@ -27,5 +27,5 @@ __all__ = [
     "select",
     "select_by_codes",
     "supports",
-    "unite",
+    "union",
 ]

@@ -207,14 +207,14 @@ def select_by_codes(
     return out
 
 
-def select(scores: Tensor, k: Tensor, candidates: Tensor, always: Tensor) -> Tensor:
+def select(scores: Tensor, k: Tensor, candidates: Tensor, mandatory: Tensor) -> Tensor:
     """Integer scores of a narrow range like distances; others go numpy's way."""
     if scores.dtype not in _LIMITS or scores.numel() == 0:
-        return numpy_cpu.select(scores, k, candidates, always)
+        return numpy_cpu.select(scores, k, candidates, mandatory)
     batch, lists, rows, n = scores.shape
     scores, k = scores.contiguous(), k.contiguous().numpy().reshape(-1)
     numbers, addresses, kept = [lists, rows, n], [scores.data_ptr(), _LIMITS[scores.dtype]], []
-    for mask in (candidates, always):
+    for mask in (candidates, mandatory):
         mask = _rows_in_place(mask)
         kept.append(mask)  # a copy must outlive the calls
         numbers += [*mask.expand(scores.shape).stride()[:3], _span(mask)]

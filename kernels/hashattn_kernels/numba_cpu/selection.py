@@ -246,13 +246,13 @@ def survey_units(numbers, scores_at, limits, candidates_at, always_at, survey):
     lists, rows, n, units = numbers[M_LISTS], numbers[M_ROWS], numbers[M_TOKENS], len(survey)
     scores = at_address(scores_at, units * n, limits.dtype)
     candidates = at_address(candidates_at, numbers[CANDIDATES_SIZE], np.uint8)
-    always = at_address(always_at, numbers[ALWAYS_SIZE], np.uint8)
+    mandatory = at_address(always_at, numbers[ALWAYS_SIZE], np.uint8)
     for unit in range(units):
         item, line, row = unit // (rows * lists), unit // rows % lists, unit % rows
         at = item * numbers[CANDIDATES] + line * numbers[CANDIDATES + 1]
         allowed = candidates[at + row * numbers[CANDIDATES + 2] :][:n]
         at = item * numbers[ALWAYS] + line * numbers[ALWAYS + 1]
-        fixed = always[at + row * numbers[ALWAYS + 2] :][:n]
+        fixed = mandatory[at + row * numbers[ALWAYS + 2] :][:n]
         values = scores[unit * n : (unit + 1) * n]
         survey[unit, 0], survey[unit, 1] = count_ones(fixed), count_free(allowed, fixed)
         survey[unit, 2], survey[unit, 3] = extremes(values, allowed, fixed, limits)
@@ -260,20 +260,20 @@ def survey_units(numbers, scores_at, limits, candidates_at, always_at, survey):
 
 @kernel
 def choose_units(numbers, scores_at, limits, candidates_at, always_at, k, survey, out, levels):
-    """All `always` tokens and the k best other candidates of every unit to out[unit].
+    """All `mandatory` tokens and the k best other candidates of every unit to out[unit].
 
     The lowest levels are the choice (`to_levels`): those that are always taken come first.
     """
     lists, rows, n, units = numbers[M_LISTS], numbers[M_ROWS], numbers[M_TOKENS], len(survey)
     scores = at_address(scores_at, units * n, limits.dtype)
     candidates = at_address(candidates_at, numbers[CANDIDATES_SIZE], np.uint8)
-    always = at_address(always_at, numbers[ALWAYS_SIZE], np.uint8)
+    mandatory = at_address(always_at, numbers[ALWAYS_SIZE], np.uint8)
     for unit in range(units):
         item, line, row = unit // (rows * lists), unit // rows % lists, unit % rows
         at = item * numbers[CANDIDATES] + line * numbers[CANDIDATES + 1]
         allowed = candidates[at + row * numbers[CANDIDATES + 2] :][:n]
         at = item * numbers[ALWAYS] + line * numbers[ALWAYS + 1]
-        fixed = always[at + row * numbers[ALWAYS + 2] :][:n]
+        fixed = mandatory[at + row * numbers[ALWAYS + 2] :][:n]
         taken, free, low, high = survey[unit]
         most = high - low + 2 if free else 1
         to_levels(scores[unit * n : (unit + 1) * n], allowed, fixed, high, most, levels)

@@ -1,9 +1,10 @@
 """Triton kernels for NVIDIA GPUs of compute capability 8.0 and later.
 
 `backend` has the functions that the API calls; `launch` their launches; `encoding`, `scoring`,
-`selection`, `union` and `attention` the kernels; `step` a decode step with preallocated memory, for
-CUDA graphs; `configs` the shipped shapes of programs, which `gate` compiles without a GPU. Simple
-versions that explain the kernels, and that tests hold them against, are in tests/kernels/gpu.
+`selection`, `unions` and `attention` the kernels; `step` a decode step with preallocated memory,
+for CUDA graphs; `configs` the shipped shapes of programs, which `gate` compiles without a GPU.
+Simple versions that explain the kernels, and that tests hold them against, are in
+tests/kernels/gpu.
 """
 
 from .backend import (
@@ -16,7 +17,7 @@ from .backend import (
     select,
     select_by_codes,
     supports,
-    unite,
+    union,
 )
 
 __all__ = [
@@ -29,5 +30,5 @@ __all__ = [
     "select",
     "select_by_codes",
     "supports",
-    "unite",
+    "union",
 ]

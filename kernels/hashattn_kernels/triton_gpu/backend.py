@@ -93,7 +93,7 @@ def select_by_codes(
     return indices
 
 
-def unite(indices: Tensor, lists: int, n: int) -> Tensor:
+def union(indices: Tensor, lists: int, n: int) -> Tensor:
     """As wide as a union can be, for the device is not asked how wide it is."""
     batch, before, q_len, width = indices.shape
     most = min(n, width * before // lists)
@@ -101,7 +101,7 @@ def unite(indices: Tensor, lists: int, n: int) -> Tensor:
     bitmap = torch.zeros(batch, lists, q_len, words, dtype=torch.int32, device=indices.device)
     out = torch.empty(batch, lists, q_len, most, dtype=torch.int32, device=indices.device)
     if out.numel():
-        launch.unite(indices.contiguous(), bitmap, out)
+        launch.union(indices.contiguous(), bitmap, out)
     return out
 
 

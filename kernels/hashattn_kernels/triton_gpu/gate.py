@@ -38,7 +38,7 @@ from .encoding import encode_kernel
 from .scoring import levels
 from .selection import compact_kernel, histogram_kernel, wide_histogram_kernel
 from .self_test import bits_kernel
-from .union import mark_kernel, write_kernel
+from .unions import mark_kernel, write_kernel
 
 ARCHITECTURES = (80, 90)
 SHARED = ("codes.py", "maps.py")  # beside this folder's, sources that constants come from

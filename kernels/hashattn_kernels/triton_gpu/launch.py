@@ -18,7 +18,7 @@ from . import configs
 from .attention import attend_kernel, merge_kernel
 from .encoding import encode_kernel
 from .selection import compact_kernel, histogram_kernel, wide_histogram_kernel
-from .union import mark_kernel, write_kernel
+from .unions import mark_kernel, write_kernel
 
 _PACKED: WeakKeyDictionary[Maps, WeakKeyDictionary[Maps, Packed]] = WeakKeyDictionary()
 
@@ -184,7 +184,7 @@ def select(
         )  # fmt: skip
 
 
-def unite(indices: Tensor, bitmap: Tensor, out: Tensor) -> None:
+def union(indices: Tensor, bitmap: Tensor, out: Tensor) -> None:
     """Unions into out (batch, lists, q, width); bitmap (batch, lists, q, words) int32, zeros."""
     batch, before, q_len, width = indices.shape
     lists, words = out.shape[1], bitmap.shape[3]

@@ -105,7 +105,7 @@ class DecodeStep:
         )  # fmt: skip
         if self.union is not None:
             self._bitmap.zero_()
-            launch.unite(self.indices, self._bitmap, self.union)
+            launch.union(self.indices, self._bitmap, self.union)
 
     def attend(self, q: Tensor) -> None:
         """The third stage: attention over the lists."""

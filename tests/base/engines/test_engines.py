@@ -13,7 +13,7 @@ import torch
 from evaluation import test_parallel as shared
 from hashattn.base.engines import EngineError, InProcess, chosen_engine
 from hashattn.evaluation import runner
-from hashattn.evaluation.cells import Answerer
+from hashattn.evaluation.cells import ContextRunner
 from hashattn.hashing import TrainRecipe
 from hashattn.hashing.train import train_hash_weights
 from helpers import characters, tiny_model
@@ -60,14 +60,14 @@ def evaluate(path, engine=None):
     )  # fmt: skip
 
 
-class SlowAnswerer(Answerer):
+class SlowRunner(ContextRunner):
     """Notes which cells were begun, and takes its time for each."""
 
     notes = None
 
     def __init__(self, *arguments):
         super().__init__(*arguments)
-        self.notes = SlowAnswerer.notes
+        self.notes = SlowRunner.notes
 
     def _answer(self, cell, *rest):
         with open(self.notes, "a") as begun:
@@ -149,8 +149,8 @@ def test_layers_train_the_same_on_ray(engine, tmp_path):
 def test_a_node_that_dies_changes_no_record(cluster, engine, tmp_path, monkeypatch):
     evaluate(tmp_path / "here.jsonl")
     notes = tmp_path / "begun"
-    monkeypatch.setattr(SlowAnswerer, "notes", str(notes))
-    monkeypatch.setattr(runner, "Answerer", SlowAnswerer)
+    monkeypatch.setattr(SlowRunner, "notes", str(notes))
+    monkeypatch.setattr(runner, "ContextRunner", SlowRunner)
     append, written = runner.ResultLog.append, []
 
     def kill_after_twenty(log, row):

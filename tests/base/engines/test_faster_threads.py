@@ -5,7 +5,7 @@ import torch
 
 from hashattn.base.engines import threads
 from hashattn.base.engines.threads import AGAIN, VARIABLES, FasterThreads
-from hashattn.evaluation.measures.selection import recall_rows
+from hashattn.evaluation.measures.selection import selection_metrics
 from hashattn.hashing.capture import capture
 from hashattn.selectors import make_selector
 from helpers import prompt, tiny_model
@@ -88,7 +88,7 @@ def test_captures_and_recall_do_not_depend_on_it():
     captures, rows = [], []
     for _ in range(4):  # with all threads, one, all, and the faster
         captures.append(list(capture(model, ids, values=True).values()))
-        rows.append(recall_rows(captures[0], selectors, [8], by_head=True))
+        rows.append(selection_metrics(captures[0], selectors, [8], by_head=True))
     for again in captures[1:]:
         for one, other in zip(captures[0], again, strict=True):
             assert torch.equal(one.keys, other.keys) and torch.equal(one.values, other.values)

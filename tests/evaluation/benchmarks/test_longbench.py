@@ -412,8 +412,8 @@ def test_the_authors_window_and_truncation_run(embedded, folder, tmp_path):
                      tmp_path / "r", progress=False, setups="B")  # fmt: skip
     assert frame["context_tokens"].tolist() == [668 - 128] * 2
     assert frame["prediction"][0] == generated(model, tokenizer, kept, 32)
-    (account,) = json.loads((tmp_path / "r.receipts.json").read_text())
-    assert account["settings"] and account["density"] < 0.13
+    (receipt_summary,) = json.loads((tmp_path / "r.receipts.json").read_text())
+    assert receipt_summary["settings"] and receipt_summary["density"] < 0.13
 
 
 def test_a_first_token_that_ends_is_passed_over_where_one_is_due(embedded, tmp_path):

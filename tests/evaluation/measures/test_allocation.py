@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hashattn.evaluation.measures.allocation import allocate, divide
-from hashattn.evaluation.measures.selection import recall_rows
+from hashattn.evaluation.measures.selection import selection_metrics
 from hashattn.hashing.capture import CapturedLayer
 from hashattn.selectors import make_selector
 
@@ -54,7 +54,7 @@ def test_budgets_go_where_attention_is_spread_and_errors_fall():
     assert sum(map(sum, shares)) == pytest.approx(4.0)
 
     def error(shares):
-        rows = recall_rows(layers, {"oracle": oracle}, [16], SINK, LOCAL, shares=shares)
+        rows = selection_metrics(layers, {"oracle": oracle}, [16], SINK, LOCAL, shares=shares)
         return [sum(row[name] for row in rows) / 2 for name in ("output_error", "density")]
 
     even, divided = error(None), error(shares)

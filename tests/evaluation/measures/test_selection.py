@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from hashattn.attention.budget import Budget
-from hashattn.attention.tokens import make_choice
-from hashattn.evaluation.measures.selection import recall_rows
+from hashattn.attention.tokens import make_plan
+from hashattn.evaluation.measures.selection import selection_metrics
 from hashattn.hashing.capture import CapturedLayer
-from hashattn.kernels import membership
+from hashattn.kernels import indices_to_mask
 from hashattn.selectors import make_selector
 from hashattn.selectors.base import KeyView
 
@@ -55,7 +55,7 @@ def by_hand(layer, scores, top):
 def test_measures_agree_with_loops(softcap):
     layer = captured(softcap=softcap)
     selector = make_selector("lsh", bits=32)
-    row = recall_rows([layer], {"lsh": selector}, [HEAVY], SINK, LOCAL, top=(4, 6))[0]
+    row = selection_metrics([layer], {"lsh": selector}, [HEAVY], SINK, LOCAL, top=(4, 6))[0]
     codes = selector.encode_keys(3, layer.keys[None])
     scores = selector.scores(3, layer.queries[None], KeyView(layer.keys[None], codes), 1.0)[0]
     for top in (4, 6):
@@ -68,7 +68,7 @@ def test_measures_agree_with_loops(softcap):
 
 def test_the_oracle_finds_everything_it_can():
     selectors = {"oracle": make_selector("oracle"), "window": make_selector("window")}
-    rows = recall_rows([captured()], selectors, [4, N], SINK, LOCAL, top=(4, 8))
+    rows = selection_metrics([captured()], selectors, [4, N], SINK, LOCAL, top=(4, 8))
     small, full, window, _ = rows
     assert small["recall@4"] == 1.0 and 0.5 <= small["recall@8"] < 1.0
     assert full["recall@8"] == full["heavy_mass"] == 1.0
@@ -79,20 +79,20 @@ def test_the_oracle_finds_everything_it_can():
 def test_more_rows_than_fit_at_once_give_the_same_means(monkeypatch):
     layer = captured(tuple(range(10, 40)))
     arguments = ([layer], {"quest": make_selector("quest", page=2)}, [3], SINK, LOCAL)
-    together = recall_rows(*arguments)[0]
+    together = selection_metrics(*arguments)[0]
     monkeypatch.setattr("hashattn.evaluation.measures.selection.ROWS_AT_ONCE", 7)
-    assert recall_rows(*arguments)[0] == pytest.approx(together)
+    assert selection_metrics(*arguments)[0] == pytest.approx(together)
 
 
 def test_rows_that_see_no_candidate_are_refused():
     with pytest.raises(ValueError, match="layer 3.*longer sequence"):
-        recall_rows([captured((1, 4))], {"oracle": make_selector("oracle")}, [4], SINK, LOCAL)
+        selection_metrics([captured((1, 4))], {"oracle": make_selector("oracle")}, [4], SINK, LOCAL)
 
 
 def test_membership_ignores_padding():
     indices = torch.tensor([[[[0, 2, -1], [1, -1, -1]]]], dtype=torch.int32)
     expected = torch.tensor([[[[1, 0, 1, 0], [0, 1, 0, 0]]]], dtype=torch.bool)
-    assert torch.equal(membership(indices, 4), expected)
+    assert torch.equal(indices_to_mask(indices, 4), expected)
 
 
 def whole(layer, positions):
@@ -109,7 +109,7 @@ def test_observing_selectors_see_the_prompt_and_then_each_row_alone(monkeypatch,
     monkeypatch.setattr("hashattn.evaluation.measures.selection.ROWS_AT_ONCE", 2)
     layer, selector = captured(range(N)), make_selector(name, **parameters)
     asked = [25, 30, 38]
-    table = recall_rows(
+    table = selection_metrics(
         [whole(layer, [*range(20), *asked])],
         {name: selector},
         [HEAVY],
@@ -133,17 +133,17 @@ def test_observing_selectors_see_the_prompt_and_then_each_row_alone(monkeypatch,
 
 def test_a_prompt_is_not_measured_by_any_selector():
     layer, oracle = captured(range(N)), {"oracle": make_selector("oracle")}
-    later = recall_rows([whole(layer, range(30, N))], oracle, [4], SINK, LOCAL)
-    assert recall_rows([layer], oracle, [4], SINK, LOCAL, prompt=30) == later
+    later = selection_metrics([whole(layer, range(30, N))], oracle, [4], SINK, LOCAL)
+    assert selection_metrics([layer], oracle, [4], SINK, LOCAL, prompt=30) == later
     with pytest.raises(ValueError, match="prompt of 40"):
-        recall_rows([layer], oracle, [4], SINK, LOCAL, prompt=N)
+        selection_metrics([layer], oracle, [4], SINK, LOCAL, prompt=N)
 
 
 @pytest.mark.parametrize(("positions", "prompt"), [(range(N), 0), ([*range(5, N)], 20)])
 def test_observing_selectors_need_every_query_of_a_prompt(positions, prompt):
     layer = whole(captured(range(N)), positions)
     with pytest.raises(ValueError, match=f"prompt = {prompt}: selector 'h2o'"):
-        recall_rows([layer], {"h2o": make_selector("h2o")}, [4], SINK, LOCAL, prompt=prompt)
+        selection_metrics([layer], {"h2o": make_selector("h2o")}, [4], SINK, LOCAL, prompt=prompt)
 
 
 @pytest.mark.parametrize("method", ["lsh", "residual"])
@@ -155,13 +155,13 @@ def test_output_error_and_density_by_hand(method):
     selector = make_selector("lsh", bits=32)
     if method == "residual":
         selector = make_selector("residual", base=selector, share=0.6)
-    row = recall_rows([layer], {method: selector}, [HEAVY], SINK, LOCAL)[0]
+    row = selection_metrics([layer], {method: selector}, [HEAVY], SINK, LOCAL)[0]
     errors, densities = [], []
     for number, position in enumerate(layer.positions.tolist()):
         n = position + 1
         keys, asked = layer.keys[None, :, :n], layer.queries[None, :, number : number + 1]
         view = KeyView(keys, selector.encode_keys(3, keys))
-        choice = make_choice(None, 1, 1, n, keys.device, Budget(SINK, LOCAL, heavy=HEAVY))
+        choice = make_plan(None, 1, 1, n, keys.device, Budget(SINK, LOCAL, heavy=HEAVY))
         indices, weights = selector.sample(3, asked, view, layer.scaling, choice)
         for head in range(HEADS):
             tokens = indices[0, head // 2, 0].long()
@@ -177,7 +177,9 @@ def test_output_error_and_density_by_hand(method):
 
 
 def test_without_values_there_is_no_output_error():
-    row = recall_rows([captured()], {"lsh": make_selector("lsh", bits=32)}, [4], SINK, LOCAL)[0]
+    row = selection_metrics([captured()], {"lsh": make_selector("lsh", bits=32)}, [4], SINK, LOCAL)[
+        0
+    ]
     assert "output_error" not in row and 0 < row["density"] < 1
 
 
@@ -185,13 +187,13 @@ def test_rows_by_head_are_the_parts_of_the_mean():
     layer = replace(captured(), values=torch.randn(KV_HEADS, N, D))
     quest = make_selector("quest", page=2, layout="kv_head")
     arguments = ([layer], {"quest": quest}, [HEAVY], SINK, LOCAL)
-    whole, heads = recall_rows(*arguments)[0], recall_rows(*arguments, by_head=True)
+    whole, heads = selection_metrics(*arguments)[0], selection_metrics(*arguments, by_head=True)
     assert [row.pop("head") for row in heads] == [0, 1]
     for name, value in whole.items():
         if isinstance(value, float):
             assert sum(row[name] for row in heads) / 2 == pytest.approx(value), name
     alone = replace(layer, queries=layer.queries[2:], keys=layer.keys[1:], values=layer.values[1:])
-    assert recall_rows([alone], *arguments[1:])[0] == pytest.approx(heads[1])
+    assert selection_metrics([alone], *arguments[1:])[0] == pytest.approx(heads[1])
 
 
 @pytest.mark.parametrize("method", ["lsh", "residual"])
@@ -201,7 +203,11 @@ def test_shares_divide_the_budget(method):
     if method == "residual":
         selector = make_selector("residual", base=selector)
     shares = ((1.0,), (1.0,), (1.0,), (0.4, 1.6))
-    divided = recall_rows([layer], {"m": selector}, [5], SINK, LOCAL, by_head=True, shares=shares)
+    divided = selection_metrics(
+        [layer], {"m": selector}, [5], SINK, LOCAL, by_head=True, shares=shares
+    )
     for head, tokens in ((0, 2), (1, 8)):
-        alone = recall_rows([layer], {"m": selector}, [tokens], SINK, LOCAL, by_head=True)[head]
+        alone = selection_metrics([layer], {"m": selector}, [tokens], SINK, LOCAL, by_head=True)[
+            head
+        ]
         assert divided[head] == alone | {"heavy": 5}

@@ -113,7 +113,7 @@ def compact_kernel(DISTANCES, SEEN, CHOOSABLE, PLAN, INDICES, n, width):
 
 
 @triton.jit
-def unite_kernel(INDICES, UNION, members, q_len, width, n, wide):
+def union_kernel(INDICES, UNION, members, q_len, width, n, wide):
     """The tokens that any of a group's lists names, ascending; UNION (rows, wide) holds -1 before;
     grid (batch * lists * q)."""
     row = tl.program_id(0)
@@ -245,13 +245,13 @@ def select_by_codes(
     return indices.reshape(batch, lists, q_len, width)
 
 
-def unite(indices: Tensor, lists: int, n: int) -> Tensor:
-    """As api.unite, as wide as a union can be."""
+def union(indices: Tensor, lists: int, n: int) -> Tensor:
+    """As api.union, as wide as a union can be."""
     batch, before, q_len, width = indices.shape
     wide = min(n, width * before // lists)
     union = torch.full((batch, lists, q_len, wide), -1, dtype=torch.int32, device=indices.device)
     with on(indices):
-        unite_kernel[(batch * lists * q_len,)](
+        union_kernel[(batch * lists * q_len,)](
             indices.contiguous(), union, before // lists, q_len, width, n, wide
         )
     return union

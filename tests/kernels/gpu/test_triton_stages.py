@@ -168,13 +168,13 @@ def test_attention_is_that_of_the_simple_kernel(heads, kv_heads, lists, dim, dty
 
 def test_unions_are_those_of_the_simple_kernel():
     indices = listed(90, 20, 7, 31, 0, 1, 2)
-    assert torch.equal(backend.unite(indices, 2, 90), simple.unite(indices, 2, 90))
+    assert torch.equal(backend.union(indices, 2, 90), simple.union(indices, 2, 90))
 
 
 def test_unions_reach_over_many_words():
     """More words than a program writes, so that later ones count what stands before them."""
     indices = listed(100_000, 300, 17)
-    made, expected = backend.unite(indices, 1, 100_000), reference.unite(indices, 1, 100_000)
+    made, expected = backend.union(indices, 1, 100_000), reference.union(indices, 1, 100_000)
     width = expected.shape[3]
     assert torch.equal(made[..., :width], expected) and (made[..., width:] == -1).all()
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hashattn.kernels import attend, dense_decode, encode, select_by_codes, unite, unpack_bits
+from hashattn.kernels import attend, dense_decode, encode, select_by_codes, union, unpack_bits
 from hashattn_kernels import reference
 from hashattn_kernels.triton_gpu.step import DecodeStep, DenseStep
 from kernel_inputs import normal, normal_maps
@@ -41,7 +41,7 @@ def test_steps_are_calls_of_the_api(options):
             lists=HEADS if options else KV_HEADS, backend="reference",
         )  # fmt: skip
         if "union" in options:
-            indices = unite(indices, KV_HEADS, CAPACITY, backend="reference")
+            indices = union(indices, KV_HEADS, CAPACITY, backend="reference")
         expected = attend(q, step.keys, step.values, indices, 0.125, backend="reference")
         torch.testing.assert_close(out, expected, rtol=0, atol=1e-5)
 

@@ -53,7 +53,7 @@ def listed(items: list[str]) -> str:
     return items[0] if len(items) == 1 else ", ".join(items[:-1]) + ", and " + items[-1]
 
 
-class Growing:
+class GrowingText:
     """A list that is drawn as far as it is asked for."""
 
     def __init__(self, draw: Callable[[], str]) -> None:

@@ -6,7 +6,7 @@ import random
 
 from hashattn.evaluation.benchmarks.ruler.draws import distinct, drawer
 from hashattn.evaluation.benchmarks.ruler.haystack import NOISE_WORDS, Haystack, noise
-from hashattn.evaluation.benchmarks.ruler.prompt import Growing, Prompt, listed, worded
+from hashattn.evaluation.benchmarks.ruler.prompt import GrowingText, Prompt, listed, worded
 from hashattn.evaluation.benchmarks.ruler.specs import Retrieval
 from hashattn.evaluation.benchmarks.ruler.styles import Style
 
@@ -33,7 +33,7 @@ class RetrievalSample:
         self._depths = sorted(rng.sample(DEPTHS, len(self._needles)))
         self._asked = rng.sample(keys, task.queries)
         self.answers = tuple(value for key in self._asked for value in given[key])
-        self._others = Growing(self._distractor(frozenset(keys), frozenset(values)))
+        self._others = GrowingText(self._distractor(frozenset(keys), frozenset(values)))
         self.smallest = {"needles": 1, "noise": len(NOISE_WORDS), "text": 1}[task.haystack]
         self.step = 8 if task.haystack == "needles" else 256
 

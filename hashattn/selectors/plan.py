@@ -10,8 +10,8 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Choice:
-    """The choice of every query row of a call, the same for all layers of a step.
+class SelectionPlan:
+    """What may be selected for every query row of a call, the same for all layers of a step.
 
     n: tokens cached. sink, local: first and last visible tokens, always read. heavy (batch, 1 or
     lists, q) int64: tokens to choose from the other visible ones. visible (batch, q) int64: tokens
@@ -44,7 +44,7 @@ class Choice:
         return ((tokens >= self.spans[..., :1]) & (tokens < self.spans[..., 1:]))[:, None]
 
     @cached_property
-    def always(self) -> Tensor:
+    def mandatory(self) -> Tensor:
         """Sink and local tokens, counted over each row's visible ones, shaped like `seen`."""
         rank = self.seen.cumsum(dim=-1, dtype=torch.int32)  # 1 = first visible token
         return self.seen & ((rank <= self.sink) | (rank > rank[..., -1:] - self.local))
@@ -52,4 +52,4 @@ class Choice:
     @cached_property
     def candidates(self) -> Tensor:
         """Visible tokens that are not always read, shaped like `seen`."""
-        return self.seen & ~self.always
+        return self.seen & ~self.mandatory

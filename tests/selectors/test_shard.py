@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hashattn import Budget
-from hashattn.attention.tokens import make_choice
+from hashattn.attention.tokens import make_plan
 from hashattn.base.errors import UnsupportedModelError
 from hashattn.hashing.maps import HashConfig
 from hashattn.hashing.weights import HashWeights
@@ -80,9 +80,9 @@ def chosen(selector, queries, keys, values):
     for name, part in encoded.items():
         stores[name].append(part)
     index = {name: store.value for name, store in stores.items()} | state
-    choice = make_choice(None, 1, 1, N, keys.device, BUDGET)
+    plan = make_plan(None, 1, 1, N, keys.device, BUDGET)
     view = KeyView(keys, index)
-    indices, weights = selector.sample(LAYER, queries[:, :, PROMPT:], view, SCALING, choice)
+    indices, weights = selector.sample(LAYER, queries[:, :, PROMPT:], view, SCALING, plan)
     weights = torch.zeros(indices.shape) if weights is None else weights
     return [
         {int(t): float(w) for t, w in zip(*row, strict=True) if t >= 0}
@@ -105,7 +105,7 @@ def test_the_parts_together_choose_what_the_whole_chooses(name, fields):
     split = []
     for part in PARTS:
         queries, keys, values = (part.of(x[0])[None] for x in inputs())
-        split += chosen(selector.of_heads(part), queries, keys, values)
+        split += chosen(selector.shard(part), queries, keys, values)
     assert len(split) == len(whole)
     assert [sorted(row) for row in split] == [sorted(row) for row in whole]
     for found, expected in zip(split, whole, strict=True):
@@ -115,8 +115,8 @@ def test_the_parts_together_choose_what_the_whole_chooses(name, fields):
 def test_a_part_is_made_once_so_that_a_cache_keeps_its_index():
     selector = make_selector("hash", weights=hash_weights("per_kv_head"))
     whole = selector.identity
-    first, second = (selector.of_heads(part) for part in PARTS)
-    assert selector.of_heads(PARTS[0]) is first
+    first, second = (selector.shard(part) for part in PARTS)
+    assert selector.shard(PARTS[0]) is first
     assert len({whole, first.identity, second.identity}) == 3
 
 
@@ -126,20 +126,20 @@ def test_one_selection_for_all_heads_is_refused():
         make_selector("rerank", base=make_selector("infllm")),
     ):
         with pytest.raises(UnsupportedModelError, match="device_map"):
-            selector.of_heads(PARTS[0])
+            selector.shard(PARTS[0])
 
 
 @pytest.mark.parametrize("name", ["hash", "hata", "loki", "double_sparsity", "lsh", "magicpig"])
 def test_state_of_another_model_is_refused(name):
     fields = CASES[name][-1]
     with pytest.raises(ValueError, match="made for . heads, the model has 12 query heads"):
-        make_selector(name, **fields).of_heads(HeadSlice(12, 6, 0, 2))
+        make_selector(name, **fields).shard(HeadSlice(12, 6, 0, 2))
 
 
 @pytest.mark.parametrize("layout", ["per_kv_head", "per_query_head"])
 def test_hash_weights_of_a_part(layout):
     weights = hash_weights(layout)
-    parts = [weights.of_heads(part) for part in PARTS]
+    parts = [weights.shard(part) for part in PARTS]
     for name, tensor in weights.tensors().items():
         assert torch.equal(torch.cat([part.tensors()[name] for part in parts]), tensor)
     config = parts[1].config
@@ -148,11 +148,11 @@ def test_hash_weights_of_a_part(layout):
 
 def test_shares_of_a_part():
     budget = Budget(sink=2, local=4, heavy=12, shares=((0.5, 1.5, 1.0, 1.0), (1.0,)))
-    choice = make_choice(None, 1, 1, N, torch.device("cpu"), budget)
-    whole = budget.of_layer(choice, 0, KV_HEADS, HEADS).heavy
-    parts = [budget.of_layer(choice, 0, 2, 4, part).heavy for part in PARTS]
+    plan = make_plan(None, 1, 1, N, torch.device("cpu"), budget)
+    whole = budget.of_layer(plan, 0, KV_HEADS, HEADS).heavy
+    parts = [budget.of_layer(plan, 0, 2, 4, part).heavy for part in PARTS]
     assert torch.equal(torch.cat(parts, dim=1), whole) and whole.unique().tolist() == [6, 12, 18]
-    assert budget.of_layer(choice, 1, 2, 4, PARTS[1]).heavy.unique().tolist() == [12]
+    assert budget.of_layer(plan, 1, 2, 4, PARTS[1]).heavy.unique().tolist() == [12]
 
 
 def test_heads_that_cannot_be_shared():

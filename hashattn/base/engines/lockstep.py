@@ -8,7 +8,7 @@ from typing import Any
 from hashattn.base.engines.base import Work, present
 
 
-class Together:
+class Lockstep:
     """Process 0 takes the jobs and has the results; the others compute along and have none.
 
     All processes of the group call `run`, with the same work; only process 0's jobs are looked at.
