@@ -16,10 +16,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hashattn.attention.budget import Budget
-from hashattn.attention.forward import NAME, SparseRun, register
+from hashattn.attention.dispatch import register
 from hashattn.attention.hooks import install_hooks, previous_of_copy, remove_copied_hooks
 from hashattn.attention.observer import Observer
 from hashattn.attention.receipt import Receipt
+from hashattn.attention.run import NAME, SparseRun
 from hashattn.base.errors import AttachmentError, HashWeightsError
 from hashattn.models.structure import (
     attention_modules,

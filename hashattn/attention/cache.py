@@ -46,21 +46,13 @@ class IndexedLayer:
         layer: int,
         keys: Tensor,
         values: Tensor,
-        queries: Tensor | None = None,
-    ) -> tuple[dict[str, Tensor | Codes], Tensor | None]:
-        """Index of all keys and values (batch, kv_heads, n, dim), encoding only the unseen ones.
-
-        Also what the selector made of a step's queries on the way, for KeyView.encoded.
-        """
-        n, encoded = keys.shape[2], None
+    ) -> dict[str, Tensor | Codes]:
+        """Index of all keys and values (batch, kv_heads, n, dim), encoding only the unseen ones."""
+        n = keys.shape[2]
         if self.index_owner != selector.identity or self.index_length > n:
             self.drop_index()
         if self.index_length < n:
-            fresh = keys[:, :, self.index_length :]
-            if queries is not None and fresh.shape[2] == queries.shape[2]:
-                new, encoded = selector.encode_step(layer, fresh, queries)
-            else:
-                new = selector.encode_keys(layer, fresh)
+            new = selector.encode_keys(layer, keys[:, :, self.index_length :])
             new = new | selector.encode_values(layer, values[:, :, self.index_length : n])
             _check_index(selector, "encode_keys or encode_values", new, n - self.index_length)
             if self.stores is None:
@@ -69,7 +61,7 @@ class IndexedLayer:
                 self.stores[name].append(part)
             self.index_length, self.index_owner = n, selector.identity
         index = {name: store.value for name, store in (self.stores or {}).items()}
-        return index if self.observed is None else index | self.observed, encoded
+        return index if self.observed is None else index | self.observed
 
     @property
     def observed_length(self) -> int:

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, EncoderDecoderCache
 
 from hashattn.attention.cache import indexed_layer
-from hashattn.attention.forward import CALL, NAME, DetachedCall, LayerCall, SparseRun
+from hashattn.attention.run import CALL, NAME, DetachedCall, LayerCall, SparseRun
 from hashattn.base.errors import AttachmentError
 from hashattn.models.structure import CACHE_ARGUMENTS, attention_modules
 

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from hashattn.base.errors import AttachmentError, NonFiniteError, UnsupportedModelError
 from hashattn.models.heads import HeadSlice
 from hashattn.selectors.base import Selector
+
+if TYPE_CHECKING:
+    from hashattn.attention.dispatch import Inputs
+    from hashattn.attention.run import LayerCall
+
+
+def refuse_call(call: LayerCall, inputs: Inputs) -> None:
+    """What cannot be served whatever the call is: paged caches, other heads than planned."""
+    refuse_paged(inputs.others)
+    if call.run.heads is not None and call.indexed:
+        refuse_other_heads(call.layer, call.run.heads, inputs.query, inputs.key)
 
 
 def refuse_paged(kwargs: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hashattn.base.checks import is_count, require
-from hashattn.kernels import ACTIVATIONS, Maps, encode, encode_pair, preactivations
+from hashattn.kernels import ACTIVATIONS, Maps, encode, preactivations
 from hashattn.models.heads import HeadSlice
 
 LAYOUTS = ("per_kv_head", "per_query_head")
@@ -161,10 +161,6 @@ class LayerMaps:
     def encode_queries(self, queries: Tensor) -> Tensor:
         """queries (batch, heads, q, head_dim) to codes (batch, heads, q, words) int32."""
         return encode(queries, self.query)
-
-    def encode_step(self, queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-        """encode_queries and encode_keys of a decode step in one call."""
-        return encode_pair(queries, self.query, keys, self.key)
 
     def to(self, device: torch.device | str) -> LayerMaps:
         """The same maps on another device."""

@@ -110,13 +110,6 @@ class HashWeights:
         self._check(queries, self.config.query_heads, "queries")
         return self.layer(layer, queries.device).encode_queries(queries)
 
-    @torch.no_grad()
-    def encode_step(self, layer: int, queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-        """encode_queries and encode_keys of a decode step together, which is faster."""
-        self._check(queries, self.config.query_heads, "queries")
-        self._check(keys, self.config.kv_heads, "keys")
-        return self.layer(layer, keys.device).encode_step(queries, keys)
-
     def _check(self, x: Tensor, heads: int, name: str) -> None:
         if x.dim() != 4 or x.shape[1] != heads or x.shape[3] != self.config.head_dim:
             raise ValueError(

@@ -49,14 +49,13 @@ class KeyView:
     and from `observe`, shorter by the tokens of this call. visible: (batch, n) bool, False for
     padding wherever it lies (a padded question may follow a padded prefix), or None when every
     token is visible. positions: (q,) cache index of each query row, or
-    None when the query rows are the last q tokens. encoded: what `encode_step` made of the queries.
+    None when the query rows are the last q tokens.
     """
 
     keys: Tensor
     index: dict[str, Tensor | IndexStore] = field(default_factory=dict)
     visible: Tensor | None = None
     positions: Tensor | None = None
-    encoded: Tensor | None = None
 
     @property
     def places(self) -> Tensor:
@@ -147,13 +146,6 @@ class Selector(ABC):
         if not self.value_norms:
             return {}
         return {"value_norms": values.float().norm(dim=-1, keepdim=True).bfloat16()}
-
-    def encode_step(
-        self, layer: int, keys: Tensor, queries: Tensor
-    ) -> tuple[dict[str, Tensor], Tensor | None]:
-        """`encode_keys` of a decode step's keys and, for KeyView.encoded, what the selector needs
-        of its queries (batch, heads, q, head_dim), where both together are faster."""
-        return self.encode_keys(layer, keys), None
 
     def new_store(self, name: str, part: Tensor) -> IndexStore:
         """An empty store for what `encode_keys` returns as `name`; part: its first tokens."""

@@ -34,7 +34,7 @@ class CodeSelector(Selector):
     def scores(self, layer: int, queries: Tensor, view: KeyView, scaling: float) -> Tensor:
         """Matching bits, int32 (batch, lists, q, n)."""
         lists = self.lists(queries.shape[1], view.keys.shape[1])
-        return hamming_scores(self._query_codes(layer, queries, view), view.index["codes"], lists)
+        return hamming_scores(self.encode_queries(layer, queries, view), view.index["codes"], lists)
 
     def select(
         self, layer: int, queries: Tensor, view: KeyView, scaling: float, plan: SelectionPlan
@@ -43,7 +43,7 @@ class CodeSelector(Selector):
         if plan.spans is None or not self.by_codes:
             return super().select(layer, queries, view, scaling, plan)
         return select_by_codes(
-            self._query_codes(layer, queries, view),
+            self.encode_queries(layer, queries, view),
             view.index["codes"],
             plan.heavy,
             plan.sink,
@@ -52,8 +52,3 @@ class CodeSelector(Selector):
             lists=self.lists(queries.shape[1], view.keys.shape[1]),
             width=plan.width,
         )
-
-    def _query_codes(self, layer: int, queries: Tensor, view: KeyView) -> Tensor:
-        if view.encoded is not None:
-            return view.encoded
-        return self.encode_queries(layer, queries, view)

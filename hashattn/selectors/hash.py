@@ -60,16 +60,6 @@ class HashSelector(CodeSelector):
         parts = keys.split(TOKENS_AT_ONCE, dim=2)
         return {"codes": torch.cat([self.weights.encode_keys(layer, p) for p in parts], dim=2)}
 
-    def encode_step(
-        self, layer: int, keys: Tensor, queries: Tensor
-    ) -> tuple[dict[str, Tensor], Tensor | None]:
-        """Codes of new keys and of the queries that come with them."""
-        if self.scoring == "hamming":
-            query_codes, key_codes = self.weights.encode_step(layer, queries, keys)
-            return {"codes": key_codes}, query_codes
-        graded = self.encode_queries(layer, queries) if self.by_codes else None
-        return self.encode_keys(layer, keys), graded
-
     def encode_queries(self, layer: int, queries: Tensor, view: KeyView | None = None) -> Tensor:
         """Codes int32 (B, query heads, q, words) of queries (B, query heads, q, D), or graded ones
         (B, lists, q, words, 1 + GRADES)."""

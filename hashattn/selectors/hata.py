@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from hashattn.kernels import Maps, encode, encode_pair
+from hashattn.kernels import Maps, encode
 from hashattn.selectors.base import NORM_BITS, KeyView
 from hashattn.selectors.calibration import tensors_sha256
 from hashattn.selectors.codes import CodeSelector
@@ -86,14 +86,6 @@ class HATASelector(CodeSelector):
         maps = self._on(layer, keys)
         codes = torch.cat([encode(part, maps) for part in keys.split(TOKENS_AT_ONCE, 2)], dim=2)
         return self._index(codes, keys)
-
-    def encode_step(
-        self, layer: int, keys: Tensor, queries: Tensor
-    ) -> tuple[dict[str, Tensor], Tensor | None]:
-        """The same of new keys, and codes of the queries that come with them, in one call."""
-        maps = self._on(layer, keys)
-        query_codes, key_codes = encode_pair(self._by_kv_head(maps, queries), maps, keys, maps)
-        return self._index(key_codes, keys), query_codes.reshape(*queries.shape[:3], -1)
 
     def encode_queries(self, layer: int, queries: Tensor, view: KeyView | None = None) -> Tensor:
         """Codes int32 (B, heads, q, bits / 32) of queries (B, heads, q, D)."""

@@ -30,12 +30,6 @@ class WrapperSelector(Selector):
         """As the base."""
         return self.base.encode_keys(layer, keys)
 
-    def encode_step(
-        self, layer: int, keys: Tensor, queries: Tensor
-    ) -> tuple[dict[str, Tensor], Tensor | None]:
-        """As the base."""
-        return self.base.encode_step(layer, keys, queries)
-
     def encode_values(self, layer: int, values: Tensor) -> dict[str, Tensor]:
         """The base's and the wrapper's own."""
         return super().encode_values(layer, values) | self.base.encode_values(layer, values)

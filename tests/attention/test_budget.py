@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hashattn.attention.budget import Budget
-from hashattn.attention.tokens import make_plan, spans_of
+from hashattn.attention.masks import make_plan, spans_of
 
 
 def test_density_counts_sink_and_local():

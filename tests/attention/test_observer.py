@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hashattn import Budget, attach
-from hashattn.attention import forward as path
+from hashattn.attention import dispatch as path
 from hashattn.attention.finite import FiniteWatch
 from hashattn.attention.observer import LayerStep
 from hashattn.base.errors import NonFiniteError

@@ -354,7 +354,8 @@ def other_sequences():
 def codes(weights):
     generator = torch.Generator().manual_seed(11)
     queries, keys = (torch.randn(1, heads, 500, 16, generator=generator) * 3 for heads in (4, 2))
-    return [part for i in (0, 1) for part in weights.layer(i, "cpu").encode_step(queries, keys)]
+    layers = [weights.layer(i, "cpu") for i in (0, 1)]
+    return [c for maps in layers for c in (maps.encode_queries(queries), maps.encode_keys(keys))]
 
 
 @pytest.mark.parametrize("recipe", [FAST, TrainRecipe.official().vary(steps=8, **WINDOW)],

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hashattn import Budget, attach
-from hashattn.attention.tokens import make_plan
+from hashattn.attention.masks import make_plan
 from hashattn.hashing.maps import HashConfig
 from hashattn.hashing.weights import HashWeights
 from hashattn.kernels import indices_to_mask, select
@@ -112,11 +112,9 @@ def test_bits_are_weighed_by_the_query(scoring, codes, layout):
     """By real pre-activations, or by their size in eighths of the largest."""
     maps, (queries, keys) = weights(codes), tensors()
     selector = make_selector("hash", weights=maps, scoring=scoring, layout=layout)
-    index, query = selector.encode_step(1, keys, queries)
-    found = selector.scores(1, queries, KeyView(keys, index, encoded=query), 1.0)
+    found = selector.scores(1, queries, KeyView(keys, selector.encode_keys(1, keys)), 1.0)
     real, signs = real_scores(maps, codes, layout, queries, keys)
     if scoring == "asymmetric":
-        assert query is None
         expected = real @ torch.where(signs, 1.0, -1.0).double().mT
         torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-4)
         return
@@ -149,8 +147,7 @@ def test_a_decode_step_selects_by_its_scores():
     for scoring in ("hamming", "graded"):
         for layout in ("kv_head", "query_head"):
             selector = HashSelector(maps, scoring, layout)
-            index, encoded = selector.encode_step(0, keys, queries)
-            view = KeyView(keys, index, encoded=encoded)
+            view = KeyView(keys, selector.encode_keys(0, keys))
             found = selector.select(0, queries, view, 1.0, plan)
             scores = selector.scores(0, queries, view, 1.0)
             wanted = select(scores, plan.heavy, plan.candidates, plan.mandatory)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hashattn import Budget, attach
-from hashattn.attention.tokens import make_plan
+from hashattn.attention.masks import make_plan
 from hashattn.hashing.capture import CapturedLayer
 from hashattn.hashing.hata import HataRecipe, hata_loss, label_query, train_hata_weights
 from hashattn.kernels import indices_to_mask, select
@@ -71,15 +71,6 @@ def test_codes_do_not_depend_on_how_many_keys_come_at_once(monkeypatch):
     for name in ("codes", "norms"):
         singly = [selector.encode_keys(LAYER, keys[:, :, i : i + 1])[name] for i in range(N)]
         assert torch.equal(together[name], torch.cat(singly, dim=2))
-
-
-def test_a_step_s_keys_and_queries_encode_as_each_does_alone():
-    selector, (queries, keys) = random_selector(key_norm=True), states()
-    index, codes = selector.encode_step(LAYER, keys, queries)
-    alone = selector.encode_keys(LAYER, keys)
-    assert sorted(index) == sorted(alone)
-    assert all(torch.equal(index[name], alone[name]) for name in index)
-    assert torch.equal(codes, selector.encode_queries(LAYER, queries))
 
 
 @pytest.mark.parametrize("key_norm", [False, True])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hashattn import Budget
-from hashattn.attention.tokens import make_plan
+from hashattn.attention.masks import make_plan
 from hashattn.kernels import indices_to_mask
 from hashattn.selectors import make_selector
 from hashattn.selectors.base import KeyView

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hashattn import Budget, attach
-from hashattn.attention.tokens import make_plan
+from hashattn.attention.masks import make_plan
 from hashattn.selectors import OracleSelector, make_selector
 from hashattn.selectors.base import KeyView
 from hashattn.selectors.rerank import RerankSelector

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hashattn import Budget, attach
-from hashattn.attention.tokens import make_plan
+from hashattn.attention.masks import make_plan
 from hashattn.kernels import attend
 from hashattn.selectors import OracleSelector, make_selector
 from hashattn.selectors.base import KeyView

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hashattn import Budget
-from hashattn.attention.tokens import make_plan
+from hashattn.attention.masks import make_plan
 from hashattn.base.errors import UnsupportedModelError
 from hashattn.hashing.maps import HashConfig
 from hashattn.hashing.weights import HashWeights

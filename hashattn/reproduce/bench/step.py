@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from hashattn.attention.budget import Budget
-from hashattn.attention.tokens import make_plan
+from hashattn.attention.masks import make_plan
 from hashattn.hashing.maps import HashConfig, LayerMaps, random_maps
 from hashattn.kernels import (
     Codes,

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hashattn.attention.budget import Budget
-from hashattn.attention.tokens import make_plan
+from hashattn.attention.masks import make_plan
 from hashattn.evaluation.measures.selection import selection_metrics
 from hashattn.hashing.capture import CapturedLayer
 from hashattn.kernels import indices_to_mask

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AttentionInterface
 
-from hashattn.attention import forward
+from hashattn.attention import dispatch
 from hashattn.attention.budget import Budget
 from hashattn.reproduce.bench import cpu
 from hashattn.reproduce.bench.end_to_end import filled_cache, model_latency, random_llama
@@ -31,9 +31,9 @@ def test_the_model_is_random_and_small(model):
 
 
 def test_rows_of_every_way_to_attend(model):
-    before = AttentionInterface()["sdpa"], forward.attend, model.config._attn_implementation
+    before = AttentionInterface()["sdpa"], dispatch.attend, model.config._attn_implementation
     rows = model_latency("tiny", model, 600, Budget(4, 28, heavy=32), steps=3, hidden=32)
-    after = AttentionInterface()["sdpa"], forward.attend, model.config._attn_implementation
+    after = AttentionInterface()["sdpa"], dispatch.attend, model.config._attn_implementation
     assert after == before
     assert [row["variant"] for row in rows] == ["transformers", "dense", "hash"]
     for row in rows:

@@ -1,4 +1,4 @@
-"""From transformers' mask and a budget to the selection plan of every query row."""
+"""What transformers' mask lets each query row see, and with a budget the plan of its selection."""
 
 import torch
 from torch import Tensor
@@ -48,3 +48,25 @@ def spans_of(mask: Tensor) -> Tensor | None:
     if bool((last - first != count).any()):
         return None
     return torch.stack((first, last), dim=-1)
+
+
+def tokens_seen(query: Tensor, mask: Tensor | None, n: int) -> float | Tensor:
+    """Tokens that the rows of a query (batch, heads, q, head_dim) see, summed over batch and rows.
+
+    mask: transformers' (batch or 1, heads or 1, q, at least n), None for causal rows at the end.
+    """
+    batch, _, q_len, _ = query.shape
+    if mask is None:
+        return batch * (q_len * n - q_len * (q_len - 1) / 2)
+    visible = _as_bool(mask)[..., :n]
+    return visible.sum() * (batch / visible.shape[0] / visible.shape[1])
+
+
+def visible_tokens(mask: Tensor | None, n: int) -> Tensor | None:
+    """Tokens (batch, n) that the last row of transformers' mask sees; None where all are seen."""
+    return None if mask is None else _as_bool(mask[:, 0, -1, :n])
+
+
+def _as_bool(mask: Tensor) -> Tensor:
+    """True where transformers' mask, boolean or added to the logits, lets attend."""
+    return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2

@@ -1,0 +1,168 @@
+"""The attention function registered with transformers: one call of one layer.
+
+A call is sparse when it has few query rows and a cached context; every other call goes to
+`dense_attention`, for a reason that the run's listeners, the receipt first of all, are told.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+from hashattn.attention import refusals
+from hashattn.attention.masks import tokens_seen, visible_tokens
+from hashattn.attention.observer import LayerStep
+from hashattn.attention.run import CALL, NAME, LayerCall
+from hashattn.kernels import attend, dense_decode
+from hashattn.models.dense import dense_attention, softmax_sinks
+from hashattn.selectors.base import KeyView
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What transformers gives an attention function: query (batch, heads, q, head_dim), key and
+    value the whole cache (batch, kv_heads, room, head_dim)."""
+
+    module: nn.Module
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None
+    scaling: float
+    dropout: float
+    others: dict[str, Any]
+
+    def logits(self) -> dict[str, Any]:
+        """What becomes of q.k before the softmax: times scaling, capped, beside learned sinks."""
+        sinks = softmax_sinks(self.module, self.others)
+        return {"scaling": self.scaling, "softcap": self.others.get("softcap"), "sinks": sinks}
+
+    def dense(self, eager: bool) -> tuple[Tensor, Tensor | None]:
+        """The model's own attention."""
+        return dense_attention(
+            self.module, self.query, self.key, self.value, self.mask, eager=eager,
+            scaling=self.scaling, dropout=self.dropout, **self.others,
+        )  # fmt: skip
+
+
+@torch._dynamo.disable  # selection has data-dependent shapes and writes the receipt
+def forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """transformers' attention signature -> output (batch, q, heads, head_dim), weights or None."""
+    call = kwargs.pop(CALL, None)
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    inputs = Inputs(module, query, key, value, attention_mask, scaling, dropout, kwargs)
+    if not isinstance(call, LayerCall):  # a module that attach did not find, or a model's copy
+        return inputs.dense(eager=call is not None and call.eager)
+    refusals.refuse_call(call, inputs)
+    n = call.tokens_cached(key)
+    reason = call.dense_reason(query.shape[2], n, attention_mask, kwargs)
+    clock = call.run.clock(query.device)
+    view = _indexed(call, query, key[:, :, :n], value[:, :, :n])
+    clock.lap("encode")
+    if reason is not None:
+        out, weights = _dense(call, inputs, reason, n)
+        step = LayerStep(call.layer, query, n, tokens_seen(query, attention_mask, n), reason)
+    else:
+        refusals.refuse_training(module, query, kwargs)
+        step = _select(call, inputs, view, n)
+        view = step.view
+        clock.lap("select")
+        # the whole buffer, not its first n tokens: slicing a static cache would copy it
+        out = attend(query, key, value, step.indices, log_weights=step.log_weights,
+                     **inputs.logits())  # fmt: skip
+        out, weights = out.transpose(1, 2).contiguous(), None
+    clock.lap("attend")
+    if call.indexed and call.run.selector.observes:
+        _observe(call, inputs, view, step)
+    seconds = clock.seconds()
+    call.run.tell(step if seconds is None else replace(step, seconds=seconds))
+    return out, weights
+
+
+@torch.no_grad()
+def _indexed(call: LayerCall, query: Tensor, keys: Tensor, values: Tensor) -> KeyView:
+    """What the selector may look at, its index brought up to date.
+
+    New keys are encoded on every call, prefill included, so that decoding only adds its own.
+    """
+    if not call.indexed:
+        return KeyView(keys=keys)
+    layer, selector = call.cache_layer, call.run.selector
+    if not layer.written:
+        refusals.refuse_other_slot(call.layer)
+    encoded_before = layer.index_length if layer.index_owner == selector.identity else 0
+    call.run.finite.check(call.layer, keys, values, encoded_before)
+    index = layer.sync_index(selector, call.layer, keys, values)
+    if selector.observes:
+        before = keys.shape[2] - query.shape[2]
+        refusals.refuse_unobserved(selector, layer.observed_length, before)
+    return KeyView(keys=keys, index=index)
+
+
+@torch.no_grad()
+def _select(call: LayerCall, inputs: Inputs, view: KeyView, n: int) -> LayerStep:
+    """The step that a sparse call will be: which tokens it reads, and with what weights."""
+    run, query, kv_heads = call.run, inputs.query, inputs.key.shape[1]
+    group, head_dim = query.shape[1] // kv_heads, inputs.key.shape[3]
+    shared = run.plan(inputs.mask, query, n)
+    lists = run.selector.lists(query.shape[1], kv_heads)
+    plan = run.budget.of_layer(shared, call.layer, kv_heads, lists, run.heads)
+    if inputs.mask is not None:
+        view = replace(view, visible=plan.seen[:, 0, -1])
+    indices, log_weights = run.selector.sample(call.layer, query, view, inputs.scaling, plan)
+    run.receipt.auxiliary_bits = run.selector.auxiliary_bits(group, head_dim)
+    run.receipt.nominal_bits = run.selector.nominal_bits(group, head_dim)
+    return LayerStep(call.layer, query, n, shared.visible_total, None, indices, log_weights, plan,
+                     view)  # fmt: skip
+
+
+def _dense(call: LayerCall, inputs: Inputs, reason: str, n: int) -> tuple[Tensor, Tensor | None]:
+    """A dense call, by our own kernel where that is faster and the rows see intervals of tokens.
+
+    That is a decode step on a CPU, in a dense layer of a sparse run or by a dense selector that
+    asks for it: torch's attention repeats K and V there, or walks them once per query head.
+    """
+    query = inputs.query
+    ours = reason == "dense_layer" or (reason == "dense_selector" and call.run.selector.kernel)
+    one_row = query.shape[2] == 1 and query.is_cpu and not call.run.eager
+    if ours and one_row and not torch.is_grad_enabled():
+        spans = call.run.plan(inputs.mask, query, n).spans
+        if spans is not None:
+            out = dense_decode(query, inputs.key, inputs.value, spans=spans, **inputs.logits())
+            return out.transpose(1, 2).contiguous(), None
+    return inputs.dense(call.run.eager)
+
+
+@torch.no_grad()
+def _observe(call: LayerCall, inputs: Inputs, view: KeyView, step: LayerStep) -> None:
+    """Let the selector remember what the call attended to."""
+    if step.reason is not None:
+        view = replace(view, visible=visible_tokens(inputs.mask, step.n))
+    selector = call.run.selector
+    state = selector.observe(call.layer, step.query, view, inputs.scaling, step.indices)
+    call.cache_layer.keep_observed(selector, state)
+
+
+def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
+    """SDPA's boolean mask; arguments pass through, their names differ between releases."""
+    return sdpa_mask(*args, **kwargs)
+
+
+def register() -> None:
+    """Make NAME known to transformers: attention and mask, or left padding would be ignored."""
+    AttentionInterface.register(NAME, forward)
+    AttentionMaskInterface.register(NAME, _mask)
