@@ -6,7 +6,7 @@ _EXPORTS = {
     "Method": "methods",
     "Protocol": "protocol",
     "Record": "records",
-    "authors": "benchmarks.longbench_protocol",
+    "authors": "benchmarks.longbench_authors",
     "bucket_table": "tables",
     "by_the_book": "benchmarks.longbench_protocol",
     "comparison_table": "tables",

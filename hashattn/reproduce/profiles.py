@@ -18,7 +18,7 @@ from hashattn.base.checks import INT32_MAX, is_count, is_file_name, is_number, i
 from hashattn.base.errors import HashAttnError
 from hashattn.base.files import read_yaml
 from hashattn.base.repository import repository
-from hashattn.evaluation.benchmarks.longbench import DATASETS, E_NAMES
+from hashattn.evaluation.benchmarks.registry import BENCHMARKS, usual_benchmark
 from hashattn.evaluation.benchmarks.ruler.specs import TASKS as RULER_TASKS
 from hashattn.evaluation.benchmarks.ruler.styles import STYLES
 from hashattn.selectors import METHODS
@@ -40,7 +40,6 @@ PLACEMENTS = ("single", "device_map", "tensor_parallel")
 HASH_VARIANTS = ("hash_128", "hash_official")  # the same selector with other weights
 MEMORY = (32, 64, 128, 256)
 LAYOUTS = ("per_kv_head", "per_query_head")
-PROTOCOLS = ("own", "longbench", "authors")
 NAMING = (
     "a name for a folder in results/, of at most 200 bytes, without / and \\ and no leading dot"
 )
@@ -77,6 +76,10 @@ def _some_of(values: tuple, allowed: tuple) -> bool:
 
 class _FromLengths(int):
     """A length that was not given: it follows `lengths`, in dataclasses.replace too."""
+
+
+class _FromData(str):
+    """A benchmark that was not given: it follows `data`, in dataclasses.replace too."""
 
 
 @dataclass(frozen=True)
@@ -145,17 +148,17 @@ class Profile:
     """One scale of the whole reproduction.
 
     model, hash_weights, data: a path in the repository, an absolute path or, for model and data,
-    a hub id ("org/name"); hash_weights None means that notebook 01 trains them. data None means
-    that the records are generated (hashattn.evaluation.benchmarks.generated).
-    tasks: dataset names; lengths: context lengths in tokens; frontier_length, longest_length: those
+    a hub id ("org/name"); hash_weights None means that notebook 01 trains them.
+    benchmark: what is asked and how it is scored, a key of evaluation.benchmarks.registry; by
+    default "folder", the files of `data`, and "generated" without them. tasks: of the benchmark, or
+    names of files; lengths: context lengths in tokens; frontier_length, longest_length: those
     of them at which all methods are compared and at which the main ones are (after construction
     never None; by default the second longest, or the only one, and the longest);
     densities: attended / cached tokens, sink and local counted; methods: names of selectors or of
-    HASH_VARIANTS; samples_per_task: records per task and length; protocol: how records are asked
-    and scored: "own" (template and metric, see hashattn.evaluation.Protocol), "longbench" (each
-    dataset by the book) or "authors" (LongBench as the paper's authors ran it); prompt_limit:
-    tokens of these two's longest prompt, None for the length at hand; chat: whether they use the
-    chat template, no for base models; memory: nominal bits per token and KV head at which methods
+    HASH_VARIANTS; samples_per_task: records per task and length; template, metric: how own and
+    generated records are asked and scored (hashattn.evaluation.Protocol); prompt_limit: tokens of
+    LongBench's longest prompt, None for the length at hand; chat: whether it uses the chat
+    template, no for base models; memory: nominal bits per token and KV head at which methods
     are compared; sequences: held-out sequences per length of that comparison; ruler: what of RULER
     runs; contexts: cached tokens of the latency figures; repeats: timings per latency point.
     placement: how many GPUs hold the model: "single", one of `device`; "device_map", layer by layer
@@ -180,7 +183,7 @@ class Profile:
     sequences: int = 2
     training: HashTraining = HashTraining()
     ruler: RulerRuns = RulerRuns()
-    protocol: str = "own"
+    benchmark: str | None = None
     template: str = "{context}\nQ: {input}"
     metric: str = "exact_match"
     prompt_limit: int | None = None
@@ -202,23 +205,30 @@ class Profile:
         }
         weights = self.hash_weights
         rules["hash_weights"] = (weights is None or is_text(weights), "a folder or null")
-        official, names = self.protocol in ("longbench", "authors"), (*DATASETS, *E_NAMES)
-        rules |= {
-            "protocol": (self.protocol in PROTOCOLS, " or ".join(PROTOCOLS)),
+        rules["data"] = (self.data is None or is_text(self.data), "a folder, a hub id or null")
+        _check(self, rules)
+        if self.benchmark is None or isinstance(self.benchmark, _FromData):
+            object.__setattr__(self, "benchmark", _FromData(usual_benchmark(self.data)))
+        known = " or ".join(BENCHMARKS)
+        _check(self, {"benchmark": (self.benchmark in tuple(BENCHMARKS), known)})
+        asked = BENCHMARKS[self.benchmark]
+        rules = {
+            "data": (
+                (self.data is not None) == asked.reads_files,
+                f"the folder or hub id of what benchmark {self.benchmark!r} reads"
+                if asked.reads_files
+                else f"null, as benchmark {self.benchmark!r} generates its records",
+            ),
             "prompt_limit": (
-                self.prompt_limit is None or (official and is_count(self.prompt_limit)),
-                "a positive integer with protocol longbench or authors, else null",
+                self.prompt_limit is None or (asked.limited and is_count(self.prompt_limit)),
+                "a positive integer where the benchmark is LongBench, else null",
             ),
             "chat": (type(self.chat) is bool, "true or false"),
             "tasks": (
-                _some_of(self.tasks, names) if official else _names(self.tasks),
-                f"some of {', '.join(names)}" if official else "names of datasets, each once",
-            ),
-            "data": (
-                is_text(self.data) or (self.data is None and not official),
-                f"the folder or hub id of LongBench, which protocol {self.protocol!r} asks"
-                if official
-                else "a folder, a hub id or null",
+                _some_of(self.tasks, asked.tasks) if asked.tasks else _names(self.tasks),
+                f"some of {', '.join(asked.tasks)}"
+                if asked.tasks
+                else "names of datasets, each once",
             ),
             "lengths": (_counts(self.lengths), "positive integers"),
             "contexts": (_counts(self.contexts), "positive integers"),

@@ -28,14 +28,18 @@ def llama(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     return dataclasses.replace(
-        load_profile("llama-3.1-8b"), device="auto", data=None, protocol="own"
+        load_profile("llama-3.1-8b"),
+        device="auto",
+        data=None,
+        benchmark="generated",
+        tasks=("lookup",),
     )
 
 
 def make_profile(**changes):
     """The smallest profile there can be."""
     smallest = {
-        "name": "own", "model": "m", "hash_weights": None, "data": None, "tasks": ("a",),
+        "name": "own", "model": "m", "hash_weights": None, "data": None, "tasks": ("code",),
         "lengths": (64,), "densities": (0.5,), "samples_per_task": 1, "contexts": (64,),
     }  # fmt: skip
     return Profile(**smallest | changes)
@@ -107,9 +111,9 @@ def test_an_unknown_profile_names_the_known_ones():
         ({"methods": [["hash"]]}, r"methods = \(\['hash'\],\): must be some of"),
         ({"memory": [[32]]}, "memory = .* must be some of 32"),
         ({"memory": [32.0]}, "memory = .* must be some of 32"),
-        ({"tasks": [1, None]}, "tasks = .* must be names of datasets"),
-        ({"tasks": ["a", "a"]}, "tasks = .* must be names of datasets, each once"),
-        ({"tasks": ["../a"]}, "tasks = .* must be names of datasets"),
+        ({"tasks": [1, None]}, "tasks = .* must be some of lookup"),
+        ({"data": "x", "tasks": ["a", "a"]}, "tasks = .* must be names of datasets, each once"),
+        ({"data": "x", "tasks": ["../a"]}, "tasks = .* must be names of datasets"),
         ({"data": 5}, "data = 5: must be a folder, a hub id or null"),
         ({"hash_weights": ["x"]}, r"hash_weights = \['x'\]: must be a folder or null"),
         ({"lengths": [2**40]}, "lengths = .* must be positive integers"),
@@ -122,12 +126,15 @@ def test_an_unknown_profile_names_the_known_ones():
         ),
         ({"lenghts": [4096]}, "lenghts is no field of a profile; did you mean lengths"),
         ({"model": None}, "model = None"),
-        ({"protocol": "mine"}, "protocol = 'mine': must be own or longbench or authors"),
-        ({"protocol": "longbench", "data": "x"}, "tasks = .* must be some of narrativeqa, qasper"),
-        ({"protocol": "authors", "tasks": ["lcc_e"]}, "data = None: must be the folder"),
+        ({"benchmark": "mine"}, "benchmark = 'mine': must be generated or folder or longbench or"),
+        ({"benchmark": "longbench", "data": "x"}, "tasks = .* must be some of narrativeqa, qasper"),
+        ({"benchmark": "longbench_authors", "tasks": ["lcc_e"]}, "data = None: must be the folder"),
+        ({"benchmark": "ruler", "tasks": ["vt"], "data": "x"}, "data = 'x': must be null, as"),
+        ({"benchmark": "ruler"}, "tasks = .* must be some of niah_single_1"),
+        ({"tasks": ["faq"]}, "tasks = .* must be some of lookup, multihop"),
         ({"chat": "no"}, "chat = 'no'"),
-        ({"prompt_limit": 9}, "prompt_limit = 9: must be .* protocol longbench or auth"),
-        ({"prompt_limit": 0, "protocol": "longbench", "data": "x", "tasks": ["lcc"]},
+        ({"prompt_limit": 9}, "prompt_limit = 9: must be .* where the benchmark is LongBe"),
+        ({"prompt_limit": 0, "benchmark": "longbench", "data": "x", "tasks": ["lcc"]},
          "prompt_limit = 0: must be"),
     ],
 )  # fmt: skip

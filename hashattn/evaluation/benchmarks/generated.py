@@ -21,9 +21,13 @@ code       code completion                 def brave_anchor(falcon, otter); brav
 
 import hashlib
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+from hashattn.evaluation.benchmarks.base import Benchmark
 from hashattn.evaluation.benchmarks.corpus import paragraphs, require_split, split_of
 from hashattn.evaluation.benchmarks.words import (
     ADJECTIVES,
@@ -35,8 +39,11 @@ from hashattn.evaluation.benchmarks.words import (
     OBJECTS,
     VERBS,
 )
+from hashattn.evaluation.protocol import Protocol
+from hashattn.evaluation.records import Record, record_from_dict
 
 QUESTION_MARK = "Q: "
+QUESTIONS_PER_CONTEXT = 2  # of each task
 
 
 @dataclass(frozen=True)
@@ -262,3 +269,38 @@ def make_sequences(
         context_ids = tokenizer(context + "\n")["input_ids"]
         ids = context_ids + tail_ids
         yield ids, list(range(len(context_ids), len(ids)))
+
+
+def generated_records(
+    tokenizer: Any, length: int, samples: int, *, seed: int = 0, tasks: tuple[str, ...] = TASKS
+) -> list[Record]:
+    """`samples` evaluation records of every task, contexts of `length` tokens.
+
+    The first of more are those of fewer.
+    """
+    found, asked = [], Counter()
+    made = make_records(tokenizer, length, samples, seed=seed, tasks=tasks,
+                        questions_per_task=QUESTIONS_PER_CONTEXT)  # fmt: skip
+    for record in made:  # contexts are made as they are needed, each with a question of every task
+        if asked[record["dataset"]] < samples:
+            asked[record["dataset"]] += 1
+            found.append(record_from_dict(record))
+        if all(asked[task] == samples for task in tasks):
+            break
+    return found
+
+
+def records(
+    profile: Any, tokenizer: Any, length: int, samples: int, folder: Path | None
+) -> list[Record]:
+    """generated_records of the profile's tasks, seeded by it."""
+    return generated_records(tokenizer, length, samples, seed=profile.seed, tasks=profile.tasks)
+
+
+def protocol(profile: Any, length: int, folder: Path | None) -> Protocol:
+    """Context dense, question and answer sparse, by the profile's template and metric."""
+    return Protocol(sink=profile.sink, local=profile.local, seed=profile.seed,
+                    template=profile.template, metric=profile.metric)  # fmt: skip
+
+
+BENCHMARK = Benchmark(records, protocol, TASKS)

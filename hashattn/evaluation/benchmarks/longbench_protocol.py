@@ -1,4 +1,4 @@
-"""LongBench's protocol by the book, and the one that HashAttention's authors used."""
+"""LongBench's protocol by the book, and its records."""
 
 from __future__ import annotations
 
@@ -9,14 +9,19 @@ from typing import Any
 from hashattn.base.checks import is_text
 from hashattn.base.files import read_json
 from hashattn.base.repository import repository
-from hashattn.evaluation.benchmarks.longbench import DATASETS, E_NAMES, Dataset, dataset
+from hashattn.evaluation.benchmarks.base import Benchmark
+from hashattn.evaluation.benchmarks.longbench import (
+    DATASETS,
+    E_NAMES,
+    Dataset,
+    dataset,
+    load_dataset,
+)
 from hashattn.evaluation.protocol import Protocol
-from hashattn.evaluation.records import RecordError
+from hashattn.evaluation.records import Record, RecordError
 
 OWN_PROMPTS = Path("data") / "longbench" / "prompts.json"
 OFFICIAL_PROMPTS = "dataset2prompt.json"
-AUTHORS_WINDOW = 128  # last prompt tokens that run sparse
-AUTHORS_FIRST = 128  # first prompt tokens that truncation keeps
 
 
 def load_prompts(folder: str | Path | None = None) -> dict[str, str]:
@@ -58,41 +63,13 @@ def by_the_book(
     """
     return Protocol(
         stop=None, truncated="prompt", truncation="middle", max_context=max_length,
-        datasets={name: _asked(dataset(name), prompts, chat) for name in (*DATASETS, *E_NAMES)},
+        datasets={name: as_asked(dataset(name), prompts, chat) for name in (*DATASETS, *E_NAMES)},
         **changes,
     )  # fmt: skip
 
 
-def authors(
-    prompts: Mapping[str, str], max_length: int, *, chat: bool = True, **changes: Any
-) -> Protocol:
-    """The protocol of the paper's LongBench runs (xAlg-ai/LongBenchEval).
-
-    As by_the_book, except: the limit counts prompt and answer, after the chat template; longer
-    prompts keep their first 128 tokens and the end; the last 128 prompt tokens and the answer run
-    sparse, everything before dense; an answer to SAMSum may be empty. max_length: 131072 for
-    Llama-3.1, 32768 for Mistral-7B-v0.3. Their code gives Llama a second beginning-of-sequence
-    token and tokenises a truncated prompt anew; here prompts begin once and keep their tokens.
-    """
-    least = AUTHORS_FIRST + 1 + max(of.max_new_tokens for of in DATASETS.values())
-    if max_length < least:
-        raise ValueError(
-            f"max_length = {max_length} must be at least {least}: the first {AUTHORS_FIRST} "
-            "tokens, one of the end and the longest answer"
-        )
-    settings = {}
-    for name in (*DATASETS, *E_NAMES):
-        asked = _asked(dataset(name), prompts, chat) | {"min_new_tokens": 0}
-        if asked.pop("end_tokens"):
-            asked["stop"] = "\n"
-        settings[name] = asked | {"max_context": max_length - asked["max_new_tokens"]}
-    return Protocol(
-        stop=None, truncated="chat", truncation="suffix", keep_first=AUTHORS_FIRST,
-        max_context=max_length, window=AUTHORS_WINDOW, datasets=settings, **changes,
-    )  # fmt: skip
-
-
-def _asked(of: Dataset, prompts: Mapping[str, str], chat: bool) -> dict[str, Any]:
+def as_asked(of: Dataset, prompts: Mapping[str, str], chat: bool) -> dict[str, Any]:
+    """Fields of Protocol with which a dataset is asked and scored, by its table."""
     return {
         "template": prompts[of.name],
         "metric": of.metric,
@@ -102,3 +79,19 @@ def _asked(of: Dataset, prompts: Mapping[str, str], chat: bool) -> dict[str, Any
         "chat": of.chat and chat,
         "first_line": of.first_line,
     }
+
+
+def records(
+    profile: Any, tokenizer: Any, length: int, samples: int, folder: Path | None
+) -> list[Record]:
+    """The first `samples` records of every dataset that the profile names."""
+    return [r for task in profile.tasks for r in load_dataset(folder, task, samples)]
+
+
+def protocol(profile: Any, length: int, folder: Path | None) -> Protocol:
+    """by_the_book, limited to the profile's prompt_limit, else to `length` tokens."""
+    return by_the_book(load_prompts(folder), profile.prompt_limit or length, chat=profile.chat,
+                       sink=profile.sink, local=profile.local, seed=profile.seed)  # fmt: skip
+
+
+BENCHMARK = Benchmark(records, protocol, (*DATASETS, *E_NAMES), reads_files=True, limited=True)

@@ -13,7 +13,7 @@ from hashattn.attention.budget import Budget
 from hashattn.base.engines.threads import FasterThreads
 from hashattn.hashing.labels import attention_logits, candidate_mask
 from hashattn.kernels import indices_to_mask, select
-from hashattn.selectors.base import KeyView, Selector, Store
+from hashattn.selectors.base import IndexStore, KeyView, Selector
 from hashattn.selectors.plan import SelectionPlan
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class _Truth:
         self.outside = outside.softmax(dim=-1)
         self.best = best_tokens(outside, max(top))
 
-    def scores(self, selector: Selector, index: dict[str, Tensor | Store]) -> Tensor:
+    def scores(self, selector: Selector, index: dict[str, Tensor | IndexStore]) -> Tensor:
         if selector.observes:
             return torch.cat(
                 [self._step(selector, index, row) for row in range(len(self.positions))], 2
@@ -105,7 +105,7 @@ class _Truth:
         view = KeyView(self.layer.keys[None], index, positions=self.positions)
         return selector.scores(self.layer.layer, self.queries[None], view, self.layer.scaling)
 
-    def _step(self, selector: Selector, index: dict[str, Tensor | Store], row: int) -> Tensor:
+    def _step(self, selector: Selector, index: dict[str, Tensor | IndexStore], row: int) -> Tensor:
         """Scores (1, lists, 1, n) of one row in a call of its own, later keys not yet there."""
         keys = self.layer.keys[None]
         cached = int(self.positions[row]) + 1
@@ -117,7 +117,7 @@ class _Truth:
     def read(
         self,
         selector: Selector,
-        index: dict[str, Tensor | Store],
+        index: dict[str, Tensor | IndexStore],
         scores: Tensor | None,
         heavy: int,
     ) -> tuple[Tensor, Tensor | None]:
@@ -212,7 +212,7 @@ def rows_with_candidates(
     return measured.nonzero()[:, 0]
 
 
-def _index(selector: Selector, layer: CapturedLayer, prompt: int) -> dict[str, Tensor | Store]:
+def _index(selector: Selector, layer: CapturedLayer, prompt: int) -> dict[str, Tensor | IndexStore]:
     """What the selector stores of the keys, and what it observes of the prompt's queries."""
     parts = selector.encode_keys(layer.layer, layer.keys[None])
     if layer.values is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from itertools import cycle, islice
 from pathlib import Path
 
@@ -12,15 +13,12 @@ import pandas as pd
 import torch
 
 from hashattn.attention.budget import Budget
-from hashattn.evaluation.benchmarks import longbench_protocol
-from hashattn.evaluation.benchmarks.generated import TASKS, make_records, make_sequences
-from hashattn.evaluation.benchmarks.longbench import find_file, load_dataset
-from hashattn.evaluation.benchmarks.ruler import profile_records, ruler_protocol
-from hashattn.evaluation.benchmarks.ruler.records import NO_STOP
+from hashattn.evaluation.benchmarks.generated import QUESTIONS_PER_CONTEXT, TASKS, make_sequences
+from hashattn.evaluation.benchmarks.registry import BENCHMARKS
 from hashattn.evaluation.measures.selection import selection_metrics
 from hashattn.evaluation.methods import Method
 from hashattn.evaluation.protocol import Protocol
-from hashattn.evaluation.records import Record, load_records, record_from_dict
+from hashattn.evaluation.records import Record
 from hashattn.evaluation.runner import evaluate
 from hashattn.evaluation.tables import nothing_at_stake
 from hashattn.hashing.capture import CapturedLayer, capture
@@ -54,7 +52,6 @@ CALIBRATION = 2  # training sequences that the calibrated baselines look at
 SHORTEST = 512  # tokens of a generated training sequence
 LONG_METHODS = ("dense", "oracle", "window", "lsh", "double_sparsity", "quest", "hash_official",
                 "hash", "hash_128", "residual")  # fmt: skip
-QUESTIONS_PER_CONTEXT = 2  # of each task, in generated contexts
 DATA_NOTE = (
     "generated long-context tasks in Python documentation (evaluation.benchmarks.generated), "
     "training split only; disjoint by construction from every evaluation context"
@@ -235,51 +232,15 @@ def methods(profile: Profile, chosen: Mapping[str, Selector]) -> list[Method]:
 
 
 def protocol(profile: Profile, length: int) -> Protocol:
-    """Context dense, question and answer sparse; records from a folder are cut in the middle.
-
-    LongBench's own protocol or the authors' where the profile says so; the limit is the profile's
-    prompt_limit, else `length`.
-    """
-    if profile.protocol != "own":
-        prompts = longbench_protocol.load_prompts(data_folder(profile))
-        made = {"longbench": longbench_protocol.by_the_book, "authors": longbench_protocol.authors}
-        limit = profile.prompt_limit or length
-        return made[profile.protocol](prompts, limit, chat=profile.chat, sink=profile.sink,
-                                      local=profile.local, seed=profile.seed)  # fmt: skip
-    limit = {} if profile.data is None else {"max_context": length, "truncation": "middle"}
-    return Protocol(sink=profile.sink, local=profile.local, seed=profile.seed,
-                    template=profile.template, metric=profile.metric, **limit)  # fmt: skip
-
-
-def generated_records(
-    profile: Profile, tokenizer, length: int, samples: int, tasks: tuple[str, ...] = TASKS
-) -> list[Record]:
-    """`samples` generated evaluation records of every task, contexts of `length` tokens.
-
-    The first of more are those of fewer.
-    """
-    found, asked = [], Counter()
-    made = make_records(tokenizer, length, samples, seed=profile.seed, tasks=tasks,
-                        questions_per_task=QUESTIONS_PER_CONTEXT)  # fmt: skip
-    for record in made:  # contexts are made as they are needed, each with a question of every task
-        if asked[record["dataset"]] < samples:
-            asked[record["dataset"]] += 1
-            found.append(record_from_dict(record))
-        if all(asked[task] == samples for task in tasks):
-            break
-    return found
+    """How the profile's benchmark asks and scores its records at one length."""
+    return BENCHMARKS[profile.benchmark].protocol(profile, length, data_folder(profile))
 
 
 def records(profile: Profile, tokenizer, length: int, samples: int | None = None) -> list[Record]:
-    """`samples` records a task, by default the profile's number: generated, or from its folder."""
+    """`samples` records a task of the profile's benchmark, by default the profile's number."""
     samples = samples or profile.samples_per_task
-    folder = data_folder(profile)
-    if folder is None:
-        return generated_records(profile, tokenizer, length, samples, profile.tasks)
-    if profile.protocol != "own":
-        return [r for task in profile.tasks for r in load_dataset(folder, task, samples)]
-    files = (find_file(folder, task) for task in profile.tasks)
-    return [record for path in files for record in load_records(path, samples)]
+    ask = BENCHMARKS[profile.benchmark].records
+    return ask(profile, tokenizer, length, samples, data_folder(profile))
 
 
 def quality(
@@ -299,19 +260,16 @@ def ruler(
     profile: Profile, model, tokenizer, chosen: Iterable[Method], progress: bool = True
 ) -> pd.DataFrame:  # fmt: skip
     """evaluate() on what profile.ruler names, in both setups, with a column of the length asked for
-    ("tokens"); results resume in <results>/records.
-
-    In the style "facts" an answer stops at the end of its line, else it is decoded as RULER does.
-    """
+    ("tokens"); results resume in <results>/records."""
     runs = profile.ruler
-    stop = "\n" if runs.style == "facts" else NO_STOP
-    asked = ruler_protocol(runs.tasks, stop, sink=profile.sink, local=profile.local,
-                           seed=profile.seed)  # fmt: skip
+    asked = replace(profile, benchmark="ruler", tasks=runs.tasks, data=None, prompt_limit=None)
     frames = []
     for length in runs.lengths:
-        made = profile_records(profile, tokenizer, length, runs.samples, runs.tasks)
-        path = profile.results / "records" / f"ruler_{length}.jsonl"
-        found = evaluate(model, tokenizer, made, list(chosen), asked, path, progress=progress)
+        found = evaluate(
+            model, tokenizer, records(asked, tokenizer, length, runs.samples), list(chosen),
+            protocol(asked, length), profile.results / "records" / f"ruler_{length}.jsonl",
+            progress=progress,
+        )  # fmt: skip
         frames.append(found.assign(tokens=length))
     return pd.concat(frames, ignore_index=True)
 
@@ -351,7 +309,7 @@ def long_samples(profile: Profile) -> int:
     where they are generated."""
     third = max(1, profile.samples_per_task // 3)
     whole = third // QUESTIONS_PER_CONTEXT * QUESTIONS_PER_CONTEXT
-    return whole if whole and profile.data is None else third
+    return whole if whole and profile.benchmark == "generated" else third
 
 
 def latency(profile: Profile, dtypes: Iterable[str]) -> list[dict]:
@@ -376,7 +334,7 @@ def quality_claims(
     """
     dense, ours = float(scores.loc["dense", "dense"]), scores.loc["hash"]
     unjudged = nothing_at_stake(scores)
-    if profile.data is None:
+    if profile.benchmark == "generated":
         far, window = far_scores.loc["dense", "dense"], scores.loc["window"].dropna().max()
         claims.must_hold("dense exact match, frontier length", dense, low=80)
         claims.goal("dense exact match at the frontier length", dense, low=95)

@@ -21,7 +21,7 @@ from torch import Tensor
 from hashattn.attention.budget import Budget
 from hashattn.base.progress import say
 from hashattn.evaluation.benchmarks.corpus import paragraphs
-from hashattn.evaluation.benchmarks.generated import TASKS, make_records
+from hashattn.evaluation.benchmarks.generated import TASKS, generated_records, make_records
 from hashattn.evaluation.benchmarks.longbench import SCORED, TRAINED, fine_tuning_split
 from hashattn.evaluation.contamination import benchmarks
 from hashattn.evaluation.fine_tuning import fine_tuning_sequences
@@ -89,7 +89,7 @@ def samples(profile: Profile, tokenizer, length: int, task: str | None = None) -
                 raise
     say(f"no task of {profile.data} has records enough to fine-tune on: {USUAL_TASK} is generated")
     generated = replace(
-        profile, data=None, protocol="own", prompt_limit=None, tasks=TASKS,
+        profile, data=None, benchmark="generated", prompt_limit=None, tasks=TASKS,
         template=Profile.template, metric=Profile.metric,
     )  # fmt: skip
     return _generated(generated, tokenizer, USUAL_TASK, length)
@@ -119,12 +119,12 @@ def _own(profile: Profile, tokenizer, task: str, length: int) -> Samples:
 
 
 def _generated(profile: Profile, tokenizer, task: str, length: int) -> Samples:
+    seed = profile.seed + SCORED_SEED
     count = min(TRAINED, 4 * profile.training.sequences)
-    training = make_records(tokenizer, length // SHORTER, count, seed=profile.seed + SCORED_SEED,
+    training = make_records(tokenizer, length // SHORTER, count, seed=seed,
                             split="train", questions_per_task=1)  # fmt: skip
     train = tuple(record_from_dict(r) for r in training if r["dataset"] == task)
-    shifted = replace(profile, seed=profile.seed + SCORED_SEED)
-    held_out = experiments.generated_records(shifted, tokenizer, length, profile.samples_per_task)
+    held_out = generated_records(tokenizer, length, profile.samples_per_task, seed=seed)
     scored = tuple(r for r in held_out if r.dataset == task)
     others = [r for r in held_out if r.dataset != task]
     protocol = experiments.protocol(profile, length)

@@ -20,7 +20,8 @@ from hashattn.evaluation.benchmarks.longbench import (
     fine_tuning_split,
     load_dataset,
 )
-from hashattn.evaluation.benchmarks.longbench_protocol import authors, by_the_book, load_prompts
+from hashattn.evaluation.benchmarks.longbench_authors import authors
+from hashattn.evaluation.benchmarks.longbench_protocol import by_the_book, load_prompts
 from hashattn.evaluation.identity import record_sha256
 from hashattn.evaluation.methods import Method
 from hashattn.evaluation.metrics import METRICS

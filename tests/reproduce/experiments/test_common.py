@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from hashattn import Budget, attach
+from hashattn.evaluation.benchmarks.generated import generated_records
 from hashattn.evaluation.records import Record, save_records
 from hashattn.evaluation.tables import score_table
 from hashattn.hashing import HashWeights
@@ -48,7 +49,7 @@ def test_shipped_weights_are_trained_for_this_model(weights, profile):
 
 
 def test_official_records_are_read_from_the_profiles_folder(profile, loaded, weights, tmp_path):
-    made = experiments.generated_records(profile, loaded[1], 1024, 2, ("lookup", "code"))
+    made = generated_records(loaded[1], 1024, 2, seed=profile.seed, tasks=("lookup", "code"))
     for task in ("lookup", "code"):
         save_records([r for r in made if r.dataset == task], tmp_path / f"{task}.jsonl")
     own = replace(profile, data=str(tmp_path), tasks=("lookup", "code"), densities=(0.125,),
@@ -172,9 +173,9 @@ def test_the_embedded_model_cannot_answer_company_texts(profile, loaded, weights
     assert claim.reason == "dense answers 0 of 2 questions, 0 points; a comparison needs 10"
 
 
-@pytest.mark.parametrize("protocol", ["longbench", "authors"])
+@pytest.mark.parametrize("benchmark", ["longbench", "longbench_authors"])
 def test_longbench_profiles_ask_each_dataset_in_its_own_way(
-    profile, loaded, weights, tmp_path, protocol
+    profile, loaded, weights, tmp_path, benchmark
 ):
     text = "The museum opens at nine in the morning and closes late.\n" * 60
     types = {"all_classes": ("Place", "Person")}
@@ -185,19 +186,19 @@ def test_longbench_profiles_ask_each_dataset_in_its_own_way(
     }
     for name, record in asked.items():
         save_records([record, record], tmp_path / f"{name}.jsonl")
-    own = replace(profile, data=str(tmp_path), tasks=tuple(asked), protocol=protocol, chat=False,
+    own = replace(profile, data=str(tmp_path), tasks=tuple(asked), benchmark=benchmark, chat=False,
                   densities=(0.125,), methods=("dense", "hash"))  # fmt: skip
     made = experiments.protocol(own, 700)
     assert made.of("lcc").metric == "code_sim" and made.of("trec_e").metric == "classification"
     assert (made.sink, made.local, made.seed) == (own.sink, own.local, own.seed)
-    assert (made.of("lcc").truncated == "chat") == (protocol == "authors")
+    assert (made.of("lcc").truncated == "chat") == (benchmark == "longbench_authors")
     chosen = experiments.methods(own, experiments.selectors(own, weights, []))
     both = experiments.quality(own, *loaded, chosen, 700, samples=1, progress=False)
     found = both[both.setup == "B"].reset_index()
     assert found["dataset"].tolist() == list(asked) * 2
     assert found[found.method == "hash"]["density"].max() <= 0.13
     whole = found["context_tokens"][0] + 128
-    assert protocol == "longbench" or whole == 700 - 64
+    assert benchmark == "longbench" or whole == 700 - 64
 
 
 def test_the_papers_profiles_take_each_datasets_own_protocol(monkeypatch, tmp_path):
@@ -223,7 +224,7 @@ def test_a_limit_of_prompts_goes_before_the_length(monkeypatch, tmp_path, name):
     made = experiments.protocol(paper, paper.frontier_length)
     assert made.max_context == paper.prompt_limit == 131072
     assert (made.truncated, made.window) == (
-        ("chat", 128) if paper.protocol == "authors" else ("prompt", None)
+        ("chat", 128) if paper.benchmark == "longbench_authors" else ("prompt", None)
     )
 
 
@@ -255,7 +256,7 @@ def test_every_method_answers_within_its_budget(profile, loaded, weights):
     codes = contenders.our_codes(profile, model, tokenizer, weights)
     chosen = experiments.selectors(every, weights, calibrated, codes)
     assert set(chosen) == {*METHODS, *HASH_VARIANTS} - {"dense"}
-    record = experiments.generated_records(profile, tokenizer, 1024, 1, ("lookup",))[0]
+    record = generated_records(tokenizer, 1024, 1, seed=profile.seed, tasks=("lookup",))[0]
     ids = tokenizer(f"{record.context}\nQ: {record.input}", return_tensors="pt").input_ids
     for name, selector in chosen.items():
         with attach(model, selector, Budget(4, 28, density=1 / 8), keep_steps=99) as run:

@@ -9,6 +9,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from hashattn.base.repository import repository
+from hashattn.evaluation.benchmarks.generated import generated_records
 from hashattn.reproduce.experiments import common as experiments
 from hashattn.reproduce.experiments import finetuning
 from hashattn.reproduce.profiles import load_profile
@@ -34,19 +35,19 @@ def digest(value):
 
 @pytest.mark.parametrize("samples", range(1, 12))
 def test_every_task_gets_as_many_records_as_asked_for(tiny, tokenizer, samples):
-    made = experiments.generated_records(tiny, tokenizer, 512, samples)
+    made = generated_records(tokenizer, 512, samples, seed=tiny.seed)
     assert Counter(r.dataset for r in made) == dict.fromkeys(experiments.TASKS, samples)
     assert len({r._id for r in made}) == len(made)
-    more = experiments.generated_records(tiny, tokenizer, 512, samples + 1)
+    more = generated_records(tokenizer, 512, samples + 1, seed=tiny.seed)
     assert [r for r in more if r in made] == made  # the first of more are those of fewer
-    few = experiments.generated_records(tiny, tokenizer, 512, samples, ("needle",))
+    few = generated_records(tokenizer, 512, samples, seed=tiny.seed, tasks=("needle",))
     assert len(few) == samples
 
 
 @pytest.mark.parametrize("samples", [0, -1])
 def test_no_records_cannot_be_asked_for(tiny, tokenizer, samples):
     with pytest.raises(ValueError, match="contexts >= 1"):
-        experiments.generated_records(tiny, tokenizer, 512, samples)
+        generated_records(tokenizer, 512, samples, seed=tiny.seed)
 
 
 @pytest.mark.parametrize("count", range(1, 12))
@@ -67,7 +68,7 @@ def test_as_many_sequences_train_as_asked_for(tiny, tokenizer, count):
 )
 def test_records_of_whole_contexts_are_those_of_before(tiny, tokenizer, length, samples, count,
                                                        before):  # fmt: skip
-    made = experiments.generated_records(tiny, tokenizer, length, samples, tiny.tasks)
+    made = generated_records(tokenizer, length, samples, seed=tiny.seed, tasks=tiny.tasks)
     assert (len(made), digest([r.to_dict() for r in made])) == (count, before)
 
 

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from hashattn.base.repository import repository
+from hashattn.evaluation.benchmarks.generated import generated_records
 from hashattn.evaluation.benchmarks.longbench import fine_tuning_split
 from hashattn.evaluation.contamination import benchmarks, contamination
 from hashattn.evaluation.measures.overlap import group_overlap
@@ -42,7 +43,7 @@ def profile(tmp_path_factory):
     folder = tmp_path_factory.mktemp("own")
     tiny = load_profile("tiny")
     tokenizer = load_model(tiny)[1]
-    made = experiments.generated_records(tiny, tokenizer, 480, 2, ("lookup", "needle"))
+    made = generated_records(tokenizer, 480, 2, seed=tiny.seed, tasks=("lookup", "needle"))
     for task, source in zip(TASKS, ("lookup", "needle"), strict=True):
         part = [replace(r, dataset=task) for r in made if r.dataset == source]
         save_records(part, folder / f"{task}.jsonl")

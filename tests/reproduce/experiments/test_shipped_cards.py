@@ -7,6 +7,7 @@ import torch
 from transformers import AutoTokenizer
 
 from hashattn.base.errors import HashWeightsError
+from hashattn.evaluation.benchmarks.generated import generated_records
 from hashattn.evaluation.contamination import NONE, contamination
 from hashattn.hashing import HashWeights
 from hashattn.hashing.train import data_hash
@@ -39,7 +40,7 @@ def test_a_card_that_names_no_benchmark_was_trained_on_generated_texts_alone(
     path = profile.hash_weights_path.parent / folder / "hash_config.json"
     card = json.loads(path.read_text())["card"]
     assert card["data"]["train"]["sha256"] == data_hash([(i, r.unique()) for i, r in trained])
-    scored = experiments.generated_records(profile, tokenizer, 1024, 2)
+    scored = generated_records(tokenizer, 1024, 2, seed=profile.seed)
     table = contamination(card, scored)
     assert len(table) == len(profile.tasks) and set(table["found"]) == {NONE}
 
@@ -48,7 +49,7 @@ def test_training_and_evaluation_share_no_line(profile, tokenizer, trained):
     def lines(texts):
         return {line for text in texts for line in text.splitlines() if len(line) > 20}
 
-    scored = lines(r.context for r in experiments.generated_records(profile, tokenizer, 4096, 4))
+    scored = lines(r.context for r in generated_records(tokenizer, 4096, 4, seed=profile.seed))
     learned = lines(tokenizer.decode(ids, skip_special_tokens=True) for ids, _ in trained)
     again = experiments.sequences(profile, tokenizer, 1, length=4096, split="eval")
     assert lines(tokenizer.decode(ids, skip_special_tokens=True) for ids, _ in again) & scored

@@ -198,7 +198,10 @@ def test_the_profiles_ask_what_the_rows_publish(paper):
         assert row["density"] == 1 or row["density"] in profile.densities, id
         if row["table"].startswith("Table"):
             assert len(asked) == row["datasets"] and profile.samples_per_task == row["samples"]
-            assert profile.protocol == row["protocol"] and profile.prompt_limit == row["length"]
+            assert (
+                profile.benchmark == f"longbench_{row['protocol']}"
+                and profile.prompt_limit == row["length"]
+            )
             assert all(DATASETS[name].language != "zh" for name in asked)
     book = load_profile("llama-3.1-8b-longbench-e")
     assert {name.removesuffix("_e") for name in book.tasks} == set(LONGBENCH_E)

@@ -6,6 +6,7 @@ module a family. sizing: filling a prompt to its length. records: what `evaluate
 
 from hashattn.evaluation.benchmarks.ruler.haystack import Haystack
 from hashattn.evaluation.benchmarks.ruler.records import (
+    BENCHMARK,
     load_ruler,
     profile_records,
     ruler_protocol,
@@ -15,6 +16,7 @@ from hashattn.evaluation.benchmarks.ruler.specs import TASKS, RulerError
 from hashattn.evaluation.benchmarks.ruler.styles import STYLES
 
 __all__ = [
+    "BENCHMARK",
     "STYLES",
     "TASKS",
     "Haystack",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hashattn.base.checks import is_text, require
+from hashattn.evaluation.benchmarks.base import Benchmark
 from hashattn.evaluation.benchmarks.ruler.answering import AnsweringSample
 from hashattn.evaluation.benchmarks.ruler.counting import CommonWordsSample, FrequentWordsSample
 from hashattn.evaluation.benchmarks.ruler.haystack import Haystack, read_haystack
@@ -206,3 +207,20 @@ def profile_records(
     number = profile.samples_per_task if samples is None else samples
     options = {"seed": profile.seed, "style": profile.ruler.style} | options
     return list(ruler_records(tokenizer, tasks, length, number, **options))
+
+
+def records(
+    profile: Any, tokenizer: Any, length: int, samples: int, folder: Path | None
+) -> list[Record]:
+    """profile_records of the profile's tasks."""
+    return profile_records(profile, tokenizer, length, samples, profile.tasks)
+
+
+def protocol(profile: Any, length: int, folder: Path | None) -> Protocol:
+    """ruler_protocol; an answer in the style "facts" stops at the end of its line."""
+    stop = "\n" if profile.ruler.style == "facts" else NO_STOP
+    return ruler_protocol(profile.tasks, stop, sink=profile.sink, local=profile.local,
+                          seed=profile.seed)  # fmt: skip
+
+
+BENCHMARK = Benchmark(records, protocol, tuple(TASKS))
