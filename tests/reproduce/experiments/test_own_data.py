@@ -22,15 +22,8 @@ from hashattn.evaluation.tables import (
     sharing_table,
 )
 from hashattn.reproduce.access import load_model, require_access
-from hashattn.reproduce.experiments.common import (
-    ablations,
-    contenders,
-    finetuning,
-    frontier,
-)
-from hashattn.reproduce.experiments.common import (
-    common as experiments,
-)
+from hashattn.reproduce.experiments import ablations, contenders, finetuning, frontier
+from hashattn.reproduce.experiments import common as experiments
 from hashattn.reproduce.notebooks.claims import Claims
 from hashattn.reproduce.profiles import load_profile
 
