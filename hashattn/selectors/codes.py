@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -11,6 +13,7 @@ from hashattn.selectors.base import KeyView, Selector
 from hashattn.selectors.plan import SelectionPlan
 
 
+@dataclass(frozen=True, eq=False)
 class CodeSelector(Selector):
     """Ranks tokens by matching bits of codes, summed over the query heads that share a key's code.
 
@@ -20,7 +23,7 @@ class CodeSelector(Selector):
     by_codes: False where scores are more than matching bits, so that tokens are selected by them.
     """
 
-    by_codes: bool = True
+    by_codes: ClassVar[bool] = True
 
     @abstractmethod
     def encode_queries(self, layer: int, queries: Tensor, view: KeyView) -> Tensor:
