@@ -33,6 +33,7 @@ from hashattn.reproduce.experiments.common import (
 )
 from hashattn.reproduce.notebooks.claims import Claims
 from hashattn.reproduce.profiles import load_profile
+from hashattn.selectors.hash import HashSelector
 
 LENGTH, TASKS = 512, ("faq", "contracts")
 
@@ -78,7 +79,7 @@ def test_its_two_lengths_are_the_one(profile):
 def test_notebook_01(profile, loaded, results):
     trained = experiments.train_hashes(profile, *loaded, "default", layers=[1], progress=False)
     assert len(ablations.training_curves(trained))
-    found = experiments.recall(profile, *loaded, {"hash": experiments.as_trained(trained)}, [])
+    found = experiments.recall(profile, *loaded, {"hash": HashSelector.as_trained(trained)}, [])
     assert found.empty
     made = finetuning.samples(profile, loaded[1], profile.frontier_length)
     assert made.task == "multihop" and made.protocol.max_context is None  # generated: too few
