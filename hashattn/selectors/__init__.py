@@ -23,6 +23,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from hashattn.base.checks import require
 from hashattn.selectors.describe import describe  # a function, else the name is the module
 from hashattn.selectors.variants import HASH_VARIANTS
 
@@ -68,8 +69,7 @@ __all__ = [
 
 def selector_class(name: str) -> Any:
     """The class of the method called `name`, a key of METHODS; ValueError for any other name."""
-    if name not in METHODS:
-        raise ValueError(f"selector = {name!r} must be one of {sorted(METHODS)}")
+    require(name in METHODS, "selector", name, f"one of {sorted(METHODS)}")
     module, cls = METHODS[name]
     return getattr(import_module(module), cls)
 

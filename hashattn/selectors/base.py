@@ -168,7 +168,8 @@ class Selector(Traits, ABC):
         return {"value_norms": values.float().norm(dim=-1, keepdim=True).bfloat16()}
 
     def new_store(self, name: str, part: Tensor) -> IndexStore:
-        """An empty store for what `encode_keys` returns as `name`; part: its first tokens."""
+        """An empty store for what `encode_keys` returns as `name`; part: its first tokens, (batch,
+        heads, new, ...)."""
         return GrowableBuffer(axis=2)
 
     def observe(
@@ -194,7 +195,8 @@ class Selector(Traits, ABC):
     def select(
         self, layer: int, queries: Tensor, view: KeyView, scaling: float, plan: SelectionPlan
     ) -> Tensor:
-        """Indices (batch, lists, q, m) int32 of what each row reads: always and heavy tokens."""
+        """Indices (batch, lists, q, m) int32, -1 padded, of what each row reads: mandatory and
+        heavy tokens."""
         scores = self.scores(layer, queries, view, scaling)
         self._check_scores(scores, queries, view)
         return select(scores, plan.heavy, plan.candidates, plan.mandatory)

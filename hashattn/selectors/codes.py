@@ -31,7 +31,7 @@ class CodeSelector(Selector):
         graded ones (batch, lists, q, words, 1 + planes)."""
 
     def new_store(self, name: str, part: Tensor) -> GrowableBuffer | Codes:
-        """Codes in the layout of their device, anything else as it is."""
+        """Codes in the layout of their device, parts (batch, heads, n, ...) else as they are."""
         return layout_for(part.device)() if name == "codes" else super().new_store(name, part)
 
     def scores(self, layer: int, queries: Tensor, view: KeyView, scaling: float) -> Tensor:
@@ -42,7 +42,8 @@ class CodeSelector(Selector):
     def select(
         self, layer: int, queries: Tensor, view: KeyView, scaling: float, plan: SelectionPlan
     ) -> Tensor:
-        """Straight from the codes, if they decide and every row sees an interval of tokens."""
+        """Indices (batch, lists, q, m) int32, -1 padded: straight from the codes, if they decide
+        and every row sees an interval of tokens."""
         if plan.spans is None or not self.by_codes:
             return super().select(layer, queries, view, scaling, plan)
         return select_by_codes(

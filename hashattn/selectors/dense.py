@@ -23,6 +23,6 @@ class DenseSelector(Selector):
     kernel: bool = False
 
     def scores(self, layer: int, queries: Tensor, view: KeyView, scaling: float) -> Tensor:
-        """Equal scores: dense attention has no preference."""
+        """Equal scores (B, KV heads, q, n): dense attention has no preference."""
         batch, kv_heads, n, _ = view.keys.shape
         return queries.new_zeros(batch, kv_heads, queries.shape[2], n)

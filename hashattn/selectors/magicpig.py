@@ -90,14 +90,14 @@ class MagicPIGSelector(Selector):
     def select(
         self, layer: int, queries: Tensor, view: KeyView, scaling: float, plan: SelectionPlan
     ) -> Tensor:
-        """Tokens that are read."""
+        """Indices (B, query heads, q, m) int32, -1 padded, of the tokens that are read."""
         return self.sample(layer, queries, view, scaling, plan)[0]
 
     def sample(
         self, layer: int, queries: Tensor, view: KeyView, scaling: float, plan: SelectionPlan
     ) -> tuple[Tensor, Tensor]:
-        """Indices, and log weights: 0 for sink and local tokens, -log of the probability of the
-        others."""
+        """Indices (B, query heads, q, m) int32, -1 padded, and log weights of this shape, float32:
+        0 for sink and local tokens, -log of the probability of the others."""
         collided = (self.scores(layer, queries, view, scaling) >= 2) & plan.candidates
         count = collided.sum(dim=-1)
         room = plan.heavy.expand_as(count)

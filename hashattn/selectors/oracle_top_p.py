@@ -47,7 +47,8 @@ class OracleTopPSelector(Selector):
     def select(
         self, layer: int, queries: Tensor, view: KeyView, scaling: float, plan: SelectionPlan
     ) -> Tensor:
-        """Indices (B, lists, q, m) int32: always, and the best candidates up to mass p or heavy."""
+        """Indices (B, lists, q, m) int32: mandatory tokens, and the best candidates up to mass p or
+        plan.heavy."""
         mass = self._mass(self.scores(layer, queries, view, scaling), plan.seen)
         fixed = (mass * plan.mandatory).sum(dim=-1, keepdim=True)
         best = mass.masked_fill(~plan.candidates, -1).sort(dim=-1, descending=True, stable=True)

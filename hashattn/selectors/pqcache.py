@@ -50,11 +50,11 @@ class PQCacheSelector(Selector):
         check_layout(self.layout)
 
     def encode_keys(self, layer: int, keys: Tensor) -> dict[str, Tensor]:
-        """{"codes": keys}: the store, which has the centroids, turns keys into codes."""
+        """{"codes": keys (B, KV heads, n, D)}: the store, which has the centroids, encodes them."""
         return {"codes": keys}
 
     def new_store(self, name: str, part: Tensor) -> ProductCodes:
-        """Codes without centroids yet."""
+        """Codes without centroids yet, for keys (B, KV heads, new, D)."""
         return ProductCodes(self.parts, self.bits)
 
     def scores(self, layer: int, queries: Tensor, view: KeyView, scaling: float) -> Tensor:

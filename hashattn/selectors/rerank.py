@@ -49,7 +49,8 @@ class RerankSelector(WrapperSelector):
     def select(
         self, layer: int, queries: Tensor, view: KeyView, scaling: float, plan: SelectionPlan
     ) -> Tensor:
-        """The best of the proposed tokens by exact attention, and all sink and local ones."""
+        """Indices (B, lists, q, m) int32, -1 padded: the best of the proposed tokens by exact
+        attention, and all sink and local ones."""
         fixed = plan.sink + plan.local
         width = max(plan.width, fixed + self.factor * (plan.width - fixed))
         wider = replace(plan, heavy=self.factor * plan.heavy, width=min(width, plan.n))
@@ -65,7 +66,8 @@ class RerankSelector(WrapperSelector):
         return select(scores[..., : plan.n], plan.heavy, plan.candidates, plan.mandatory)
 
     def _weights(self, queries: Tensor, keys: Tensor, proposed: Tensor, scaling: float) -> Tensor:
-        """Attention weights among the proposed tokens, summed over a list's query heads."""
+        """Attention weights among the proposed tokens, both (B, lists, q, m), summed over a list's
+        query heads."""
         logits = listed_logits(queries, keys, proposed) * scaling
         # the lowest finite value, not -inf: a row of padding sees nothing and would become NaN
         unlisted = (proposed < 0)[:, :, :, None]

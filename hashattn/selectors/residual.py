@@ -71,13 +71,14 @@ class ResidualSelector(WrapperSelector):
     def select(
         self, layer: int, queries: Tensor, view: KeyView, scaling: float, plan: SelectionPlan
     ) -> Tensor:
-        """All tokens that are read, the sampled ones included."""
+        """Indices (B, lists, q, m) int32, -1 padded, of all that is read, the sample included."""
         return self.sample(layer, queries, view, scaling, plan)[0]
 
     def sample(
         self, layer: int, queries: Tensor, view: KeyView, scaling: float, plan: SelectionPlan
     ) -> tuple[Tensor, Tensor]:
-        """Indices and log weights: 0 for what the base chose, log(n_s / B) for the sample."""
+        """Indices (B, lists, q, m) int32, -1 padded, and log weights of this shape, float32: 0 for
+        what the base chose, log(n_s / B) for the sample."""
         sampled = (plan.heavy * self.share).round().long()
         fewer = replace(plan, heavy=plan.heavy - sampled)
         kept = indices_to_mask(self.base.select(layer, queries, view, scaling, fewer), plan.n)

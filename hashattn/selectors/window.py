@@ -23,7 +23,7 @@ class WindowSelector(Selector):
     evicts = True
 
     def scores(self, layer: int, queries: Tensor, view: KeyView, scaling: float) -> Tensor:
-        """-inf for every token, which `select` never takes."""
+        """-inf for every token, which `select` never takes: float32 (B, KV heads, q, n)."""
         batch, kv_heads, n, _ = view.keys.shape
         shape = (batch, kv_heads, queries.shape[2], n)
         return torch.full(shape, -torch.inf, device=queries.device)

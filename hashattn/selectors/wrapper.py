@@ -33,25 +33,25 @@ class WrapperSelector(Selector):
         return self._with(base=self.base.shard(part))
 
     def encode_keys(self, layer: int, keys: Tensor) -> dict[str, Tensor]:
-        """As the base."""
+        """The base's, of keys (B, KV heads, n, D): token axis 2."""
         return self.base.encode_keys(layer, keys)
 
     def encode_values(self, layer: int, values: Tensor) -> dict[str, Tensor]:
-        """The base's and the wrapper's own."""
+        """The base's and the wrapper's own, of values (B, KV heads, n, Dv): token axis 2."""
         return super().encode_values(layer, values) | self.base.encode_values(layer, values)
 
     def new_store(self, name: str, part: Tensor) -> IndexStore:
-        """As the base."""
+        """The base's, for its part (batch, heads, new, ...)."""
         return self.base.new_store(name, part)
 
     def observe(
         self, layer: int, queries: Tensor, view: KeyView, scaling: float, read: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """As the base."""
+        """What the base remembers of queries (B, heads, q, D): token axis 2."""
         return self.base.observe(layer, queries, view, scaling, read)
 
     def scores(self, layer: int, queries: Tensor, view: KeyView, scaling: float) -> Tensor:
-        """As the base."""
+        """The base's (B, lists, q, n)."""
         return self.base.scores(layer, queries, view, scaling)
 
     def auxiliary_bits(self, group: int, head_dim: int) -> float:
