@@ -22,17 +22,11 @@ from hashattn.evaluation.tables import (
     sharing_table,
 )
 from hashattn.reproduce.access import load_model, require_access
-from hashattn.reproduce.experiments.common import (
-    ablations,
-    contenders,
-    finetuning,
-    frontier,
-)
-from hashattn.reproduce.experiments.common import (
-    common as experiments,
-)
+from hashattn.reproduce.experiments import ablations, contenders, finetuning, frontier
+from hashattn.reproduce.experiments import common as experiments
 from hashattn.reproduce.notebooks.claims import Claims
 from hashattn.reproduce.profiles import load_profile
+from hashattn.selectors import make_selector
 from hashattn.selectors.hash import HashSelector
 
 LENGTH, TASKS = 512, ("faq", "contracts")
@@ -97,7 +91,7 @@ def test_notebook_02(profile, loaded, weights, monkeypatch):
     codes = {"hash 32 bits": weights}
     calibrated = experiments.calibration(profile, *loaded)
     monkeypatch.setattr(contenders, "HATASelector", type("HATA", (), {
-        "train": lambda *_, **__: experiments.make_selector("lsh", bits=32)
+        "train": lambda *_, **__: make_selector("lsh", bits=32)
     }))  # fmt: skip
     others = contenders.others(profile, calibrated)
     assert "lsh 32 bits" in others
