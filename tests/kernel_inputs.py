@@ -6,6 +6,8 @@ from torch import Tensor
 from hashattn.kernels import Maps
 from on_device import GPU
 
+BACKENDS = ("reference", "numpy", "numba", "triton")
+
 
 def random_codes(*shape: int, seed: int = 0, device: torch.device | str = "cpu") -> Tensor:
     """int32 words of uniform bits."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hashattn.base.files import replacing, write_text
+from hashattn.evaluation.measures.selection_map import KINDS
 from hashattn.reproduce.profiles import load_profile
 from hashattn.selectors import HASH_VARIANTS, METHODS, MethodStyle, selector_class
 
@@ -21,7 +22,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from hashattn.evaluation.measures.selection_map import SelectionMap
 
+
+# of selection_map.KINDS: white, then Okabe and Ito's for what was read and what was missed
+SELECTION_COLORS = ("#ffffff", "#eeeeee", "#bbbbbb", "#0072b2", "#e69f00", "#d55e00")
 SVG_SALT = "hashattn"  # fixes the ids inside an SVG, random otherwise
 METADATA = {"png": {"Software": None}, "svg": {"Date": None}}
 GOLDEN = 0.618034  # of a turn from one default hue to the next: none comes close to an earlier one
@@ -114,6 +119,26 @@ def method_lines(axis: Axes, table: pd.DataFrame, x: str, y: str, hue: str = "me
         dashes=dashes, errorbar=None, ax=axis,
     )  # fmt: skip
     axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+
+
+def draw_selection(axis: Axes, selected: SelectionMap) -> None:
+    """A picture of what a selector reads: a row for each query, a column for each token."""
+    from matplotlib.colors import ListedColormap
+    from matplotlib.patches import Patch
+
+    rows, n = selected.kinds.shape
+    axis.imshow(
+        selected.kinds.numpy(), cmap=ListedColormap(SELECTION_COLORS), vmin=0,
+        vmax=len(KINDS) - 1, aspect="auto", interpolation="nearest",
+    )  # fmt: skip
+    axis.grid(False)
+    axis.set_xlabel(f"token (of {n})")
+    axis.set_ylabel(f"query row ({int(selected.positions[0])} to {int(selected.positions[-1])})")
+    axis.set_title(f"{selected.method}, layer {selected.layer}, head {selected.head}: "
+                   f"{selected.hits:.0%} of the best")  # fmt: skip
+    kinds = zip(KINDS[1:], SELECTION_COLORS[1:], strict=True)
+    handles = [Patch(color=color, label=label) for label, color in kinds]
+    axis.legend(handles=handles, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def save_figure(figure: Figure, name: str, results: Path | None = None) -> tuple[Path, Path]:

@@ -8,7 +8,7 @@ import torch
 from hashattn.base.errors import HashAttnError
 from hashattn.base.files import WriteError, replacing, write_json, write_text
 from hashattn.base.progress import VARIABLE, progress_bar, say
-from hashattn.evaluation.methods import save_reading
+from hashattn.evaluation.methods import save_receipts
 from hashattn.evaluation.records import Record, save_records
 from hashattn.hashing.files import write_tensors
 from hashattn.reproduce.bench.record import save
@@ -58,7 +58,7 @@ WRITERS = {  # {name: (file, write(folder, much))}; much: whether it is more tha
     ),
     "reading": (
         "a",
-        lambda folder, much: save_reading(folder / "a", reading(LONG if much else "x")),
+        lambda folder, much: save_receipts(folder / "a", reading(LONG if much else "x")),
     ),
     "tensors": (
         "a",

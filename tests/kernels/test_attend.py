@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from hashattn import kernels
+from kernel_inputs import BACKENDS
 from on_device import on_device
 
-BACKENDS = ("reference", "numpy", "numba", "triton")
 attend, dense_decode, union = map(on_device, (kernels.attend, kernels.dense_decode, kernels.union))
 
 

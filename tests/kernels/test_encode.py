@@ -8,9 +8,9 @@ from torch import Tensor
 
 from hashattn import kernels
 from hashattn.kernels import ACTIVATIONS, Maps, unpack_bits
+from kernel_inputs import BACKENDS
 from on_device import on_device
 
-BACKENDS = ("reference", "numpy", "numba", "triton")
 encode, encode_pair = map(on_device, (kernels.encode, kernels.encode_pair))
 UNSURE = 1e-4  # of a pre-activation: within rounding of 0, where backends may differ
 

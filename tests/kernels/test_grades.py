@@ -5,10 +5,9 @@ import torch
 
 from hashattn import kernels
 from hashattn.kernels import pack_bits, unpack_bits
-from kernel_inputs import random_codes
+from kernel_inputs import BACKENDS, random_codes
 from on_device import on_device
 
-BACKENDS = ("reference", "numpy", "numba", "triton")
 grade_bits, hamming_scores, select_by_codes = map(
     on_device, (kernels.grade_bits, kernels.hamming_scores, kernels.select_by_codes)
 )

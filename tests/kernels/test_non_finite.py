@@ -8,13 +8,13 @@ from torch import Tensor
 
 from hashattn import kernels
 from hashattn.kernels import Maps
+from kernel_inputs import BACKENDS
 from on_device import on_device
 
 # numpy tells of them where Triton's interpreter computes
 pytestmark = pytest.mark.filterwarnings(
     "ignore:(invalid value|divide by zero|overflow|All-NaN slice) encountered:RuntimeWarning"
 )
-BACKENDS = ("reference", "numpy", "numba", "triton")
 NAN, INF = math.nan, math.inf
 N, DIM, VALUE_DIM = 45, 16, 32
 attend, dense_decode, encode, encode_pair, grade_bits, select = map(

@@ -6,10 +6,9 @@ from torch import Tensor
 
 from hashattn import kernels
 from hashattn.kernels import Codes, hamming_scores, layout_for, unpack_bits
-from kernel_inputs import random_codes
+from kernel_inputs import BACKENDS, random_codes
 from on_device import on_device
 
-BACKENDS = ("reference", "numpy", "numba", "triton")
 select, select_by_codes = map(on_device, (kernels.select, kernels.select_by_codes))
 
 

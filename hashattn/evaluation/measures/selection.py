@@ -72,6 +72,18 @@ def selection_metrics(
     return table
 
 
+def selected_rows(
+    layer: CapturedLayer, selector: Selector, heavy: int, sink: int, local: int, prompt: int = 0
+) -> tuple[_Truth, tuple[Tensor, Tensor | None]]:
+    """What the rows of a captured layer attend to, and the lists (1, lists, rows, m) that the
+    selector reads for them, with their log weights; arguments as of selection_metrics."""
+    rows = rows_with_candidates(layer, sink, local, prompt=prompt)
+    index = _index(selector, layer, prompt)
+    truth = _Truth(layer, rows, (sink, local), (heavy,), None)
+    scores = truth.scores(selector, index) if selector.ranks else None
+    return truth, truth.read(selector, index, scores, heavy)
+
+
 class _Truth:
     """What some rows of a layer attend to, computed once for all selectors and budgets."""
 

@@ -171,7 +171,7 @@ LOCAL = """
 import json, sys, torch
 sys.path[:0] = {paths!r}
 torch.set_num_threads(1)
-from engines import test_engines as t
+from base.engines import test_engines as t
 frame = t.evaluate({path!r})
 import ray
 print(json.dumps([ray.is_initialized(), len(frame)]))

@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
-from engines.process_work import Noting
 
+from base.engines.process_work import Noting
 from hashattn.base.engines import EngineError
 from hashattn.base.engines.processes import Processes, processes_that_fit
 from hashattn.base.progress import VARIABLE
@@ -95,7 +95,7 @@ def test_a_caller_that_looks_no_further_ends_the_workers():
 
 SCRIPT = """
 import sys
-from engines.process_work import Noting
+from base.engines.process_work import Noting
 from hashattn.base.engines.processes import Processes
 for item, pid, _ in Processes(2).run(Noting(0.01), [["a"] * 100_000, ["b"] * 100_000]):
     print(item, pid, flush=True)

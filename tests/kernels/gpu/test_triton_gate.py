@@ -72,8 +72,8 @@ import json, random, sys
 from hashattn_kernels.triton_gpu import gate
 
 builds = list(gate.different_builds().values())
-drawn = {each: random.plan([b for b in builds if b.kernel == each]) for each in gate.KERNELS}
-print(json.dumps([gate.check((b, random.plan(gate.ARCHITECTURES))) for b in drawn.values()]))
+drawn = {each: random.choice([b for b in builds if b.kernel == each]) for each in gate.KERNELS}
+print(json.dumps([gate.check((b, random.choice(gate.ARCHITECTURES))) for b in drawn.values()]))
 """
 
 

@@ -193,7 +193,7 @@ def test_after_a_kill_the_next_run_goes_on(profile_file, results, write_notebook
     command = [sys.executable, "-m", "hashattn.reproduce", "--profile", str(profile_file)]
     command += ["--notebooks", str(folder)]
     environment = os.environ | {"PYTHONPATH": ".:kernels", "NAP": "60"}
-    process = subprocess.Popen(command, env=environment, cwd=Path(__file__).parents[2])
+    process = subprocess.Popen(command, env=environment, cwd=Path(__file__).parents[3])
     deadline = time.monotonic() + 60
     while not (results / "notebooks" / "01_slow.partial.ipynb").exists():
         assert process.poll() is None and time.monotonic() < deadline
@@ -201,7 +201,7 @@ def test_after_a_kill_the_next_run_goes_on(profile_file, results, write_notebook
     process.send_signal(signal.SIGKILL)
     process.wait()
     done = subprocess.run(
-        command, env=environment | {"NAP": "0"}, cwd=Path(__file__).parents[2],
+        command, env=environment | {"NAP": "0"}, cwd=Path(__file__).parents[3],
         capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
