@@ -1,18 +1,21 @@
 """Figures and tables of the notebooks: one style, and files that are the same for the same numbers.
 
-Each method has one colour and one marker in every figure; the colours are Okabe and Ito's, which
-readers with colour vision deficiencies can tell apart.
+Each method has one colour and one marker in every figure, which its class names; those of the main
+methods are Okabe and Ito's, which readers with colour vision deficiencies can tell apart.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from colorsys import hls_to_rgb
+from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from hashattn.base.files import replacing, write_text
 from hashattn.evaluation.measures.selection_map import KINDS
 from hashattn.reproduce.profiles import load_profile
+from hashattn.selectors import HASH_VARIANTS, METHODS, MethodStyle, selector_class
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,43 +25,37 @@ if TYPE_CHECKING:
     from hashattn.evaluation.measures.selection_map import SelectionMap
 
 
-class MethodStyle(NamedTuple):
-    """How a method is drawn: colour, marker and its name in a legend."""
-
-    color: str
-    marker: str | tuple[int, int, int]
-    label: str
-
-
-METHOD_STYLES = {
-    "dense": MethodStyle("#000000", "s", "dense"),
-    "oracle": MethodStyle("#7f7f7f", "*", "oracle top-k"),
-    "hash": MethodStyle("#0072b2", "o", "HashAttention"),
-    "hash_128": MethodStyle("#003f7f", (7, 0, 0), "HashAttention, 128 bits"),
-    "hash_official": MethodStyle("#7fb8d9", (5, 1, 180), "HashAttention, official recipe"),
-    "double_sparsity": MethodStyle("#d55e00", "^", "Double Sparsity"),
-    "quest": MethodStyle("#009e73", "v", "Quest"),
-    "lsh": MethodStyle("#cc79a7", "D", "LSH"),
-    "window": MethodStyle("#e69f00", "P", "sink + local"),
-    "random": MethodStyle("#56b4e9", "X", "random"),
-    "streaming_llm": MethodStyle("#ddcc77", "h", "StreamingLLM"),
-    "h2o": MethodStyle("#882255", "<", "H2O"),
-    "snapkv": MethodStyle("#999933", ">", "SnapKV"),
-    "infllm": MethodStyle("#332288", "p", "InfLLM"),
-    "oracle_top_p": MethodStyle("#bbbbbb", (4, 1, 0), "oracle top-p"),
-    "sparq": MethodStyle("#44aa99", (3, 1, 0), "SparQ"),
-    "loki": MethodStyle("#117733", (6, 1, 0), "Loki"),
-    "pqcache": MethodStyle("#aa4499", (8, 1, 0), "PQCache"),
-    "socket": MethodStyle("#88ccee", (3, 1, 180), "SOCKET"),
-    "hata": MethodStyle("#ee8866", (5, 0, 180), "HATA"),
-    "magicpig": MethodStyle("#661100", "d", "MagicPIG"),
-    "rerank": MethodStyle("#004488", "H", "HashAttention, re-ranked"),
-    "residual": MethodStyle("#6699cc", "8", "HashAttention and a sample"),
-}
 # of selection_map.KINDS: white, then Okabe and Ito's for what was read and what was missed
 SELECTION_COLORS = ("#ffffff", "#eeeeee", "#bbbbbb", "#0072b2", "#e69f00", "#d55e00")
 SVG_SALT = "hashattn"  # fixes the ids inside an SVG, random otherwise
 METADATA = {"png": {"Software": None}, "svg": {"Date": None}}
+GOLDEN = 0.618034  # of a turn from one default hue to the next: none comes close to an earlier one
+
+
+def method_styles() -> dict[str, MethodStyle]:
+    """The style of every method and hash variant by name, no colour or marker twice.
+
+    Of its class; a free default one where the class has none, or an earlier name has that style.
+    """
+    own = {name: selector_class(name).style for name in METHODS}
+    own |= {name: variant.style for name, variant in HASH_VARIANTS.items()}
+    named = [style for style in own.values() if style is not None]
+    defaults = _free_styles({style.color for style in named})
+    styles: dict[str, MethodStyle] = {}
+    for name, style in own.items():
+        if style is None or style in styles.values():
+            style = next(defaults)._replace(label=name.replace("_", " "))
+        styles[name] = style
+    return styles
+
+
+def _free_styles(colors: set[str]) -> Iterator[MethodStyle]:
+    """Styles without a label, always the same: stars of ever more points, in none of `colors`."""
+    for number in count():
+        rgb = hls_to_rgb(number * GOLDEN % 1, 0.4, 0.6)
+        color = "#" + "".join(f"{round(255 * part):02x}" for part in rgb)
+        if color not in colors:
+            yield MethodStyle(color, (9 + number, 1, 0), "")
 
 
 def method_style(name: str) -> MethodStyle:
@@ -66,10 +63,10 @@ def method_style(name: str) -> MethodStyle:
 
     Raises ValueError for a method without a style.
     """
-    method = name.split(" ")[0]
-    if method not in METHOD_STYLES:
-        raise ValueError(f"method {name!r} has no style: start it with {', '.join(METHOD_STYLES)}")
-    return METHOD_STYLES[method]
+    method, styles = name.split(" ")[0], method_styles()
+    if method not in styles:
+        raise ValueError(f"method {name!r} has no style: start it with {', '.join(styles)}")
+    return styles[method]
 
 
 def palette(names: Iterable[str]) -> dict[str, str]:

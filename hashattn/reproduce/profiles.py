@@ -21,7 +21,7 @@ from hashattn.base.repository import repository
 from hashattn.evaluation.benchmarks.registry import BENCHMARKS, usual_benchmark
 from hashattn.evaluation.benchmarks.ruler.specs import TASKS as RULER_TASKS
 from hashattn.evaluation.benchmarks.ruler.styles import STYLES
-from hashattn.selectors import METHODS
+from hashattn.selectors import HASH_VARIANTS, METHODS
 
 DEFAULT = "embedded"
 USUAL_METHODS = (
@@ -37,7 +37,6 @@ USUAL_METHODS = (
 DTYPES = ("float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda")
 PLACEMENTS = ("single", "device_map", "tensor_parallel")
-HASH_VARIANTS = ("hash_128", "hash_official")  # the same selector with other weights
 MEMORY = (32, 64, 128, 256)
 LAYOUTS = ("per_kv_head", "per_query_head")
 NAMING = (

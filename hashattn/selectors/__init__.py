@@ -1,11 +1,34 @@
-"""Selectors: one method of ranking cached tokens a file, all behind hashattn.selectors.base."""
+"""Selectors: one method of ranking cached tokens a file, all behind hashattn.selectors.base.
+
+The methods are the modules that METHODS names. The others help them, from the ground up:
+
+plan            what a call may choose from
+base            the interface: Selector, and KeyView, what it sees of a cache
+usual           the material of a method's usual setting, and its style in figures
+describe        one row of a table of methods
+calibration     means, covariances and content hashes of captured queries and keys
+hyperplanes     random normals by seed and layer
+logits          exact or estimated logits as scores, per query head or for a group
+codes           selectors by the Hamming distance of codes: hash, hata, lsh
+observed        selectors by the attention they saw: h2o, snapkv, infllm
+wrapper         selectors on top of another one: rerank, residual
+variants        names for the hash selector with other weights
+
+A new method is three places: its file, with a dataclass of its settings and what it ranks by; a
+line in METHODS; a test. `usual` and `style` are its own where the defaults do not fit.
+"""
 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from hashattn.base.checks import require
 from hashattn.selectors.describe import describe  # a function, else the name is the module
+from hashattn.selectors.variants import HASH_VARIANTS
+
+if TYPE_CHECKING:
+    from hashattn.selectors.usual import UsualContext
 
 # name: (module, class); imported when asked for, so that one method does not load them all
 METHODS = {
@@ -18,7 +41,7 @@ METHODS = {
     "lsh": ("hashattn.selectors.lsh", "LSHSelector"),
     "double_sparsity": ("hashattn.selectors.double_sparsity", "DoubleSparsitySelector"),
     "quest": ("hashattn.selectors.quest", "QuestSelector"),
-    "streaming_llm": ("hashattn.selectors.window", "WindowSelector"),
+    "streaming_llm": ("hashattn.selectors.window", "StreamingLLMSelector"),
     "h2o": ("hashattn.selectors.h2o", "H2OSelector"),
     "snapkv": ("hashattn.selectors.snapkv", "SnapKVSelector"),
     "infllm": ("hashattn.selectors.infllm", "InfLLMSelector"),
@@ -36,7 +59,32 @@ _CLASSES |= {"Selector": "hashattn.selectors.base", "KeyView": "hashattn.selecto
 _CLASSES["CodeSelector"] = "hashattn.selectors.codes"
 _CLASSES["SelectionPlan"] = "hashattn.selectors.plan"
 
-__all__ = ["METHODS", "describe", "make_selector", *sorted(_CLASSES)]
+_CLASSES |= dict.fromkeys(("MethodStyle", "UsualContext"), "hashattn.selectors.usual")
+
+__all__ = [
+    "HASH_VARIANTS", "METHODS", "describe", "make_selector", "selector_class", "usual_selector",
+    *sorted(_CLASSES),
+]  # fmt: skip
+
+
+def selector_class(name: str) -> Any:
+    """The class of the method called `name`, a key of METHODS; ValueError for any other name."""
+    require(name in METHODS, "selector", name, f"one of {sorted(METHODS)}")
+    module, cls = METHODS[name]
+    return getattr(import_module(module), cls)
+
+
+def usual_selector(name: str, context: UsualContext) -> Any:
+    """The method or hash variant called `name` in its usual setting.
+
+    Raises ValueError for any other name, and for a variant whose weights the context lacks.
+    """
+    if name not in HASH_VARIANTS:
+        return selector_class(name).usual(context)
+    codes = HASH_VARIANTS[name].codes
+    if codes not in context.codes:
+        raise ValueError(f"{name} needs the hash weights called {codes!r} in the context's codes")
+    return selector_class("hash").as_trained(context.codes[codes])
 
 
 def make_selector(name: str, **parameters: Any) -> Any:
@@ -44,11 +92,9 @@ def make_selector(name: str, **parameters: Any) -> Any:
 
     Raises ValueError for a name that no method has, or a parameter that the method does not take.
     """
-    if name not in METHODS:
-        raise ValueError(f"selector = {name!r} must be one of {sorted(METHODS)}")
-    module, cls = METHODS[name]
+    cls = selector_class(name)
     try:
-        return getattr(import_module(module), cls)(**parameters)
+        return cls(**parameters)
     except TypeError as error:
         given = sorted(parameters)
         raise ValueError(f"selector {name!r} with parameters {given}: {error}") from error

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 from uuid import uuid4
 
@@ -22,9 +22,11 @@ from hashattn.selectors.plan import SelectionPlan
 
 if TYPE_CHECKING:
     from hashattn.models.heads import HeadSlice
+    from hashattn.selectors.usual import MethodStyle, UsualContext
 
 Layout = Literal["kv_head", "query_head"]
 NORM_BITS = 16  # of a stored norm, of a value or a key
+SETTINGS = (str, int, float, tuple, type(None))  # what a record can hold of a field
 
 
 class IndexStore(Protocol):
@@ -105,21 +107,24 @@ class KeyView:
         return allowed if self.visible is None else allowed & self.visible[:, None, None]
 
 
-class Selector(ABC):
-    """Ranks cached tokens for queries; one subclass per method.
+class Traits:
+    """What a method says of itself: class attributes, fields or properties of its own.
 
-    name: how the method is called in records. sparse: False for a baseline that reads everything;
-    its attention is the model's own. kernel: whether the decode steps of such a baseline go through
-    this package's `dense_decode` instead, on a CPU.
-    trained: False for hash weights that were initialised at random. layout: "kv_head" gives one
-    list of tokens per KV head, "query_head" one per query head. needs: "nothing", "calibration" or
-    "training" before it can rank. ranks: False for methods whose `select` is not simply the best of
-    their scores. evicts: True for methods that drop tokens for good. observes: True for methods
-    that decide from attention they saw, see `observe`. value_norms: True for methods that weigh a
-    token by the norm of its value, see `encode_values`.
+    name: how the method is called in records. style: how figures draw it; None for a colour and a
+    marker that no other method has. sparse: False for a baseline that reads everything; its
+    attention is the model's own. kernel: whether the decode steps of such a baseline go through
+    this package's `dense_decode` instead, on a CPU. trained: False for hash weights that were
+    initialised at random. layout: "kv_head" gives one list of tokens per KV head, "query_head" one
+    per query head. needs: "nothing", "calibration" or "training" before it can rank. ranks: False
+    for methods whose `select` is not simply the best of their scores. evicts: True for methods that
+    drop tokens for good. observes: True for methods that decide from attention they saw, see
+    `observe`. value_norms: True for methods that weigh a token by the norm of its value, see
+    `encode_values`.
     """
 
+    # apart from Selector, or its dataclass would put these before the fields of every method
     name: str
+    style: MethodStyle | None = None
     sparse: bool = True
     kernel: bool = False
     trained: bool = True
@@ -129,6 +134,21 @@ class Selector(ABC):
     evicts: bool = False
     observes: bool = False
     value_norms: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Selector(Traits, ABC):
+    """Ranks cached tokens for queries; one subclass per method.
+
+    Each is a dataclass(frozen=True, eq=False) whose fields are its settings, checked in
+    `__post_init__`, and its data: tensors, weights, another selector. Data is a field(repr=False),
+    and the settings, which repr shows, are what the record names.
+    """
+
+    @classmethod
+    def usual(cls, context: UsualContext) -> Self:
+        """The method in the setting in which comparisons run it; here its defaults."""
+        return cls()
 
     def encode_keys(self, layer: int, keys: Tensor) -> dict[str, Tensor]:
         """Data stored for new tokens, keys (batch, kv_heads, new, head_dim) -> token axis 2.
@@ -148,7 +168,8 @@ class Selector(ABC):
         return {"value_norms": values.float().norm(dim=-1, keepdim=True).bfloat16()}
 
     def new_store(self, name: str, part: Tensor) -> IndexStore:
-        """An empty store for what `encode_keys` returns as `name`; part: its first tokens."""
+        """An empty store for what `encode_keys` returns as `name`; part: its first tokens, (batch,
+        heads, new, ...)."""
         return GrowableBuffer(axis=2)
 
     def observe(
@@ -174,7 +195,8 @@ class Selector(ABC):
     def select(
         self, layer: int, queries: Tensor, view: KeyView, scaling: float, plan: SelectionPlan
     ) -> Tensor:
-        """Indices (batch, lists, q, m) int32 of what each row reads: always and heavy tokens."""
+        """Indices (batch, lists, q, m) int32, -1 padded, of what each row reads: mandatory and
+        heavy tokens."""
         scores = self.scores(layer, queries, view, scaling)
         self._check_scores(scores, queries, view)
         return select(scores, plan.heavy, plan.candidates, plan.mandatory)
@@ -232,10 +254,14 @@ class Selector(ABC):
         return self
 
     def _with(self, **changes: Any) -> Self:
-        """A shallow copy with other attributes."""
+        """A shallow copy with other attributes, which are not checked again."""
         changed = copy.copy(self)
         changed.__dict__.update(changes, _own_parts={}, _identity=uuid4().hex)
         return changed
+
+    def _settle(self, **attributes: Any) -> None:
+        """For `__post_init__` alone: fields in their final form, and state that belongs to them."""
+        self.__dict__.update(attributes)
 
     @property
     def _parts(self) -> dict[HeadSlice, Self]:
@@ -243,7 +269,29 @@ class Selector(ABC):
 
     def record(self) -> dict[str, Any]:
         """JSON-able description for receipts: name, parameters, weights_sha256 or None."""
-        return {"name": self.name, "parameters": {}, "weights_sha256": None}
+        return {
+            "name": self.name,
+            "parameters": self.parameters(),
+            "weights_sha256": self.weights_sha256(),
+        }
+
+    def parameters(self) -> dict[str, Any]:
+        """The settings by name, in the order of their fields.
+
+        Raises TypeError for a field that is no setting and not marked as data.
+        """
+        settings = {f.name: getattr(self, f.name) for f in fields(self) if f.repr}
+        for name, value in settings.items():
+            if not isinstance(value, SETTINGS):
+                raise TypeError(
+                    f"selector {self.name!r}: its field {name!r} holds a {type(value).__name__}, "
+                    "which a record cannot; mark data by field(repr=False)"
+                )
+        return settings
+
+    def weights_sha256(self) -> str | None:
+        """SHA-256 (hex) of the weights or the calibration, None for a method without."""
+        return None
 
     def lists(self, heads: int, kv_heads: int) -> int:
         """Number of token lists for a layer with these head counts."""
@@ -255,6 +303,5 @@ class Selector(ABC):
 
         A string rather than the object, so that deepcopy(cache) does not copy hash weights.
         """
-        if "_identity" not in self.__dict__:
-            object.__setattr__(self, "_identity", uuid4().hex)
-        return self.__dict__["_identity"]
+        # setdefault is one step: threads that ask at once get the same
+        return self.__dict__.setdefault("_identity", uuid4().hex)

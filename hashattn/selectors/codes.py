@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -11,6 +13,7 @@ from hashattn.selectors.base import KeyView, Selector
 from hashattn.selectors.plan import SelectionPlan
 
 
+@dataclass(frozen=True, eq=False)
 class CodeSelector(Selector):
     """Ranks tokens by matching bits of codes, summed over the query heads that share a key's code.
 
@@ -20,7 +23,7 @@ class CodeSelector(Selector):
     by_codes: False where scores are more than matching bits, so that tokens are selected by them.
     """
 
-    by_codes: bool = True
+    by_codes: ClassVar[bool] = True
 
     @abstractmethod
     def encode_queries(self, layer: int, queries: Tensor, view: KeyView) -> Tensor:
@@ -28,7 +31,7 @@ class CodeSelector(Selector):
         graded ones (batch, lists, q, words, 1 + planes)."""
 
     def new_store(self, name: str, part: Tensor) -> GrowableBuffer | Codes:
-        """Codes in the layout of their device, anything else as it is."""
+        """Codes in the layout of their device, parts (batch, heads, n, ...) else as they are."""
         return layout_for(part.device)() if name == "codes" else super().new_store(name, part)
 
     def scores(self, layer: int, queries: Tensor, view: KeyView, scaling: float) -> Tensor:
@@ -39,7 +42,8 @@ class CodeSelector(Selector):
     def select(
         self, layer: int, queries: Tensor, view: KeyView, scaling: float, plan: SelectionPlan
     ) -> Tensor:
-        """Straight from the codes, if they decide and every row sees an interval of tokens."""
+        """Indices (batch, lists, q, m) int32, -1 padded: straight from the codes, if they decide
+        and every row sees an interval of tokens."""
         if plan.spans is None or not self.by_codes:
             return super().select(layer, queries, view, scaling, plan)
         return select_by_codes(

@@ -1,12 +1,14 @@
 """Dense attention: the baseline that reads every cached token."""
 
-from typing import Any
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from hashattn.selectors.base import KeyView, Selector
+from hashattn.selectors.usual import MethodStyle
 
 
+@dataclass(frozen=True, eq=False)
 class DenseSelector(Selector):
     """Reads everything; attention stays the model's own and is only counted.
 
@@ -15,16 +17,12 @@ class DenseSelector(Selector):
     """
 
     name = "dense"
+    style = MethodStyle("#000000", "s", "dense")
     sparse = False
 
-    def __init__(self, kernel: bool = False) -> None:
-        self.kernel = kernel
+    kernel: bool = False
 
     def scores(self, layer: int, queries: Tensor, view: KeyView, scaling: float) -> Tensor:
-        """Equal scores: dense attention has no preference."""
+        """Equal scores (B, KV heads, q, n): dense attention has no preference."""
         batch, kv_heads, n, _ = view.keys.shape
         return queries.new_zeros(batch, kv_heads, queries.shape[2], n)
-
-    def record(self) -> dict[str, Any]:
-        """Method and parameters; weights_sha256 None."""
-        return {"name": self.name, "parameters": {"kernel": self.kernel}, "weights_sha256": None}

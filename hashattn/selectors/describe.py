@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from hashattn.base.checks import require
+
 if TYPE_CHECKING:
     from hashattn.selectors.base import Selector
 
@@ -18,8 +20,7 @@ def describe(selector: Selector, group: int, head_dim: int) -> dict[str, Any]:
     head_dim below 1.
     """
     for name, value in (("group", group), ("head_dim", head_dim)):
-        if value < 1:
-            raise ValueError(f"{name} = {value} must be at least 1")
+        require(value >= 1, name, value, "at least 1")
     return {
         "name": selector.name,
         "nominal_bits": float(selector.nominal_bits(group, head_dim)),

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from hashattn.selectors.base import KeyView, Selector
+from hashattn.base.checks import require
+from hashattn.selectors.base import KeyView, Layout, Selector
 from hashattn.selectors.calibration import CapturedRows, mean_by_layer, tensors_sha256
+from hashattn.selectors.logits import check_layout
+from hashattn.selectors.usual import MethodStyle, UsualContext
 
 if TYPE_CHECKING:
     from hashattn.models.heads import HeadSlice
@@ -17,9 +21,9 @@ if TYPE_CHECKING:
 LABEL_BITS = (2, 4, 8, 16)
 SCALE_BITS = 32  # a label's minimum and step, float16 each
 CHANNEL_LAYOUTS = ("per_query_head", "per_kv_head")
-SELECTIONS = ("query_head", "kv_head")
 
 
+@dataclass(frozen=True, eq=False)
 class DoubleSparsitySelector(Selector):
     """score = q[C].k[C] over the calibrated channels C, both sides quantised per token.
 
@@ -33,28 +37,39 @@ class DoubleSparsitySelector(Selector):
     """
 
     name = "double_sparsity"
-    sparse = True
-    trained = True  # calibrated, there are no weights that could be random
+    style = MethodStyle("#d55e00", "^", "Double Sparsity")
     needs = "calibration"
 
-    def __init__(
-        self,
-        channels: Mapping[int, Tensor],
-        label_bits: int = 4,
-        channel_layout: str = "per_query_head",
-        layout: str = "query_head",
-    ) -> None:
-        _require("label_bits", label_bits, LABEL_BITS)
-        _require("channel_layout", channel_layout, CHANNEL_LAYOUTS)
-        _require("layout", layout, SELECTIONS)
-        if layout == "kv_head" and channel_layout == "per_query_head":
+    channels: Mapping[int, Tensor] = field(repr=False)
+    label_bits: int = 4
+    channel_layout: str = "per_query_head"
+    layout: Layout = "query_head"
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("label_bits", LABEL_BITS), ("channel_layout", CHANNEL_LAYOUTS)):
+            value = getattr(self, name)
+            require(value in allowed, name, value, f"one of {list(allowed)}")
+        check_layout(self.layout)
+        if self.layout == "kv_head" and self.channel_layout == "per_query_head":
             raise ValueError('layout = "kv_head" needs channel_layout = "per_kv_head"')
-        widths = {tensor.shape[-1] for tensor in channels.values()}
+        widths = {tensor.shape[-1] for tensor in self.channels.values()}
         if len(widths) != 1:
             raise ValueError(f"channels need the same number per head in every layer, not {widths}")
-        self.channels = {layer: c.long().sort(dim=-1).values for layer, c in channels.items()}
-        self.channels_per_head = widths.pop()
-        self.label_bits, self.channel_layout, self.layout = label_bits, channel_layout, layout
+        self._settle(
+            channels={layer: c.long().sort(dim=-1).values for layer, c in self.channels.items()}
+        )
+
+    @classmethod
+    def usual(cls, context: UsualContext) -> DoubleSparsitySelector:
+        """An eighth of the channels for each query head, 4-bit labels."""
+        return cls.calibrate(
+            context.calibrated, channels_per_head=context.head_dim // 8, label_bits=4
+        )
+
+    @property
+    def channels_per_head(self) -> int:
+        """r, the same in every layer."""
+        return next(iter(self.channels.values())).shape[-1]
 
     @classmethod
     def calibrate(
@@ -63,7 +78,7 @@ class DoubleSparsitySelector(Selector):
         channels_per_head: int = 16,
         label_bits: int = 4,
         channel_layout: str = "per_query_head",
-        layout: str = "query_head",
+        layout: Layout = "query_head",
     ) -> DoubleSparsitySelector:
         """Picks the channels c with the largest mean |q_c k_c| over all pairs of captured q and k.
 
@@ -125,16 +140,13 @@ class DoubleSparsitySelector(Selector):
         stored = group if self.channel_layout == "per_query_head" else 1
         return float(stored * (self.channels_per_head * of_label + scales))
 
-    def record(self) -> dict[str, Any]:
-        """Method and parameters; weights_sha256 covers the calibrated channels."""
-        parameters = {
-            "channels_per_head": self.channels_per_head,
-            "label_bits": self.label_bits,
-            "channel_layout": self.channel_layout,
-            "layout": self.layout,
-        }
-        sha256 = tensors_sha256(self.channels)
-        return {"name": self.name, "parameters": parameters, "weights_sha256": sha256}
+    def parameters(self) -> dict[str, Any]:
+        """The channels' number, and the settings."""
+        return {"channels_per_head": self.channels_per_head} | super().parameters()
+
+    def weights_sha256(self) -> str:
+        """Of the calibrated channels."""
+        return tensors_sha256(self.channels)
 
     def _pick(self, layer: int, x: Tensor) -> Tensor:
         """The channels of x (B, H, n, D) that this layer's heads look at: (B, heads, n, r)."""
@@ -167,13 +179,8 @@ def quantise(x: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def _strongest(queries: Tensor, keys: Tensor, count: int, per_kv_head: bool) -> Tensor:
     """Channels (heads, count) with the largest mean|q_c| mean|k_c|, from means (heads, D) each."""
-    if not 0 < count <= keys.shape[-1]:
-        raise ValueError(f"channels_per_head = {count} must lie within 1..{keys.shape[-1]}")
+    most = keys.shape[-1]
+    require(0 < count <= most, "channels_per_head", count, f"within 1..{most}")
     strength = queries.view(*keys.shape[:1], -1, keys.shape[-1]) * keys[:, None]
     strength = strength.sum(dim=1) if per_kv_head else strength.flatten(0, 1)
     return strength.argsort(dim=-1, descending=True, stable=True)[:, :count]
-
-
-def _require(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} = {value!r} must be one of {list(allowed)}")

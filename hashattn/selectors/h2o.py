@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
 from hashattn.kernels import indices_to_mask
 from hashattn.selectors.base import KeyView
 from hashattn.selectors.observed import ObservingSelector, attention_by_rows
+from hashattn.selectors.usual import MethodStyle
 
 EVICTED = float("-inf")
 
 
+@dataclass(frozen=True, eq=False)
 class H2OSelector(ObservingSelector):
     """score(token) = sum over the queries since it came of softmax(scaling q.k), group mean.
 
@@ -21,6 +25,7 @@ class H2OSelector(ObservingSelector):
     """
 
     name = "h2o"
+    style = MethodStyle("#882255", "<", "H2O")
     evicts = True
 
     def observe(

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hashattn.base.checks import require
 from hashattn.hashing.weights import HashWeights
 from hashattn.kernels import grade_bits, tokens_of, unpack_bits
 from hashattn.models.heads import HeadSlice
 from hashattn.selectors.base import KeyView, Layout
 from hashattn.selectors.codes import CodeSelector
 from hashattn.selectors.logits import check_layout
+from hashattn.selectors.usual import MethodStyle, UsualContext
 
 SCORINGS = ("graded", "hamming", "asymmetric")
 GRADES = 3  # binary digits of a bit's weight: 1 % more output error than the real pre-activation
 TOKENS_AT_ONCE = 1024  # activations of a long prefill stay in the processor's cache (1.7x on a CPU)
 
 
+@dataclass(frozen=True, eq=False)
 class HashSelector(CodeSelector):
     """Ranks tokens by matching bits between learned codes of the query and of the keys.
 
@@ -34,22 +38,45 @@ class HashSelector(CodeSelector):
     """
 
     name = "hash"
-    sparse = True
+    style = MethodStyle("#0072b2", "o", "HashAttention")
     needs = "training"
 
-    def __init__(
-        self, weights: HashWeights, scoring: str = "graded", layout: Layout = "query_head"
-    ) -> None:
-        if scoring not in SCORINGS:
-            raise ValueError(f"scoring = {scoring!r} must be one of {list(SCORINGS)}")
-        check_layout(layout)
-        self.weights, self.scoring, self.layout = weights, scoring, layout
-        if self._per_query_head and layout == "kv_head":
+    weights: HashWeights = field(repr=False)
+    scoring: str = "graded"
+    layout: Layout = "query_head"
+
+    def __post_init__(self) -> None:
+        require(self.scoring in SCORINGS, "scoring", self.scoring, f"one of {list(SCORINGS)}")
+        check_layout(self.layout)
+        if self._per_query_head and self.layout == "kv_head":
             raise ValueError(
                 'layout = "kv_head" needs one code per KV head, and these weights have one per '
                 'query head: use layout = "query_head"'
             )
-        self.trained, self.by_codes = weights.trained, scoring != "asymmetric"
+
+    @classmethod
+    def usual(cls, context: UsualContext) -> HashSelector:
+        """The comparison's weights, graded, a selection per query head."""
+        return cls(context.weights)
+
+    @classmethod
+    def as_trained(cls, weights: HashWeights) -> HashSelector:
+        """What the weights' recipe trained them for: graded bits and a selection per query head, or
+        matching bits (TrainRecipe.group "sum") and a selection per key map."""
+        if weights.card["recipe"]["group"] == "each":
+            return cls(weights)
+        shared = weights.config.layout == "per_kv_head"
+        return cls(weights, "hamming", "kv_head" if shared else "query_head")
+
+    @property
+    def trained(self) -> bool:
+        """As the weights."""
+        return self.weights.trained
+
+    @property
+    def by_codes(self) -> bool:
+        """Real pre-activations are no codes."""
+        return self.scoring != "asymmetric"
 
     @property
     def _per_query_head(self) -> bool:
@@ -91,19 +118,17 @@ class HashSelector(CodeSelector):
         bits = self.weights.config.bits
         return float(bits * group if self._per_query_head else bits)
 
-    def record(self) -> dict[str, Any]:
-        """Method, layouts, bits and the hash weights' content hash; `forced`, how the model differs
-        from the weights' own, where that was accepted."""
-        forced = {"forced": list(self.weights.forced)} if self.weights.forced else {}
+    def parameters(self) -> dict[str, Any]:
+        """The weights' layout and sizes, and the settings."""
         config = self.weights.config
-        return {
-            "name": self.name,
-            "parameters": {
-                "codes": config.layout,
-                "bits": config.bits,
-                "depth": config.depth,
-                "scoring": self.scoring,
-                "layout": self.layout,
-            },
-            "weights_sha256": self.weights.sha256,
-        } | forced
+        shape = {"codes": config.layout, "bits": config.bits, "depth": config.depth}
+        return shape | super().parameters()
+
+    def weights_sha256(self) -> str:
+        """The hash weights' content hash."""
+        return self.weights.sha256
+
+    def record(self) -> dict[str, Any]:
+        """Also `forced`, how the model differs from the weights' own, where that was accepted."""
+        forced = {"forced": list(self.weights.forced)} if self.weights.forced else {}
+        return super().record() | forced

@@ -6,15 +6,18 @@ Training is in hashattn.hashing.hata.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from hashattn.base.checks import require
 from hashattn.kernels import Maps, encode
 from hashattn.selectors.base import NORM_BITS, KeyView
 from hashattn.selectors.calibration import tensors_sha256
 from hashattn.selectors.codes import CodeSelector
+from hashattn.selectors.usual import MethodStyle, UsualContext
 
 if TYPE_CHECKING:
     from hashattn.hashing.capture import CapturedLayer
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 TOKENS_AT_ONCE = 1024  # as the hash selector: a long prefill's keys stay in the processor's cache
 
 
+@dataclass(frozen=True, eq=False)
 class HATASelector(CodeSelector):
     """Ranks tokens by matching bits of (x W > 0), summed over the group: one selection per KV head.
 
@@ -34,24 +38,42 @@ class HATASelector(CodeSelector):
     """
 
     name = "hata"
-    sparse = True
+    style = MethodStyle("#ee8866", (5, 0, 180), "HATA")
     layout = "kv_head"
     needs = "training"
 
-    def __init__(
-        self, weights: Mapping[int, Tensor], key_norm: bool = False, trained: bool = True
-    ) -> None:
-        shapes = {tuple(tensor.shape) for tensor in weights.values()}
+    weights: Mapping[int, Tensor] = field(repr=False)
+    key_norm: bool = False
+    trained: bool = field(default=True, repr=False)
+
+    def __post_init__(self) -> None:
+        shapes = {tuple(tensor.shape) for tensor in self.weights.values()}
         if len(shapes) != 1 or len(next(iter(shapes))) != 3:
             raise ValueError(
                 f"weights need one shape (KV heads, D, bits) in every layer, not {sorted(shapes)}"
             )
-        self.bits = shapes.pop()[-1]
-        if self.bits <= 0 or self.bits % 32:
-            raise ValueError(f"weights of {self.bits} bits: bits must be a positive multiple of 32")
-        self.weights = {layer: tensor.detach().float() for layer, tensor in weights.items()}
-        self.key_norm, self.trained, self.by_codes = key_norm, trained, not key_norm
-        self._maps: dict[tuple[int, torch.device], Maps] = {}
+        bits = self.bits
+        require(bits > 0 and bits % 32 == 0, "bits", bits, "a positive multiple of 32")
+        maps: dict[tuple[int, torch.device], Maps] = {}
+        weights = {layer: tensor.detach().float() for layer, tensor in self.weights.items()}
+        self._settle(weights=weights, _maps=maps)
+
+    @classmethod
+    def usual(cls, context: UsualContext) -> HATASelector:
+        """Trained on the comparison's captures, with as many bits as its hashes."""
+        return cls.train(
+            context.calibrated, bits=context.weights.config.bits, seed=context.seed, progress=False
+        )
+
+    @property
+    def bits(self) -> int:
+        """Bits of a code, the same in every layer."""
+        return next(iter(self.weights.values())).shape[-1]
+
+    @property
+    def by_codes(self) -> bool:
+        """Key norms are beside the codes."""
+        return not self.key_norm
 
     @classmethod
     def train(
@@ -110,13 +132,13 @@ class HATASelector(CodeSelector):
         """bits, and 16 for a key norm."""
         return float(self.bits + NORM_BITS * self.key_norm)
 
-    def record(self) -> dict[str, Any]:
-        """Method and parameters; weights_sha256 covers the weights of all layers."""
-        return {
-            "name": self.name,
-            "parameters": {"bits": self.bits, "key_norm": self.key_norm},
-            "weights_sha256": tensors_sha256(self.weights),
-        }
+    def parameters(self) -> dict[str, Any]:
+        """The weights' bits, and key_norm."""
+        return {"bits": self.bits} | super().parameters()
+
+    def weights_sha256(self) -> str:
+        """Of the weights of all layers."""
+        return tensors_sha256(self.weights)
 
     def _index(self, codes: Tensor, keys: Tensor) -> dict[str, Tensor]:
         if not self.key_norm:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 from torch.nn.functional import pad
 
+from hashattn.base.checks import require
 from hashattn.base.errors import UnsupportedModelError
 from hashattn.selectors.base import KeyView
 from hashattn.selectors.observed import ObservingSelector, attention_by_rows
+from hashattn.selectors.usual import MethodStyle
 
 if TYPE_CHECKING:
     from hashattn.models.heads import HeadSlice
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
 KEY_BITS = 16
 
 
+@dataclass(frozen=True, eq=False)
 class InfLLMSelector(ObservingSelector):
     """score(token) = sum of q.k over the representatives k of its block, all rows and query heads.
 
@@ -30,15 +34,17 @@ class InfLLMSelector(ObservingSelector):
     """
 
     name = "infllm"
+    style = MethodStyle("#332288", "p", "InfLLM")
 
-    def __init__(self, block: int = 128, representatives: int = 4, window: int = 4096) -> None:
-        if block < 1:
-            raise ValueError(f"block = {block} must be at least 1 token")
-        if not 1 <= representatives <= block:
-            raise ValueError(f"representatives = {representatives} must lie within 1..{block}")
-        if window < 1:
-            raise ValueError(f"window = {window} must be at least 1 token")
-        self.block, self.representatives, self.window = block, representatives, window
+    block: int = 128
+    representatives: int = 4
+    window: int = 4096
+
+    def __post_init__(self) -> None:
+        block, best = self.block, self.representatives
+        require(block >= 1, "block", block, "at least 1 token")
+        require(1 <= best <= block, "representatives", best, f"within 1..{block}")
+        require(self.window >= 1, "window", self.window, "at least 1 token")
 
     def observe(
         self, layer: int, queries: Tensor, view: KeyView, scaling: float, read: Tensor | None = None
@@ -72,14 +78,6 @@ class InfLLMSelector(ObservingSelector):
         """The representatives' keys, 16 bits a channel. The attention gathered is left out: a
         token's is needed only until its local window and its block are full."""
         return self.representatives * head_dim * KEY_BITS / self.block
-
-    def parameters(self) -> dict[str, Any]:
-        """block, representatives and window."""
-        return {
-            "block": self.block,
-            "representatives": self.representatives,
-            "window": self.window,
-        }
 
     def _asked(self, queries: Tensor, view: KeyView) -> Tensor:
         """Queries (B, KV heads, D) summed over the call's rows, without padding, and the group."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hashattn.base.checks import require
 from hashattn.kernels import gather_tokens
 from hashattn.selectors.base import KeyView
 
@@ -13,8 +14,7 @@ LAYOUTS = ("query_head", "kv_head")
 
 def check_layout(layout: str) -> None:
     """Raises ValueError unless `layout` is one of LAYOUTS."""
-    if layout not in LAYOUTS:
-        raise ValueError(f"layout = {layout!r} must be one of {list(LAYOUTS)}")
+    require(layout in LAYOUTS, "layout", layout, f"one of {list(LAYOUTS)}")
 
 
 def inner_products(queries: Tensor, keys: Tensor) -> Tensor:

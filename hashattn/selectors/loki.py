@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from hashattn.selectors.base import KeyView, Selector
+from hashattn.base.checks import require
+from hashattn.selectors.base import KeyView, Layout, Selector
 from hashattn.selectors.calibration import CapturedRows, covariance_by_layer, tensors_sha256
 from hashattn.selectors.logits import check_layout, inner_products, scores_by_layout
+from hashattn.selectors.usual import MethodStyle, UsualContext
 
 if TYPE_CHECKING:
     from hashattn.models.heads import HeadSlice
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
 COMPONENT_BITS = 16  # components are stored as float16
 
 
+@dataclass(frozen=True, eq=False)
 class LokiSelector(Selector):
     """logit(token) = (P^T q).(P^T k), P the first principal components of calibration keys.
 
@@ -31,21 +35,35 @@ class LokiSelector(Selector):
     """
 
     name = "loki"
+    style = MethodStyle("#117733", (6, 1, 0), "Loki")
     needs = "calibration"
 
-    def __init__(self, basis: Mapping[int, Tensor], layout: str = "query_head") -> None:
-        check_layout(layout)
-        widths = {tensor.shape[-1] for tensor in basis.values()}
+    basis: Mapping[int, Tensor] = field(repr=False)
+    layout: Layout = "query_head"
+
+    def __post_init__(self) -> None:
+        check_layout(self.layout)
+        widths = {tensor.shape[-1] for tensor in self.basis.values()}
         if len(widths) != 1:
             raise ValueError(
                 "basis needs at least one layer, and the same number of components in each, not "
                 f"{sorted(widths)}"
             )
-        self.basis, self.components, self.layout = dict(basis), widths.pop(), layout
+        self._settle(basis=dict(self.basis))
+
+    @classmethod
+    def usual(cls, context: UsualContext) -> LokiSelector:
+        """32 components per query head, calibrated on the comparison's captures."""
+        return cls.calibrate(context.calibrated)
+
+    @property
+    def components(self) -> int:
+        """Components of a key, the same in every layer."""
+        return next(iter(self.basis.values())).shape[-1]
 
     @classmethod
     def calibrate(
-        cls, captured: Iterable[CapturedRows], components: int = 32, layout: str = "query_head"
+        cls, captured: Iterable[CapturedRows], components: int = 32, layout: Layout = "query_head"
     ) -> LokiSelector:
         """The `components` leading eigenvectors of the captured keys' covariance, per KV head.
 
@@ -72,11 +90,13 @@ class LokiSelector(Selector):
         """16 bits a component; the paper's own layout, K stored rotated, has none."""
         return float(COMPONENT_BITS * self.components)
 
-    def record(self) -> dict[str, Any]:
-        """Method and parameters; weights_sha256 covers the bases."""
-        parameters = {"components": self.components, "layout": self.layout}
-        sha256 = tensors_sha256(self.basis)
-        return {"name": self.name, "parameters": parameters, "weights_sha256": sha256}
+    def parameters(self) -> dict[str, Any]:
+        """The number of components, and the layout."""
+        return {"components": self.components} | super().parameters()
+
+    def weights_sha256(self) -> str:
+        """Of the bases."""
+        return tensors_sha256(self.basis)
 
     def _project(self, layer: int, x: Tensor) -> Tensor:
         """x (B, H, n, D) in its KV head's basis: float32 (B, H, n, components)."""
@@ -92,7 +112,6 @@ class LokiSelector(Selector):
 def _leading(covariance: Tensor, components: int) -> Tensor:
     """Eigenvectors (H, D, components) float32 of covariance (H, D, D), largest variance first."""
     dim = covariance.shape[-1]
-    if not 0 < components <= dim:
-        raise ValueError(f"components = {components} must lie within 1..{dim}")
+    require(0 < components <= dim, "components", components, f"within 1..{dim}")
     vectors = torch.linalg.eigh(covariance).eigenvectors  # of ascending eigenvalues
     return vectors.flip(-1)[..., :components].float().contiguous()

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from hashattn.base.checks import require
 from hashattn.kernels import pack_bits
-from hashattn.selectors.base import KeyView
+from hashattn.selectors.base import KeyView, Layout
 from hashattn.selectors.calibration import CapturedRows, mean_by_layer, tensors_sha256
 from hashattn.selectors.codes import CodeSelector
 from hashattn.selectors.hyperplanes import Hyperplanes
 from hashattn.selectors.logits import check_layout
+from hashattn.selectors.usual import MethodStyle, UsualContext
 
 if TYPE_CHECKING:
     from hashattn.models.heads import HeadSlice
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
 TOKENS_AT_ONCE = 4096  # bounds the float pre-activations while a long prefill is encoded
 
 
+@dataclass(frozen=True, eq=False)
 class LSHSelector(CodeSelector):
     """Ranks tokens by matching bits of sign(W x), W ~ N(0, 1) drawn once (Charikar 2002).
 
@@ -35,28 +39,36 @@ class LSHSelector(CodeSelector):
     """
 
     name = "lsh"
-    sparse = True
-    trained = True  # nothing to train
+    style = MethodStyle("#cc79a7", "D", "LSH")
+    part: ClassVar[HeadSlice | None] = None  # the copies of `shard` have their own
 
-    def __init__(
-        self,
-        bits: int = 32,
-        seed: int = 0,
-        layout: str = "kv_head",
-        query_heads: int | None = None,
-        centers: Mapping[int, Tensor] | None = None,
-    ) -> None:
-        if bits <= 0 or bits % 32:
-            raise ValueError(f"bits = {bits} must be a positive multiple of 32")
-        check_layout(layout)
-        if layout == "query_head" and query_heads is None:
+    bits: int = 32
+    seed: int = 0
+    layout: Layout = "kv_head"
+    query_heads: int | None = field(default=None, repr=False)
+    centers: Mapping[int, Tensor] | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        bits = self.bits
+        require(bits > 0 and bits % 32 == 0, "bits", bits, "a positive multiple of 32")
+        check_layout(self.layout)
+        if self.layout == "query_head" and self.query_heads is None:
             raise ValueError('layout = "query_head" stores a code per query head: give query_heads')
-        self.bits, self.seed, self.layout = bits, seed, layout
-        self.query_heads = query_heads if layout == "query_head" else None
-        self.centers = dict(centers or {})
-        self.needs = "calibration" if self.centers else "nothing"
-        self.part: HeadSlice | None = None
-        self._planes = Hyperplanes(seed)
+        self._settle(
+            query_heads=self.query_heads if self.layout == "query_head" else None,
+            centers=dict(self.centers or {}),
+            _planes=Hyperplanes(self.seed),
+        )
+
+    @classmethod
+    def usual(cls, context: UsualContext) -> LSHSelector:
+        """As many bits as the comparison's hashes."""
+        return cls(bits=context.weights.config.bits, seed=context.seed)
+
+    @property
+    def needs(self) -> str:
+        """Centers are calibrated."""
+        return "calibration" if self.centers else "nothing"
 
     @classmethod
     def calibrate(cls, captured: Iterable[CapturedRows], **parameters: Any) -> LSHSelector:
@@ -85,14 +97,13 @@ class LSHSelector(CodeSelector):
         """bits per KV head, times the group in layout "query_head"."""
         return float(self.bits * (group if self.layout == "query_head" else 1))
 
-    def record(self) -> dict[str, Any]:
-        """Method and parameters; weights_sha256 covers the centers, None without them."""
-        parameters = {"bits": self.bits, "seed": self.seed, "layout": self.layout}
-        return {
-            "name": self.name,
-            "parameters": parameters | {"centred": bool(self.centers)},
-            "weights_sha256": tensors_sha256(self.centers) if self.centers else None,
-        }
+    def parameters(self) -> dict[str, Any]:
+        """The settings, and whether keys are centred."""
+        return super().parameters() | {"centred": bool(self.centers)}
+
+    def weights_sha256(self) -> str | None:
+        """Of the centers, None without them."""
+        return tensors_sha256(self.centers) if self.centers else None
 
     def _encode(self, layer: int, x: Tensor, sets: int) -> Tensor:
         """Codes of x (B, H, n, D) under `sets` sets of hyperplanes: (B, max(H, sets), n, words)."""

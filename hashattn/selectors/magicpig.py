@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from hashattn.base.checks import require
 from hashattn.kernels import gather_tokens, mask_to_indices
 from hashattn.selectors.base import KeyView, Selector
 from hashattn.selectors.calibration import CapturedRows, mean_by_layer, tensors_sha256
 from hashattn.selectors.hyperplanes import Hyperplanes
 from hashattn.selectors.plan import SelectionPlan
 from hashattn.selectors.random import RandomSelector
+from hashattn.selectors.usual import MethodStyle, UsualContext
 
 if TYPE_CHECKING:
     from hashattn.models.heads import HeadSlice
@@ -22,6 +25,7 @@ LEAST = 1e-4  # a sampling probability counts as at least this, as in the paper'
 MOST_BITS = 15  # of a table's bucket number, stored as int16
 
 
+@dataclass(frozen=True, eq=False)
 class MagicPIGSelector(Selector):
     """A token is sampled if it shares the query's bucket in at least two of `tables` SimHash tables
     of `bits` hyperplanes each; sink and local tokens are always read.
@@ -31,28 +35,38 @@ class MagicPIGSelector(Selector):
     (self-normalised importance sampling, section 4). Keys are centred by their calibrated mean, if
     there is one, for the angles only. The method has no budget: where more than the heavy budget
     collide, a uniform sample of them is read and weighs accordingly more. One list a query head.
+    centers {layer: (KV heads, D)}. ValueError for bits or tables out of range.
     """
 
     name = "magicpig"
     ranks = False
+    style = MethodStyle("#661100", "d", "MagicPIG")
     layout = "query_head"
 
-    def __init__(
-        self,
-        bits: int = 10,
-        tables: int = 150,
-        seed: int = 0,
-        centers: Mapping[int, Tensor] | None = None,
-    ) -> None:
-        """centers {layer: (KV heads, D)}. Raises ValueError for bits or tables out of range."""
-        if not 1 <= bits <= MOST_BITS:
-            raise ValueError(f"bits = {bits} must lie within 1..{MOST_BITS}")
-        if tables < 2:
-            raise ValueError(f"tables = {tables} must be at least 2: a token has to collide twice")
-        self.bits, self.tables, self.centers = bits, tables, dict(centers or {})
-        self.needs = "calibration" if self.centers else "nothing"
-        self.order = RandomSelector(seed)
-        self._planes = Hyperplanes(seed)
+    bits: int = 10
+    tables: int = 150
+    seed: int = 0
+    centers: Mapping[int, Tensor] | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        bits, tables = self.bits, self.tables
+        require(1 <= bits <= MOST_BITS, "bits", bits, f"within 1..{MOST_BITS}")
+        require(tables >= 2, "tables", tables, "at least 2: a token has to collide twice")
+        self._settle(
+            centers=dict(self.centers or {}),
+            order=RandomSelector(self.seed),
+            _planes=Hyperplanes(self.seed),
+        )
+
+    @classmethod
+    def usual(cls, context: UsualContext) -> MagicPIGSelector:
+        """The authors' tables, centred on the comparison's captures."""
+        return cls.calibrate(context.calibrated, seed=context.seed)
+
+    @property
+    def needs(self) -> str:
+        """Centers are calibrated."""
+        return "calibration" if self.centers else "nothing"
 
     @classmethod
     def calibrate(cls, captured: Iterable[CapturedRows], **parameters: Any) -> MagicPIGSelector:
@@ -76,14 +90,14 @@ class MagicPIGSelector(Selector):
     def select(
         self, layer: int, queries: Tensor, view: KeyView, scaling: float, plan: SelectionPlan
     ) -> Tensor:
-        """Tokens that are read."""
+        """Indices (B, query heads, q, m) int32, -1 padded, of the tokens that are read."""
         return self.sample(layer, queries, view, scaling, plan)[0]
 
     def sample(
         self, layer: int, queries: Tensor, view: KeyView, scaling: float, plan: SelectionPlan
     ) -> tuple[Tensor, Tensor]:
-        """Indices, and log weights: 0 for sink and local tokens, -log of the probability of the
-        others."""
+        """Indices (B, query heads, q, m) int32, -1 padded, and log weights of this shape, float32:
+        0 for sink and local tokens, -log of the probability of the others."""
         collided = (self.scores(layer, queries, view, scaling) >= 2) & plan.candidates
         count = collided.sum(dim=-1)
         room = plan.heavy.expand_as(count)
@@ -127,11 +141,10 @@ class MagicPIGSelector(Selector):
         """tables * bits."""
         return float(self.tables * self.bits)
 
-    def record(self) -> dict[str, Any]:
-        """Method and parameters; weights_sha256 covers the centers, None without them."""
-        parameters = {"bits": self.bits, "tables": self.tables, "seed": self.order.seed}
-        return {
-            "name": self.name,
-            "parameters": parameters | {"centred": bool(self.centers)},
-            "weights_sha256": tensors_sha256(self.centers) if self.centers else None,
-        }
+    def parameters(self) -> dict[str, Any]:
+        """The settings, and whether keys are centred."""
+        return super().parameters() | {"centred": bool(self.centers)}
+
+    def weights_sha256(self) -> str | None:
+        """Of the centers, None without them."""
+        return tensors_sha256(self.centers) if self.centers else None

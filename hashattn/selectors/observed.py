@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from hashattn.selectors.logits import inner_products
 WEIGHTS_AT_ONCE = 1 << 24  # bounds the float attention matrix of a long prefill, in elements
 
 
+@dataclass(frozen=True, eq=False)
 class ObservingSelector(Selector):
     """A selector that ranks by what `observe` remembered, once for each KV head.
 
@@ -51,12 +52,8 @@ class ObservingSelector(Selector):
         return total
 
     def record(self) -> dict[str, Any]:
-        """Name, parameters and whether it evicts; nothing is calibrated."""
-        return super().record() | {"parameters": self.parameters(), "evicts": self.evicts}
-
-    def parameters(self) -> dict[str, Any]:
-        """What the method was built with."""
-        return {}
+        """Also whether it evicts."""
+        return super().record() | {"evicts": self.evicts}
 
 
 def extended(state: Tensor, n: int, fill: float) -> Tensor:

@@ -1,13 +1,15 @@
 """Oracle top-k: ranks tokens by their exact attention, the bound of every selector."""
 
-from typing import Any
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from hashattn.selectors.base import NORM_BITS, KeyView, Layout, Selector
 from hashattn.selectors.logits import check_layout, inner_products, scores_by_layout, value_norms
+from hashattn.selectors.usual import MethodStyle
 
 
+@dataclass(frozen=True, eq=False)
 class OracleSelector(Selector):
     """Exact inner products q . k (layout "query_head"), or the attention weight summed over the
     query heads of a group (layout "kv_head").
@@ -16,10 +18,13 @@ class OracleSelector(Selector):
     """
 
     name = "oracle"
+    style = MethodStyle("#7f7f7f", "*", "oracle top-k")
 
-    def __init__(self, layout: Layout = "query_head", value_norms: bool = False) -> None:
-        check_layout(layout)
-        self.layout, self.value_norms = layout, value_norms
+    layout: Layout = "query_head"
+    value_norms: bool = False
+
+    def __post_init__(self) -> None:
+        check_layout(self.layout)
 
     def scores(self, layer: int, queries: Tensor, view: KeyView, scaling: float) -> Tensor:
         """(batch, lists, q, n) float32, monotone in the attention weight of each list."""
@@ -39,8 +44,3 @@ class OracleSelector(Selector):
     def read_bits(self, group: int, head_dim: int) -> float:
         """All of K, at 16 bits a channel."""
         return 16.0 * head_dim
-
-    def record(self) -> dict[str, Any]:
-        """Name, layout and value_norms."""
-        parameters = {"layout": self.layout, "value_norms": self.value_norms}
-        return super().record() | {"parameters": parameters}

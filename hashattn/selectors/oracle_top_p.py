@@ -1,40 +1,54 @@
 """Oracle top-p: as many tokens as an attention mass needs, ranked by exact attention."""
 
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from hashattn.base.checks import require
 from hashattn.kernels import mask_to_indices
-from hashattn.selectors.base import KeyView, Layout
-from hashattn.selectors.oracle import OracleSelector
+from hashattn.selectors.base import KeyView, Layout, Selector
+from hashattn.selectors.logits import check_layout, inner_products, scores_by_layout
 from hashattn.selectors.plan import SelectionPlan
+from hashattn.selectors.usual import MethodStyle
 
 
-class OracleTopPSelector(OracleSelector):
+@dataclass(frozen=True, eq=False)
+class OracleTopPSelector(Selector):
     """The fewest tokens whose exact attention, with sink and local, reaches p of the whole.
 
     Nucleus selection (Twilight, Lin et al. 2025, ranks so over a cheaper selector's tokens): rows
     that look at few tokens read few. SelectionPlan.heavy is a cap and no longer a count; where it
     binds, the mass falls short of p. layout "query_head": p of each query head; "kv_head": p of the
-    mean over a group's query heads.
+    mean over a group's query heads. ValueError for a p outside (0, 1) or an unknown layout.
     """
 
     name = "oracle_top_p"
+    style = MethodStyle("#bbbbbb", (4, 1, 0), "oracle top-p")
     ranks = False
 
-    def __init__(self, p: float = 0.95, layout: Layout = "query_head") -> None:
-        """Raises ValueError for a p outside (0, 1) or an unknown layout."""
-        if not 0 < p < 1:
-            raise ValueError(f"p = {p!r} must lie between 0 and 1")
-        super().__init__(layout)
-        self.p = p
+    p: float = 0.95
+    layout: Layout = "query_head"
+
+    def __post_init__(self) -> None:
+        require(0 < self.p < 1, "p", self.p, "between 0 and 1")
+        check_layout(self.layout)
+
+    def scores(self, layer: int, queries: Tensor, view: KeyView, scaling: float) -> Tensor:
+        """As the oracle's: exact logits, or a group's weights, float32 (batch, lists, q, n)."""
+        logits = inner_products(queries, view.keys) * scaling
+        return scores_by_layout(logits, self.layout, view)
+
+    def read_bits(self, group: int, head_dim: int) -> float:
+        """All of K, at 16 bits a channel."""
+        return 16.0 * head_dim
 
     def select(
         self, layer: int, queries: Tensor, view: KeyView, scaling: float, plan: SelectionPlan
     ) -> Tensor:
-        """Indices (B, lists, q, m) int32: always, and the best candidates up to mass p or heavy."""
+        """Indices (B, lists, q, m) int32: mandatory tokens, and the best candidates up to mass p or
+        plan.heavy."""
         mass = self._mass(self.scores(layer, queries, view, scaling), plan.seen)
         fixed = (mass * plan.mandatory).sum(dim=-1, keepdim=True)
         best = mass.masked_fill(~plan.candidates, -1).sort(dim=-1, descending=True, stable=True)
@@ -53,7 +67,3 @@ class OracleTopPSelector(OracleSelector):
             scores = scores.masked_fill(~seen, torch.finfo(scores.dtype).min).softmax(dim=-1)
         scores = scores * seen
         return scores / scores.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(scores.dtype).tiny)
-
-    def record(self) -> dict[str, Any]:
-        """Name, p and layout."""
-        return super().record() | {"parameters": {"p": self.p, "layout": self.layout}}

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from hashattn.base.checks import require
 from hashattn.kernels import GrowableBuffer
-from hashattn.selectors.base import KeyView, Selector
+from hashattn.selectors.base import KeyView, Layout, Selector
 from hashattn.selectors.logits import check_layout, scores_by_layout
+from hashattn.selectors.usual import MethodStyle
 
 TOKENS_AT_ONCE = 1024  # bounds the distances (B, KV heads, parts, tokens, 2**bits) while encoding
 
 
+@dataclass(frozen=True, eq=False)
 class PQCacheSelector(Selector):
     """logit(token) = sum_j q_j.c_j[code_j], q and k cut into `parts` sub-vectors, j = 1..parts.
 
@@ -31,32 +34,27 @@ class PQCacheSelector(Selector):
     """
 
     name = "pqcache"
+    style = MethodStyle("#aa4499", (8, 1, 0), "PQCache")
 
-    def __init__(
-        self,
-        parts: int = 2,
-        bits: int = 6,
-        iterations: int = 10,
-        sink: int = 4,
-        layout: str = "kv_head",
-    ) -> None:
-        for field, value, least in (("parts", parts, 1), ("iterations", iterations, 0)):
-            if value < least:
-                raise ValueError(f"{field} = {value} must be at least {least}")
-        if not 1 <= bits <= 8:
-            raise ValueError(f"bits = {bits} must lie within 1..8, a code is one byte")
-        if sink < 0:
-            raise ValueError(f"sink = {sink} must be zero or more tokens")
-        check_layout(layout)
-        self.parts, self.bits, self.iterations = parts, bits, iterations
-        self.sink, self.layout = sink, layout
+    parts: int = 2
+    bits: int = 6
+    iterations: int = 10
+    sink: int = 4
+    layout: Layout = "kv_head"
+
+    def __post_init__(self) -> None:
+        for field, least in (("parts", 1), ("iterations", 0), ("sink", 0)):
+            value = getattr(self, field)
+            require(value >= least, field, value, f"at least {least}")
+        require(1 <= self.bits <= 8, "bits", self.bits, "within 1..8, a code is one byte")
+        check_layout(self.layout)
 
     def encode_keys(self, layer: int, keys: Tensor) -> dict[str, Tensor]:
-        """{"codes": keys}: the store, which has the centroids, turns keys into codes."""
+        """{"codes": keys (B, KV heads, n, D)}: the store, which has the centroids, encodes them."""
         return {"codes": keys}
 
     def new_store(self, name: str, part: Tensor) -> ProductCodes:
-        """Codes without centroids yet."""
+        """Codes without centroids yet, for keys (B, KV heads, new, D)."""
         return ProductCodes(self.parts, self.bits)
 
     def scores(self, layer: int, queries: Tensor, view: KeyView, scaling: float) -> Tensor:
@@ -82,12 +80,6 @@ class PQCacheSelector(Selector):
     def nominal_bits(self, group: int, head_dim: int) -> float:
         """parts codes of `bits`, without the bytes' unused ones."""
         return float(self.parts * self.bits)
-
-    def record(self) -> dict[str, Any]:
-        """Method and parameters; centroids belong to a cache, so there are no weights."""
-        names = ("parts", "bits", "iterations", "sink", "layout")
-        parameters = {name: getattr(self, name) for name in names}
-        return {"name": self.name, "parameters": parameters, "weights_sha256": None}
 
 
 class ProductCodes:

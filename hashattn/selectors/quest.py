@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from hashattn.selectors.base import KeyView, Selector
+from hashattn.base.checks import require
+from hashattn.selectors.base import KeyView, Layout, Selector
 from hashattn.selectors.logits import check_layout
+from hashattn.selectors.usual import MethodStyle
 
 SCALE_BITS = 64  # a page's minimum and step, float32 each, when its bounds are quantised
 
 
+@dataclass(frozen=True, eq=False)
 class QuestSelector(Selector):
     """score(token) = sum_c max(q_c m_c, q_c M_c) over its page's channel bounds m <= k <= M.
 
@@ -26,16 +29,16 @@ class QuestSelector(Selector):
     """
 
     name = "quest"
-    sparse = True
-    trained = True  # nothing to train
+    style = MethodStyle("#009e73", "v", "Quest")
 
-    def __init__(self, page: int = 16, bits: int = 16, layout: str = "query_head") -> None:
-        if page < 1:
-            raise ValueError(f"page = {page} must be at least 1 token")
-        if bits not in (2, 4, 8, 16):
-            raise ValueError(f"bits = {bits} must be one of [2, 4, 8, 16]")
-        check_layout(layout)
-        self.page, self.bits, self.layout = page, bits, layout
+    page: int = 16
+    bits: int = 16
+    layout: Layout = "query_head"
+
+    def __post_init__(self) -> None:
+        require(self.page >= 1, "page", self.page, "at least 1 token")
+        require(self.bits in (2, 4, 8, 16), "bits", self.bits, "one of [2, 4, 8, 16]")
+        check_layout(self.layout)
 
     def scores(self, layer: int, queries: Tensor, view: KeyView, scaling: float) -> Tensor:
         """Page bounds on q.k, float32 (B, lists, q, n); -inf where a row has no visible token."""
@@ -51,11 +54,6 @@ class QuestSelector(Selector):
         """
         scales = 0 if self.bits == 16 else SCALE_BITS
         return (2 * head_dim * self.bits + scales) / self.page
-
-    def record(self) -> dict[str, Any]:
-        """Method and parameters; Quest has no weights."""
-        parameters = {"page": self.page, "bits": self.bits, "layout": self.layout}
-        return {"name": self.name, "parameters": parameters, "weights_sha256": None}
 
     def _of_pages(self, queries: Tensor, keys: Tensor) -> Tensor:
         """Scores (B, lists, q, n) of keys (B, KV heads, n, D), the first page at their start."""

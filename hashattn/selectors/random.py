@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
+from hashattn.base.checks import is_count, require
 from hashattn.selectors.base import KeyView, Selector
+from hashattn.selectors.usual import MethodStyle, UsualContext
 
 if TYPE_CHECKING:
     from hashattn.models.heads import HeadSlice
 
 
+@dataclass(frozen=True, eq=False)
 class RandomSelector(Selector):
     """A random order of tokens for each query, fixed by seed, layer, KV head and positions.
 
@@ -20,11 +24,18 @@ class RandomSelector(Selector):
     """
 
     name = "random"
+    style = MethodStyle("#56b4e9", "X", "random")
+    _first: ClassVar[int] = 0  # KV head; the copies of `shard` have their own
 
-    def __init__(self, seed: int = 0) -> None:
-        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-            raise ValueError(f"seed={seed!r}: must be a non-negative integer")
-        self.seed, self._first = seed, 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(is_count(self.seed, 0), "seed", self.seed, "a non-negative integer")
+
+    @classmethod
+    def usual(cls, context: UsualContext) -> RandomSelector:
+        """The comparison's seed."""
+        return cls(seed=context.seed)
 
     def scores(self, layer: int, queries: Tensor, view: KeyView, scaling: float) -> Tensor:
         """(batch, kv_heads, q, n) int64, uniform in 0 .. 2^31 - 1."""
@@ -51,10 +62,6 @@ class RandomSelector(Selector):
 
     def _shard(self, part: HeadSlice) -> RandomSelector:
         return self._with(_first=part.kv.start)
-
-    def record(self) -> dict[str, Any]:
-        """Name and seed."""
-        return super().record() | {"parameters": {"seed": self.seed}}
 
 
 def _mix(x: Tensor) -> Tensor:

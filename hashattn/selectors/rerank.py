@@ -2,43 +2,55 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from hashattn.base.checks import is_count, require
 from hashattn.kernels import select
-from hashattn.selectors.base import KeyView, Selector
+from hashattn.selectors.base import KeyView
 from hashattn.selectors.logits import listed_logits, value_norms
 from hashattn.selectors.plan import SelectionPlan
+from hashattn.selectors.usual import MethodStyle, UsualContext
 from hashattn.selectors.wrapper import WrapperSelector
 
 
+@dataclass(frozen=True, eq=False)
 class RerankSelector(WrapperSelector):
     """`base` proposes `factor` times the heavy budget; q.k of the proposed tokens decides.
 
     Reads the keys of all proposed tokens and the values of those that stay, so that a token of the
     budget costs (factor + 1) / 2 times its bytes; density counts tokens attended. Lists per KV head
     add up the attention weights of a group's query heads among the proposed tokens. value_norms:
-    weights times the norms of the values, which are stored.
+    weights times the norms of the values, which are stored. ValueError for a factor below 2, or a
+    base whose own selection is no ranking.
     """
 
     name = "rerank"
+    style = MethodStyle("#004488", "H", "HashAttention, re-ranked")
 
-    def __init__(self, base: Selector, factor: int = 4, value_norms: bool = False) -> None:
-        """Raises ValueError for a factor below 2, or a base whose own selection is no ranking."""
-        if not isinstance(factor, int) or factor < 2:
-            raise ValueError(f"factor = {factor!r} must be an integer of at least 2")
-        if not base.ranks:
-            raise ValueError(f"base = {base.name!r}: must rank tokens by its scores")
-        super().__init__(base)
-        self.factor, self.value_norms = factor, value_norms
+    factor: int = 4
+    value_norms: bool = False
+
+    def __post_init__(self) -> None:
+        require(is_count(self.factor, 2), "factor", self.factor, "an integer of at least 2")
+        ranker = "a method that ranks tokens by its scores"
+        require(self.base.ranks, "base", self.base.name, ranker)
+        super().__post_init__()
+
+    @classmethod
+    def usual(cls, context: UsualContext) -> RerankSelector:
+        """Twice the budget, proposed by the hash selector."""
+        from hashattn.selectors.hash import HashSelector  # the usual base, not every base
+
+        return cls(HashSelector.usual(context), factor=2)
 
     def select(
         self, layer: int, queries: Tensor, view: KeyView, scaling: float, plan: SelectionPlan
     ) -> Tensor:
-        """The best of the proposed tokens by exact attention, and all sink and local ones."""
+        """Indices (B, lists, q, m) int32, -1 padded: the best of the proposed tokens by exact
+        attention, and all sink and local ones."""
         fixed = plan.sink + plan.local
         width = max(plan.width, fixed + self.factor * (plan.width - fixed))
         wider = replace(plan, heavy=self.factor * plan.heavy, width=min(width, plan.n))
@@ -54,13 +66,10 @@ class RerankSelector(WrapperSelector):
         return select(scores[..., : plan.n], plan.heavy, plan.candidates, plan.mandatory)
 
     def _weights(self, queries: Tensor, keys: Tensor, proposed: Tensor, scaling: float) -> Tensor:
-        """Attention weights among the proposed tokens, summed over a list's query heads."""
+        """Attention weights among the proposed tokens, both (B, lists, q, m), summed over a list's
+        query heads."""
         logits = listed_logits(queries, keys, proposed) * scaling
         # the lowest finite value, not -inf: a row of padding sees nothing and would become NaN
         unlisted = (proposed < 0)[:, :, :, None]
         logits = logits.masked_fill(unlisted, torch.finfo(logits.dtype).min)
         return logits.softmax(dim=-1).sum(dim=3)
-
-    def parameters(self) -> dict[str, Any]:
-        """factor and value_norms."""
-        return {"factor": self.factor, "value_norms": self.value_norms}

@@ -7,24 +7,27 @@ and numerator and denominator of the softmax become unbiased estimates.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from statistics import NormalDist
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from hashattn.base.checks import require
 from hashattn.kernels import indices_to_mask, mask_to_indices
-from hashattn.selectors.base import KeyView, Selector
+from hashattn.selectors.base import KeyView
 from hashattn.selectors.logits import listed_logits
 from hashattn.selectors.plan import SelectionPlan
 from hashattn.selectors.random import RandomSelector
+from hashattn.selectors.usual import MethodStyle, UsualContext
 from hashattn.selectors.wrapper import WrapperSelector
 
 if TYPE_CHECKING:
     from hashattn.models.heads import HeadSlice
 
 
+@dataclass(frozen=True, eq=False)
 class ResidualSelector(WrapperSelector):
     """The best tokens of `base` and a uniform sample, without replacement, of all others.
 
@@ -35,28 +38,32 @@ class ResidualSelector(WrapperSelector):
     at 1 - delta / 2, sigma and the denominator D estimated from `share` as the base sample and the
     tokens that are read anyway. No token outside these is looked at. Sampling without replacement
     needs fewer: B / (1 + B / n_s). Lists per KV head take what the neediest head of a group needs.
+    ValueError for a share, epsilon or delta outside (0, 1), or one without the other.
     """
 
     name = "residual"
+    style = MethodStyle("#6699cc", "8", "HashAttention and a sample")
 
-    def __init__(
-        self,
-        base: Selector,
-        share: float = 0.5,
-        epsilon: float | None = None,
-        delta: float | None = None,
-        seed: int = 0,
-    ) -> None:
-        """Raises ValueError for a share, epsilon or delta outside (0, 1), or one without the
-        other."""
+    share: float = 0.5
+    epsilon: float | None = None
+    delta: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        epsilon, delta = self.epsilon, self.delta
         if (epsilon is None) != (delta is None):
             raise ValueError(f"epsilon = {epsilon!r} and delta = {delta!r}: give both or neither")
-        for name, value in (("share", share), ("epsilon", epsilon), ("delta", delta)):
-            if value is not None and not 0 < value < 1:
-                raise ValueError(f"{name} = {value!r} must lie between 0 and 1")
-        super().__init__(base)
-        self.share, self.epsilon, self.delta = share, epsilon, delta
-        self.order = RandomSelector(seed)
+        for name, value in (("share", self.share), ("epsilon", epsilon), ("delta", delta)):
+            require(value is None or 0 < value < 1, name, value, "between 0 and 1")
+        super().__post_init__()
+        self._settle(order=RandomSelector(self.seed))
+
+    @classmethod
+    def usual(cls, context: UsualContext) -> ResidualSelector:
+        """A quarter of the budget beside the hash selector's best tokens."""
+        from hashattn.selectors.hash import HashSelector  # the usual base, not every base
+
+        return cls(HashSelector.usual(context), share=0.25, seed=context.seed)
 
     def _shard(self, part: HeadSlice) -> ResidualSelector:
         return self._with(base=self.base.shard(part), order=self.order.shard(part))
@@ -64,13 +71,14 @@ class ResidualSelector(WrapperSelector):
     def select(
         self, layer: int, queries: Tensor, view: KeyView, scaling: float, plan: SelectionPlan
     ) -> Tensor:
-        """All tokens that are read, the sampled ones included."""
+        """Indices (B, lists, q, m) int32, -1 padded, of all that is read, the sample included."""
         return self.sample(layer, queries, view, scaling, plan)[0]
 
     def sample(
         self, layer: int, queries: Tensor, view: KeyView, scaling: float, plan: SelectionPlan
     ) -> tuple[Tensor, Tensor]:
-        """Indices and log weights: 0 for what the base chose, log(n_s / B) for the sample."""
+        """Indices (B, lists, q, m) int32, -1 padded, and log weights of this shape, float32: 0 for
+        what the base chose, log(n_s / B) for the sample."""
         sampled = (plan.heavy * self.share).round().long()
         fewer = replace(plan, heavy=plan.heavy - sampled)
         kept = indices_to_mask(self.base.select(layer, queries, view, scaling, fewer), plan.n)
@@ -107,12 +115,3 @@ class ResidualSelector(WrapperSelector):
         wanted = (z * spread.double().sqrt() * left / (self.epsilon * denominator)) ** 2
         wanted = wanted / (1 + wanted / left.clamp(min=1))
         return wanted.amax(dim=-1).ceil().long()
-
-    def parameters(self) -> dict[str, Any]:
-        """share, epsilon, delta and seed."""
-        return {
-            "share": self.share,
-            "epsilon": self.epsilon,
-            "delta": self.delta,
-            "seed": self.order.seed,
-        }

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool1d, max_pool1d
 
+from hashattn.base.checks import require
 from hashattn.kernels import indices_to_mask
 from hashattn.selectors.base import KeyView
 from hashattn.selectors.observed import (
@@ -15,11 +16,13 @@ from hashattn.selectors.observed import (
     attention_by_rows,
     extended,
 )
+from hashattn.selectors.usual import MethodStyle
 
 POOLS = {"max": max_pool1d, "avg": avg_pool1d}
 EVICTED = float("-inf")
 
 
+@dataclass(frozen=True, eq=False)
 class SnapKVSelector(ObservingSelector):
     """rank(token) = pool(sum over the last `window` prompt queries of softmax(scaling q.k)).
 
@@ -32,16 +35,18 @@ class SnapKVSelector(ObservingSelector):
     """
 
     name = "snapkv"
+    style = MethodStyle("#999933", ">", "SnapKV")
     evicts = True
 
-    def __init__(self, window: int = 32, kernel: int = 7, pooling: str = "max") -> None:
-        if window < 1:
-            raise ValueError(f"window = {window} must be at least 1 query")
-        if kernel < 1 or kernel % 2 == 0:
-            raise ValueError(f"kernel = {kernel} must be a positive odd number of tokens")
-        if pooling not in POOLS:
-            raise ValueError(f"pooling = {pooling!r} must be one of {sorted(POOLS)}")
-        self.window, self.kernel, self.pooling = window, kernel, pooling
+    window: int = 32
+    kernel: int = 7
+    pooling: str = "max"
+
+    def __post_init__(self) -> None:
+        window, kernel, pooling = self.window, self.kernel, self.pooling
+        require(window >= 1, "window", window, "at least 1 query")
+        require(kernel >= 1 and kernel % 2, "kernel", kernel, "a positive odd number of tokens")
+        require(pooling in POOLS, "pooling", pooling, f"one of {sorted(POOLS)}")
 
     def observe(
         self, layer: int, queries: Tensor, view: KeyView, scaling: float, read: Tensor | None = None
@@ -69,10 +74,6 @@ class SnapKVSelector(ObservingSelector):
     def auxiliary_bits(self, group: int, head_dim: int) -> float:
         """The float32 rank, in which -inf marks evicted tokens; votes are gone after the prompt."""
         return 32.0
-
-    def parameters(self) -> dict[str, Any]:
-        """window, kernel and pooling."""
-        return {"window": self.window, "kernel": self.kernel, "pooling": self.pooling}
 
     @property
     def _certain(self) -> float:

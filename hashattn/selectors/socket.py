@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from hashattn.selectors.base import NORM_BITS, KeyView, Selector
+from hashattn.base.checks import require
+from hashattn.selectors.base import NORM_BITS, KeyView, Layout, Selector
 from hashattn.selectors.hyperplanes import Hyperplanes
 from hashattn.selectors.logits import check_layout, value_norms
+from hashattn.selectors.usual import MethodStyle
 
 MOST_HYPERPLANES = 15  # bucket ids of a table fit int16
 OFFICIAL = {"tables": 60, "hyperplanes": 12}  # 720 bits; the defaults are 128
 TOKENS_AT_ONCE = 4096  # bounds the float projections while a long prefill is encoded
 
 
+@dataclass(frozen=True, eq=False)
 class SocketSelector(Selector):
     """score = sum_l P_l(bucket_l(k)), over `tables` tables of `hyperplanes` hyperplanes w each.
 
@@ -30,28 +33,22 @@ class SocketSelector(Selector):
     """
 
     name = "socket"
-    sparse = True
-    trained = True  # nothing to train
+    style = MethodStyle("#88ccee", (3, 1, 180), "SOCKET")
 
-    def __init__(
-        self,
-        tables: int = 16,
-        hyperplanes: int = 8,
-        temperature: float = 0.3,
-        seed: int = 0,
-        layout: str = "query_head",
-        value_norms: bool = False,
-    ) -> None:
-        if tables < 1:
-            raise ValueError(f"tables = {tables} must be at least 1")
-        if not 1 <= hyperplanes <= MOST_HYPERPLANES:
-            raise ValueError(f"hyperplanes = {hyperplanes} must lie within 1..{MOST_HYPERPLANES}")
-        if not temperature > 0:
-            raise ValueError(f"temperature = {temperature} must be more than 0")
-        check_layout(layout)
-        self.tables, self.hyperplanes, self.temperature = tables, hyperplanes, temperature
-        self.seed, self.layout, self.value_norms = seed, layout, value_norms
-        self._planes = Hyperplanes(seed)
+    tables: int = 16
+    hyperplanes: int = 8
+    temperature: float = 0.3
+    seed: int = 0
+    layout: Layout = "query_head"
+    value_norms: bool = False
+
+    def __post_init__(self) -> None:
+        planes, most = self.hyperplanes, MOST_HYPERPLANES
+        require(self.tables >= 1, "tables", self.tables, "at least 1")
+        require(1 <= planes <= most, "hyperplanes", planes, f"within 1..{most}")
+        require(self.temperature > 0, "temperature", self.temperature, "more than 0")
+        check_layout(self.layout)
+        self._settle(_planes=Hyperplanes(self.seed))
 
     def encode_keys(self, layer: int, keys: Tensor) -> dict[str, Tensor]:
         """{"buckets": (B, KV heads, n, tables)} of keys (B, KV heads, n, D), a number per table.
@@ -98,18 +95,6 @@ class SocketSelector(Selector):
     def nominal_bits(self, group: int, head_dim: int) -> float:
         """A bit per hyperplane and table, and 16 for a value norm."""
         return float(self.tables * self.hyperplanes + NORM_BITS * self.value_norms)
-
-    def record(self) -> dict[str, Any]:
-        """Method and parameters; SOCKET has no weights."""
-        parameters = {
-            "tables": self.tables,
-            "hyperplanes": self.hyperplanes,
-            "temperature": self.temperature,
-            "seed": self.seed,
-            "layout": self.layout,
-            "value_norms": self.value_norms,
-        }
-        return {"name": self.name, "parameters": parameters, "weights_sha256": None}
 
     def _project(self, layer: int, x: Tensor) -> Tensor:
         """w.x of x (B, H, n, D): (B, H, n, tables, hyperplanes) float32."""

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from hashattn.selectors.base import KeyView, Selector
+from hashattn.base.checks import require
+from hashattn.selectors.base import KeyView, Layout, Selector
 from hashattn.selectors.logits import check_layout, inner_products, scores_by_layout
+from hashattn.selectors.usual import MethodStyle
 
 KEY_BITS = 16  # a channel of a cached key
 
 
+@dataclass(frozen=True, eq=False)
 class SparQSelector(Selector):
     """logit(token) = q_C.k_C / sqrt(D c), C the `channels` largest |q|, c = |q_C|_1 / |q|_1.
 
@@ -26,12 +29,14 @@ class SparQSelector(Selector):
     """
 
     name = "sparq"
+    style = MethodStyle("#44aa99", (3, 1, 0), "SparQ")
 
-    def __init__(self, channels: int = 32, layout: str = "kv_head") -> None:
-        if channels < 1:
-            raise ValueError(f"channels = {channels} must be at least 1")
-        check_layout(layout)
-        self.channels, self.layout = channels, layout
+    channels: int = 32
+    layout: Layout = "kv_head"
+
+    def __post_init__(self) -> None:
+        require(self.channels >= 1, "channels", self.channels, "at least 1")
+        check_layout(self.layout)
 
     def scores(self, layer: int, queries: Tensor, view: KeyView, scaling: float) -> Tensor:
         """Approximate logits, or a group's weights, float32 (B, lists, q, n).
@@ -57,16 +62,11 @@ class SparQSelector(Selector):
         sets = group if self.layout == "query_head" else 1
         return float(KEY_BITS * min(sets * self.channels, head_dim))
 
-    def record(self) -> dict[str, Any]:
-        """Method and parameters; SparQ has no weights."""
-        parameters = {"channels": self.channels, "layout": self.layout}
-        return {"name": self.name, "parameters": parameters, "weights_sha256": None}
-
     def _largest(self, queries: Tensor, lists: int) -> Tensor:
         """Which channels count, like queries (B, heads, q, D), bool; ties to the lowest channel."""
         dim = queries.shape[-1]
-        if self.channels > dim:
-            raise ValueError(f"channels = {self.channels} must lie within 1..{dim}, the head_dim")
+        count = self.channels
+        require(count <= dim, "channels", count, f"within 1..{dim}, the head_dim")
         magnitude = queries.abs().unflatten(1, (lists, -1)).sum(dim=2)
         order = magnitude.argsort(dim=-1, descending=True, stable=True)
         chosen = torch.zeros_like(magnitude, dtype=torch.bool)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
 from torch import Tensor
@@ -12,40 +13,45 @@ if TYPE_CHECKING:
     from hashattn.models.heads import HeadSlice
 
 
+@dataclass(frozen=True, eq=False)
 class WrapperSelector(Selector):
-    """Encodes, observes and scores as `base`; subclasses select in their own way."""
+    """Encodes, observes and scores as `base`; subclasses select in their own way.
+
+    What the base says of itself (layout, trained, needs, sparse, kernel, evicts, observes) is so of
+    the wrapper.
+    """
 
     ranks = False
 
-    def __init__(self, base: Selector) -> None:
-        self.base, self.layout = base, base.layout
-        self.trained, self.needs = base.trained, base.needs
-        self.sparse, self.kernel = base.sparse, base.kernel
-        self.evicts, self.observes = base.evicts, base.observes
+    base: Selector = field(repr=False)
+
+    def __post_init__(self) -> None:
+        same = ("layout", "trained", "needs", "sparse", "kernel", "evicts", "observes")
+        self._settle(**{name: getattr(self.base, name) for name in same})
 
     def _shard(self, part: HeadSlice) -> Self:
         return self._with(base=self.base.shard(part))
 
     def encode_keys(self, layer: int, keys: Tensor) -> dict[str, Tensor]:
-        """As the base."""
+        """The base's, of keys (B, KV heads, n, D): token axis 2."""
         return self.base.encode_keys(layer, keys)
 
     def encode_values(self, layer: int, values: Tensor) -> dict[str, Tensor]:
-        """The base's and the wrapper's own."""
+        """The base's and the wrapper's own, of values (B, KV heads, n, Dv): token axis 2."""
         return super().encode_values(layer, values) | self.base.encode_values(layer, values)
 
     def new_store(self, name: str, part: Tensor) -> IndexStore:
-        """As the base."""
+        """The base's, for its part (batch, heads, new, ...)."""
         return self.base.new_store(name, part)
 
     def observe(
         self, layer: int, queries: Tensor, view: KeyView, scaling: float, read: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """As the base."""
+        """What the base remembers of queries (B, heads, q, D): token axis 2."""
         return self.base.observe(layer, queries, view, scaling, read)
 
     def scores(self, layer: int, queries: Tensor, view: KeyView, scaling: float) -> Tensor:
-        """As the base."""
+        """The base's (B, lists, q, n)."""
         return self.base.scores(layer, queries, view, scaling)
 
     def auxiliary_bits(self, group: int, head_dim: int) -> float:
@@ -63,14 +69,9 @@ class WrapperSelector(Selector):
         return self.base.read_bits(group, head_dim)
 
     def parameters(self) -> dict[str, Any]:
-        """What the wrapper was built with, beside its base."""
-        return {}
+        """The wrapper's settings and the base's record."""
+        return super().parameters() | {"base": self.base.record()}
 
-    def record(self) -> dict[str, Any]:
-        """Parameters and the base's record, whose weights are this method's."""
-        base = self.base.record()
-        return {
-            "name": self.name,
-            "parameters": self.parameters() | {"base": base},
-            "weights_sha256": base["weights_sha256"],
-        }
+    def weights_sha256(self) -> str | None:
+        """The base's."""
+        return self.base.record()["weights_sha256"]

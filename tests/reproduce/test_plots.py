@@ -4,9 +4,9 @@ import pandas as pd
 import pytest
 
 from hashattn.reproduce.plots import (
-    METHOD_STYLES,
     markers,
     method_style,
+    method_styles,
     palette,
     save_figure,
     save_table,
@@ -43,13 +43,56 @@ def test_the_same_figure_is_the_same_bytes(tmp_path):
 
 
 def test_every_method_has_its_own_colour_and_marker():
-    assert set(METHOD_STYLES) == {*METHODS, *HASH_VARIANTS}
-    assert len({style.color for style in METHOD_STYLES.values()}) == len(METHOD_STYLES)
-    assert len({style.marker for style in METHOD_STYLES.values()}) == len(METHOD_STYLES)
+    styles = method_styles()
+    assert set(styles) == {*METHODS, *HASH_VARIANTS}
+    assert len({style.color for style in styles.values()}) == len(styles)
+    assert len({style.marker for style in styles.values()}) == len(styles)
+
+
+def test_colours_stay_what_readers_know():
+    """Of figures already published; a method's class holds its own."""
+    assert {name: (style.color, style.marker) for name, style in method_styles().items()} == {
+        "dense": ("#000000", "s"),
+        "oracle": ("#7f7f7f", "*"),
+        "hash": ("#0072b2", "o"),
+        "hash_128": ("#003f7f", (7, 0, 0)),
+        "hash_official": ("#7fb8d9", (5, 1, 180)),
+        "double_sparsity": ("#d55e00", "^"),
+        "quest": ("#009e73", "v"),
+        "lsh": ("#cc79a7", "D"),
+        "window": ("#e69f00", "P"),
+        "random": ("#56b4e9", "X"),
+        "streaming_llm": ("#ddcc77", "h"),
+        "h2o": ("#882255", "<"),
+        "snapkv": ("#999933", ">"),
+        "infllm": ("#332288", "p"),
+        "oracle_top_p": ("#bbbbbb", (4, 1, 0)),
+        "sparq": ("#44aa99", (3, 1, 0)),
+        "loki": ("#117733", (6, 1, 0)),
+        "pqcache": ("#aa4499", (8, 1, 0)),
+        "socket": ("#88ccee", (3, 1, 180)),
+        "hata": ("#ee8866", (5, 0, 180)),
+        "magicpig": ("#661100", "d"),
+        "rerank": ("#004488", "H"),
+        "residual": ("#6699cc", "8"),
+    }
+
+
+def test_methods_without_a_style_of_their_own_get_free_ones(monkeypatch):
+    """And a second name of a class, as all that draw it have to tell them apart."""
+    before = method_styles()
+    for name in ("quest_again", "quest_too"):
+        monkeypatch.setitem(METHODS, name, METHODS["quest"])
+    styles = method_styles()
+    assert styles == method_styles() and before.items() <= styles.items()
+    assert styles["quest_again"].label == "quest again"
+    assert len({style.color for style in styles.values()}) == len(before) + 2
+    assert len({style.marker for style in styles.values()}) == len(before) + 2
+    assert method_style("quest_too 8 bits") == styles["quest_too"]
 
 
 def test_variants_share_a_style_and_unknown_methods_are_refused():
-    assert method_style("lsh 256 bits") == METHOD_STYLES["lsh"]
+    assert method_style("lsh 256 bits") == method_styles()["lsh"]
     with pytest.raises(ValueError, match="'magic' has no style"):
         palette(["hash", "magic"])
 

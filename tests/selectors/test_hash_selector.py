@@ -155,7 +155,7 @@ def test_a_decode_step_selects_by_its_scores():
 
 
 def test_invalid_settings():
-    with pytest.raises(ValueError, match="scoring = 'cosine' must be one of"):
+    with pytest.raises(ValueError, match="scoring = 'cosine': must be one of"):
         make_selector("hash", weights=weights(), scoring="cosine")
     with pytest.raises(ValueError, match="layout = 'head'"):
         make_selector("hash", weights=weights(), layout="head")

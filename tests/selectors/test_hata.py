@@ -128,8 +128,8 @@ def test_records_tell_weights_apart():
     ("parameters", "said"),
     [
         ({"weights": {}}, "weights"),
-        ({"weights": {0: torch.zeros(2, 8, 48)}}, "48 bits"),
-        ({"weights": {0: torch.zeros(2, 8, 0)}}, "0 bits"),
+        ({"weights": {0: torch.zeros(2, 8, 48)}}, "bits = 48: must be"),
+        ({"weights": {0: torch.zeros(2, 8, 0)}}, "bits = 0: must be"),
         ({"weights": {0: torch.zeros(8, 32)}}, "KV heads, D, bits"),
         ({"weights": {0: torch.zeros(2, 8, 32), 1: torch.zeros(1, 8, 32)}}, "every layer"),
         ({"weights": {0: torch.zeros(2, 8, 32)}, "bits": 32}, "bits"),

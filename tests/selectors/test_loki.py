@@ -143,9 +143,9 @@ def test_record_names_parameters_and_tells_bases_apart():
 def test_bad_parameters_are_refused():
     q, k = states()
     for components in (0, D + 1):
-        with pytest.raises(ValueError, match=rf"components = {components} must lie within 1\.\.8"):
+        with pytest.raises(ValueError, match=rf"components = {components}: must be within 1\.\.8"):
             calibrated(k, components)
-    with pytest.raises(ValueError, match="layout = 'heads' must be one of"):
+    with pytest.raises(ValueError, match="layout = 'heads': must be one of"):
         calibrated(k, layout="heads")
     with pytest.raises(ValueError, match="capture at least one"):
         LokiSelector.calibrate([])

@@ -112,7 +112,7 @@ def test_record_bits_and_bad_parameters():
     assert selector.record()["weights_sha256"] is None
     calibrated = MagicPIGSelector.calibrate([Captured(q[0], k[0])])
     assert calibrated.record()["weights_sha256"] and calibrated.record()["parameters"]["centred"]
-    with pytest.raises(ValueError, match="tables = 1 must be at least 2"):
+    with pytest.raises(ValueError, match="tables = 1: must be at least 2"):
         MagicPIGSelector(tables=1)
-    with pytest.raises(ValueError, match=r"bits = 16 must lie within 1\.\.15"):
+    with pytest.raises(ValueError, match=r"bits = 16: must be within 1\.\.15"):
         MagicPIGSelector(bits=16)

@@ -103,7 +103,7 @@ def test_record_bits_and_bad_parameters():
     }
     assert selector.auxiliary_bits(4, 128) == 0 and selector.read_bits(4, 128) == 2048
     for p in (0, 1, 1.5, float("nan")):
-        with pytest.raises(ValueError, match=f"p = {p} must lie between 0 and 1"):
+        with pytest.raises(ValueError, match=f"p = {p}: must be between 0 and 1"):
             OracleTopPSelector(p)
     with pytest.raises(ValueError, match="layout"):
         OracleTopPSelector(layout="heads")

@@ -254,12 +254,12 @@ def test_record():
 @pytest.mark.parametrize(
     ("parameters", "said"),
     [
-        ({"parts": 0}, "parts = 0 must be at least 1"),
-        ({"iterations": -1}, "iterations = -1 must be at least 0"),
-        ({"bits": 0}, r"bits = 0 must lie within 1\.\.8"),
-        ({"bits": 9}, r"bits = 9 must lie within 1\.\.8"),
-        ({"sink": -1}, "sink = -1 must be zero or more"),
-        ({"layout": "heads"}, "layout = 'heads' must be one of"),
+        ({"parts": 0}, "parts = 0: must be at least 1"),
+        ({"iterations": -1}, "iterations = -1: must be at least 0"),
+        ({"bits": 0}, r"bits = 0: must be within 1\.\.8"),
+        ({"bits": 9}, r"bits = 9: must be within 1\.\.8"),
+        ({"sink": -1}, "sink = -1: must be at least 0"),
+        ({"layout": "heads"}, "layout = 'heads': must be one of"),
     ],
 )
 def test_bad_parameters_are_refused(parameters, said):

@@ -72,5 +72,5 @@ def test_short_caches_and_records():
 def test_invalid_parameters():
     with pytest.raises(ValueError, match="factor = 1"):
         make_selector("rerank", base=OracleSelector(), factor=1)
-    with pytest.raises(ValueError, match="base = 'residual': must rank"):
+    with pytest.raises(ValueError, match="base = 'residual': must be a method that ranks"):
         make_selector("rerank", base=make_selector("residual", base=OracleSelector()))

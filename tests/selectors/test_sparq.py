@@ -107,10 +107,10 @@ def test_record_and_bad_parameters():
         "weights_sha256": None,
     }
     assert selector.needs == "nothing" and not selector.evicts
-    with pytest.raises(ValueError, match="channels = 0 must be at least 1"):
+    with pytest.raises(ValueError, match="channels = 0: must be at least 1"):
         SparQSelector(0)
-    with pytest.raises(ValueError, match="layout = 'heads' must be one of"):
+    with pytest.raises(ValueError, match="layout = 'heads': must be one of"):
         SparQSelector(layout="heads")
     q, view = states()
-    with pytest.raises(ValueError, match=r"channels = 9 must lie within 1\.\.8"):
+    with pytest.raises(ValueError, match=r"channels = 9: must be within 1\.\.8"):
         SparQSelector(9).scores(0, q, view, SCALING)

@@ -19,12 +19,13 @@ from hashattn.hashing.weights import HashWeights
 from hashattn.reproduce.access import load_model
 from hashattn.reproduce.bench.layer import encode_latency
 from hashattn.reproduce.bench.step import Shape
-from hashattn.reproduce.experiments.common import as_trained, sequences, train_hashes
+from hashattn.reproduce.experiments.common import sequences, train_hashes
 from hashattn.reproduce.experiments.contenders import ours
 from hashattn.reproduce.profiles import Profile
 from hashattn.selectors import make_selector
 from hashattn.selectors.base import Selector
 from hashattn.selectors.double_sparsity import DoubleSparsitySelector as DoubleSparsity
+from hashattn.selectors.hash import HashSelector
 
 MEASURES = ["recall@4", "recall@32", "heavy_mass"]
 HELD_OUT_SEED = 3000
@@ -121,7 +122,7 @@ def _trained_and_measured(
         trained |= dict(Processes(processes).run(trainer, ([item] for item in others)))
     else:
         trained |= {item[0]: trainer.train(model, tokenizer, *item) for item in others}
-    chosen = {name: as_trained(trained[name]) for name in asked}
+    chosen = {name: HashSelector.as_trained(trained[name]) for name in asked}
     asked = sequences(profile, tokenizer, 2, length=length, split="eval", questions=2)
     found = [capture(model, ids, rows=rows, layers=[layer])[layer] for ids, rows in asked]
     table = selection_metrics(found, chosen, [length // 32], profile.sink, profile.local)

@@ -31,12 +31,8 @@ from hashattn.reproduce.bench.layer import layer_latency
 from hashattn.reproduce.notebooks.claims import Claims
 from hashattn.reproduce.profiles import Profile
 from hashattn.reproduce.published.table import cite
-from hashattn.selectors import make_selector
+from hashattn.selectors import UsualContext, usual_selector
 from hashattn.selectors.base import Selector
-from hashattn.selectors.double_sparsity import DoubleSparsitySelector
-from hashattn.selectors.hata import HATASelector
-from hashattn.selectors.loki import LokiSelector
-from hashattn.selectors.magicpig import MagicPIGSelector
 
 # arguments of train_hashes for weights other than the default: more bits, and the paper's recipe
 # with its code for every query head
@@ -50,8 +46,9 @@ VALIDATION_SHARE = 6  # one validation sequence for every six that train
 MIXTURE = (1, 2, 4, 1)  # training sequences, in turn: parts of the profile's length
 CALIBRATION = 2  # training sequences that the calibrated baselines look at
 SHORTEST = 512  # tokens of a generated training sequence
-LONG_METHODS = ("dense", "oracle", "window", "lsh", "double_sparsity", "quest", "hash_official",
-                "hash", "hash_128", "residual")  # fmt: skip
+# methods that neither the longest context nor RULER is asked with: each costs as much as another
+FRONTIER_ALONE = ("random", "oracle_top_p", "streaming_llm", "h2o", "snapkv", "infllm", "socket",
+                  "hata", "magicpig", "rerank", "sparq", "loki", "pqcache")  # fmt: skip
 DATA_NOTE = (
     "generated long-context tasks in Python documentation (evaluation.benchmarks.generated), "
     "training split only; disjoint by construction from every evaluation context"
@@ -142,16 +139,6 @@ def shipped_variant(profile: Profile, variant: str) -> Path | None:
     return folder if folder.is_dir() else None
 
 
-def as_trained(weights: HashWeights) -> Selector:
-    """The selector that the weights' recipe trained them for: graded bits and a selection per query
-    head, or matching bits (TrainRecipe.group "sum") and a selection per key map."""
-    if weights.card["recipe"]["group"] == "each":
-        return make_selector("hash", weights=weights)
-    shared = weights.config.layout == "per_kv_head"
-    layout = "kv_head" if shared else "query_head"
-    return make_selector("hash", weights=weights, scoring="hamming", layout=layout)
-
-
 def captured(
     profile: Profile, model, tokenizer, length: int, count: int = 1, *, split: str = "eval",
     seed: int = 0, values: bool = False,
@@ -177,44 +164,17 @@ def selectors(
     profile: Profile, weights: HashWeights, calibrated: list[CapturedLayer],
     codes: Mapping[str, HashWeights] | None = None,
 ) -> dict[str, Selector]:  # fmt: skip
-    """One selector for each sparse method of the profile, in its usual setting.
+    """One selector for each sparse method of the profile, in its usual setting (`Selector.usual`).
 
-    Quest: pages of 16, float16 bounds, 2 head_dim bits. Double Sparsity: an eighth of the channels
-    for each query head, 4-bit labels. LSH and HATA: as many bits as the hashes. Re-ranking (twice
-    the budget) and the sampled residual (a quarter of it) stand on the hashes. codes: the other
-    hash weights, by their names in hashattn.reproduce.experiments.contenders.our_codes.
+    codes: the other hash weights, by their names in
+    hashattn.reproduce.experiments.contenders.our_codes.
     """
-    codes = codes or {}
-    double = {"channels_per_head": weights.config.head_dim // 8, "label_bits": 4}
-    make = {
-        "oracle": lambda: make_selector("oracle"),
-        "hash": lambda: make_selector("hash", weights=weights),
-        "double_sparsity": lambda: DoubleSparsitySelector.calibrate(calibrated, **double),
-        "quest": lambda: make_selector("quest", page=16, bits=16),
-        "lsh": lambda: make_selector("lsh", bits=weights.config.bits, seed=profile.seed),
-        "random": lambda: make_selector("random", seed=profile.seed),
-        "window": lambda: make_selector("window"),
-        "streaming_llm": lambda: make_selector("streaming_llm"),
-        "h2o": lambda: make_selector("h2o"),
-        "snapkv": lambda: make_selector("snapkv"),
-        "infllm": lambda: make_selector("infllm"),
-        "oracle_top_p": lambda: make_selector("oracle_top_p"),
-        "sparq": lambda: make_selector("sparq"),
-        "loki": lambda: LokiSelector.calibrate(calibrated),
-        "pqcache": lambda: make_selector("pqcache"),
-        "socket": lambda: make_selector("socket"),
-        "hata": lambda: HATASelector.train(
-            calibrated, bits=weights.config.bits, seed=profile.seed, progress=False
-        ),
-        "magicpig": lambda: MagicPIGSelector.calibrate(calibrated, seed=profile.seed),
-        "rerank": lambda: make_selector("rerank", base=make["hash"](), factor=2),
-        "residual": lambda: make_selector(
-            "residual", base=make["hash"](), share=0.25, seed=profile.seed
-        ),
-        "hash_128": lambda: as_trained(codes["hash 128 bits"]),
-        "hash_official": lambda: as_trained(codes["hash official"]),
-    }
-    return {name: make[name]() for name in profile.methods if name != "dense"}
+    config = weights.config
+    context = UsualContext(
+        calibrated=calibrated, group=config.group, head_dim=config.head_dim, weights=weights,
+        codes=codes or {}, seed=profile.seed,
+    )  # fmt: skip
+    return {name: usual_selector(name, context) for name in profile.methods if name != "dense"}
 
 
 def methods(profile: Profile, chosen: Mapping[str, Selector]) -> list[Method]:
@@ -296,9 +256,9 @@ def recall(
 
 
 def long_context_methods(profile: Profile, chosen: Iterable[Method]) -> list[Method]:
-    """What the longest context and RULER are asked with: the main methods at 16x and 64x, or at
-    every density of a profile that has neither."""
-    main = [method for method in chosen if method.name in LONG_METHODS]
+    """What the longest context and RULER are asked with: the main methods and new ones at 16x and
+    64x, or at every density of a profile that has neither."""
+    main = [method for method in chosen if method.name not in FRONTIER_ALONE]
     few = {"16x", "64x"} & {method.budget_label for method in main}
     budgets = {"dense", "0 tokens", *few}
     return [method for method in main if not few or method.budget_label in budgets]

@@ -6,20 +6,27 @@ import math
 
 from hashattn.hashing.capture import CapturedLayer
 from hashattn.hashing.weights import HashWeights
-from hashattn.reproduce.experiments.common import as_trained, hash_weights, shipped_variant
+from hashattn.reproduce.experiments.common import hash_weights, shipped_variant
 from hashattn.reproduce.profiles import MEMORY, Profile
-from hashattn.selectors import make_selector
+from hashattn.selectors import HASH_VARIANTS, UsualContext, make_selector, selector_class
 from hashattn.selectors.base import Selector
 from hashattn.selectors.double_sparsity import DoubleSparsitySelector as DoubleSparsity
+from hashattn.selectors.hash import HashSelector
 from hashattn.selectors.hata import HATASelector
 from hashattn.selectors.loki import LokiSelector
 from hashattn.selectors.magicpig import MagicPIGSelector
+from hashattn.selectors.wrapper import WrapperSelector
 
 HATA_STEPS = 150  # 300 steps of 8 queries, ten times the work: 5 % less error at 1/8 at most
 BUCKET_BITS = 8  # hyperplanes of a table of SOCKET and MagicPIG
 CODE_BITS = 6  # of a PQCache sub-vector: 64 centroids, as its authors' default
 SLACK = 1.125  # of a size that a method may take: Quest's quantised pages bring a scale each
 PAGE = 16  # tokens of a Quest page, as its authors' default
+# methods that `others` leaves out: bounds and floors, this package's own, those that drop tokens or
+# decide from attention they saw, and SparQ, which needs a second copy of K
+ELSEWHERE = ("dense", "oracle", "oracle_top_p", "window", "streaming_llm", "random", "hash",
+             "rerank", "residual", "h2o", "snapkv", "infllm", "sparq")  # fmt: skip
+SIZED = ("lsh", "hata", "socket", "quest", "pqcache", "double_sparsity", "loki", "magicpig")
 
 
 def our_codes(profile: Profile, model, tokenizer, weights: HashWeights) -> dict[str, HashWeights]:
@@ -47,7 +54,7 @@ def every_size(
 
 def ours(codes: dict[str, HashWeights]) -> dict[str, Selector]:
     """Each as its recipe meant: the official ones compare bits with bits."""
-    return {name: as_trained(weights) for name, weights in codes.items()}
+    return {name: HashSelector.as_trained(weights) for name, weights in codes.items()}
 
 
 def tricks(weights: HashWeights, seed: int) -> dict[str, Selector]:
@@ -83,7 +90,8 @@ def oracles() -> dict[str, Selector]:
 
 def others(profile: Profile, calibrated: list[CapturedLayer]) -> dict[str, Selector]:
     """Every other method that keeps all tokens, at each size of profile.memory that it can have,
-    for its best layout at equal memory; Quest and PQCache also at their authors' settings.
+    for its best layout at equal memory; Quest and PQCache also at their authors' settings. A method
+    of the profile that has no sizes here (SIZED) is there in its usual setting.
 
     Calibrated and trained on `calibrated`, which the hashes' training sequences are like.
     """
@@ -119,7 +127,25 @@ def others(profile: Profile, calibrated: list[CapturedLayer]) -> dict[str, Selec
             found[f"magicpig {bits} bits"] = MagicPIGSelector.calibrate(
                 calibrated, bits=BUCKET_BITS, tables=bits // BUCKET_BITS, seed=seed
             )
-    return found
+    return found | _new_methods(profile, calibrated)
+
+
+def _new_methods(profile: Profile, calibrated: list[CapturedLayer]) -> dict[str, Selector]:
+    """The profile's methods that nobody gave sizes, as they are usually run.
+
+    Those that need hash weights, or stand on a method that does, are not among them: there are none
+    here.
+    """
+    queries, keys = calibrated[0].queries, calibrated[0].keys
+    context = UsualContext(calibrated, len(queries) // len(keys), keys.shape[-1], seed=profile.seed)
+    names = [name for name in profile.methods if name not in (*ELSEWHERE, *SIZED, *HASH_VARIANTS)]
+    classes = {name: selector_class(name) for name in names}
+    return {
+        name: cls.usual(context)
+        for name, cls in classes.items()
+        if cls.needs in ("nothing", "calibration")
+        and not (cls.evicts or cls.observes or issubclass(cls, WrapperSelector))
+    }
 
 
 def quest_pages(bits: int, head_dim: int) -> list[tuple[int, int]]:

@@ -40,6 +40,7 @@ from hashattn.reproduce.experiments import common as experiments
 from hashattn.reproduce.notebooks.claims import Claims
 from hashattn.reproduce.profiles import Profile
 from hashattn.selectors import make_selector
+from hashattn.selectors.hash import HashSelector
 
 USUAL_TASK = "multihop"  # of the generated tasks, where generic hashes lose most
 GENERIC, CONTROL, TUNED = "text only", "text, more steps", "text, then the task"
@@ -263,5 +264,5 @@ def fine_tuning_claims(
 
 
 def _selectors(weights: Mapping[str, HashWeights]) -> dict:
-    found = {name: experiments.as_trained(made) for name, made in weights.items()}
+    found = {name: HashSelector.as_trained(made) for name, made in weights.items()}
     return {"oracle": make_selector("oracle")} | found

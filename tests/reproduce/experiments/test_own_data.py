@@ -26,6 +26,8 @@ from hashattn.reproduce.experiments import ablations, contenders, finetuning, fr
 from hashattn.reproduce.experiments import common as experiments
 from hashattn.reproduce.notebooks.claims import Claims
 from hashattn.reproduce.profiles import load_profile
+from hashattn.selectors import make_selector
+from hashattn.selectors.hash import HashSelector
 
 LENGTH, TASKS = 512, ("faq", "contracts")
 
@@ -71,7 +73,7 @@ def test_its_two_lengths_are_the_one(profile):
 def test_notebook_01(profile, loaded, results):
     trained = experiments.train_hashes(profile, *loaded, "default", layers=[1], progress=False)
     assert len(ablations.training_curves(trained))
-    found = experiments.recall(profile, *loaded, {"hash": experiments.as_trained(trained)}, [])
+    found = experiments.recall(profile, *loaded, {"hash": HashSelector.as_trained(trained)}, [])
     assert found.empty
     made = finetuning.samples(profile, loaded[1], profile.frontier_length)
     assert made.task == "multihop" and made.protocol.max_context is None  # generated: too few
@@ -89,7 +91,7 @@ def test_notebook_02(profile, loaded, weights, monkeypatch):
     codes = {"hash 32 bits": weights}
     calibrated = experiments.calibration(profile, *loaded)
     monkeypatch.setattr(contenders, "HATASelector", type("HATA", (), {
-        "train": lambda *_, **__: experiments.make_selector("lsh", bits=32)
+        "train": lambda *_, **__: make_selector("lsh", bits=32)
     }))  # fmt: skip
     others = contenders.others(profile, calibrated)
     assert "lsh 32 bits" in others

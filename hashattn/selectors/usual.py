@@ -1,0 +1,37 @@
+"""What a method brings to comparisons: what its usual setting is made from, its look in figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from hashattn.hashing.capture import CapturedLayer
+    from hashattn.hashing.weights import HashWeights
+
+
+class MethodStyle(NamedTuple):
+    """How a method is drawn: colour, marker (as matplotlib's) and its name in a legend."""
+
+    color: str
+    marker: str | tuple[int, int, int]
+    label: str
+
+
+@dataclass(frozen=True)
+class UsualContext:
+    """What `Selector.usual` may be made from.
+
+    calibrated: captured layers of training sequences. group, head_dim: query heads that share a KV
+    head, and their channels. weights: the comparison's hash weights, None where it has none; no
+    method that needs training is made there. codes: other hash weights by name ("hash 128 bits").
+    seed: of methods that draw.
+    """
+
+    calibrated: Sequence[CapturedLayer]
+    group: int
+    head_dim: int
+    weights: HashWeights | None = None
+    codes: Mapping[str, HashWeights] = field(default_factory=dict)
+    seed: int = 0
