@@ -23,11 +23,12 @@ from torch import Tensor, nn
 from hashattn.base.engines import Engine, InProcess, chosen_engine
 from hashattn.base.engines.processes import Processes, processes_that_fit
 from hashattn.base.engines.threads import thread_count
+from hashattn.base.errors import HashWeightsError
 from hashattn.base.files import FileError, read_json, write_json
 from hashattn.base.progress import progress_bar, say
+from hashattn.base.tensors import read_tensors, write_tensors
 from hashattn.hashing.benchmarks import benchmarks_field
 from hashattn.hashing.capture import CapturedLayer, capture
-from hashattn.hashing.files import read_tensors, write_tensors
 from hashattn.hashing.layer import TrainedLayer, figure_of_merit, train_layer
 from hashattn.hashing.maps import HashConfig, LayerMaps
 from hashattn.hashing.recipe import TrainRecipe
@@ -196,7 +197,9 @@ class _Run:
                 continue  # damaged: the layer is trained again
             if isinstance(content, dict) and content.get("key") == self.key:
                 tensors = read_tensors(
-                    self._layer_file(layer), f"delete {record} to train the layer again"
+                    self._layer_file(layer),
+                    HashWeightsError,
+                    f"delete {record} to train the layer again",
                 )
                 found[layer] = TrainedLayer(
                     LayerMaps.from_tensors(tensors, self.config), content["history"]

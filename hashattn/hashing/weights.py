@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from hashattn.base.errors import HashWeightsError
 from hashattn.base.files import FileError, read_json, write_json
+from hashattn.base.tensors import read_tensors, write_tensors
 from hashattn.hashing.card import differences
-from hashattn.hashing.files import read_tensors, write_tensors
 from hashattn.hashing.maps import HashConfig, LayerMaps, expected_shapes, random_maps
 from hashattn.models.heads import HeadSlice
 from hashattn.models.identity import base_model_record, model_name
@@ -195,7 +195,9 @@ class HashWeights:
         record = _read_config(directory)
         config = _parse_config(record, directory)
         path = directory / MAPS_FILE
-        tensors = {name: t.float() for name, t in read_tensors(path, TRAIN_HINT).items()}
+        tensors = {
+            name: t.float() for name, t in read_tensors(path, HashWeightsError, TRAIN_HINT).items()
+        }
         _check_tensors(tensors, config, path)
         maps = {
             layer: LayerMaps.from_tensors(_of_layer(tensors, layer), config)
