@@ -150,5 +150,5 @@ def _unit_outputs(
     k = (keys.float() - key_stats[0][:, None]) / key_stats[1][:, None]
     return LayerMaps(
         scaled(maps.key, maps.preactivations_keys(k)),
-        scaled(maps.query, maps.preactivations_queries(q)),
+        scaled(maps.query, maps.query(q)),
     )

@@ -181,7 +181,7 @@ class LayerTrainer:
             q = (batch.queries - self.query_stats[0][:, None]) / self.query_stats[1][:, None]
             k = (batch.keys.float() - self.key_stats[0][:, None]) / self.key_stats[1][:, None]
             loss = batch_loss(
-                relax(maps.preactivations_queries(q), sharpness, hard),
+                relax(maps.query(q), sharpness, hard),
                 relax(maps.preactivations_keys(k), sharpness, hard),
                 self.log_scale.exp(),
                 self.bias,

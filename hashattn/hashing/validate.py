@@ -10,7 +10,7 @@ from torch import Tensor
 from hashattn.hashing.capture import CapturedLayer
 from hashattn.hashing.labels import attention_mass, candidate_mask
 from hashattn.hashing.maps import LayerMaps
-from hashattn.kernels import grade_bits, hamming_scores, select
+from hashattn.kernels import encode, grade_bits, hamming_scores, select
 
 METRICS = ("recall@4", "recall@32", "mass")
 
@@ -32,10 +32,10 @@ def selected_tokens(
     """
     allowed = candidate_mask(captured.positions, captured.keys.shape[1], sink, local)
     if group == "each":
-        queries = grade_bits(maps.preactivations_queries(captured.queries[None]))
+        queries = grade_bits(maps.query(captured.queries[None]))
     else:
-        queries = maps.encode_queries(captured.queries[None])
-    scores = hamming_scores(queries, maps.encode_keys(captured.keys[None]))
+        queries = encode(captured.queries[None], maps.query)
+    scores = hamming_scores(queries, encode(captured.keys[None], maps.key))
     budget = ((captured.positions + 1) // fraction).clamp_min(1)
     indices = select(
         scores, budget[None, None], allowed[None, None], torch.zeros_like(allowed)[None, None]

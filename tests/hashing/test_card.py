@@ -10,7 +10,7 @@ from torch import nn
 from hashattn import Budget, HashSelector, attach, make_selector
 from hashattn.base.errors import HashWeightsError
 from hashattn.hashing import HashWeights, TrainRecipe, renew_card, train_hash_weights
-from hashattn.hashing.weights import CONFIG_FILE, MAPS_FILE
+from hashattn.hashing.weight_files import CONFIG_FILE, MAPS_FILE
 from hashattn.models.identity import base_model_record
 from helpers import generate, prompt, tiny_config, tiny_model
 

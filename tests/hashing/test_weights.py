@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from hashattn.base.errors import HashWeightsError
 from hashattn.hashing import HashConfig, HashWeights
-from hashattn.hashing.weights import CONFIG_FILE, MAPS_FILE
+from hashattn.hashing.weight_files import CONFIG_FILE, MAPS_FILE
 from helpers import tiny_model
 
 LAYOUTS = ("per_kv_head", "per_query_head")
@@ -58,7 +58,6 @@ def test_round_trip_keeps_codes_card_and_hash(tmp_path, layout, depth, bits):
         assert torch.equal(
             again.encode_queries(layer, queries), weights.encode_queries(layer, queries)
         )
-        assert again.preactivations_keys(layer, keys).shape == (2, codes.shape[1], 9, bits)
         assert again.preactivations_queries(layer, queries).shape == (2, 4, 3, bits)
 
 
