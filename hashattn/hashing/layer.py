@@ -100,7 +100,7 @@ class LayerTrainer:
             local=self.recipe.local,
             top=self.recipe.top,
             top_fraction=self.recipe.top_fraction,
-            values=captured.values if self.recipe.weigh == "output" else None,
+            values=captured.values if self.recipe.reads_values else None,
             softcap=captured.softcap,
         )
 
