@@ -21,9 +21,9 @@ from hashattn.base.engines import Engine, InProcess, chosen_engine
 from hashattn.base.engines.processes import Processes, processes_that_fit
 from hashattn.base.engines.threads import thread_count
 from hashattn.base.progress import progress_bar, say
-from hashattn.hashing.benchmarks import benchmarks_field
 from hashattn.hashing.capture import CapturedLayer, capture
 from hashattn.hashing.capture_files import load_capture, save_captures
+from hashattn.hashing.card import benchmarks_field
 from hashattn.hashing.layer import TrainedLayer, figure_of_merit, train_layer
 from hashattn.hashing.maps import HashConfig, LayerMaps
 from hashattn.hashing.recipe import TrainRecipe

@@ -49,6 +49,7 @@ class HashWeights:
         self, config: HashConfig, maps: Mapping[int, LayerMaps], card: Mapping[str, Any]
     ) -> None:
         self.config = config
+        # in the config's order: tensors() is, and the content hash does not depend on the caller
         self.maps = {layer: maps[layer] for layer in config.layers}
         self.card = {
             "format_version": FORMAT_VERSION,
@@ -111,11 +112,6 @@ class HashWeights:
                 f"{name} have shape {tuple(x.shape)}: these hash weights expect "
                 f"(batch, {heads}, tokens, {self.config.head_dim})"
             )
-
-    def to(self, device: torch.device | str) -> HashWeights:
-        """The same weights with every map on `device`."""
-        moved = {layer: maps.to(device) for layer, maps in self.maps.items()}
-        return self._with(moved)
 
     def rounded(self) -> HashWeights:
         """The same weights rounded to bfloat16: half the bytes to read for every token's codes."""
