@@ -63,9 +63,9 @@ class _Tap:
         self.last[layer] = (key, value, scaling, softcap)
 
     def result(self) -> dict[int, CapturedLayer]:
-        found = {}
+        captures = {}
         for layer, (key, value, scaling, softcap) in sorted(self.last.items()):
-            found[layer] = CapturedLayer(
+            captures[layer] = CapturedLayer(
                 layer,
                 torch.cat(self.queries[layer], 1),
                 self.rows.to(key.device),
@@ -74,7 +74,7 @@ class _Tap:
                 softcap,
                 value[0] if self.values else None,
             )
-        return found
+        return captures
 
 
 def _capture_attention(
@@ -90,6 +90,7 @@ def _capture_attention(
     **kwargs: object,
 ) -> tuple[Tensor, Tensor | None]:
     if hashattn_tap is not None:
+        # None is how families leave the usual scaling to the attention function
         scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
         hashattn_tap.record(module.layer_idx, query, key, value, scale, kwargs.get("softcap"))
     return dense_attention(
@@ -185,11 +186,11 @@ def capture(
         model.set_attn_implementation(before)
         if training:
             model.train()
-    found = tap.result()
-    missing = set(layers or ()) - set(found)
-    if missing or not found:
+    captures = tap.result()
+    missing = set(layers or ()) - set(captures)
+    if missing or not captures:
         raise UnsupportedModelError(
             f"no queries and keys were seen in layers {sorted(missing) or 'of this model'}: hash "
             "maps serve full-attention layers only; leave the others out of `layers`"
         )
-    return found
+    return captures

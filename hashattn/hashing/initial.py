@@ -86,7 +86,8 @@ def spectral_maps(
 ) -> LayerMaps:
     """Maps of normalised inputs that equal the sign of randomly rotated interaction directions.
 
-    queries (Hq, r, D) and keys (Hkv, m, D) are samples, raw; the stats are their `moments`.
+    queries (Hq, r, D) and keys (Hkv, m, D) are samples, raw; the stats are their `moments`, mean
+    and deviation (Hq, D) and (Hkv, D).
     """
     shapes = list(zip(config.widths, config.widths[1:], strict=False))
     # as many directions as bits: a square rotation keeps bits decorrelated, and the directions

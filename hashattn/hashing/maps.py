@@ -128,7 +128,7 @@ class HashMap(Maps):
 
     def unfold_input(self, mean: Tensor, std: Tensor) -> HashMap:
         """The inverse of `fold_input`, up to float rounding: the map of (x - mean) / std that
-        equals this map of x."""
+        equals this map of x; mean, std (heads, in)."""
         shift = self.biases[0] + (mean[:, None] @ self.weights[0])[:, 0]
         first = self.weights[0] * std[..., None]
         return HashMap((first, *self.weights[1:]), (shift, *self.biases[1:]), self.activation)
