@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from hashattn.base.checks import is_count, require
 from hashattn.base.engines.threads import FasterThreads
 from hashattn.base.errors import UnsupportedModelError
 from hashattn.models.dense import dense_attention
@@ -38,7 +39,7 @@ class CapturedLayer:
 
 
 class _Tap:
-    """Collects the chosen query rows chunk by chunk; keys are the last chunk's full cache."""
+    """Collects queries at `rows` chunk by chunk; keys are the last chunk's full cache."""
 
     def __init__(self, rows: Tensor, layers: Collection[int], values: bool) -> None:
         self.rows, self.layers, self.values = rows, layers, values
@@ -166,8 +167,7 @@ def capture(
             f"input_ids has shape {tuple(input_ids.shape)}: pass one sequence of at "
             "least one token, (n,) or (1, n)"
         )
-    if chunk < 1:
-        raise ValueError(f"chunk={chunk} is not valid: use at least 1 token")
+    require(is_count(chunk), "chunk", chunk, "an integer of at least 1")
     full = attention_shapes(model)["layers"]
     tapped = full if layers is None else set(layers).intersection(full)
     tap = _Tap(_check_rows(rows, ids.shape[1]), tapped, values)

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from hashattn.base.checks import is_count, require
 from hashattn.models.identity import adapted_layers, base_model_record
 
 LISTS = ("samples", "contexts")  # SHA-256 of records and of their contexts
@@ -94,15 +95,14 @@ def trained_benchmarks(card: Mapping[str, Any]) -> dict[str, int | dict[str, lis
 
 
 def _benchmark_entry(name: str, entry: Any) -> int | dict[str, list[str]]:
-    if type(entry) is int and entry >= 0:
+    if is_count(entry, 0):
         return entry
-    if isinstance(entry, Mapping) and set(entry) == set(LISTS):
-        if all(
-            isinstance(hashes, list | tuple) and all(isinstance(text, str) for text in hashes)
-            for hashes in entry.values()
-        ):
-            return {part: list(entry[part]) for part in LISTS}
-    raise ValueError(
-        f"benchmarks[{name!r}] = {entry!r} must be a number of samples, or lists of hashes "
-        f"{list(LISTS)}"
+    valid = (
+        isinstance(entry, Mapping)
+        and set(entry) == set(LISTS)
+        and all(isinstance(hashes, list | tuple) for hashes in entry.values())
+        and all(isinstance(text, str) for hashes in entry.values() for text in hashes)
     )
+    allowed = f"a number of samples, or lists of hashes {list(LISTS)}"
+    require(valid, f"benchmarks[{name!r}]", entry, allowed)
+    return {part: list(entry[part]) for part in LISTS}

@@ -40,7 +40,7 @@ def check_start(start: HashWeights, config: HashConfig, model: nn.Module) -> Non
     if mismatch:
         raise ValueError(
             f"start has other shapes than asked for ({', '.join(mismatch)}): ask for the start's "
-            "own (in its `config`), or pass weights of the asked ones"
+            "own (in its `config`), or pass weights of those asked for"
         )
     try:
         # loaded with force: that their model is another one was accepted then

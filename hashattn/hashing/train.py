@@ -172,8 +172,8 @@ def _engine(folder: RunFolder, layers: int, device: torch.device) -> Engine:
     engine, steps = chosen_engine(), layers * folder.recipe.steps
     if not isinstance(engine, InProcess) or device.type != "cpu" or steps < STEPS_WORTH_PROCESSES:
         return engine
-    captured = folder.captured_bytes() // len(folder.config.layers)
-    count = processes_that_fit(layers, 2 * captured)  # twice, for the labels beside them
+    layer_bytes = folder.captured_bytes() // len(folder.config.layers)
+    count = processes_that_fit(layers, 2 * layer_bytes)  # twice, for the labels beside them
     return Processes(count) if count > 1 else engine
 
 
@@ -232,10 +232,10 @@ class _Trainer:
     def _train(self, task: _LayerTask) -> TrainedLayer:
         train, held_out = (
             [
-                load_capture(capture, task.layer, self.device)
-                if isinstance(capture, Path)
-                else capture
-                for capture in captures
+                load_capture(captured, task.layer, self.device)
+                if isinstance(captured, Path)
+                else captured
+                for captured in captures
             ]
             for captures in (task.train, task.held_out)
         )

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hashattn.base.checks import require
 from hashattn.base.errors import HashWeightsError
 from hashattn.hashing.card import differences
 from hashattn.hashing.maps import HashConfig, LayerMaps, random_maps
@@ -253,13 +254,10 @@ def config_for(
     """
     require_full_attention(model)
     shapes = attention_shapes(model)
-    outside = sorted(set(layers or ()) - set(shapes["layers"]))
-    if outside:
-        raise ValueError(
-            f"layers={outside} are not full-attention layers of this model: use some "
-            f"of {list(shapes['layers'])}"
-        )
-    return HashConfig(**{**shapes, **fields, "layers": tuple(layers or shapes["layers"])})
+    full = shapes["layers"]
+    allowed = f"some of {list(full)}, the full-attention layers of this model"
+    require(set(layers or ()) <= set(full), "layers", layers, allowed)
+    return HashConfig(**{**shapes, **fields, "layers": tuple(layers or full)})
 
 
 def content_hash(config: HashConfig, tensors: Mapping[str, Tensor]) -> str:

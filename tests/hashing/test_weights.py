@@ -210,5 +210,5 @@ def test_another_models_weights_are_refused_and_another_dtype_is_not(saved):
 
 def test_layers_asked_for_must_have_full_attention():
     assert HashWeights.for_model(tiny_model("gemma2"), hidden=8).config.layers == (1,)
-    with pytest.raises(ValueError, match=r"layers=\[0\]"):
+    with pytest.raises(ValueError, match=r"layers = \[0, 1\]: must be some of \[1\]"):
         HashWeights.for_model(tiny_model("gemma2"), layers=[0, 1])
