@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hashattn.evaluation.identity import context_sha256, record_sha256
 from hashattn.evaluation.records import Record
-from hashattn.hashing.benchmarks import trained_benchmarks
+from hashattn.hashing.card import trained_benchmarks
 from hashattn.hashing.weights import HashWeights
 
 if TYPE_CHECKING:

@@ -3,8 +3,9 @@
 from hashattn.hashing.capture import CapturedLayer, capture
 from hashattn.hashing.maps import HashConfig, HashMap, LayerMaps
 from hashattn.hashing.recipe import TrainRecipe
+from hashattn.hashing.renew import renew_card
 from hashattn.hashing.train import train_hash_weights
-from hashattn.hashing.weights import HashWeights, renew_card
+from hashattn.hashing.weights import HashWeights
 
 __all__ = [
     "CapturedLayer",

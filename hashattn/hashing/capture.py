@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from hashattn.base.checks import is_count, require
 from hashattn.base.engines.threads import FasterThreads
 from hashattn.base.errors import UnsupportedModelError
 from hashattn.models.dense import dense_attention
@@ -38,7 +39,7 @@ class CapturedLayer:
 
 
 class _Tap:
-    """Collects the chosen query rows chunk by chunk; keys are the last chunk's full cache."""
+    """Collects queries at `rows` chunk by chunk; keys are the last chunk's full cache."""
 
     def __init__(self, rows: Tensor, layers: Collection[int], values: bool) -> None:
         self.rows, self.layers, self.values = rows, layers, values
@@ -63,9 +64,9 @@ class _Tap:
         self.last[layer] = (key, value, scaling, softcap)
 
     def result(self) -> dict[int, CapturedLayer]:
-        found = {}
+        captures = {}
         for layer, (key, value, scaling, softcap) in sorted(self.last.items()):
-            found[layer] = CapturedLayer(
+            captures[layer] = CapturedLayer(
                 layer,
                 torch.cat(self.queries[layer], 1),
                 self.rows.to(key.device),
@@ -74,7 +75,7 @@ class _Tap:
                 softcap,
                 value[0] if self.values else None,
             )
-        return found
+        return captures
 
 
 def _capture_attention(
@@ -90,6 +91,7 @@ def _capture_attention(
     **kwargs: object,
 ) -> tuple[Tensor, Tensor | None]:
     if hashattn_tap is not None:
+        # None is how families leave the usual scaling to the attention function
         scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
         hashattn_tap.record(module.layer_idx, query, key, value, scale, kwargs.get("softcap"))
     return dense_attention(
@@ -165,8 +167,7 @@ def capture(
             f"input_ids has shape {tuple(input_ids.shape)}: pass one sequence of at "
             "least one token, (n,) or (1, n)"
         )
-    if chunk < 1:
-        raise ValueError(f"chunk={chunk} is not valid: use at least 1 token")
+    require(is_count(chunk), "chunk", chunk, "an integer of at least 1")
     full = attention_shapes(model)["layers"]
     tapped = full if layers is None else set(layers).intersection(full)
     tap = _Tap(_check_rows(rows, ids.shape[1]), tapped, values)
@@ -185,11 +186,11 @@ def capture(
         model.set_attn_implementation(before)
         if training:
             model.train()
-    found = tap.result()
-    missing = set(layers or ()) - set(found)
-    if missing or not found:
+    captures = tap.result()
+    missing = set(layers or ()) - set(captures)
+    if missing or not captures:
         raise UnsupportedModelError(
             f"no queries and keys were seen in layers {sorted(missing) or 'of this model'}: hash "
             "maps serve full-attention layers only; leave the others out of `layers`"
         )
-    return found
+    return captures

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hashattn.base.checks import require_numbers
+from hashattn.base.checks import is_count, require, require_numbers
 from hashattn.base.engines.threads import thread_count
 from hashattn.base.progress import progress_bar
 from hashattn.hashing.capture import CapturedLayer
@@ -139,8 +139,7 @@ def train_hata_weights(
     small, so that on a CPU one thread computes them. Raises ValueError when bits is no positive
     multiple of 32 or nothing was captured.
     """
-    if bits <= 0 or bits % 32:
-        raise ValueError(f"bits = {bits} must be a positive multiple of 32")
+    require(is_count(bits) and bits % 32 == 0, "bits", bits, "a positive multiple of 32")
     by_layer: dict[int, list[CapturedLayer]] = {}
     for capture in captured:
         if capture.positions.numel():

@@ -86,7 +86,8 @@ def spectral_maps(
 ) -> LayerMaps:
     """Maps of normalised inputs that equal the sign of randomly rotated interaction directions.
 
-    queries (Hq, r, D) and keys (Hkv, m, D) are samples, raw; the stats are their `moments`.
+    queries (Hq, r, D) and keys (Hkv, m, D) are samples, raw; the stats are their `moments`, mean
+    and deviation (Hq, D) and (Hkv, D).
     """
     shapes = list(zip(config.widths, config.widths[1:], strict=False))
     # as many directions as bits: a square rotation keeps bits decorrelated, and the directions
@@ -150,5 +151,5 @@ def _unit_outputs(
     k = (keys.float() - key_stats[0][:, None]) / key_stats[1][:, None]
     return LayerMaps(
         scaled(maps.key, maps.preactivations_keys(k)),
-        scaled(maps.query, maps.preactivations_queries(q)),
+        scaled(maps.query, maps.query(q)),
     )

@@ -97,6 +97,6 @@ def row_labels(
         best = weight.masked_fill(~allowed, -1.0).topk(min(top, keys.shape[1]), -1)
         most = ((positions[rows] + 1) * top_fraction).long().clamp_min(1)[:, None]
         place = torch.arange(best.values.shape[-1], device=keys.device)
-        found = best.values.masked_fill(place >= most, -1.0)
-        parts.append((best.indices.masked_fill(found < 0, 0), found))
+        weights = best.values.masked_fill(place >= most, -1.0)
+        parts.append((best.indices.masked_fill(weights < 0, 0), weights))
     return RowLabels(*(torch.cat(part, 1) for part in zip(*parts, strict=True)))

@@ -50,6 +50,7 @@ class LayerTrainer:
         first = (self._initial_maps() if start is None else self._unfolded(start)).to(self.device)
         self.names = [name for name, _ in first.tensors()]
         self.parameters = [t.clone().requires_grad_() for _, t in first.tensors()]
+        # its logarithm is trained, so that the scale stays positive
         self.log_scale = torch.full((config.key_maps,), math.log(recipe.scale), device=self.device)
         self.bias = torch.zeros(config.key_maps, device=self.device)
         self.optimiser, self.scheduler = self._optimiser()
@@ -72,6 +73,7 @@ class LayerTrainer:
     def _initial_maps(self) -> LayerMaps:
         if self.recipe.init == "random":
             return random_maps(self.config, self.generator)
+        # on the CPU, so that rotations and eigenvectors do not depend on the device
         queries, keys = (
             torch.cat(self._sample(name), 1).float().cpu() for name in ("queries", "keys")
         )
@@ -100,7 +102,7 @@ class LayerTrainer:
             local=self.recipe.local,
             top=self.recipe.top,
             top_fraction=self.recipe.top_fraction,
-            values=captured.values if self.recipe.weigh == "output" else None,
+            values=captured.values if self.recipe.reads_values else None,
             softcap=captured.softcap,
         )
 
@@ -108,6 +110,7 @@ class LayerTrainer:
         recipe, groups = self.recipe, [{"params": self.parameters}]
         if recipe.learn_scale:
             extra = [self.log_scale.requires_grad_(), self.bias.requires_grad_()]
+            # decay would pull the scale to 1, which means nothing
             groups.append({"params": extra, "weight_decay": 0.0})
         optimiser = torch.optim.AdamW(
             groups, lr=recipe.learning_rate, weight_decay=recipe.weight_decay
@@ -116,7 +119,7 @@ class LayerTrainer:
             schedule = torch.optim.lr_scheduler.OneCycleLR(
                 optimiser,
                 recipe.learning_rate,
-                recipe.steps + 1,
+                recipe.steps + 1,  # its own construction counts as one
                 pct_start=0.1,
                 cycle_momentum=False,
             )
@@ -125,6 +128,7 @@ class LayerTrainer:
         return optimiser, schedule
 
     def _draw(self, count: int, limit: int) -> Tensor:
+        """Up to `limit` distinct numbers below `count`, drawn on the CPU: alike on any device."""
         return torch.randperm(count, generator=self.generator)[:limit].to(self.device)
 
     def _batch(self) -> Batch:
@@ -149,16 +153,17 @@ class LayerTrainer:
         """Keep all label tokens of the rows and random other keys, `limit` in all if they fit."""
         n, labels = batch.keys.shape[1], batch.labels
         order = torch.rand(n, generator=self.generator).to(self.device)
-        order[labels.tokens[labels.valid]] = -1.0
+        order[labels.tokens[labels.valid]] = -1.0  # before all others
         limit = max(limit, int((order < 0).sum()))
-        kept = order.argsort()[:limit].sort().values
+        tokens = order.argsort()[:limit].sort().values
+        # labels name tokens by where they are among the kept keys; -1 in `weight` still voids one
         place = torch.zeros(n, dtype=torch.long, device=self.device)
-        place[kept] = torch.arange(limit, device=self.device)
+        place[tokens] = torch.arange(limit, device=self.device)
         labels = RowLabels(place[labels.tokens], labels.weight)
         return Batch(
             batch.queries,
-            batch.keys[:, kept],
-            batch.allowed[:, kept],
+            batch.keys[:, tokens],
+            batch.allowed[:, tokens],
             batch.visible,
             labels,
             limit / n,
@@ -171,6 +176,7 @@ class LayerTrainer:
         """One optimiser step; returns the loss."""
         recipe, total = self.recipe, 0.0
         progress = number / recipe.steps
+        # soft first, so that bits far from 0 get gradients; sharp in the end, as codes are hard
         annealed = recipe.surrogate != "tanh"
         sharpness = 1 + (recipe.sharpness - 1) * progress if annealed else 1.0
         hard = recipe.surrogate == "straight_through" and progress >= 1 - recipe.hard_share
@@ -178,10 +184,11 @@ class LayerTrainer:
         maps = self._maps(self.parameters)
         for _ in range(recipe.sequences_per_step):
             batch = self._batch()
+            # the maps that learn read normalised inputs; `maps` folds that into what is stored
             q = (batch.queries - self.query_stats[0][:, None]) / self.query_stats[1][:, None]
             k = (batch.keys.float() - self.key_stats[0][:, None]) / self.key_stats[1][:, None]
             loss = batch_loss(
-                relax(maps.preactivations_queries(q), sharpness, hard),
+                relax(maps.query(q), sharpness, hard),
                 relax(maps.preactivations_keys(k), sharpness, hard),
                 self.log_scale.exp(),
                 self.bias,
@@ -199,6 +206,7 @@ class LayerTrainer:
         maps = self._maps([p.detach().clone() for p in self.parameters])
         key_stats, query_stats = self._map_stats()
         folded = LayerMaps(maps.key.fold_input(*key_stats), maps.query.fold_input(*query_stats))
+        # here and not on saving, so that evaluations judge the very codes that will be used
         return folded.rounded() if self.recipe.precision == "bfloat16" else folded
 
 

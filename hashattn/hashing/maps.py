@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hashattn.base.checks import is_count, require
-from hashattn.kernels import ACTIVATIONS, Maps, encode, preactivations
+from hashattn.kernels import ACTIVATIONS, Maps, preactivations
 from hashattn.models.heads import HeadSlice
 
 LAYOUTS = ("per_kv_head", "per_query_head")
@@ -128,7 +128,7 @@ class HashMap(Maps):
 
     def unfold_input(self, mean: Tensor, std: Tensor) -> HashMap:
         """The inverse of `fold_input`, up to float rounding: the map of (x - mean) / std that
-        equals this map of x."""
+        equals this map of x; mean, std (heads, in)."""
         shift = self.biases[0] + (mean[:, None] @ self.weights[0])[:, 0]
         first = self.weights[0] * std[..., None]
         return HashMap((first, *self.weights[1:]), (shift, *self.biases[1:]), self.activation)
@@ -136,7 +136,11 @@ class HashMap(Maps):
 
 @dataclass(frozen=True)
 class LayerMaps:
-    """The key map and the query map of one layer."""
+    """The key map and the query map of one layer.
+
+    Queries have a map per head: `query(x)`. Keys may be read by several maps per head, which
+    `preactivations_keys` and the kernels' `encode` see to.
+    """
 
     key: HashMap
     query: HashMap
@@ -149,18 +153,6 @@ class LayerMaps:
         """
         repeat = self.key.weights[0].shape[0] // keys.shape[-3]
         return self.key(keys.repeat_interleave(repeat, -3) if repeat > 1 else keys)
-
-    def preactivations_queries(self, queries: Tensor) -> Tensor:
-        """queries (..., query_heads, q, head_dim) to (..., query_heads, q, bits)."""
-        return self.query(queries)
-
-    def encode_keys(self, keys: Tensor) -> Tensor:
-        """keys (batch, kv_heads, n, head_dim) to codes (batch, key_maps, n, words) int32."""
-        return encode(keys, self.key)
-
-    def encode_queries(self, queries: Tensor) -> Tensor:
-        """queries (batch, heads, q, head_dim) to codes (batch, heads, q, words) int32."""
-        return encode(queries, self.query)
 
     def to(self, device: torch.device | str) -> LayerMaps:
         """The same maps on another device."""

@@ -29,11 +29,13 @@ class Batch:
 
 
 def relax(pre: Tensor, sharpness: float, hard: bool) -> Tensor:
-    """tanh(sharpness * pre), or its sign with that tanh's gradient (straight-through)."""
+    """Pre-activations (heads, n, bits) to bits in [-1, 1]: tanh(sharpness * pre), or if `hard` its
+    sign with that tanh's gradient (straight-through)."""
     soft = torch.tanh(sharpness * pre)
     if not hard:
         return soft
-    return torch.where(pre > 0, 1.0, -1.0) + (soft - soft.detach())  # exactly +-1
+    # what is added is 0 with tanh's gradient; taken first, so that the sum is exactly +-1
+    return torch.where(pre > 0, 1.0, -1.0) + (soft - soft.detach())
 
 
 def relaxed_scores(
@@ -73,36 +75,42 @@ def _by_map(x: Tensor, maps: int) -> Tensor:
 
 
 def ranking_loss(logits: Tensor, batch: Batch, recipe: TrainRecipe) -> Tensor:
-    """ "cross_entropy" or "budgeted" loss of logits (maps or Hq, r, n); see TrainRecipe."""
+    """The "cross_entropy" or "budgeted" loss (see TrainRecipe) of logits (maps or Hq, r, n), a
+    scalar."""
     maps = logits.shape[0]
     weights = _by_map(label_weights(batch.labels, recipe.mass_share), maps)
+    # not -inf: what stands for "no label" (token 0, in the sink) has weight 0, and 0 * inf is NaN
     masked = logits.masked_fill(~batch.allowed, torch.finfo(logits.dtype).min)
     total = masked.logsumexp(-1, keepdim=True)
     gap = total - masked.gather(-1, _by_map(batch.labels.tokens, maps))
     if recipe.loss == "budgeted":
+        # k tokens of one score, all others far below, have a gap of log k: only more than that
+        # costs. A sample of the keys holds that share of the k best
         k = (batch.kept * batch.visible / recipe.budget_fraction).clamp_min(1)
         gap = F.softplus(gap - k.log()[:, None])
     return (weights * gap).sum() / weights.sum().clamp_min(1e-6)
 
 
 def bce_loss(logits: Tensor, batch: Batch, recipe: TrainRecipe) -> Tensor:
-    """The paper's loss, on logits: positives (label of any query head of the map) weigh
-    alpha + beta * n, negatives 1; the mean counts non-candidates as zeros."""
+    """The paper's loss of logits (maps or Hq, r, n), a scalar: positives (label of any query head
+    of the map) weigh alpha + beta * n, negatives 1; the mean counts non-candidates as zeros."""
     maps, rows, n = logits.shape
     tokens = _by_map(batch.labels.tokens, maps)
     valid = _by_map(batch.labels.valid.float(), maps)
     # amax: token 0 also stands for "no label", which must not erase a true label
     target = torch.zeros_like(logits).scatter_reduce(-1, tokens, valid, "amax")
     weight = recipe.alpha + recipe.beta * n
+    # on logits, since the logarithm of a saturated sigmoid is -inf
     cost = F.softplus(logits) * (1 - target) + weight * F.softplus(-logits) * target
     return (cost * batch.allowed).sum() / (maps * rows * n)
 
 
 def bit_penalties(key_bits: Tensor, recipe: TrainRecipe) -> Tensor:
-    """balance * mean squared bit average + decorrelation * mean squared bit correlation."""
+    """balance * mean squared bit average + decorrelation * mean squared bit correlation of key_bits
+    (maps, n, bits), a scalar."""
     bits = key_bits.shape[-1]
     penalty = recipe.balance * key_bits.mean(1).square().mean()
-    if recipe.decorrelation:
+    if recipe.decorrelation:  # bits^2 products, which most recipes have no use for
         products = key_bits.transpose(1, 2) @ key_bits / key_bits.shape[1]
         off = products - torch.diag_embed(products.diagonal(dim1=1, dim2=2))
         penalty = penalty + recipe.decorrelation * off.square().sum() / (len(off) * bits * bits)
@@ -117,8 +125,10 @@ def batch_loss(
     batch: Batch,
     recipe: TrainRecipe,
 ) -> Tensor:
-    """Loss of relaxed codes; scale and bias (maps,) turn scores into logits."""
+    """Loss of relaxed codes query_bits (Hq, r, bits) and key_bits (maps, n, bits), a scalar; scale
+    and bias (maps,) turn scores into logits."""
     scores = relaxed_scores(query_bits, key_bits, recipe.average_group, recipe.group)
+    # with a score per query head, those that share a key map share its scale and bias as well
     scale, bias = (x.repeat_interleave(len(scores) // len(x))[:, None, None] for x in (scale, bias))
     logits = scores * scale + bias
     main = bce_loss if recipe.loss == "bce" else ranking_loss

@@ -113,6 +113,11 @@ class TrainRecipe:
         require(keys is None or is_count(keys, self.top), "keys_per_step", keys,
                 f"None or an integer of at least top, {self.top}")  # fmt: skip
 
+    @property
+    def reads_values(self) -> bool:
+        """Whether training looks at values, which are captured for such recipes alone."""
+        return self.weigh == "output"
+
     def vary(self, **changes: object) -> TrainRecipe:
         """The same recipe with some options changed (one row of an ablation table)."""
         return dataclasses.replace(self, **changes)

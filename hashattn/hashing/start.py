@@ -11,7 +11,7 @@ from hashattn.base.errors import HashWeightsError
 from hashattn.hashing.maps import HashConfig
 from hashattn.hashing.weights import HashWeights
 
-KEPT = ("data", "recipe", "seed", "started_from")  # of the start's card, on the next one
+CARRIED = ("data", "recipe", "seed", "started_from")  # of the start's card, on the next one
 
 
 def check_start(start: HashWeights, config: HashConfig, model: nn.Module) -> None:
@@ -25,21 +25,25 @@ def check_start(start: HashWeights, config: HashConfig, model: nn.Module) -> Non
             "start holds random-initialised hash weights: pass trained ones, or leave start out to "
             "begin where the recipe does"
         )
-    wanted, found = dataclasses.asdict(config), dataclasses.asdict(start.config)
-    missing = sorted(set(wanted.pop("layers")) - set(found.pop("layers")))
+    wanted, given = dataclasses.asdict(config), dataclasses.asdict(start.config)
+    missing = sorted(set(wanted.pop("layers")) - set(given.pop("layers")))
     if missing:
         raise ValueError(
             f"start has no maps for layers {missing}, only for {list(start.config.layers)}: train "
             "some of those (`layers`), or pass weights of every layer"
         )
-    odd = {name: (found[name], wanted[name]) for name in wanted if found[name] != wanted[name]}
-    if odd:
-        told = ", ".join(f"{name} {a!r}, not {b!r}" for name, (a, b) in odd.items())
+    mismatch = [
+        f"{name} {given[name]!r}, not {wanted[name]!r}"
+        for name in wanted
+        if given[name] != wanted[name]
+    ]
+    if mismatch:
         raise ValueError(
-            f"start has other shapes than asked for ({told}): ask for the start's own (in its "
-            "`config`), or pass weights of the asked ones"
+            f"start has other shapes than asked for ({', '.join(mismatch)}): ask for the start's "
+            "own (in its `config`), or pass weights of those asked for"
         )
     try:
+        # loaded with force: that their model is another one was accepted then
         start.check_model(model, force=bool(start.forced))
     except HashWeightsError as error:
         raise ValueError(f"start does not serve this model: {error}") from error
@@ -49,5 +53,5 @@ def start_record(start: HashWeights) -> dict[str, Any]:
     """The start's identity and how it came about itself: sha256, data, recipe, seed, its start, and
     how its model differed, where that was accepted."""
     forced = {"forced": list(start.forced)} if start.forced else {}
-    kept = {name: start.card[name] for name in KEPT if name in start.card}
-    return {"sha256": start.sha256} | kept | forced
+    carried = {name: start.card[name] for name in CARRIED if name in start.card}
+    return {"sha256": start.sha256} | carried | forced

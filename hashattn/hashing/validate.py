@@ -10,7 +10,7 @@ from torch import Tensor
 from hashattn.hashing.capture import CapturedLayer
 from hashattn.hashing.labels import attention_mass, candidate_mask
 from hashattn.hashing.maps import LayerMaps
-from hashattn.kernels import grade_bits, hamming_scores, select
+from hashattn.kernels import encode, grade_bits, hamming_scores, indices_to_mask, select
 
 METRICS = ("recall@4", "recall@32", "mass")
 
@@ -24,31 +24,35 @@ def selected_tokens(
     fraction: int,
     group: str = "each",
 ) -> Tensor:
-    """Tokens the codes choose, bool (Hq, r, n): visible // fraction (at least one) of each row's
+    """Tokens the codes select, bool (Hq, r, n): visible // fraction (at least one) of each row's
     candidates by score, ties to the lowest index.
 
-    group "sum": one choice per key map, by matching bits; "each": one per query head, by graded
+    group "sum": one selection per key map, by matching bits; "each": one per query head, by graded
     ones (TrainRecipe.group).
     """
     allowed = candidate_mask(captured.positions, captured.keys.shape[1], sink, local)
     if group == "each":
-        queries = grade_bits(maps.preactivations_queries(captured.queries[None]))
+        queries = grade_bits(maps.query(captured.queries[None]))
     else:
-        queries = maps.encode_queries(captured.queries[None])
-    scores = hamming_scores(queries, maps.encode_keys(captured.keys[None]))
-    budget = ((captured.positions + 1) // fraction).clamp_min(1)
-    indices = select(
-        scores, budget[None, None], allowed[None, None], torch.zeros_like(allowed)[None, None]
-    )[0].long()
-    chosen = torch.zeros(scores.shape[1:], dtype=torch.int8, device=scores.device)
-    chosen.scatter_reduce_(-1, indices.clamp_min(0), (indices >= 0).to(torch.int8), "amax")
-    return chosen.bool().repeat_interleave(captured.queries.shape[0] // chosen.shape[0], 0)
+        queries = encode(captured.queries[None], maps.query)
+    scores = hamming_scores(queries, encode(captured.keys[None], maps.key))
+    # The kernels' selection, but not attention.Budget's rule (of a room above, too): its density
+    # counts sink and local in, which leaves early rows nothing to be judged by, and its number of
+    # tokens is most of what they see. Another rule would also have early stopping keep other maps,
+    # so that no weights trained before could be trained again.
+    heavy = ((captured.positions + 1) // fraction).clamp_min(1)
+    mandatory = torch.zeros_like(allowed)  # sink and local, read whatever the hash: not judged here
+    indices = select(scores, heavy[None, None], allowed[None, None], mandatory[None, None])[0]
+    selected = indices_to_mask(indices, captured.keys.shape[1])
+    return selected.repeat_interleave(len(captured.queries) // len(selected), 0)
 
 
-def _top_recall(mass: Tensor, chosen: Tensor, k: int) -> Tensor:
+def _top_recall(mass: Tensor, selected: Tensor, k: int) -> Tensor:
+    """Share (Hq, r) of the k heaviest candidates that is selected; mass, selected (Hq, r, n), where
+    mass is -1 for what is no candidate."""
     best = mass.topk(min(k, mass.shape[-1]), -1)
     real = best.values >= 0
-    hits = (chosen.gather(-1, best.indices) & real).sum(-1)
+    hits = (selected.gather(-1, best.indices) & real).sum(-1)
     return hits / real.sum(-1).clamp_min(1)
 
 
@@ -61,7 +65,7 @@ def selection_quality(
     fraction: int = 32,
     group: str = "each",
 ) -> dict[str, float]:
-    """Means over query heads and rows of all captures, with visible / fraction tokens selected.
+    """Means over query heads and rows of all captures, with visible // fraction tokens selected.
 
     recall@k: share of the k heaviest candidates that is selected. mass: share of the attention
     on candidates that is selected, rows weighted by how much attention their candidates get.
@@ -73,15 +77,15 @@ def selection_quality(
         mass = attention_mass(
             captured.queries, captured.keys, captured.positions, captured.scaling, captured.softcap
         )
-        chosen = selected_tokens(
+        selected = selected_tokens(
             maps, captured, sink=sink, local=local, fraction=fraction, group=group
         )
         allowed = candidate_mask(captured.positions, mass.shape[-1], sink, local)
         rows = allowed.any(-1)
         candidate = mass.masked_fill(~allowed, -1.0)[:, rows]
         for k in (4, 32):
-            recalls[f"recall@{k}"].append(_top_recall(candidate, chosen[:, rows], k).flatten())
-        caught = caught + (mass * chosen).sum().cpu()
+            recalls[f"recall@{k}"].append(_top_recall(candidate, selected[:, rows], k).flatten())
+        caught = caught + (mass * selected).sum().cpu()
         outside = outside + (mass * allowed).sum().cpu()
     result = {name: float(torch.cat(parts).mean()) for name, parts in recalls.items()}
     return result | {"mass": float(caught / outside.clamp_min(1e-12))}

@@ -1,9 +1,7 @@
-"""Hash weights of a model: maps of every layer, the card that says how they came about, and files.
+"""Hash weights of a model: the maps of every layer and the card that says how they came about.
 
-A directory holds `hash_maps.safetensors` (names "layers.3.key.0.weight"; bfloat16 where that is
-exact, else float32) and `hash_config.json` (shapes, card, content hash). Loading refuses whatever
-would give codes that look right and mean nothing: damaged files, wrong shapes, other models,
-untrained maps.
+Loading refuses whatever would give codes that look right and mean nothing: damaged files, wrong
+shapes, other models, untrained maps.
 """
 
 from __future__ import annotations
@@ -12,7 +10,6 @@ import copy
 import dataclasses
 import hashlib
 import json
-import warnings
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,18 +17,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hashattn.base.checks import require
 from hashattn.base.errors import HashWeightsError
-from hashattn.base.files import FileError, read_json, write_json
 from hashattn.hashing.card import differences
-from hashattn.hashing.files import read_tensors, write_tensors
-from hashattn.hashing.maps import HashConfig, LayerMaps, expected_shapes, random_maps
+from hashattn.hashing.maps import HashConfig, LayerMaps, random_maps
+from hashattn.hashing.weight_files import (
+    CONFIG_FILE,
+    FORMAT_VERSION,
+    MAPS_FILE,
+    TRAIN_HINT,
+    read_weights,
+    write_weights,
+)
+from hashattn.kernels import encode
 from hashattn.models.heads import HeadSlice
 from hashattn.models.identity import base_model_record, model_name
 from hashattn.models.structure import attention_shapes, head_slice, require_full_attention
-
-FORMAT_VERSION = 1
-MAPS_FILE, CONFIG_FILE = "hash_maps.safetensors", "hash_config.json"
-TRAIN_HINT = "train them with hashattn.hashing.train_hash_weights"
 
 
 class HashWeights:
@@ -49,6 +50,7 @@ class HashWeights:
         self, config: HashConfig, maps: Mapping[int, LayerMaps], card: Mapping[str, Any]
     ) -> None:
         self.config = config
+        # in the config's order: tensors() is, and the content hash does not depend on the caller
         self.maps = {layer: maps[layer] for layer in config.layers}
         self.card = {
             "format_version": FORMAT_VERSION,
@@ -88,27 +90,22 @@ class HashWeights:
             self._placed[place] = self.maps[layer].to(device)
         return self._placed[place]
 
-    def preactivations_keys(self, layer: int, keys: Tensor) -> Tensor:
-        """Post-RoPE keys (B, Hkv, n, D) to (B, Hkv or Hq, n, bits) float32."""
-        self._check(keys, self.config.kv_heads, "keys")
-        return self.layer(layer, keys.device).preactivations_keys(keys)
-
     def preactivations_queries(self, layer: int, queries: Tensor) -> Tensor:
         """Post-RoPE queries (B, Hq, q, D) to (B, Hq, q, bits) float32."""
         self._check(queries, self.config.query_heads, "queries")
-        return self.layer(layer, queries.device).preactivations_queries(queries)
+        return self.layer(layer, queries.device).query(queries)
 
     @torch.no_grad()
     def encode_keys(self, layer: int, keys: Tensor) -> Tensor:
         """Post-RoPE keys (B, Hkv, n, D) to codes (B, Hkv or Hq, n, words) int32."""
         self._check(keys, self.config.kv_heads, "keys")
-        return self.layer(layer, keys.device).encode_keys(keys)
+        return encode(keys, self.layer(layer, keys.device).key)
 
     @torch.no_grad()
     def encode_queries(self, layer: int, queries: Tensor) -> Tensor:
         """Post-RoPE queries (B, Hq, q, D) to codes (B, Hq, q, words) int32."""
         self._check(queries, self.config.query_heads, "queries")
-        return self.layer(layer, queries.device).encode_queries(queries)
+        return encode(queries, self.layer(layer, queries.device).query)
 
     def _check(self, x: Tensor, heads: int, name: str) -> None:
         if x.dim() != 4 or x.shape[1] != heads or x.shape[3] != self.config.head_dim:
@@ -116,11 +113,6 @@ class HashWeights:
                 f"{name} have shape {tuple(x.shape)}: these hash weights expect "
                 f"(batch, {heads}, tokens, {self.config.head_dim})"
             )
-
-    def to(self, device: torch.device | str) -> HashWeights:
-        """The same weights with every map on `device`."""
-        moved = {layer: maps.to(device) for layer, maps in self.maps.items()}
-        return self._with(moved)
 
     def rounded(self) -> HashWeights:
         """The same weights rounded to bfloat16: half the bytes to read for every token's codes."""
@@ -156,11 +148,8 @@ class HashWeights:
         }
 
     def save(self, directory: str | Path) -> None:
-        """Write both files, each atomically; the config last, so that it never precedes maps."""
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        write_tensors(directory / MAPS_FILE, _compact(self.tensors()))
-        write_json(directory / CONFIG_FILE, self.record())
+        """Write both files (weight_files), each atomically; WriteError where that fails."""
+        write_weights(directory, self.tensors(), self.record())
 
     @classmethod
     def load(
@@ -191,22 +180,13 @@ class HashWeights:
             raise ValueError(
                 "force=True accepts a model: HashWeights.load(path, model, force=True)"
             )
-        directory = Path(directory)
-        record = _read_config(directory)
-        config = _parse_config(record, directory)
-        path = directory / MAPS_FILE
-        tensors = {name: t.float() for name, t in read_tensors(path, TRAIN_HINT).items()}
-        _check_tensors(tensors, config, path)
-        maps = {
-            layer: LayerMaps.from_tensors(_of_layer(tensors, layer), config)
-            for layer in config.layers
-        }
+        config, maps, record = read_weights(directory)
         weights = cls(config, maps, record["card"])
         if weights.sha256 != record["sha256"]:
             raise HashWeightsError(
-                f"{path} does not match the content hash in {CONFIG_FILE}: the "
-                f"files were altered or belong to different weights; copy both "
-                f"files again or {TRAIN_HINT}"
+                f"{Path(directory) / MAPS_FILE} does not match the content hash in {CONFIG_FILE}: "
+                "the files were altered or belong to different weights; copy both files again or "
+                f"{TRAIN_HINT}"
             )
         if not weights.trained and not allow_untrained:
             raise HashWeightsError(
@@ -237,16 +217,17 @@ class HashWeights:
                 f"not full-attention layers of this model: {TRAIN_HINT}"
             )
         recorded = self.card.get("base_model") or {}
-        found = differences(recorded, model)
-        if found and not force:
+        mismatch = differences(recorded, model)
+        if mismatch and not force:
+            theirs = recorded.get("name") or "another model"
             raise HashWeightsError(
-                f"these hash weights were made for {recorded.get('name') or 'another model'}, the "
-                f"model at hand ({model_name(model) or 'unnamed'}) differs in {'; '.join(found)}. "
+                f"these hash weights were made for {theirs}, the model at hand "
+                f"({model_name(model) or 'unnamed'}) differs in {'; '.join(mismatch)}. "
                 f"Load that model, or {TRAIN_HINT}. HashWeights.load(path, model, force=True) "
                 "accepts these all the same: for use, which every receipt will say, or as the "
                 "`start` of training"
             )
-        return found
+        return mismatch
 
     @classmethod
     def random(cls, config: HashConfig, seed: int) -> HashWeights:
@@ -264,29 +245,6 @@ class HashWeights:
         )
 
 
-def renew_card(directory: str | Path, model: nn.Module) -> HashWeights:
-    """Write the fingerprints of `model` into the card of the hash weights in `directory`.
-
-    For cards from before projections had fingerprints, once, with the very model that the weights
-    were trained on. Only hash_config.json is written; maps and their content hash stay. Returns the
-    weights. Raises HashWeightsError where the card already names another model, or where `model`
-    is quantised or offloaded, so that it cannot be read.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what is missing is what comes now
-        weights = HashWeights.load(directory, model, allow_untrained=True)
-    named = {k: v for k, v in (weights.card.get("base_model") or {}).items() if v is not None}
-    actual = base_model_record(model)
-    if actual["unread"]:
-        raise HashWeightsError(
-            f"the model's projections cannot be read (layer: why, {actual['unread']}): renew the "
-            "card with the model loaded whole, in float32, bfloat16 or float16"
-        )
-    weights.card["base_model"] = actual | {k: named[k] for k in ("name", "revision") if k in named}
-    write_json(Path(directory) / CONFIG_FILE, weights.record())
-    return weights
-
-
 def config_for(
     model: nn.Module, *, layers: Collection[int] | None = None, **fields: Any
 ) -> HashConfig:
@@ -296,13 +254,10 @@ def config_for(
     """
     require_full_attention(model)
     shapes = attention_shapes(model)
-    outside = sorted(set(layers or ()) - set(shapes["layers"]))
-    if outside:
-        raise ValueError(
-            f"layers={outside} are not full-attention layers of this model: use some "
-            f"of {list(shapes['layers'])}"
-        )
-    return HashConfig(**{**shapes, **fields, "layers": tuple(layers or shapes["layers"])})
+    full = shapes["layers"]
+    allowed = f"some of {list(full)}, the full-attention layers of this model"
+    require(set(layers or ()) <= set(full), "layers", layers, allowed)
+    return HashConfig(**{**shapes, **fields, "layers": tuple(layers or full)})
 
 
 def content_hash(config: HashConfig, tensors: Mapping[str, Tensor]) -> str:
@@ -312,85 +267,3 @@ def content_hash(config: HashConfig, tensors: Mapping[str, Tensor]) -> str:
         digest.update(name.encode())
         digest.update(tensors[name].detach().cpu().float().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _read_config(directory: Path) -> dict[str, Any]:
-    path = directory / CONFIG_FILE
-    if not path.is_file():
-        raise HashWeightsError(
-            f"{path} does not exist: point to a directory written by "
-            f"HashWeights.save, or {TRAIN_HINT}"
-        )
-    try:
-        record = read_json(path)
-    except FileError as error:
-        raise HashWeightsError(
-            f"{path} is not readable JSON ({error}): copy it again, or {TRAIN_HINT}"
-        ) from error
-    expected = {"format_version", "sha256", "config", "card"}
-    if not isinstance(record, dict) or not expected <= set(record):
-        raise HashWeightsError(
-            f"{path} lacks some of {sorted(expected)}: it was not written by "
-            f"HashWeights.save; {TRAIN_HINT}"
-        )
-    if record["format_version"] != FORMAT_VERSION:
-        raise HashWeightsError(
-            f"{path} has format {record['format_version']!r}, this hashattn "
-            f"reads {FORMAT_VERSION}: install the hashattn that wrote it"
-        )
-    return record
-
-
-def _parse_config(record: Mapping[str, Any], directory: Path) -> HashConfig:
-    try:
-        return HashConfig(**record["config"])
-    except (TypeError, ValueError) as error:
-        raise HashWeightsError(
-            f"{directory / CONFIG_FILE} describes impossible hash maps "
-            f"({error}): copy it again, or {TRAIN_HINT}"
-        ) from error
-
-
-def _compact(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rounded weights at half the bytes: a tensor that bfloat16 holds exactly is stored as such."""
-    halved = {name: tensor.bfloat16() for name, tensor in tensors.items()}
-    return {
-        name: halved[name] if torch.equal(halved[name].float(), tensor) else tensor
-        for name, tensor in tensors.items()
-    }
-
-
-def _of_layer(tensors: Mapping[str, Tensor], layer: int) -> dict[str, Tensor]:
-    prefix = f"layers.{layer}."
-    return {
-        name.removeprefix(prefix): tensor
-        for name, tensor in tensors.items()
-        if name.startswith(prefix)
-    }
-
-
-def _check_tensors(tensors: Mapping[str, Tensor], config: HashConfig, path: Path) -> None:
-    """Names, shapes and finite values; HashWeightsError with the first thing that is wrong."""
-    expected = {
-        f"layers.{layer}.{name}": shape
-        for layer in config.layers
-        for name, shape in expected_shapes(config).items()
-    }
-    odd = sorted(set(expected) ^ set(tensors))
-    if odd:
-        raise HashWeightsError(
-            f"{path} and {CONFIG_FILE} disagree on tensors {odd[:3]} "
-            f"({len(odd)} in all): copy both files again, or {TRAIN_HINT}"
-        )
-    for name, shape in expected.items():
-        if tuple(tensors[name].shape) != shape:
-            raise HashWeightsError(
-                f"{path}: {name} has shape {tuple(tensors[name].shape)}, "
-                f"{CONFIG_FILE} says {shape}: copy both files again, or "
-                f"{TRAIN_HINT}"
-            )
-        if not torch.isfinite(tensors[name]).all():
-            raise HashWeightsError(
-                f"{path}: {name} holds NaN or infinite values, so its codes "
-                f"are meaningless: {TRAIN_HINT}"
-            )

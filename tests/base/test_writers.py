@@ -8,9 +8,9 @@ import torch
 from hashattn.base.errors import HashAttnError
 from hashattn.base.files import WriteError, replacing, write_json, write_text
 from hashattn.base.progress import VARIABLE, progress_bar, say
+from hashattn.base.tensors import write_tensors
 from hashattn.evaluation.methods import save_receipts
 from hashattn.evaluation.records import Record, save_records
-from hashattn.hashing.files import write_tensors
 from hashattn.reproduce.bench.record import save
 from hashattn.reproduce.notebooks.claims import Claims
 from hashattn.reproduce.notebooks.execute import State

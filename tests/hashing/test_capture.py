@@ -118,7 +118,7 @@ def test_a_model_outside_the_attention_interface_is_refused():
         ({"input_ids": torch.zeros(0, dtype=torch.long)}, "at least one token"),
         ({"input_ids": prompt(), "rows": torch.tensor([40])}, "positions from 0 to 39"),
         ({"input_ids": prompt(), "rows": torch.tensor([-1])}, "positions from 0 to 39"),
-        ({"input_ids": prompt(), "chunk": 0}, "chunk=0"),
+        ({"input_ids": prompt(), "chunk": 0}, "chunk = 0: must be an integer of at least 1"),
     ],
 )
 def test_bad_arguments_say_what_to_pass(arguments, message):

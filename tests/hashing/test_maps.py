@@ -5,7 +5,7 @@ import torch
 
 from hashattn.hashing.initial import interaction_directions, moments, spectral_maps
 from hashattn.hashing.maps import HashConfig, LayerMaps, expected_shapes, random_maps
-from hashattn.kernels import unpack_bits
+from hashattn.kernels import encode, unpack_bits
 
 LAYOUTS = ("per_kv_head", "per_query_head")
 
@@ -27,7 +27,7 @@ def test_codes_are_the_signs_of_a_plain_mlp_per_head(layout, depth, bits):
     shapes = config(layout=layout, depth=depth, bits=bits)
     maps = random_maps(shapes, torch.Generator().manual_seed(1))
     keys, queries = draw(3, 2, 7, 16), draw(3, 4, 5, 16, seed=2)
-    key_codes, query_codes = maps.encode_keys(keys), maps.encode_queries(queries)
+    key_codes, query_codes = encode(keys, maps.key), encode(queries, maps.query)
     assert key_codes.shape == (3, shapes.key_maps, 7, bits // 32)
     assert query_codes.shape == (3, 4, 5, bits // 32)
     assert key_codes.dtype == query_codes.dtype == torch.int32
@@ -98,7 +98,8 @@ def test_tensor_names_round_trip():
     tensors = dict(maps.tensors())
     assert {name: tuple(t.shape) for name, t in tensors.items()} == expected_shapes(shapes)
     again = LayerMaps.from_tensors(tensors, shapes)
-    assert torch.equal(again.encode_keys(draw(2, 9, 16)), maps.encode_keys(draw(2, 9, 16)))
+    keys = draw(2, 9, 16)
+    assert torch.equal(encode(keys, again.key), encode(keys, maps.key))
 
 
 def test_interaction_directions_reproduce_the_inner_product():
@@ -120,7 +121,7 @@ def test_spectral_maps_start_as_a_linear_hash_of_query_and_key(layout, depth, hi
     maps = spectral_maps(queries, keys, q_stats, k_stats, shapes, torch.Generator().manual_seed(0))
     q = (queries - q_stats[0][:, None]) / q_stats[1][:, None]
     k = (keys - k_stats[0][:, None]) / k_stats[1][:, None]
-    query_bits = maps.preactivations_queries(q).sign()
+    query_bits = maps.query(q).sign()
     key_bits = maps.preactivations_keys(k).sign()
     for head in range(4):
         key_map = head // 2 if layout == "per_kv_head" else head

@@ -108,13 +108,13 @@ def test_a_killed_worker_names_its_layer_and_what_to_do(tmp_path, monkeypatch):
 
 def test_an_error_of_a_layer_is_raised_as_it_is(tmp_path, monkeypatch):
     """A captured sequence is lost between the capture and its reading."""
-    real = training._Run.capture
+    real = training._capture_sequences
 
-    def loses_one(self, *arguments):
-        real(self, *arguments)
-        next(self._capture_dir().glob("*.safetensors")).write_bytes(b"short")
+    def loses_one(model, sequences, folder, *options):
+        real(model, sequences, folder, *options)
+        folder.sequence_file(0).write_bytes(b"short")
 
-    monkeypatch.setattr(training._Run, "capture", loses_one)
+    monkeypatch.setattr(training, "_capture_sequences", loses_one)
     found = []
     for engine in (InProcess(), Processes(1)):
         with pytest.raises(Exception) as raised:

@@ -24,7 +24,7 @@ from torch.nn.functional import scaled_dot_product_attention
 import hashattn_kernels
 from hashattn.base.errors import HashAttnError
 from hashattn.base.repository import repository
-from hashattn.kernels import attend, select_by_codes
+from hashattn.kernels import attend, encode, select_by_codes
 from hashattn.reproduce.bench import tables
 from hashattn.reproduce.bench.layer import weight_bytes
 from hashattn.reproduce.bench.record import save
@@ -244,7 +244,7 @@ class Cell:
         store, maps = Tiled(), self.maps[layout]
         store.reserve(self.batch, maps.key.heads, self.shape.bits // 32, self.n, self.device)
         for part in self.keys.split(max(1, 2**18 // self.batch), dim=2):
-            store.append(maps.encode_keys(part))
+            store.append(encode(part, maps.key))
         return store
 
     def measure(
@@ -328,7 +328,7 @@ class Cell:
         maps = self.maps[VARIANTS[name][0]]
         lists = step.indices.shape[1]
         width = step.indices.shape[3]
-        query = maps.encode_queries(self.q[:1])
+        query = encode(self.q[:1], maps.query)
         codes = self.codes[VARIANTS[name][0]].to_tokens()[:1]
         wanted = select_by_codes(
             query, codes, step.heavy[:1], SINK, LOCAL, lists=lists, width=width,

@@ -16,6 +16,7 @@ from hashattn.kernels import (
     Codes,
     attend,
     dense_decode,
+    encode,
     encode_pair,
     layout_for,
     select_by_codes,
@@ -89,7 +90,7 @@ class DecodeStep:
     def _encode_cache(self, maps: LayerMaps) -> Codes:
         store = layout_for(self.keys.device)()
         for part in self.keys.split(ENCODED_AT_ONCE, dim=2):
-            store.append(maps.encode_keys(part))
+            store.append(encode(part, maps.key))
         return store
 
     def encode(self, layout: str, query: Tensor, backend: str | None = None) -> Tensor:

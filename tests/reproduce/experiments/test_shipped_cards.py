@@ -10,7 +10,7 @@ from hashattn.base.errors import HashWeightsError
 from hashattn.evaluation.benchmarks.generated import generated_records
 from hashattn.evaluation.contamination import NONE, contamination
 from hashattn.hashing import HashWeights
-from hashattn.hashing.train import data_hash
+from hashattn.hashing.sequences import data_hash
 from hashattn.reproduce.access import load_model
 from hashattn.reproduce.experiments import common as experiments
 from hashattn.reproduce.profiles import load_profile

@@ -1,0 +1,52 @@
+"""Captured layers on disk: a file for each sequence, of which a layer's part is read alone.
+
+Tensors are "positions" and "3.queries", "3.keys" and, where captured, "3.values" for layer 3; how
+logits are made of them is in the file's metadata, as JSON: {"3": {"scaling": ..., "softcap": ...}}.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from hashattn.base.tensors import write_tensors
+from hashattn.hashing.capture import CapturedLayer
+
+CAPTURE_FORMAT = 2  # raise when files change: captures in another format are made again
+LOGITS = "logits"  # the metadata's key
+
+
+def save_captures(path: Path, captures: Mapping[int, CapturedLayer]) -> None:
+    """Write the layers of one sequence, all captured at the same positions, atomically."""
+    tensors, logits = {}, {}
+    for layer, captured in captures.items():
+        tensors |= {f"{layer}.queries": captured.queries, f"{layer}.keys": captured.keys}
+        if captured.values is not None:
+            tensors[f"{layer}.values"] = captured.values
+        tensors["positions"] = captured.positions
+        # JSON keeps floats to the last bit, and None
+        logits[layer] = {"scaling": captured.scaling, "softcap": captured.softcap}
+    write_tensors(path, tensors, {LOGITS: json.dumps(logits)})
+
+
+def load_capture(path: Path, layer: int, device: torch.device | str) -> CapturedLayer:
+    """One layer of a sequence, on a device; the others are not read."""
+    with safe_open(path, "pt") as file:
+
+        def read(name: str) -> Tensor:
+            return file.get_tensor(name).to(device)
+
+        values = f"{layer}.values"
+        return CapturedLayer(
+            layer,
+            queries=read(f"{layer}.queries"),
+            positions=read("positions"),
+            keys=read(f"{layer}.keys"),
+            values=read(values) if values in file.keys() else None,  # noqa: SIM118, no mapping
+            **json.loads(file.metadata()[LOGITS])[str(layer)],
+        )
