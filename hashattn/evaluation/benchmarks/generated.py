@@ -19,7 +19,6 @@ code       code completion                 def brave_anchor(falcon, otter); brav
 ========== =============================== ====================================================
 """
 
-import hashlib
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -27,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hashattn.base.hashes import sha256_text
 from hashattn.evaluation.benchmarks.base import Benchmark
 from hashattn.evaluation.benchmarks.corpus import paragraphs, require_split, split_of
 from hashattn.evaluation.benchmarks.words import (
@@ -230,7 +230,7 @@ def make_records(
 
 def _record(task: str, context: str, question: Question, length: int) -> dict:
     answer = question.answer.strip()
-    identity = hashlib.sha256("\x00".join((context, question.text)).encode()).hexdigest()
+    identity = sha256_text("\x00".join((context, question.text)))
     return {
         "input": question.text,
         "context": context,
