@@ -21,6 +21,7 @@ from hashattn.attention.hooks import install_hooks, previous_of_copy, remove_cop
 from hashattn.attention.observer import Observer
 from hashattn.attention.receipt import Receipt
 from hashattn.attention.run import NAME, SparseRun
+from hashattn.base.checks import require, require_numbers
 from hashattn.base.errors import AttachmentError, HashWeightsError
 from hashattn.models.structure import (
     attention_modules,
@@ -182,8 +183,7 @@ def attach(
     check_model(model, NAME)
     layers = {module.layer_idx for module in attention_modules(model)}
     unknown = sorted(set(dense_layers) - layers)
-    if unknown:
-        raise ValueError(f"dense_layers={unknown}: the model has attention layers {sorted(layers)}")
+    require(not unknown, "dense_layers", unknown, f"some of the model's layers {sorted(layers)}")
     register()
     budget = budget if budget is not None else Budget(density=1.0)
     heads, previous = head_slice(model), text_config(model)._attn_implementation
@@ -236,15 +236,13 @@ def _check_arguments(
     allow_untrained: bool,
     keep_steps: int,
 ) -> None:
-    if not isinstance(selector, Selector):
-        raise ValueError(
-            f"selector={selector!r}: expected a Selector, e.g. HashSelector(HashWeights.load(path))"
-        )
-    if budget is None and selector.sparse:
-        raise ValueError(f"selector {selector.name!r} needs a budget, e.g. Budget(density=1/16)")
-    for name, value, least in (("sparse_rows", sparse_rows, 1), ("keep_steps", keep_steps, 0)):
-        if type(value) is not int or value < least:
-            raise ValueError(f"{name}={value!r}: must be an integer of at least {least}")
+    example = "HashSelector(HashWeights.load(path))"
+    valid = isinstance(selector, Selector)
+    require(valid, "selector", selector, f"a Selector, e.g. {example}")
+    needed = f"a Budget for selector {selector.name!r}, e.g. Budget(density=1/16)"
+    require(budget is not None or not selector.sparse, "budget", budget, needed)
+    counts = {"sparse_rows": 1, "keep_steps": 0}
+    require_numbers({"sparse_rows": sparse_rows, "keep_steps": keep_steps}, counts=counts)
     if not selector.trained and not allow_untrained:
         raise HashWeightsError(
             f"selector {selector.name!r} has randomly initialised weights: train them first "

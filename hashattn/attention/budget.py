@@ -99,7 +99,7 @@ class Budget:
         in_all = kv_heads if part is None else part.kv_heads
         if layer >= len(self.shares) or len(self.shares[layer]) not in (1, in_all):
             raise ValueError(
-                f"shares={self.shares!r}: need a factor for each of the {in_all} KV heads of "
+                f"shares = {self.shares!r}: must be a factor for each of the {in_all} KV heads of "
                 f"layer {layer}, or one for all; allocate them for this model"
             )
         factors = self.shares[layer]
