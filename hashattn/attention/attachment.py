@@ -29,7 +29,7 @@ from hashattn.models.structure import (
     head_slice,
     text_config,
 )
-from hashattn.models.support import check_model, check_switched
+from hashattn.models.support import check_model, check_switched, set_text_attention
 from hashattn.selectors.base import Selector
 
 
@@ -119,7 +119,7 @@ class Attachment:
 
     def _install(self) -> None:
         state = self._state
-        _set_attention(self.model, NAME)
+        set_text_attention(self.model, NAME)
         _ATTACHED[self.model] = state
         try:
             check_switched(self.model, NAME)
@@ -136,7 +136,7 @@ class Attachment:
         state.hooks.clear()
         current = text_config(self.model)._attn_implementation
         if current == NAME:
-            _set_attention(self.model, state.previous)
+            set_text_attention(self.model, state.previous)
         _ATTACHED.pop(self.model, None)
         state.attached = False
         return None if current == NAME else current
@@ -225,7 +225,7 @@ def _clean_copy(model: nn.Module) -> bool:
         return False
     remove_copied_hooks(model)
     if text_config(model)._attn_implementation == NAME:
-        _set_attention(model, previous)
+        set_text_attention(model, previous)
     return True
 
 
@@ -248,13 +248,3 @@ def _check_arguments(
             f"selector {selector.name!r} has randomly initialised weights: train them first "
             "(hashattn.hashing), or pass allow_untrained=True to measure them as a control"
         )
-
-
-def _set_attention(model: PreTrainedModel, name: str) -> None:
-    """Switch the text model only: a vision tower has no cache."""
-    config, text = model.config, text_config(model)
-    if text is config:
-        model.set_attn_implementation(name)
-        return
-    key = next(key for key in config.sub_configs if getattr(config, key, None) is text)
-    model.set_attn_implementation({key: name})

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from hashattn.base.hashes import sha256_text
 from hashattn.base.source import packages, sources_sha256
+from hashattn.models.families import OTHER_PARTS
 from hashattn.models.heads import gathered
 from hashattn.models.structure import attention_modules, full_attention_layers, text_config
 
@@ -58,8 +59,6 @@ SETTINGS = re.compile(r"rope|rotary|scal|softcap|multiplier|norm|qk_|clip_qkv|te
 POSITIONS = ("max_position_embeddings", "original_max_position_embeddings")
 LENGTH_FREE = {"default", "linear", "llama3", "proportional"}  # RoPE that POSITIONS do not change
 CORNER = 64  # rows and columns of the input embedding that are hashed
-# parts of an attention module that make neither queries nor keys
-OTHER_PARTS = {"v_proj", "o_proj", "out_proj", "c_proj", "dense", "wo", "wv", "v_norm", "o_norm"}
 PRECISIONS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 TINY = 2.0**-17  # larger bfloat16 values are exact in float16 too, down here some are not
 
