@@ -76,7 +76,8 @@ class Budget:
     @overload
     def total(self, n: Tensor) -> Tensor: ...
     def total(self, n):
-        """Tokens attended out of n visible ones when the selector spends its whole budget."""
+        """Tokens attended out of n visible ones when the selector spends its whole budget; a tensor
+        of n's shape for a tensor."""
         wanted = self.heavy_tokens(n) + self.sink + self.local
         return torch.minimum(wanted, n) if isinstance(n, Tensor) else min(wanted, n)
 

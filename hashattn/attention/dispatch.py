@@ -62,7 +62,11 @@ def forward(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """transformers' attention signature -> output (batch, q, heads, head_dim), weights or None."""
+    """transformers' attention signature -> output (batch, q, heads, head_dim), weights or None.
+
+    query: (batch, heads, q, head_dim); key and value: (batch, kv_heads, room, head_dim), the whole
+    cache; attention_mask: (batch or 1, heads or 1, q, at least n) or None.
+    """
     call = kwargs.pop(CALL, None)
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     inputs = Inputs(module, query, key, value, attention_mask, scaling, dropout, kwargs)
