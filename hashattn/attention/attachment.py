@@ -21,6 +21,7 @@ from hashattn.attention.hooks import install_hooks, previous_of_copy, remove_cop
 from hashattn.attention.observer import Observer
 from hashattn.attention.receipt import Receipt
 from hashattn.attention.run import NAME, SparseRun
+from hashattn.base.checks import require, require_numbers
 from hashattn.base.errors import AttachmentError, HashWeightsError
 from hashattn.models.structure import (
     attention_modules,
@@ -28,7 +29,7 @@ from hashattn.models.structure import (
     head_slice,
     text_config,
 )
-from hashattn.models.support import check_model, check_switched
+from hashattn.models.support import check_model, check_switched, set_text_attention
 from hashattn.selectors.base import Selector
 
 
@@ -118,7 +119,7 @@ class Attachment:
 
     def _install(self) -> None:
         state = self._state
-        _set_attention(self.model, NAME)
+        set_text_attention(self.model, NAME)
         _ATTACHED[self.model] = state
         try:
             check_switched(self.model, NAME)
@@ -135,7 +136,7 @@ class Attachment:
         state.hooks.clear()
         current = text_config(self.model)._attn_implementation
         if current == NAME:
-            _set_attention(self.model, state.previous)
+            set_text_attention(self.model, state.previous)
         _ATTACHED.pop(self.model, None)
         state.attached = False
         return None if current == NAME else current
@@ -182,8 +183,7 @@ def attach(
     check_model(model, NAME)
     layers = {module.layer_idx for module in attention_modules(model)}
     unknown = sorted(set(dense_layers) - layers)
-    if unknown:
-        raise ValueError(f"dense_layers={unknown}: the model has attention layers {sorted(layers)}")
+    require(not unknown, "dense_layers", unknown, f"some of the model's layers {sorted(layers)}")
     register()
     budget = budget if budget is not None else Budget(density=1.0)
     heads, previous = head_slice(model), text_config(model)._attn_implementation
@@ -225,7 +225,7 @@ def _clean_copy(model: nn.Module) -> bool:
         return False
     remove_copied_hooks(model)
     if text_config(model)._attn_implementation == NAME:
-        _set_attention(model, previous)
+        set_text_attention(model, previous)
     return True
 
 
@@ -236,27 +236,15 @@ def _check_arguments(
     allow_untrained: bool,
     keep_steps: int,
 ) -> None:
-    if not isinstance(selector, Selector):
-        raise ValueError(
-            f"selector={selector!r}: expected a Selector, e.g. HashSelector(HashWeights.load(path))"
-        )
-    if budget is None and selector.sparse:
-        raise ValueError(f"selector {selector.name!r} needs a budget, e.g. Budget(density=1/16)")
-    for name, value, least in (("sparse_rows", sparse_rows, 1), ("keep_steps", keep_steps, 0)):
-        if type(value) is not int or value < least:
-            raise ValueError(f"{name}={value!r}: must be an integer of at least {least}")
+    example = "HashSelector(HashWeights.load(path))"
+    valid = isinstance(selector, Selector)
+    require(valid, "selector", selector, f"a Selector, e.g. {example}")
+    needed = f"a Budget for selector {selector.name!r}, e.g. Budget(density=1/16)"
+    require(budget is not None or not selector.sparse, "budget", budget, needed)
+    counts = {"sparse_rows": 1, "keep_steps": 0}
+    require_numbers({"sparse_rows": sparse_rows, "keep_steps": keep_steps}, counts=counts)
     if not selector.trained and not allow_untrained:
         raise HashWeightsError(
             f"selector {selector.name!r} has randomly initialised weights: train them first "
             "(hashattn.hashing), or pass allow_untrained=True to measure them as a control"
         )
-
-
-def _set_attention(model: PreTrainedModel, name: str) -> None:
-    """Switch the text model only: a vision tower has no cache."""
-    config, text = model.config, text_config(model)
-    if text is config:
-        model.set_attn_implementation(name)
-        return
-    key = next(key for key in config.sub_configs if getattr(config, key, None) is text)
-    model.set_attn_implementation({key: name})

@@ -76,7 +76,8 @@ class Budget:
     @overload
     def total(self, n: Tensor) -> Tensor: ...
     def total(self, n):
-        """Tokens attended out of n visible ones when the selector spends its whole budget."""
+        """Tokens attended out of n visible ones when the selector spends its whole budget; a tensor
+        of n's shape for a tensor."""
         wanted = self.heavy_tokens(n) + self.sink + self.local
         return torch.minimum(wanted, n) if isinstance(n, Tensor) else min(wanted, n)
 
@@ -99,7 +100,7 @@ class Budget:
         in_all = kv_heads if part is None else part.kv_heads
         if layer >= len(self.shares) or len(self.shares[layer]) not in (1, in_all):
             raise ValueError(
-                f"shares={self.shares!r}: need a factor for each of the {in_all} KV heads of "
+                f"shares = {self.shares!r}: must be a factor for each of the {in_all} KV heads of "
                 f"layer {layer}, or one for all; allocate them for this model"
             )
         factors = self.shares[layer]

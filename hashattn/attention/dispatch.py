@@ -19,7 +19,8 @@ from hashattn.attention.masks import tokens_seen, visible_tokens
 from hashattn.attention.observer import LayerStep
 from hashattn.attention.run import CALL, NAME, LayerCall
 from hashattn.kernels import attend, dense_decode
-from hashattn.models.dense import dense_attention, softmax_sinks
+from hashattn.models.dense import dense_attention
+from hashattn.models.families import logit_cap, softmax_sinks
 from hashattn.selectors.base import KeyView
 
 
@@ -40,7 +41,7 @@ class Inputs:
     def logits(self) -> dict[str, Any]:
         """What becomes of q.k before the softmax: times scaling, capped, beside learned sinks."""
         sinks = softmax_sinks(self.module, self.others)
-        return {"scaling": self.scaling, "softcap": self.others.get("softcap"), "sinks": sinks}
+        return {"scaling": self.scaling, "softcap": logit_cap(self.others), "sinks": sinks}
 
     def dense(self, eager: bool) -> tuple[Tensor, Tensor | None]:
         """The model's own attention."""
@@ -61,7 +62,11 @@ def forward(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """transformers' attention signature -> output (batch, q, heads, head_dim), weights or None."""
+    """transformers' attention signature -> output (batch, q, heads, head_dim), weights or None.
+
+    query: (batch, heads, q, head_dim); key and value: (batch, kv_heads, room, head_dim), the whole
+    cache; attention_mask: (batch or 1, heads or 1, q, at least n) or None.
+    """
     call = kwargs.pop(CALL, None)
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     inputs = Inputs(module, query, key, value, attention_mask, scaling, dropout, kwargs)

@@ -15,7 +15,8 @@ from transformers.cache_utils import Cache, EncoderDecoderCache
 from hashattn.attention.cache import indexed_layer
 from hashattn.attention.run import CALL, NAME, DetachedCall, LayerCall, SparseRun
 from hashattn.base.errors import AttachmentError
-from hashattn.models.structure import CACHE_ARGUMENTS, attention_modules
+from hashattn.models.families import CACHE_ARGUMENTS
+from hashattn.models.structure import attention_modules
 
 INPUTS = ("input_ids", "inputs_embeds")
 PROMPT = "_hashattn_prompt"  # on a cache: tokens at which the prompt that began it ends so far

@@ -7,19 +7,17 @@ with the run; the last steps are kept on request.
 
 import json
 import os
-import platform
 import threading
 from collections import Counter, deque
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from hashattn.base.environment import package_versions, python_version
 from hashattn.base.errors import ReceiptError, SparsePathError
 from hashattn.base.files import read_json, write_text
 from hashattn.models.identity import config_sha256, model_name
@@ -410,14 +408,7 @@ def _ratio(read: float, cached: float) -> float:
 
 
 def _environment(model: "PreTrainedModel") -> dict[str, str]:
-    packages = {name: _version(name) for name in ("hashattn", "torch", "transformers", "numpy")}
+    versions = package_versions(("hashattn", "torch", "transformers", "numpy"))
+    packages = {name: version or "not installed" for name, version in versions.items()}
     place = {"device": str(model.device), "dtype": str(model.dtype).removeprefix("torch.")}
-    return packages | {"python": platform.python_version()} | place
-
-
-@cache
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
+    return packages | {"python": python_version()} | place

@@ -50,6 +50,7 @@ def refuse_other_heads(layer: int, part: HeadSlice, query: Tensor, key: Tensor) 
     """A part of the heads is known by the model's plan: look whether they are as many as it says.
 
     Without tensor parallelism some families attend with other heads than their configuration has.
+    query: (batch, heads, q, head_dim); key: (batch, kv_heads, n, head_dim).
     """
     held = query.shape[1], key.shape[1]
     if held != (len(part.query), len(part.kv)):

@@ -15,6 +15,7 @@ from hashattn.attention.finite import FiniteWatch
 from hashattn.attention.masks import make_plan
 from hashattn.attention.observer import NO_CLOCK, Clock, LayerStep, Observer
 from hashattn.attention.receipt import Receipt
+from hashattn.models.families import adds_position_bias
 from hashattn.models.heads import HeadSlice
 from hashattn.selectors.base import Selector
 from hashattn.selectors.plan import SelectionPlan
@@ -126,7 +127,7 @@ class LayerCall:
             return "several_rows"
         if mask is not None and (mask.dtype != torch.bool or mask.shape[1] != 1):
             return "unsupported_mask"
-        return "position_bias" if kwargs.get("position_bias") is not None else None
+        return "position_bias" if adds_position_bias(kwargs) else None
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,14 @@ def require(
         raise error(f"{field} = {shown}: must be {allowed}")
 
 
+def require_one_of(
+    field: str, value: Any, allowed: Collection[Any], error: type[Exception] = ValueError
+) -> None:
+    """`require` that a value is one of those that are allowed."""
+    names = ", ".join(map(str, allowed))
+    require(value in tuple(allowed), field, value, f"one of {names}", error)
+
+
 def is_count(value: Any, least: int = 1, most: int | None = None) -> bool:
     """An int of at least `least` and at most `most`; True and False are none."""
     return (

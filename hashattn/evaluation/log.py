@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from typing import Any, BinaryIO
 
 from hashattn.base.errors import HashAttnError
 from hashattn.base.files import FileError, decode, looks_like, parse_json
+from hashattn.base.hashes import sha256_text
 from hashattn.base.progress import say
 
 WRITING = 0  # the lock's byte of whoever writes; every claim has another one
@@ -84,7 +84,7 @@ class ResultLog:
 
     def claim(self, work: str) -> bool:
         """Whether this process may do `work` (a name): no other has claimed it and is alive."""
-        place = 1 + int(hashlib.sha256(work.encode()).hexdigest()[:15], 16)
+        place = 1 + int(sha256_text(work)[:15], 16)
         try:
             fcntl.lockf(self._locks, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
         except (BlockingIOError, PermissionError):  # another process holds it

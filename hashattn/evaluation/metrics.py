@@ -11,6 +11,7 @@ import string
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+from hashattn.base.checks import require
 from hashattn.evaluation.rouge import OVERFLOW, rouge_l_f
 from hashattn.evaluation.segment import chinese_words
 
@@ -71,7 +72,8 @@ def classification(
     """1 / (number of classes that the prediction names), 0 if the answer is not among them."""
     if not all_classes:
         raise ValueError(
-            f"all_classes = {all_classes!r}: classification needs the record's list of class names"
+            f"all_classes = {all_classes!r}: must be the record's list of class names, which "
+            "classification needs"
         )
     return _best(answers, lambda answer: _named_class(prediction, answer, all_classes))
 
@@ -144,8 +146,8 @@ METRICS: dict[str, Metric] = {
 
 
 def _check_answers(answers: Sequence[str]) -> None:
-    if isinstance(answers, str) or not answers:
-        raise ValueError(f"answers = {answers!r} must be a non-empty list of strings")
+    valid = bool(answers) and not isinstance(answers, str)
+    require(valid, "answers", answers, "a non-empty list of strings")
 
 
 def _best(answers: Sequence[str], score: Callable[[str], float]) -> float:

@@ -15,6 +15,7 @@ from typing import Any
 from hashattn.base.errors import HashAttnError
 from hashattn.evaluation.protocol import Protocol
 from hashattn.evaluation.records import Record
+from hashattn.models.families import max_positions
 
 EXTRA_TOKENS = 2  # beyond the longest answer: the stop string and one that shows it went on
 
@@ -84,7 +85,7 @@ def answer_tokens(tokenizer: Any, protocol: Protocol, record: Record) -> int:
 def require_positions(config: Any, tokenizer: Any, protocol: Protocol, record: Record) -> None:
     """PromptTooLongError where a prompt and its answer exceed the positions of a model's
     configuration; one without max_position_embeddings has no limit."""
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    positions = max_positions(config)
     if not positions:
         return
     made = make_prompt(tokenizer, protocol, record)

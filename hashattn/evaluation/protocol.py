@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from hashattn.attention.budget import Budget
+from hashattn.base.checks import is_text, require, require_numbers, require_one_of
 from hashattn.evaluation.metrics import METRICS, first_line
 from hashattn.models.identity import fingerprint
 
@@ -14,6 +15,8 @@ QUESTION = ("sparse", "dense")
 SETUPS = {"A": "dense", "B": "sparse"}  # how the question is read, by the field's usual names
 TRUNCATION = ("refuse", "middle", "suffix")
 TRUNCATED = ("context", "prompt", "chat")
+LEAST = {"sink": 0, "local": 1, "seed": 0, "min_new_tokens": 0, "keep_first": 0}
+LEAST_IF_GIVEN = {"max_new_tokens": 1, "max_context": 2, "window": 1}
 BY_DATASET = (  # fields that `datasets` may set for one of them: how it is asked and scored
     "max_new_tokens", "min_new_tokens", "stop", "end_tokens", "template", "chat", "metric",
     "first_line", "max_context",
@@ -75,34 +78,33 @@ class Protocol:
         object.__setattr__(self, "dense_layers", tuple(sorted(set(self.dense_layers))))
         object.__setattr__(self, "end_tokens", tuple(self.end_tokens))
         object.__setattr__(self, "datasets", _frozen(self.datasets))
-        _require_choice("question", self.question, QUESTION)
-        _require_choice("truncated", self.truncated, TRUNCATED)
-        _require_choice("truncation", self.truncation, TRUNCATION)
-        _require_choice("metric", self.metric, tuple(METRICS))
-        lows = {"sink": 0, "local": 1, "seed": 0, "min_new_tokens": 0, "keep_first": 0}
-        for name, low in lows.items():
-            _require_at_least(name, getattr(self, name), low)
-        for name, low in (("max_new_tokens", 1), ("max_context", 2), ("window", 1)):
-            if getattr(self, name) is not None:
-                _require_at_least(name, getattr(self, name), low)
-        if self.stop == "":
-            raise ValueError("stop = '' must be a text, for example a newline, or None")
-        if self.truncated == "context" and (self.chat or self.window):
-            raise ValueError(
-                f"chat = {self.chat} and window = {self.window} take the prompt as one: set "
-                f"truncated = {self.truncated!r} to 'prompt' or 'chat'"
-            )
-        if self.truncation == "suffix" and (self.max_context or 0) <= self.keep_first:
-            raise ValueError(
-                f"max_context = {self.max_context} must be over keep_first = {self.keep_first} "
-                "for truncation = 'suffix'"
-            )
+        require_one_of("question", self.question, QUESTION)
+        require_one_of("truncated", self.truncated, TRUNCATED)
+        require_one_of("truncation", self.truncation, TRUNCATION)
+        require_one_of("metric", self.metric, METRICS)
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        require_numbers(values, counts=LEAST)
+        given = {name: value for name, value in values.items() if value is not None}
+        require_numbers(given, counts=LEAST_IF_GIVEN)
+        ends = self.stop is None or is_text(self.stop)
+        require(ends, "stop", self.stop, "a text, for example a newline, or None")
+        require(
+            self.truncated != "context" or not (self.chat or self.window),
+            "truncated", self.truncated,
+            f"'prompt' or 'chat', as chat = {self.chat} and window = {self.window} take the prompt "
+            "as one",
+        )  # fmt: skip
+        require(
+            self.truncation != "suffix" or (self.max_context or 0) > self.keep_first,
+            "max_context", self.max_context,
+            f"over keep_first = {self.keep_first} for truncation = 'suffix'",
+        )  # fmt: skip
         context, question = self.template.find("{context}"), self.template.find("{input}")
-        if context < 0 or 0 <= question < context:
-            raise ValueError(
-                f"template = {self.template!r} must hold {{context}}, and {{input}} only after it: "
-                "questions share the tokens before the input"
-            )
+        require(
+            context >= 0 and not 0 <= question < context, "template", self.template,
+            "a text with {context}, and {input} only after it: questions share the tokens before "
+            "the input",
+        )  # fmt: skip
         for dataset, changes in self.datasets:
             _require_fields(dataset, changes)
             self.of(dataset)  # validates what comes out
@@ -129,7 +131,7 @@ class Protocol:
 
     def in_setup(self, setup: str) -> Protocol:
         """This protocol in setup "A" or "B"."""
-        _require_choice("setup", setup, tuple(SETUPS))
+        require_one_of("setup", setup, SETUPS)
         return replace(self, question=SETUPS[setup])
 
     def score(
@@ -204,16 +206,6 @@ class Protocol:
         return list(tokens[:head]), list(tokens[len(tokens) - tail :])
 
 
-def _require_choice(name: str, value: str, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} = {value!r} must be one of {list(allowed)}")
-
-
-def _require_at_least(name: str, value: int, low: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < low:
-        raise ValueError(f"{name} = {value!r} must be an integer of at least {low}")
-
-
 def _frozen(datasets: Any) -> tuple[tuple[str, tuple[tuple[str, Any], ...]], ...]:
     """{dataset: {field: value}} as sorted tuples, which compare and hash; others as they are."""
     if not isinstance(datasets, Mapping):
@@ -226,7 +218,5 @@ def _frozen(datasets: Any) -> tuple[tuple[str, tuple[tuple[str, Any], ...]], ...
 
 def _require_fields(dataset: str, changes: Sequence[tuple[str, Any]]) -> None:
     unknown = [name for name, _ in changes if name not in BY_DATASET]
-    if unknown:
-        raise ValueError(
-            f"datasets[{dataset!r}] sets {unknown}; a dataset may differ in {list(BY_DATASET)}"
-        )
+    allowed = f"some of {', '.join(BY_DATASET)}, in which a dataset may differ"
+    require(not unknown, f"datasets[{dataset!r}]", unknown, allowed)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hashattn.base.checks import require, require_numbers
+
 ABOVE, BELOW, SAME = "above", "below", "not distinguishable"
 
 
@@ -53,8 +55,8 @@ def paired_bootstrap(
     """
     if len(a) != len(b) or len(a) == 0:
         raise ValueError(f"a and b need the same samples, at least one: {len(a)} and {len(b)}")
-    if n < 1 or not 0 < confidence < 1:
-        raise ValueError(f"n = {n} must be positive and confidence = {confidence} within (0, 1)")
+    require_numbers({"n": n}, counts={"n": 1})
+    require(0 < confidence < 1, "confidence", confidence, "a number within (0, 1)")
     deltas = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
     sums, counts = _group_sums(deltas, groups)
     draws = np.random.default_rng(seed).integers(0, len(sums), size=(n, len(sums)))

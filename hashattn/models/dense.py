@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hashattn.models.families import logit_cap, softmax_sinks
+
 
 def dense_attention(
     module: nn.Module,
@@ -21,12 +23,15 @@ def dense_attention(
 ) -> tuple[Tensor, Tensor | None]:
     """Attention output (batch, q, heads, head_dim) and weights (None from SDPA).
 
+    query: (batch, heads, q, head_dim); key and value: (batch, kv_heads, n, head_dim); mask:
+    (batch, 1, q, n), True or 0.0 where a row may look.
+
     The modeling file's eager function serves models that were loaded with it, and those with a
     logit cap or sinks, which SDPA does not compute.
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    special = kwargs.get("softcap") is not None or softmax_sinks(module, kwargs) is not None
+    special = logit_cap(kwargs) is not None or softmax_sinks(module, kwargs) is not None
     if not (eager or special):
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
@@ -43,9 +48,3 @@ def dense_attention(
     return forward(
         module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
     )
-
-
-def softmax_sinks(module: nn.Module, kwargs: dict[str, Any]) -> Tensor | None:
-    """Learned extra logits of the softmax sum (gpt-oss), (heads,), or None."""
-    sinks = kwargs.get("s_aux")
-    return sinks if sinks is not None else getattr(module, "sinks", None)

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
+from hashattn.base.checks import is_count, require
 from hashattn.base.errors import UnsupportedModelError
 
 Heads = TypeVar("Heads", Tensor, tuple)
@@ -28,8 +29,8 @@ class HeadSlice:
     ranks: int
 
     def __post_init__(self) -> None:
-        if not 0 <= self.rank < self.ranks:
-            raise ValueError(f"rank = {self.rank!r} must lie within 0..{self.ranks - 1}")
+        valid = is_count(self.rank, 0, self.ranks - 1)
+        require(valid, "rank", self.rank, f"an integer within 0..{self.ranks - 1}")
         if self.kv_heads % self.ranks:
             divisors = [n for n in range(1, self.kv_heads + 1) if self.kv_heads % n == 0]
             raise UnsupportedModelError(

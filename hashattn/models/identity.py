@@ -18,7 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hashattn.base.hashes import sha256_text
 from hashattn.base.source import packages, sources_sha256
+from hashattn.models.families import OTHER_PARTS
 from hashattn.models.heads import gathered
 from hashattn.models.structure import attention_modules, full_attention_layers, text_config
 
@@ -57,8 +59,6 @@ SETTINGS = re.compile(r"rope|rotary|scal|softcap|multiplier|norm|qk_|clip_qkv|te
 POSITIONS = ("max_position_embeddings", "original_max_position_embeddings")
 LENGTH_FREE = {"default", "linear", "llama3", "proportional"}  # RoPE that POSITIONS do not change
 CORNER = 64  # rows and columns of the input embedding that are hashed
-# parts of an attention module that make neither queries nor keys
-OTHER_PARTS = {"v_proj", "o_proj", "out_proj", "c_proj", "dense", "wo", "wv", "v_norm", "o_norm"}
 PRECISIONS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 TINY = 2.0**-17  # larger bfloat16 values are exact in float16 too, down here some are not
 
@@ -66,7 +66,7 @@ TINY = 2.0**-17  # larger bfloat16 values are exact in float16 too, down here so
 def fingerprint(value: Any) -> str:
     """SHA-256 (hex) of a value's canonical JSON: sorted keys, no spaces."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return sha256_text(text)
 
 
 @cache
@@ -81,7 +81,7 @@ def config_sha256(config: Any) -> str:
     for name in ("transformers_version", "_name_or_path"):
         content.pop(name, None)
     text = json.dumps(content, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return sha256_text(text)
 
 
 def model_sha256(model: nn.Module) -> str:
@@ -150,7 +150,7 @@ def config_fingerprint(model: nn.Module) -> str:
         name: getattr(config, name, None) for name in ("rope_theta", "rope_scaling")
     }
     fields = {name: getattr(config, name, None) for name in IDENTITY} | {"rope": rope}
-    return hashlib.sha256(json.dumps(fields, sort_keys=True, default=str).encode()).hexdigest()
+    return sha256_text(json.dumps(fields, sort_keys=True, default=str))
 
 
 def attention_settings(model: nn.Module) -> dict[str, Any]:

@@ -1,7 +1,5 @@
-"""A model's attention: its modules, shapes, kinds of layers, and heads under tensor parallelism.
-
-The one place that knows how families name and limit their attention.
-"""
+"""A model's attention: its modules, shapes, full-attention layers, and heads under tensor
+parallelism."""
 
 from __future__ import annotations
 
@@ -12,12 +10,15 @@ from typing import Any
 from torch import nn
 
 from hashattn.base.errors import UnsupportedModelError
+from hashattn.models.families import (
+    CACHE_ARGUMENTS,
+    FULL,
+    LIMITS,
+    head_shapes,
+    layer_kinds,
+    splits_keys,
+)
 from hashattn.models.heads import HeadSlice
-
-CACHE_ARGUMENTS = ("past_key_values", "layer_past")  # layer_past: GPT-NeoX
-KEY_PROJECTIONS = (".k_proj", ".qkv_proj", ".query_key_value")
-FULL, SLIDING, CHUNKED = "full_attention", "sliding_attention", "chunked_attention"
-LIMITS = {SLIDING: "sliding_window", CHUNKED: "attention_chunk_size"}  # kind: its length in tokens
 
 
 def text_config(model: nn.Module) -> Any:
@@ -45,33 +46,6 @@ def _is_attention(module: nn.Module) -> bool:
 def _uses_interface(kind: type[nn.Module]) -> bool:
     """Whether a module class calls transformers' attention interface; its source is read once."""
     return "ALL_ATTENTION_FUNCTIONS" in inspect.getsource(kind)
-
-
-def layer_kinds(config: Any) -> tuple[str, ...]:
-    """What every layer of a model's text part attends to: FULL, or transformers' name for less.
-
-    A window or chunk at least as long as the positions limits nothing: such a layer is FULL.
-    """
-    config = config.get_text_config(decoder=True)
-    count = config.num_hidden_layers
-    each = getattr(config, "per_layer_config", None) or [config] * count  # where layers differ
-    named = getattr(config, "layer_types", None) or [_unnamed(each[i], i) for i in range(count)]
-    positions = getattr(config, "max_position_embeddings", None)
-
-    def kind(i: int) -> str:
-        limit = getattr(each[i], LIMITS[named[i]], None) if named[i] in LIMITS else None
-        return FULL if limit and positions and limit >= positions else named[i]
-
-    return tuple(kind(i) for i in range(count))
-
-
-def _unnamed(config: Any, layer: int) -> str:
-    """The kind of a layer in a configuration without layer_types."""
-    window = getattr(config, "sliding_window", None)
-    first = getattr(config, "max_window_layers", None) or 0  # Qwen: those before have none
-    if window is not None and getattr(config, "use_sliding_window", True) and layer >= first:
-        return SLIDING
-    return FULL if getattr(config, "attention_chunk_size", None) is None else CHUNKED
 
 
 def full_attention_layers(model: nn.Module) -> frozenset[int]:
@@ -105,14 +79,7 @@ def _full_layers(config: Any) -> tuple[int, ...]:
 
 
 def _shapes(config: Any) -> dict[str, Any]:
-    config = config.get_text_config(decoder=True)
-    heads = config.num_attention_heads
-    return {
-        "query_heads": heads,
-        "kv_heads": getattr(config, "num_key_value_heads", None) or heads,
-        "head_dim": getattr(config, "head_dim", None) or config.hidden_size // heads,
-        "layers": _full_layers(config),
-    }
+    return head_shapes(config) | {"layers": _full_layers(config)}
 
 
 def shared_by(model: nn.Module) -> int:
@@ -141,8 +108,7 @@ def planned_heads(
 
     Not every plan shards attention: some gather q, k and v again, or shard experts alone.
     """
-    styles = {style for name, style in (plan or {}).items() if name.endswith(KEY_PROJECTIONS)}
-    if "colwise" not in styles:
+    if not splits_keys(plan or {}):
         return None
-    shapes = _shapes(config)
+    shapes = head_shapes(config)
     return HeadSlice(shapes["query_heads"], shapes["kv_heads"], rank, ranks)

@@ -3,6 +3,7 @@
 from transformers import PreTrainedModel
 
 from hashattn.base.errors import AttachmentError, UnsupportedModelError
+from hashattn.models.families import caches_latents
 from hashattn.models.structure import attention_modules, require_full_attention, text_config
 
 DENSE_IMPLEMENTATIONS = ("sdpa", "eager")
@@ -21,7 +22,7 @@ def check_model(model: PreTrainedModel, name: str) -> None:
         raise UnsupportedModelError(f"{family} is an encoder-decoder: only decoders are supported")
     if config._attn_implementation == name:
         raise AttachmentError(f"{family} already uses {name!r}: call detach first")
-    if getattr(config, "kv_lora_rank", None):
+    if caches_latents(config):
         raise UnsupportedModelError(
             f"{family} caches latents instead of keys (MLA), which is not verified here"
         )
@@ -36,6 +37,16 @@ def check_model(model: PreTrainedModel, name: str) -> None:
             'attn_implementation="sdpa" (or "eager"), which the dense calls use'
         )
     require_full_attention(model)
+
+
+def set_text_attention(model: PreTrainedModel, name: str) -> None:
+    """Switch the text model's attention only: a vision tower has no cache."""
+    config, text = model.config, text_config(model)
+    if text is config:
+        model.set_attn_implementation(name)
+        return
+    key = next(key for key in config.sub_configs if getattr(config, key, None) is text)
+    model.set_attn_implementation({key: name})
 
 
 def check_switched(model: PreTrainedModel, name: str) -> None:

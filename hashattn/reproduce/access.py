@@ -179,10 +179,11 @@ def _placed(profile: Profile, folder: Path) -> dict[str, Any]:
     from transformers import AutoConfig
     from transformers.distributed import DistributedConfig
 
+    from hashattn.models.families import tensor_parallel_plan
     from hashattn.models.structure import planned_heads
 
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    plan = config.get_text_config().base_model_tp_plan
+    plan = tensor_parallel_plan(config)
     planned_heads(config, plan, int(os.environ["RANK"]), _processes())  # before the weights load
     if "tp_plan" in {field.name for field in dataclasses.fields(DistributedConfig)}:
         return {"distributed_config": DistributedConfig(tp_plan="auto")}

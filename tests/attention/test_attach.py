@@ -113,10 +113,10 @@ def test_dense_selector_is_the_model_itself():
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        ({"selector": "hash"}, ValueError, "expected a Selector"),
-        ({"budget": None}, ValueError, "needs a budget"),
-        ({"sparse_rows": 0}, ValueError, "sparse_rows=0"),
-        ({"dense_layers": [0, 7]}, ValueError, r"dense_layers=\[7\]"),
+        ({"selector": "hash"}, ValueError, "selector = 'hash': must be a Selector"),
+        ({"budget": None}, ValueError, "budget = None: must be a Budget"),
+        ({"sparse_rows": 0}, ValueError, "sparse_rows = 0"),
+        ({"dense_layers": [0, 7]}, ValueError, r"dense_layers = \[7\]"),
         ({"selector": Untrained()}, HashWeightsError, "allow_untrained=True"),
     ],
 )

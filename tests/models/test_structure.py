@@ -17,7 +17,8 @@ from transformers.models.auto.configuration_auto import AutoConfig
 from hashattn import Budget, HashSelector, HashWeights, attach, make_selector
 from hashattn.base.errors import UnsupportedModelError
 from hashattn.hashing import capture, train_hash_weights
-from hashattn.models.structure import attention_shapes, full_attention_layers, layer_kinds
+from hashattn.models.families import layer_kinds
+from hashattn.models.structure import attention_shapes, full_attention_layers
 from helpers import _SHAPE, generate, prompt, tiny_model
 
 FULL, SLIDING, CHUNKED = "full_attention", "sliding_attention", "chunked_attention"

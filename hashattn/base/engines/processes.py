@@ -41,7 +41,7 @@ class Processes:
 
     def __init__(self, count: int) -> None:
         if count < 1:
-            raise ValueError(f"count = {count} must be at least 1")
+            raise ValueError(f"count = {count}: must be at least 1")
         self.count = count
 
     def run(self, work: Work, jobs: Iterable[Sequence[Any] | None]) -> Iterator[Any]:

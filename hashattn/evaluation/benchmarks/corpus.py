@@ -4,6 +4,7 @@ import hashlib
 from functools import cache
 from pathlib import Path
 
+from hashattn.base.checks import require_one_of
 from hashattn.base.files import read_text
 from hashattn.base.repository import repository
 
@@ -18,8 +19,7 @@ def split_of(text: str) -> str:
 
 
 def require_split(split: str) -> str:
-    if split not in SPLITS:
-        raise ValueError(f"split must be one of {SPLITS}, got {split!r}")
+    require_one_of("split", split, SPLITS)
     return split
 
 

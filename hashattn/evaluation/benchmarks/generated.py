@@ -19,7 +19,6 @@ code       code completion                 def brave_anchor(falcon, otter); brav
 ========== =============================== ====================================================
 """
 
-import hashlib
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -27,6 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hashattn.base.checks import require_numbers, require_one_of
+from hashattn.base.hashes import sha256_text
 from hashattn.evaluation.benchmarks.base import Benchmark
 from hashattn.evaluation.benchmarks.corpus import paragraphs, require_split, split_of
 from hashattn.evaluation.benchmarks.words import (
@@ -172,10 +173,8 @@ def draw_facts(task: str, size: int, rng: random.Random, split: str) -> FactSet:
 
     Raises ``ValueError`` for an unknown task or split, or a size below 2.
     """
-    if task not in _MAKERS:
-        raise ValueError(f"task must be one of {TASKS}, got {task!r}")
-    if size < 2:
-        raise ValueError(f"size must be at least 2 facts, got {size}")
+    require_one_of("task", task, TASKS)
+    require_numbers({"size": size}, counts={"size": 2})
     made = _MAKERS[task](_Draw(rng, split), size)
     return FactSet(task, made.facts, tuple(rng.sample(made.questions, len(made.questions))))
 
@@ -210,8 +209,8 @@ def make_records(
     asked ``questions_per_task`` questions of each, one record a question. ``length`` counts the
     context's tokens.
     """
-    if contexts < 1 or questions_per_task < 1 or tokens < 256:
-        raise ValueError("make_records needs tokens >= 256, contexts >= 1, questions_per_task >= 1")
+    values = {"tokens": tokens, "contexts": contexts, "questions_per_task": questions_per_task}
+    require_numbers(values, counts={"tokens": 256, "contexts": 1, "questions_per_task": 1})
 
     def count(text: str) -> int:
         return len(tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -230,7 +229,7 @@ def make_records(
 
 def _record(task: str, context: str, question: Question, length: int) -> dict:
     answer = question.answer.strip()
-    identity = hashlib.sha256("\x00".join((context, question.text)).encode()).hexdigest()
+    identity = sha256_text("\x00".join((context, question.text)))
     return {
         "input": question.text,
         "context": context,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from hashattn.base.checks import require_one_of
 from hashattn.evaluation.records import Record, RecordError, load_records, record_from_dict
 
 HUB_ID = "THUDM/LongBench"
@@ -79,8 +80,7 @@ def dataset(name: str) -> Dataset:
     """The dataset of a name, "hotpotqa" or LongBench-E's "hotpotqa_e"; ValueError names them."""
     if name in E_NAMES:
         return DATASETS[name.removesuffix("_e")]
-    if name not in DATASETS:
-        raise ValueError(f"dataset = {name!r} must be one of {[*DATASETS, *E_NAMES]}")
+    require_one_of("dataset", name, [*DATASETS, *E_NAMES])
     return DATASETS[name]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hashattn.base.checks import require
 from hashattn.evaluation.benchmarks.base import Benchmark
 from hashattn.evaluation.benchmarks.longbench import DATASETS, E_NAMES, dataset
 from hashattn.evaluation.benchmarks.longbench_protocol import as_asked, load_prompts, records
@@ -27,11 +28,11 @@ def authors(
     token and tokenises a truncated prompt anew; here prompts begin once and keep their tokens.
     """
     least = AUTHORS_FIRST + 1 + max(of.max_new_tokens for of in DATASETS.values())
-    if max_length < least:
-        raise ValueError(
-            f"max_length = {max_length} must be at least {least}: the first {AUTHORS_FIRST} "
-            "tokens, one of the end and the longest answer"
-        )
+    require(
+        max_length >= least, "max_length", max_length,
+        f"at least {least}: the first {AUTHORS_FIRST} tokens, one of the end and the longest "
+        "answer",
+    )  # fmt: skip
     settings = {}
     for name in (*DATASETS, *E_NAMES):
         asked = as_asked(dataset(name), prompts, chat) | {"min_new_tokens": 0}

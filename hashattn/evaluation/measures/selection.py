@@ -210,7 +210,8 @@ def best_tokens(scores: Tensor, k: int) -> Tensor:
 def rows_with_candidates(
     layer: CapturedLayer, sink: int, local: int, *, least: int = 1, prompt: int = 0
 ) -> Tensor:
-    """Captured rows behind the prompt that see `least` tokens or more outside sink and local.
+    """Captured rows (r,) behind the prompt, as indices into layer.positions, that see `least`
+    tokens or more outside sink and local.
 
     ValueError if there are none.
     """

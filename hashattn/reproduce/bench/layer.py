@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hashattn.attention.budget import Budget
+from hashattn.base.checks import require
 from hashattn.hashing.maps import LayerMaps
 from hashattn.kernels import available, encode_pair, hamming_scores
 from hashattn.reproduce.bench.record import protocol_of
@@ -43,8 +44,7 @@ def layer_latency(
     ValueError for an unknown peer, RuntimeError if a variant's output is wrong.
     """
     unknown = sorted(set(peers) - set(PEERS))
-    if unknown:
-        raise ValueError(f"peers = {unknown}: choose from {list(PEERS)}")
+    require(not unknown, "peers", unknown, f"some of {', '.join(PEERS)}")
     shape, budget = shape or Shape(), budget or Budget(density=1 / 16)
     step = DecodeStep(n, dtype, budget, shape, seed)
     check(step)

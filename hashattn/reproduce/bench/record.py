@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import platform
 from datetime import date
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from hashattn.base.environment import device_name, package_versions, python_version, system_name
 from hashattn.base.files import FileError, read_json, write_text
 
 FORMAT = 1
@@ -25,27 +23,10 @@ def protocol_of(clock: str, seed: int) -> dict[str, Any]:
 
 
 def environment() -> dict[str, Any]:
-    """Device, system and package versions."""
-    packages = {name: found for name in PACKAGES if (found := _version(name))}
-    return {"device": device_name(), "system": f"{platform.system()} {platform.machine()}",
-            "python": platform.python_version(), "packages": packages}  # fmt: skip
-
-
-@cache
-def device_name() -> str:
-    """The GPU's name, or the processor's and how many cores this process may use."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"{_processor()}, {torch.get_num_threads()} threads"
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+    """Device, system and the versions of the packages that are installed."""
+    packages = {name: version for name, version in package_versions(PACKAGES).items() if version}
+    return {"device": device_name(), "system": system_name(), "python": python_version(),
+            "packages": packages}  # fmt: skip
 
 
 def save(path: Path, **content: Any) -> None:
@@ -60,10 +41,3 @@ def load(path: Path) -> dict[str, Any]:
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise FileError(f"{path}: written by another version of hashattn; measure again")
     return record
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -11,6 +11,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from hashattn.attention.budget import Budget
 from hashattn.attention.masks import make_plan
+from hashattn.base.checks import require
 from hashattn.hashing.maps import HashConfig, LayerMaps, random_maps
 from hashattn.kernels import (
     Codes,
@@ -40,10 +41,9 @@ class Shape:
     hidden: int = 128
 
     def __post_init__(self) -> None:
-        if self.kv_heads < 1 or self.query_heads % self.kv_heads:
-            raise ValueError(
-                f"query_heads = {self.query_heads} must be a multiple of kv_heads = {self.kv_heads}"
-            )
+        valid = self.kv_heads >= 1 and self.query_heads % self.kv_heads == 0
+        allowed = f"a multiple of kv_heads = {self.kv_heads}"
+        require(valid, "query_heads", self.query_heads, allowed)
 
     @property
     def group(self) -> int:

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from hashattn.base.checks import require_numbers, require_one_of
+
 FLUSH_BYTES = 100 * 2**20
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
@@ -29,10 +31,8 @@ def measure(
     may return the seconds of its stages; "total" is timed around it in any case, or taken from the
     stages it returns. Raises ValueError for repeats < 1 or an unknown clock.
     """
-    if repeats < 1:
-        raise ValueError(f"repeats = {repeats} must be at least 1")
-    if clock not in CLOCKS:
-        raise ValueError(f"clock = {clock!r} must be one of {sorted(CLOCKS)}")
+    require_numbers({"repeats": repeats}, counts={"repeats": 1})
+    require_one_of("clock", clock, CLOCKS)
     now, samples = CLOCKS[clock], {}
     buffer = torch.ones(FLUSH_BYTES // 4)
     for number in range(-1, repeats):

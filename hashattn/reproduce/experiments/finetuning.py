@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from hashattn.attention.budget import Budget
+from hashattn.base.checks import require_one_of
 from hashattn.base.progress import say
 from hashattn.evaluation.benchmarks.corpus import paragraphs
 from hashattn.evaluation.benchmarks.generated import TASKS, generated_records, make_records
@@ -77,8 +78,8 @@ def samples(profile: Profile, tokenizer, length: int, task: str | None = None) -
     7 where a task has fewer than 200 records; scored records whose context trains too are left out.
     ValueError for a `task` that the profile does not have, or one with too few records to be split.
     """
-    if task is not None and task not in profile.tasks:
-        raise ValueError(f"task = {task!r} must be one of the profile's: {list(profile.tasks)}")
+    if task is not None:
+        require_one_of("task", task, profile.tasks)
     usual = sorted(profile.tasks, key=lambda name: name != USUAL_TASK)
     if data_folder(profile) is None:
         return _generated(profile, tokenizer, task or usual[0], length)

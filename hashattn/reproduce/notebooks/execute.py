@@ -15,9 +15,10 @@ from pathlib import Path
 
 from hashattn.base.errors import HashAttnError
 from hashattn.base.files import write_json
+from hashattn.base.hashes import sha256_file
 from hashattn.base.progress import VARIABLE
 from hashattn.reproduce.notebooks.environment import forget_environment
-from hashattn.reproduce.notebooks.files import produced_files, read_kept, sha256_file
+from hashattn.reproduce.notebooks.files import produced_files, read_kept
 from hashattn.reproduce.notebooks.progress import Heartbeat
 from hashattn.reproduce.profiles import Profile, repository
 

@@ -1,9 +1,7 @@
-"""Files of a reproduction: hashes, and the layout of a results folder."""
+"""The layout of a results folder."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +16,6 @@ def read_kept(path: Path) -> Any:
         return read_json(path)
     except FileError:
         return None
-
-
-def sha256_text(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def sha256_file(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sha256_tree(root: Path, paths: Iterable[Path]) -> str:
-    """One hash of the names (relative to `root`) and contents of `paths`, in name order."""
-    lines = (f"{path.relative_to(root).as_posix()} {sha256_file(path)}" for path in sorted(paths))
-    return sha256_text("\n".join(lines))
 
 
 def produced_files(results: Path) -> list[Path]:

@@ -7,13 +7,13 @@ source, the profile, the model and data, and the versions of what computes and d
 from __future__ import annotations
 
 import json
-from importlib.metadata import version
 from pathlib import Path
 
+from hashattn.base.environment import package_versions
 from hashattn.base.files import read_json
+from hashattn.base.hashes import sha256_text, sha256_tree
 from hashattn.base.source import sources_sha256
 from hashattn.reproduce.access import data_folder, model_folder
-from hashattn.reproduce.notebooks.files import sha256_text, sha256_tree
 from hashattn.reproduce.profiles import Profile, repository
 
 LIBRARIES = ("torch", "transformers", "numpy", "matplotlib", "seaborn", "pandas")
@@ -60,7 +60,7 @@ def shared_fingerprint(profile: Profile) -> str:
         "package": sources_sha256(),
         "profile": profile.to_dict(),
         "inputs": input_hashes(profile),
-        "versions": {name: version(name) for name in LIBRARIES},
+        "versions": package_versions(LIBRARIES),
     }
     return sha256_text(json.dumps(parts, sort_keys=True))
 

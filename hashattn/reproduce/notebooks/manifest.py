@@ -7,10 +7,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from hashattn.base.hashes import sha256_file
 from hashattn.base.source import sources_sha256
 from hashattn.reproduce.notebooks.environment import load_environment
 from hashattn.reproduce.notebooks.execute import State
-from hashattn.reproduce.notebooks.files import produced_files, sha256_file
+from hashattn.reproduce.notebooks.files import produced_files
 from hashattn.reproduce.notebooks.fingerprint import input_hashes
 from hashattn.reproduce.profiles import Profile, repository
 

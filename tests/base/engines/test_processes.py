@@ -139,5 +139,5 @@ def test_as_many_processes_as_jobs_threads_and_memory_allow(monkeypatch):
 
 
 def test_a_count_below_one_is_refused():
-    with pytest.raises(ValueError, match="count = 0 must be at least 1"):
+    with pytest.raises(ValueError, match="count = 0: must be at least 1"):
         Processes(0)

@@ -61,7 +61,7 @@ def test_longbench_e_has_13_datasets_asked_as_the_others():
     assert len(LONGBENCH_E) == 13 and set(LONGBENCH_E) < set(DATASETS)
     assert dataset("trec_e") is dataset("trec") is DATASETS["trec"]
     for name in ("narrativeqa_e", "squad"):
-        with pytest.raises(ValueError, match=f"dataset = '{name}' must be one of"):
+        with pytest.raises(ValueError, match=f"dataset = '{name}': must be one of"):
             dataset(name)
 
 
@@ -194,7 +194,7 @@ def test_the_authors_protocol_truncates_after_the_template():
     assert (report.window, report.max_context, report.chat) == (128, 131072 - 512, True)
     assert (samsum.stop, samsum.end_tokens, samsum.min_new_tokens) == ("\n", (), 0)
     assert samsum.first_line and not samsum.chat
-    with pytest.raises(ValueError, match="max_length = 640 must be at least 641"):
+    with pytest.raises(ValueError, match="max_length = 640: must be at least 641"):
         authors(load_prompts(), 640)
 
 

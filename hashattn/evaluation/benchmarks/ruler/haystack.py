@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 import re
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from hashattn.base.checks import is_text
 from hashattn.base.files import parse_json, read_text
+from hashattn.base.hashes import sha256_text
 from hashattn.evaluation.benchmarks.corpus import paragraphs
 from hashattn.evaluation.benchmarks.ruler.specs import RulerError
 from hashattn.evaluation.benchmarks.ruler.styles import NOISE
@@ -63,7 +63,7 @@ def read_haystack(source: str | Path | Haystack | None) -> Haystack:
         text = essays.get("text") if isinstance(essays, dict) else None
         if not is_text(text):
             raise RulerError(f'{path} is not RULER\'s JSON {{"text": ...}}')
-    return Haystack(text, f"{path.stem}@{hashlib.sha256(text.encode()).hexdigest()[:8]}")
+    return Haystack(text, f"{path.stem}@{sha256_text(text)[:8]}")
 
 
 def corpus() -> Haystack:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hashattn.base.files import parse_json, read_text
+from hashattn.base.hashes import sha256_text
 from hashattn.evaluation.benchmarks.corpus import paragraphs
 from hashattn.evaluation.benchmarks.ruler.corpus_questions import hotpot_of, squad_of
 from hashattn.evaluation.benchmarks.ruler.specs import RulerError
@@ -70,7 +70,7 @@ def _official_questions(dataset: str, source: str) -> QuestionSet:
         return parse(_from_hub(dataset), HUB[dataset][0])
     path = _official_file(dataset, Path(source))
     text = read_text(path, RulerError)
-    name = f"{path.stem}@{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    name = f"{path.stem}@{sha256_text(text)[:8]}"
     data = parse_json(text, str(path), RulerError)
     try:
         return parse(data, name)
