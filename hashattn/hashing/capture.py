@@ -18,6 +18,7 @@ from hashattn.base.checks import is_count, require
 from hashattn.base.engines.threads import FasterThreads
 from hashattn.base.errors import UnsupportedModelError
 from hashattn.models.dense import dense_attention
+from hashattn.models.families import logit_cap
 from hashattn.models.structure import attention_shapes, head_slice
 
 NAME = "hashattn_capture"
@@ -93,7 +94,7 @@ def _capture_attention(
     if hashattn_tap is not None:
         # None is how families leave the usual scaling to the attention function
         scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
-        hashattn_tap.record(module.layer_idx, query, key, value, scale, kwargs.get("softcap"))
+        hashattn_tap.record(module.layer_idx, query, key, value, scale, logit_cap(kwargs))
     return dense_attention(
         module,
         query,
