@@ -94,7 +94,8 @@ def test_a_caller_that_looks_no_further_ends_the_workers():
 
 
 SCRIPT = """
-import sys
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
 from base.engines.process_work import Noting
 from hashattn.base.engines.processes import Processes
 for item, pid, _ in Processes(2).run(Noting(0.01), [["a"] * 100_000, ["b"] * 100_000]):
