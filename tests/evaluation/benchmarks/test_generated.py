@@ -123,10 +123,10 @@ def test_sequences_end_with_the_asked_rows(tokenizer):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda t: draw_facts("poetry", 4, random.Random(0), "eval"), "task = 'poetry': must be one of"),
-        (lambda t: draw_facts("code", 1, random.Random(0), "eval"), "size = 1: must be an integer of at least 2"),
-        (lambda t: draw_facts("code", 4, random.Random(0), "test"), "split = 'test': must be one of"),
-        (lambda t: list(make_records(t, 64, 1, seed=0)), "tokens = 64: must be an integer of at least 256"),
+        (lambda t: draw_facts("poetry", 4, random.Random(0), "eval"), "task = .* must be one of"),
+        (lambda t: draw_facts("code", 1, random.Random(0), "eval"), "size = 1: must be"),
+        (lambda t: draw_facts("code", 4, random.Random(0), "test"), "split = .* must be"),
+        (lambda t: list(make_records(t, 64, 1, seed=0)), "tokens = 64: must be"),
         (lambda t: scatter(["a b c"], 2, lambda s: len(s.split()), random.Random(0), "eval"),
          "more than the 2 allowed"),
     ],
