@@ -33,7 +33,7 @@ def pytest_unconfigure() -> None:
 
 @pytest.fixture
 def results(tmp_path, monkeypatch):
-    """An empty results folder of this test's own, also for code that asks the environment."""
+    """An empty folder of all profiles' results, this test's own."""
     folder = tmp_path / "results"
     monkeypatch.setenv("HASHATTN_RESULTS", str(folder))
     return folder

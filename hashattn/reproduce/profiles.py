@@ -1,7 +1,7 @@
 """Profiles: which model, hash weights, data and amounts the notebooks run with.
 
 A profile is data/profiles/<name>.yaml, or any YAML file of the same fields. `HASHATTN_PROFILE`
-names it and `HASHATTN_RESULTS` the folder its results go to, so a notebook needs neither.
+names it and `HASHATTN_RESULTS` the folder of all profiles' results, so a notebook needs neither.
 """
 
 from __future__ import annotations
@@ -267,8 +267,8 @@ class Profile:
 
     @property
     def results(self) -> Path:
-        """Where this profile's results go: HASHATTN_RESULTS, else results/<name>."""
-        return results_folder(self.name)
+        """Where this profile's results go: <results_root()>/<name>."""
+        return results_root() / self.name
 
     @property
     def hash_weights_path(self) -> Path | None:
@@ -280,10 +280,10 @@ class Profile:
         return dataclasses.asdict(self)
 
 
-def results_folder(name: str) -> Path:
-    """HASHATTN_RESULTS, else results/<name> in the repository."""
-    chosen = os.environ.get("HASHATTN_RESULTS")
-    return Path(chosen).resolve() if chosen else repository() / "results" / name
+def results_root() -> Path:
+    """The folder of all profiles' results: HASHATTN_RESULTS, else results/ in the repository."""
+    root = os.environ.get("HASHATTN_RESULTS")
+    return Path(root).resolve() if root else repository() / "results"
 
 
 def available() -> list[str]:

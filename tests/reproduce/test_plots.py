@@ -97,9 +97,10 @@ def test_variants_share_a_style_and_unknown_methods_are_refused():
         palette(["hash", "magic"])
 
 
-def test_tables_are_plain_csv(results):
+def test_tables_are_plain_csv(results, monkeypatch):
+    monkeypatch.setenv("HASHATTN_PROFILE", "tiny")
     table = pd.DataFrame({"method": ["hash"], "score": [np.float64(1) / 3]})
     path = save_table(table, "scores")
-    assert path == results / "tables" / "scores.csv"
+    assert path == results / "tiny" / "tables" / "scores.csv"
     assert path.read_bytes() == b"method,score\nhash,0.333333\n"
     assert save_table(table.set_index("method"), "scores").read_bytes() == path.read_bytes()

@@ -60,7 +60,8 @@ def test_all_profiles_load():
 def test_the_environment_names_profile_and_results(monkeypatch, tmp_path):
     monkeypatch.setenv("HASHATTN_PROFILE", "tiny")
     monkeypatch.setenv("HASHATTN_RESULTS", str(tmp_path))
-    assert load_profile().name == "tiny" and load_profile().results == tmp_path
+    assert load_profile().name == "tiny" and load_profile().results == tmp_path / "tiny"
+    assert load_profile("embedded").results == tmp_path / "embedded"  # in the same process
     monkeypatch.delenv("HASHATTN_PROFILE")
     monkeypatch.delenv("HASHATTN_RESULTS")
     assert load_profile().results == repository() / "results" / "embedded"

@@ -20,7 +20,7 @@ from hashattn.base.progress import VARIABLE
 from hashattn.reproduce.notebooks.environment import forget_environment
 from hashattn.reproduce.notebooks.files import produced_files, read_kept
 from hashattn.reproduce.notebooks.progress import Heartbeat
-from hashattn.reproduce.profiles import Profile, repository
+from hashattn.reproduce.profiles import Profile, repository, results_root
 
 # Messages of the kernel about its transport and shutdown, which no reader can act on.
 QUIET_KERNEL = ["--IPKernelApp.log_level=50"]
@@ -97,7 +97,7 @@ def kernel_environment(profile: Profile, profile_file: Path) -> dict[str, str]:
     return QUIET_LIBRARIES | {
         "HASHATTN_HOME": str(root),
         "HASHATTN_PROFILE": str(profile_file),
-        "HASHATTN_RESULTS": str(profile.results),
+        "HASHATTN_RESULTS": str(results_root()),
         VARIABLE: str(profile.results / "progress.txt"),
         "PYTHONPATH": os.pathsep.join(path for path in paths if path),
     }

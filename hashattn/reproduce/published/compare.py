@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hashattn.reproduce.profiles import results_root
 from hashattn.reproduce.published.measured import POINTS, Measured, Results, budget_label
 from hashattn.reproduce.published.runs import OUR_METHODS, command, run_of
 from hashattn.reproduce.published.table import DIFFERENCE, load_paper
@@ -39,7 +40,7 @@ def beside_ours(
     """Every published number beside ours, a line for each of our methods that stands for the row's.
 
     paper: rows of load_paper(), all by default. results: the folder that holds a results folder for
-    each profile; by default the repository's results/, and the running profile's own.
+    each profile; results_root() by default.
     Columns: id, table, benchmark, dataset, model, method, budget ("16x", "512 tokens", "dense"),
     paper, unit, ours, difference (ours minus the paper's), tolerance (NaN where it needs our
     samples), verdict (within tolerance, above, below, not run here), our_method, our_bits
@@ -52,7 +53,7 @@ def beside_ours(
     import pandas as pd
 
     paper = load_paper() if paper is None else paper
-    found = Results(Path(results) if results is not None else None)
+    found = Results(Path(results) if results is not None else results_root())
     lines = []
     for id, row in paper.iterrows():
         run = run_of(row)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from hashattn.base.files import decode, parse_json, read_bytes
 from hashattn.evaluation.tables import require_one_protocol
 from hashattn.reproduce.notebooks.claims import NOT_JUDGED, load_claims
-from hashattn.reproduce.profiles import Profile, load_profile, repository
+from hashattn.reproduce.profiles import Profile, load_profile
 from hashattn.reproduce.published.runs import FULL, OUR_METHODS, Run
 from hashattn.reproduce.published.table import DIFFERENCE, PaperError
 
@@ -37,7 +37,7 @@ class Measured:
 class Results:
     """What the runs of all profiles left, each file read once."""
 
-    def __init__(self, root: Path | None) -> None:
+    def __init__(self, root: Path) -> None:
         self.root = root
         self.records = cache(read_records)
         self.profile = cache(load_profile)
@@ -49,7 +49,7 @@ class Results:
         if run.profile is None:
             return None
         profile = self.profile(run.profile)
-        folder = self._folder(profile)
+        folder = self.root / profile.name
         if run.claim:
             notebook, text = run.claim
             made = [c.ours for c in load_claims(folder, [notebook])
@@ -70,14 +70,6 @@ class Results:
         theirs = _lines(frame, OUR_METHODS[row["minus"]][0], other, datasets, row, path)
         _require_one_protocol(pd.concat([own, theirs]), path)
         return _difference(own, theirs, datasets)
-
-    def _folder(self, profile: Profile) -> Path:
-        if self.root is not None:
-            return self.root / profile.name
-        running = load_profile()
-        if running.name == profile.name:
-            return running.results
-        return repository() / "results" / profile.name
 
 
 def budget_label(row: Mapping[str, Any]) -> str:

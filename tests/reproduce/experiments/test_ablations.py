@@ -40,7 +40,7 @@ def test_variants_train_side_by_side_as_one_after_the_other(tmp_path, monkeypatc
     assert len(here) == 3 + 1  # with two threads all but the first trained elsewhere
     for name in ("default", "start--random", "by-the-output"):
         files = [
-            tmp_path / n / "hash_training" / "ablation" / name / "hash_maps.safetensors"
+            tmp_path / n / profile.name / "hash_training/ablation" / name / "hash_maps.safetensors"
             for n in "12"
         ]
         assert files[0].read_bytes() == files[1].read_bytes()

@@ -97,9 +97,10 @@ def test_a_new_run_of_a_notebook_starts_without_the_old_claims(tmp_path):
     assert [c.claim for c in load_claims(tmp_path, ["n", "absent"])] == ["new"]
 
 
-def test_claims_go_to_the_profile_s_results(results):
+def test_claims_go_to_the_profile_s_results(results, monkeypatch):
+    monkeypatch.setenv("HASHATTN_PROFILE", "tiny")
     Claims("n").goal("score", 1, low=0)
-    assert (results / "claims" / "n.json").is_file()
+    assert (results / "tiny" / "claims" / "n.json").is_file()
 
 
 def test_table_and_text_show_measured_values(tmp_path):

@@ -28,13 +28,19 @@ claims.verdict()
 """
 FIGURE = """
 import os
-from pathlib import Path
-folder = Path(os.environ["HASHATTN_RESULTS"])
+from hashattn.reproduce.profiles import load_profile
+folder = load_profile().results
 for kind in ("figures", "tables"):
     (folder / kind).mkdir(exist_ok=True)
 _ = (folder / "figures" / "dot.png").write_bytes(b"not really a picture")
 _ = (folder / "tables" / "t.csv").write_text("method,score\\nhash,<1>\\n")
 """
+
+
+@pytest.fixture
+def results(results):
+    """The results folder of `profile_file`."""
+    return results / "small"
 
 
 @pytest.fixture(autouse=True)

@@ -34,6 +34,7 @@ def claim(name, ours=0.0, verdict="met", goal=True, reason="", main=False, paper
 @pytest.fixture
 def outcome(results):
     """outcome(claims, cautions): a run of one notebook with a figure and two tables."""
+    results = results / "tiny"
     title = {"cell_type": "markdown", "source": ["# 03 · Quality & density\n", "words"]}
     (results / "notebooks").mkdir(parents=True)
     for name, cells in (("03_quality", [title]), ("04_silent", [])):

@@ -302,13 +302,12 @@ def test_a_line_that_is_being_written_is_left_out_and_damage_refused(tmp_path):
         read_records(path)
 
 
-def test_the_running_profiles_own_folder_is_read(paper, monkeypatch, tmp_path, path):
+def test_results_are_read_where_the_environment_says(paper, monkeypatch, tmp_path, path):
     write(path, lines("dense", "dense", 0.5))
-    monkeypatch.setenv("HASHATTN_RESULTS", str(tmp_path / PROFILE))
-    monkeypatch.setenv("HASHATTN_PROFILE", PROFILE)
+    monkeypatch.setenv("HASHATTN_RESULTS", str(tmp_path))
+    monkeypatch.setenv("HASHATTN_PROFILE", "tiny")  # another profile than the one that has run
     assert beside_ours(paper.loc[[FULL]]).ours[0] == pytest.approx(50)
-    monkeypatch.setenv("HASHATTN_PROFILE", "tiny")  # these results are another profile's now
-    monkeypatch.setattr("hashattn.reproduce.published.measured.repository", lambda: tmp_path)
+    monkeypatch.setenv("HASHATTN_RESULTS", str(tmp_path / "empty"))
     assert beside_ours(paper.loc[[FULL]]).verdict[0] == NOT_RUN
 
 
