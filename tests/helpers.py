@@ -141,7 +141,7 @@ class TracingOracle(OracleSelector):
     encoded: keys encoded per layer. calls: score calls per layer.
     """
 
-    def __init__(self, layout: str = "query_head") -> None:
+    def __init__(self, layout: str = "per_query_head") -> None:
         super().__init__(layout)
         self.encoded: Counter[int] = Counter()
         self.calls: Counter[int] = Counter()

@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 
 from hashattn.base.checks import is_count, require
+from hashattn.base.layout import LAYOUTS, Layout
 from hashattn.kernels import ACTIVATIONS, Maps, preactivations
 from hashattn.models.heads import HeadSlice
-
-LAYOUTS = ("per_kv_head", "per_query_head")
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class HashConfig:
     query_heads: int
     kv_heads: int
     head_dim: int
-    layout: str = "per_kv_head"
+    layout: Layout = "per_kv_head"
     bits: int = 32
     depth: int = 2
     hidden: int = 128

@@ -20,6 +20,7 @@ from torch import nn
 from hashattn.base.engines import Engine, InProcess, chosen_engine
 from hashattn.base.engines.processes import Processes, processes_that_fit
 from hashattn.base.engines.threads import thread_count
+from hashattn.base.layout import Layout
 from hashattn.base.progress import progress_bar, say
 from hashattn.hashing.capture import CapturedLayer, capture
 from hashattn.hashing.capture_files import load_capture, save_captures
@@ -42,7 +43,7 @@ def train_hash_weights(
     recipe: TrainRecipe | None = None,
     *,
     out_dir: str | Path,
-    layout: str = "per_kv_head",
+    layout: Layout = "per_kv_head",
     bits: int = 32,
     depth: int = 2,
     hidden: int = 128,

@@ -17,6 +17,7 @@ from typing import Any
 from hashattn.base.checks import INT32_MAX, is_count, is_file_name, is_number, is_text, require
 from hashattn.base.errors import HashAttnError
 from hashattn.base.files import read_yaml
+from hashattn.base.layout import LAYOUTS, Layout
 from hashattn.base.repository import repository
 from hashattn.evaluation.benchmarks.registry import BENCHMARKS, usual_benchmark
 from hashattn.evaluation.benchmarks.ruler.specs import TASKS as RULER_TASKS
@@ -38,7 +39,6 @@ DTYPES = ("float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda")
 PLACEMENTS = ("single", "device_map", "tensor_parallel")
 MEMORY = (32, 64, 128, 256)
-LAYOUTS = ("per_kv_head", "per_query_head")
 NAMING = (
     "a name for a folder in results/, of at most 200 bytes, without / and \\ and no leading dot"
 )
@@ -91,7 +91,7 @@ class HashTraining:
     """
 
     recipe: str = "default"
-    layout: str = "per_kv_head"
+    layout: Layout = "per_kv_head"
     bits: int = 32
     depth: int = 2
     hidden: int = 128

@@ -17,6 +17,7 @@ from uuid import uuid4
 import torch
 from torch import Tensor
 
+from hashattn.base.layout import Layout
 from hashattn.kernels import GrowableBuffer, select
 from hashattn.selectors.plan import SelectionPlan
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from hashattn.models.heads import HeadSlice
     from hashattn.selectors.usual import MethodStyle, UsualContext
 
-Layout = Literal["kv_head", "query_head"]
 NORM_BITS = 16  # of a stored norm, of a value or a key
 SETTINGS = (str, int, float, tuple, type(None))  # what a record can hold of a field
 
@@ -114,12 +114,12 @@ class Traits:
     marker that no other method has. sparse: False for a baseline that reads everything; its
     attention is the model's own. kernel: whether the decode steps of such a baseline go through
     this package's `dense_decode` instead, on a CPU. trained: False for hash weights that were
-    initialised at random. layout: "kv_head" gives one list of tokens per KV head, "query_head" one
-    per query head. needs: "nothing", "calibration" or "training" before it can rank. ranks: False
-    for methods whose `select` is not simply the best of their scores. evicts: True for methods that
-    drop tokens for good. observes: True for methods that decide from attention they saw, see
-    `observe`. value_norms: True for methods that weigh a token by the norm of its value, see
-    `encode_values`.
+    initialised at random. layout: "per_kv_head" gives one list of tokens per KV head,
+    "per_query_head" one per query head. needs: "nothing", "calibration" or "training" before it can
+    rank. ranks: False for methods whose `select` is not simply the best of their scores. evicts:
+    True for methods that drop tokens for good. observes: True for methods that decide from
+    attention they saw, see `observe`. value_norms: True for methods that weigh a token by the norm
+    of its value, see `encode_values`.
     """
 
     # apart from Selector, or its dataclass would put these before the fields of every method
@@ -128,7 +128,7 @@ class Traits:
     sparse: bool = True
     kernel: bool = False
     trained: bool = True
-    layout: Layout = "kv_head"
+    layout: Layout = "per_kv_head"
     needs: Literal["nothing", "calibration", "training"] = "nothing"
     ranks: bool = True
     evicts: bool = False
@@ -295,7 +295,7 @@ class Selector(Traits, ABC):
 
     def lists(self, heads: int, kv_heads: int) -> int:
         """Number of token lists for a layer with these head counts."""
-        return kv_heads if self.layout == "kv_head" else heads
+        return kv_heads if self.layout == "per_kv_head" else heads
 
     @property
     def identity(self) -> str:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from hashattn.base.checks import require
-from hashattn.selectors.base import KeyView, Layout, Selector
+from hashattn.base.checks import require, require_one_of
+from hashattn.base.layout import Layout, check_layout
+from hashattn.selectors.base import KeyView, Selector
 from hashattn.selectors.calibration import CapturedRows, mean_by_layer, tensors_sha256
-from hashattn.selectors.logits import check_layout
 from hashattn.selectors.usual import MethodStyle, UsualContext
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 LABEL_BITS = (2, 4, 8, 16)
 SCALE_BITS = 32  # a label's minimum and step, float16 each
-CHANNEL_LAYOUTS = ("per_query_head", "per_kv_head")
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,8 +31,8 @@ class DoubleSparsitySelector(Selector):
     heads ("per_kv_head") a group shares one. label_bits 2, 4 or 8: asymmetric min-max quantisation
     over the r channels of one token, 2**bits - 1 steps, as the official code; 16: float16, no
     scales.
-    layout "query_head" (official) selects per query head, "kv_head" sums a group's scores and
-    selects once; it needs per_kv_head labels.
+    layout "per_query_head" (official) selects per query head, "per_kv_head" sums a group's scores
+    and selects once; it needs per_kv_head labels.
     """
 
     name = "double_sparsity"
@@ -42,16 +41,15 @@ class DoubleSparsitySelector(Selector):
 
     channels: Mapping[int, Tensor] = field(repr=False)
     label_bits: int = 4
-    channel_layout: str = "per_query_head"
-    layout: Layout = "query_head"
+    channel_layout: Layout = "per_query_head"
+    layout: Layout = "per_query_head"
 
     def __post_init__(self) -> None:
-        for name, allowed in (("label_bits", LABEL_BITS), ("channel_layout", CHANNEL_LAYOUTS)):
-            value = getattr(self, name)
-            require(value in allowed, name, value, f"one of {list(allowed)}")
+        require_one_of("label_bits", self.label_bits, LABEL_BITS)
+        check_layout(self.channel_layout, "channel_layout")
         check_layout(self.layout)
-        if self.layout == "kv_head" and self.channel_layout == "per_query_head":
-            raise ValueError('layout = "kv_head" needs channel_layout = "per_kv_head"')
+        if self.layout == "per_kv_head" and self.channel_layout == "per_query_head":
+            raise ValueError('layout = "per_kv_head" needs channel_layout = "per_kv_head"')
         widths = {tensor.shape[-1] for tensor in self.channels.values()}
         if len(widths) != 1:
             raise ValueError(f"channels need the same number per head in every layer, not {widths}")
@@ -77,8 +75,8 @@ class DoubleSparsitySelector(Selector):
         captured: Iterable[CapturedRows],
         channels_per_head: int = 16,
         label_bits: int = 4,
-        channel_layout: str = "per_query_head",
-        layout: Layout = "query_head",
+        channel_layout: Layout = "per_query_head",
+        layout: Layout = "per_query_head",
     ) -> DoubleSparsitySelector:
         """Picks the channels c with the largest mean |q_c k_c| over all pairs of captured q and k.
 
@@ -119,7 +117,7 @@ class DoubleSparsitySelector(Selector):
             low, step = (view.index[name].float().transpose(-1, -2) for name in ("low", "step"))
             estimate = estimate * step + picked.sum(dim=-1, keepdim=True) * low
         estimate = estimate.reshape(batch, heads, rows, -1)
-        if self.layout == "kv_head":
+        if self.layout == "per_kv_head":
             estimate = estimate.reshape(batch, stored, heads // stored, rows, -1).sum(dim=2)
         return estimate
 

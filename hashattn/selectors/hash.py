@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from hashattn.base.checks import require
+from hashattn.base.layout import Layout, check_layout
 from hashattn.hashing.weights import HashWeights
 from hashattn.kernels import grade_bits, tokens_of, unpack_bits
 from hashattn.models.heads import HeadSlice
-from hashattn.selectors.base import KeyView, Layout
+from hashattn.selectors.base import KeyView
 from hashattn.selectors.codes import CodeSelector
-from hashattn.selectors.logits import check_layout
 from hashattn.selectors.usual import MethodStyle, UsualContext
 
 SCORINGS = ("graded", "hamming", "asymmetric")
@@ -32,9 +32,9 @@ class HashSelector(CodeSelector):
     scoring: "hamming" counts matching bits (the paper's). "graded" weighs each bit by how sure the
     query's map is of it, in GRADES binary digits: the query is not stored, so this costs no memory,
     only a popcount a digit. "asymmetric" weighs by the real pre-activations, in plain torch: the
-    limit of many digits. layout: "query_head" selects for every query head, "kv_head" sums over
-    the group and selects once for all its heads, which reads fewer rows of K and V. ValueError for
-    another scoring or layout, or one selection per group by codes per query head.
+    limit of many digits. layout: "per_query_head" selects for every query head, "per_kv_head" sums
+    over the group and selects once for all its heads, which reads fewer rows of K and V. ValueError
+    for another scoring or layout, or one selection per group by codes per query head.
     """
 
     name = "hash"
@@ -43,15 +43,15 @@ class HashSelector(CodeSelector):
 
     weights: HashWeights = field(repr=False)
     scoring: str = "graded"
-    layout: Layout = "query_head"
+    layout: Layout = "per_query_head"
 
     def __post_init__(self) -> None:
         require(self.scoring in SCORINGS, "scoring", self.scoring, f"one of {list(SCORINGS)}")
         check_layout(self.layout)
-        if self._per_query_head and self.layout == "kv_head":
+        if self._per_query_head and self.layout == "per_kv_head":
             raise ValueError(
-                'layout = "kv_head" needs one code per KV head, and these weights have one per '
-                'query head: use layout = "query_head"'
+                'layout = "per_kv_head" needs one code per KV head, and these weights have one per '
+                'query head: use layout = "per_query_head"'
             )
 
     @classmethod
@@ -66,7 +66,7 @@ class HashSelector(CodeSelector):
         if weights.card["recipe"]["group"] == "each":
             return cls(weights)
         shared = weights.config.layout == "per_kv_head"
-        return cls(weights, "hamming", "kv_head" if shared else "query_head")
+        return cls(weights, "hamming", "per_kv_head" if shared else "per_query_head")
 
     @property
     def trained(self) -> bool:
@@ -106,7 +106,7 @@ class HashSelector(CodeSelector):
     def _real(self, layer: int, queries: Tensor) -> Tensor:
         """Pre-activations (B, lists, q, bits) float32, summed over the heads that share a list."""
         real = self.weights.preactivations_queries(layer, queries)
-        if self.layout == "query_head":
+        if self.layout == "per_query_head":
             return real
         return real.unflatten(1, (self.weights.config.kv_heads, -1)).sum(dim=2)
 

@@ -39,7 +39,7 @@ class HATASelector(CodeSelector):
 
     name = "hata"
     style = MethodStyle("#ee8866", (5, 0, 180), "HATA")
-    layout = "kv_head"
+    layout = "per_kv_head"
     needs = "training"
 
     weights: Mapping[int, Tensor] = field(repr=False)

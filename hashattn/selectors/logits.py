@@ -5,16 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hashattn.base.checks import require
+from hashattn.base.layout import Layout
 from hashattn.kernels import gather_tokens
 from hashattn.selectors.base import KeyView
-
-LAYOUTS = ("query_head", "kv_head")
-
-
-def check_layout(layout: str) -> None:
-    """Raises ValueError unless `layout` is one of LAYOUTS."""
-    require(layout in LAYOUTS, "layout", layout, f"one of {list(LAYOUTS)}")
 
 
 def inner_products(queries: Tensor, keys: Tensor) -> Tensor:
@@ -62,6 +55,6 @@ def group_weights(logits: Tensor, view: KeyView) -> Tensor:
     return attention_weights(logits, view).unflatten(1, groups).sum(dim=2)
 
 
-def scores_by_layout(logits: Tensor, layout: str, view: KeyView) -> Tensor:
+def scores_by_layout(logits: Tensor, layout: Layout, view: KeyView) -> Tensor:
     """Scores (B, lists, q, n): the logits (B, heads, q, n) themselves, or `group_weights`."""
-    return logits if layout == "query_head" else group_weights(logits, view)
+    return logits if layout == "per_query_head" else group_weights(logits, view)

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from hashattn.base.checks import require
-from hashattn.selectors.base import KeyView, Layout, Selector
+from hashattn.base.layout import Layout, check_layout
+from hashattn.selectors.base import KeyView, Selector
 from hashattn.selectors.calibration import CapturedRows, covariance_by_layer, tensors_sha256
-from hashattn.selectors.logits import check_layout, inner_products, scores_by_layout
+from hashattn.selectors.logits import inner_products, scores_by_layout
 from hashattn.selectors.usual import MethodStyle, UsualContext
 
 if TYPE_CHECKING:
@@ -30,8 +31,8 @@ class LokiSelector(Selector):
     k as they are, as in the paper: rotating both leaves q.k alone, and of it the leading components
     are kept. The paper stores K itself in the full rotated basis and needs nothing extra; here K
     stays as the model made it, and its components are stored beside it in float16.
-    layout "query_head" (official) selects per query head; "kv_head" once per group, by the sum of
-    its softmax weights of these logits.
+    layout "per_query_head" (official) selects per query head; "per_kv_head" once per group, by the
+    sum of its softmax weights of these logits.
     """
 
     name = "loki"
@@ -39,7 +40,7 @@ class LokiSelector(Selector):
     needs = "calibration"
 
     basis: Mapping[int, Tensor] = field(repr=False)
-    layout: Layout = "query_head"
+    layout: Layout = "per_query_head"
 
     def __post_init__(self) -> None:
         check_layout(self.layout)
@@ -63,7 +64,10 @@ class LokiSelector(Selector):
 
     @classmethod
     def calibrate(
-        cls, captured: Iterable[CapturedRows], components: int = 32, layout: Layout = "query_head"
+        cls,
+        captured: Iterable[CapturedRows],
+        components: int = 32,
+        layout: Layout = "per_query_head",
     ) -> LokiSelector:
         """The `components` leading eigenvectors of the captured keys' covariance, per KV head.
 

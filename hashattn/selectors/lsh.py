@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from hashattn.base.checks import require
+from hashattn.base.layout import Layout, check_layout
 from hashattn.kernels import pack_bits
-from hashattn.selectors.base import KeyView, Layout
+from hashattn.selectors.base import KeyView
 from hashattn.selectors.calibration import CapturedRows, mean_by_layer, tensors_sha256
 from hashattn.selectors.codes import CodeSelector
 from hashattn.selectors.hyperplanes import Hyperplanes
-from hashattn.selectors.logits import check_layout
 from hashattn.selectors.usual import MethodStyle, UsualContext
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ class LSHSelector(CodeSelector):
     """Ranks tokens by matching bits of sign(W x), W ~ N(0, 1) drawn once (Charikar 2002).
 
     bits: any positive multiple of 32; a bit of a query and of a key agree with probability
-    1 - angle / pi, so the count estimates their cosine. layout "kv_head": one W per KV head,
-    matches summed over the group, one selection per group; "query_head": one W and one code per
+    1 - angle / pi, so the count estimates their cosine. layout "per_kv_head": one W per KV head,
+    matches summed over the group, one selection per group; "per_query_head": one W and one code per
     query head as in the official code's LSH baseline, which needs query_heads. seed and layer fix W
     on every device. centers {layer: (KV heads, D)}: subtracted from keys before hashing (MagicPIG
     centres keys; q.k ranks the same with or without), see calibrate. Unlike the official baseline
@@ -44,7 +44,7 @@ class LSHSelector(CodeSelector):
 
     bits: int = 32
     seed: int = 0
-    layout: Layout = "kv_head"
+    layout: Layout = "per_kv_head"
     query_heads: int | None = field(default=None, repr=False)
     centers: Mapping[int, Tensor] | None = field(default=None, repr=False)
 
@@ -52,10 +52,12 @@ class LSHSelector(CodeSelector):
         bits = self.bits
         require(bits > 0 and bits % 32 == 0, "bits", bits, "a positive multiple of 32")
         check_layout(self.layout)
-        if self.layout == "query_head" and self.query_heads is None:
-            raise ValueError('layout = "query_head" stores a code per query head: give query_heads')
+        if self.layout == "per_query_head" and self.query_heads is None:
+            raise ValueError(
+                'layout = "per_query_head" stores a code per query head: give query_heads'
+            )
         self._settle(
-            query_heads=self.query_heads if self.layout == "query_head" else None,
+            query_heads=self.query_heads if self.layout == "per_query_head" else None,
             centers=dict(self.centers or {}),
             _planes=Hyperplanes(self.seed),
         )
@@ -94,8 +96,8 @@ class LSHSelector(CodeSelector):
         )
 
     def auxiliary_bits(self, group: int, head_dim: int) -> float:
-        """bits per KV head, times the group in layout "query_head"."""
-        return float(self.bits * (group if self.layout == "query_head" else 1))
+        """bits per KV head, times the group in layout "per_query_head"."""
+        return float(self.bits * (group if self.layout == "per_query_head" else 1))
 
     def parameters(self) -> dict[str, Any]:
         """The settings, and whether keys are centred."""

@@ -41,7 +41,7 @@ class MagicPIGSelector(Selector):
     name = "magicpig"
     ranks = False
     style = MethodStyle("#661100", "d", "MagicPIG")
-    layout = "query_head"
+    layout = "per_query_head"
 
     bits: int = 10
     tables: int = 150

@@ -25,7 +25,7 @@ class ObservingSelector(Selector):
     others: an eviction stands.
     """
 
-    layout = "kv_head"
+    layout = "per_kv_head"
     observes = True
 
     def remembered(self, view: KeyView, name: str, fill: float) -> Tensor:

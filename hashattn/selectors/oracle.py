@@ -4,15 +4,16 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from hashattn.selectors.base import NORM_BITS, KeyView, Layout, Selector
-from hashattn.selectors.logits import check_layout, inner_products, scores_by_layout, value_norms
+from hashattn.base.layout import Layout, check_layout
+from hashattn.selectors.base import NORM_BITS, KeyView, Selector
+from hashattn.selectors.logits import inner_products, scores_by_layout, value_norms
 from hashattn.selectors.usual import MethodStyle
 
 
 @dataclass(frozen=True, eq=False)
 class OracleSelector(Selector):
-    """Exact inner products q . k (layout "query_head"), or the attention weight summed over the
-    query heads of a group (layout "kv_head").
+    """Exact inner products q . k (layout "per_query_head"), or the attention weight summed over the
+    query heads of a group (layout "per_kv_head").
 
     value_norms: attention weights times the norms of the tokens' values (HashAttention, Lemma 4.1).
     """
@@ -20,7 +21,7 @@ class OracleSelector(Selector):
     name = "oracle"
     style = MethodStyle("#7f7f7f", "*", "oracle top-k")
 
-    layout: Layout = "query_head"
+    layout: Layout = "per_query_head"
     value_norms: bool = False
 
     def __post_init__(self) -> None:
@@ -33,7 +34,7 @@ class OracleSelector(Selector):
         if not self.value_norms:
             return scores
         norms = value_norms(view)
-        if self.layout == "kv_head":
+        if self.layout == "per_kv_head":
             return scores * norms
         return scores + norms.log().repeat_interleave(queries.shape[1] // norms.shape[1], dim=1)
 

@@ -7,9 +7,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from hashattn.base.checks import require
+from hashattn.base.layout import Layout, check_layout
 from hashattn.kernels import mask_to_indices
-from hashattn.selectors.base import KeyView, Layout, Selector
-from hashattn.selectors.logits import check_layout, inner_products, scores_by_layout
+from hashattn.selectors.base import KeyView, Selector
+from hashattn.selectors.logits import inner_products, scores_by_layout
 from hashattn.selectors.plan import SelectionPlan
 from hashattn.selectors.usual import MethodStyle
 
@@ -20,8 +21,9 @@ class OracleTopPSelector(Selector):
 
     Nucleus selection (Twilight, Lin et al. 2025, ranks so over a cheaper selector's tokens): rows
     that look at few tokens read few. SelectionPlan.heavy is a cap and no longer a count; where it
-    binds, the mass falls short of p. layout "query_head": p of each query head; "kv_head": p of the
-    mean over a group's query heads. ValueError for a p outside (0, 1) or an unknown layout.
+    binds, the mass falls short of p. layout "per_query_head": p of each query head; "per_kv_head":
+    p of the mean over a group's query heads. ValueError for a p outside (0, 1) or an unknown
+    layout.
     """
 
     name = "oracle_top_p"
@@ -29,7 +31,7 @@ class OracleTopPSelector(Selector):
     ranks = False
 
     p: float = 0.95
-    layout: Layout = "query_head"
+    layout: Layout = "per_query_head"
 
     def __post_init__(self) -> None:
         require(0 < self.p < 1, "p", self.p, "between 0 and 1")
@@ -62,7 +64,7 @@ class OracleTopPSelector(Selector):
     def _mass(self, scores: Tensor, seen: Tensor) -> Tensor:
         """Share of each list's attention, float64 (B, lists, q, n), 0 for what a row sees not."""
         scores = scores.double()
-        if self.layout == "query_head":
+        if self.layout == "per_query_head":
             # the lowest finite value, not -inf: a row of padding would become NaN
             scores = scores.masked_fill(~seen, torch.finfo(scores.dtype).min).softmax(dim=-1)
         scores = scores * seen

@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from hashattn.base.checks import require
+from hashattn.base.layout import Layout, check_layout
 from hashattn.kernels import GrowableBuffer
-from hashattn.selectors.base import KeyView, Layout, Selector
-from hashattn.selectors.logits import check_layout, scores_by_layout
+from hashattn.selectors.base import KeyView, Selector
+from hashattn.selectors.logits import scores_by_layout
 from hashattn.selectors.usual import MethodStyle
 
 TOKENS_AT_ONCE = 1024  # bounds the distances (B, KV heads, parts, tokens, 2**bits) while encoding
@@ -29,8 +30,8 @@ class PQCacheSelector(Selector):
     tokens at even distances and needs no seed; a centroid that loses all its keys stays where it
     is. Centroids live in the cache beside the codes and survive its crops. Queries of a capture
     (view.positions) share centroids of all its keys.
-    layout "kv_head" (official) selects once per group, by the sum of its softmax weights of these
-    logits, here over all tokens a row sees; "query_head" per query head.
+    layout "per_kv_head" (official) selects once per group, by the sum of its softmax weights of
+    these logits, here over all tokens a row sees; "per_query_head" per query head.
     """
 
     name = "pqcache"
@@ -40,7 +41,7 @@ class PQCacheSelector(Selector):
     bits: int = 6
     iterations: int = 10
     sink: int = 4
-    layout: Layout = "kv_head"
+    layout: Layout = "per_kv_head"
 
     def __post_init__(self) -> None:
         for field, least in (("parts", 1), ("iterations", 0), ("sink", 0)):

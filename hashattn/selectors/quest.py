@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from hashattn.base.checks import require
-from hashattn.selectors.base import KeyView, Layout, Selector
-from hashattn.selectors.logits import check_layout
+from hashattn.base.layout import Layout, check_layout
+from hashattn.selectors.base import KeyView, Selector
 from hashattn.selectors.usual import MethodStyle
 
 SCALE_BITS = 64  # a page's minimum and step, float32 each, when its bounds are quantised
@@ -23,9 +23,9 @@ class QuestSelector(Selector):
     same, so selection takes whole pages, best bound first, and cuts the last one at the budget.
     bits 16: bounds as computed; 2, 4 or 8: quantised per page with one minimum and step, rounded
     outwards, so they stay bounds (the benchmark's fake quantiser of q-adjusted bounds cannot be
-    stored). layout "query_head" (official) selects per query head, "kv_head" sums a group's bounds.
-    A page's bounds cover all its cached keys; with local >= page - 1 no candidate's page holds a
-    key later than the query.
+    stored). layout "per_query_head" (official) selects per query head, "per_kv_head" sums a group's
+    bounds. A page's bounds cover all its cached keys; with local >= page - 1 no candidate's page
+    holds a key later than the query.
     """
 
     name = "quest"
@@ -33,7 +33,7 @@ class QuestSelector(Selector):
 
     page: int = 16
     bits: int = 16
-    layout: Layout = "query_head"
+    layout: Layout = "per_query_head"
 
     def __post_init__(self) -> None:
         require(self.page >= 1, "page", self.page, "at least 1 token")
@@ -65,7 +65,7 @@ class QuestSelector(Selector):
         grouped = queries.float().reshape(batch, shared, heads // shared * rows, dim)
         bound = grouped.clamp(min=0) @ high.mT + grouped.clamp(max=0) @ low.mT
         bound = bound.view(batch, heads, rows, -1)
-        if self.layout == "kv_head":
+        if self.layout == "per_kv_head":
             bound = bound.view(batch, shared, heads // shared, rows, -1).sum(dim=2)
         return bound.repeat_interleave(self.page, dim=-1)[..., : keys.shape[2]]
 

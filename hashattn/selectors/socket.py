@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from hashattn.base.checks import require
-from hashattn.selectors.base import NORM_BITS, KeyView, Layout, Selector
+from hashattn.base.layout import Layout, check_layout
+from hashattn.selectors.base import NORM_BITS, KeyView, Selector
 from hashattn.selectors.hyperplanes import Hyperplanes
-from hashattn.selectors.logits import check_layout, value_norms
+from hashattn.selectors.logits import value_norms
 from hashattn.selectors.usual import MethodStyle
 
 MOST_HYPERPLANES = 15  # bucket ids of a table fit int16
@@ -28,8 +29,8 @@ class SocketSelector(Selector):
     its heads, fixed by seed and layer on every device. OFFICIAL holds the authors' sizes.
 
     value_norms: multiply by the norm of the token's value, as the paper does; off by default, for
-    its 16 bits. layout "query_head" (official) selects per query head, "kv_head" sums a group's
-    scores and selects once.
+    its 16 bits. layout "per_query_head" (official) selects per query head, "per_kv_head" sums a
+    group's scores and selects once.
     """
 
     name = "socket"
@@ -39,7 +40,7 @@ class SocketSelector(Selector):
     hyperplanes: int = 8
     temperature: float = 0.3
     seed: int = 0
-    layout: Layout = "query_head"
+    layout: Layout = "per_query_head"
     value_norms: bool = False
 
     def __post_init__(self) -> None:
@@ -80,7 +81,7 @@ class SocketSelector(Selector):
         if self.value_norms:
             collisions = collisions * value_norms(view)
         collisions = collisions.reshape(batch, heads, rows, n)
-        if self.layout == "kv_head":
+        if self.layout == "per_kv_head":
             collisions = collisions.unflatten(1, (kv_heads, -1)).sum(dim=2)
         return collisions
 

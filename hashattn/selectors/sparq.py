@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from hashattn.base.checks import require
-from hashattn.selectors.base import KeyView, Layout, Selector
-from hashattn.selectors.logits import check_layout, inner_products, scores_by_layout
+from hashattn.base.layout import Layout, check_layout
+from hashattn.selectors.base import KeyView, Selector
+from hashattn.selectors.logits import inner_products, scores_by_layout
 from hashattn.selectors.usual import MethodStyle
 
 KEY_BITS = 16  # a channel of a cached key
@@ -20,19 +21,19 @@ class SparQSelector(Selector):
     """logit(token) = q_C.k_C / sqrt(D c), C the `channels` largest |q|, c = |q_C|_1 / |q|_1.
 
     The temperature makes up for the channels left out (SparQ, algorithm 1); where a model scales
-    its logits by s instead of 1 / sqrt(D), it is s / sqrt(c). layout "kv_head" (the paper's rule
-    for grouped queries): a group shares the channels with the largest sum of |q| and one selection,
-    by the sum of its approximate softmax weights over the tokens each row sees. "query_head":
-    channels and a selection for each query head.
-    The paper's mean-value correction, which adds the average value for the attention that is not
-    read, belongs to the output and not to the ranking: it is left out.
+    its logits by s instead of 1 / sqrt(D), it is s / sqrt(c). layout "per_kv_head" (the paper's
+    rule for grouped queries): a group shares the channels with the largest sum of |q| and one
+    selection, by the sum of its approximate softmax weights over the tokens each row sees.
+    "per_query_head": channels and a selection for each query head. The paper's mean-value
+    correction, which adds the average value for the attention that is not read, belongs to the
+    output and not to the ranking: it is left out.
     """
 
     name = "sparq"
     style = MethodStyle("#44aa99", (3, 1, 0), "SparQ")
 
     channels: int = 32
-    layout: Layout = "kv_head"
+    layout: Layout = "per_kv_head"
 
     def __post_init__(self) -> None:
         require(self.channels >= 1, "channels", self.channels, "at least 1")
@@ -59,7 +60,7 @@ class SparQSelector(Selector):
 
     def read_bits(self, group: int, head_dim: int) -> float:
         """`channels` of a key, 16 bits each; per query head at most, as a group's may overlap."""
-        sets = group if self.layout == "query_head" else 1
+        sets = group if self.layout == "per_query_head" else 1
         return float(KEY_BITS * min(sets * self.channels, head_dim))
 
     def _largest(self, queries: Tensor, lists: int) -> Tensor:

@@ -25,7 +25,7 @@ WAYS = {
 
 
 def attach_everything(model, **settings):
-    selector = TracingOracle(settings.pop("layout", "query_head"))
+    selector = TracingOracle(settings.pop("layout", "per_query_head"))
     return attach(model, selector, EVERYTHING, allow_dense=True, **settings), selector
 
 
@@ -85,7 +85,7 @@ def test_dense_calls_keep_the_models_attention(family, attention):
             assert torch.equal(model(ids).logits, before)
 
 
-@pytest.mark.parametrize("layout", ["query_head", "kv_head"])
+@pytest.mark.parametrize("layout", ["per_query_head", "per_kv_head"])
 @pytest.mark.parametrize("family", ["llama", "llama_mqa", "gemma2"])
 def test_question_window(family, layout):
     """Several query rows on a cached context, with and without padding."""

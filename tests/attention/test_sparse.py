@@ -43,7 +43,9 @@ def test_a_small_budget_changes_the_logits(family):
     assert (sparse[:, 1] - dense[:, 1]).abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("selector", [RandomSelector(), TracingOracle(), TracingOracle("kv_head")])
+@pytest.mark.parametrize(
+    "selector", [RandomSelector(), TracingOracle(), TracingOracle("per_kv_head")]
+)
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_neox"])
 def test_padding_does_not_change_the_selection(family, selector):
     model = tiny_model(family)
@@ -163,7 +165,7 @@ def test_crop_while_detached_keeps_the_index():
 def test_another_selector_encodes_again():
     model = tiny_model("llama")
     cache = prefill(model, prompt(length=50))
-    for selector in (TracingOracle(), TracingOracle("kv_head")):
+    for selector in (TracingOracle(), TracingOracle("per_kv_head")):
         with attach(model, selector, SMALL):
             follow(model, cache, prompt(length=2, seed=5))
         cache.crop(-2)
@@ -290,7 +292,7 @@ def test_layers_and_heads_read_their_shares():
     """The receipt counts what each layer read; the lists of a layer differ."""
     model = tiny_model("llama")
     shares = ((0.0, 1.0), (1.0, 2.0))
-    oracle = TracingOracle("kv_head")
+    oracle = TracingOracle("per_kv_head")
     with attach(model, oracle, Budget(2, 3, heavy=6, shares=shares), keep_steps=99) as run:
         generate(model, prompt(length=40), max_new_tokens=4)
     reads = {step.layer: step.read for step in run.receipt.recent}

@@ -59,14 +59,14 @@ def test_lsh_counts_matching_signs_of_its_planes(qk, bits):
 
 
 def test_lsh_per_query_head_uses_other_planes_for_each_head_of_a_group(qk):
-    selector = LSHSelector(bits=64, layout="query_head", query_heads=HEADS)
+    selector = LSHSelector(bits=64, layout="per_query_head", query_heads=HEADS)
     queries, keys = qk
     codes = selector.encode_keys(0, keys)["codes"]
     assert codes.shape == (B, HEADS, N, 2)
     assert not torch.equal(codes[:, 0], codes[:, 1])
     found = selector.scores(0, queries, KeyView(keys, {"codes": codes}), 1.0)
     bits = unpack_bits(codes, 64)
-    own = LSHSelector(bits=64, layout="query_head", query_heads=HEADS)
+    own = LSHSelector(bits=64, layout="per_query_head", query_heads=HEADS)
     query_bits = unpack_bits(own.encode_keys(0, queries[:, :, :1])["codes"], 64)
     assert torch.equal(found[:, :, :1], (query_bits == bits).sum(-1, dtype=torch.int32)[:, :, None])
 
@@ -171,7 +171,7 @@ def test_double_sparsity_scores_quantised_channels(qk, label_bits, channel_layou
 
 def test_double_sparsity_shared_selection_sums_the_group(qk):
     one = calibrated(qk, channels_per_head=4, channel_layout="per_kv_head")
-    shared = DoubleSparsitySelector(one.channels, 4, "per_kv_head", layout="kv_head")
+    shared = DoubleSparsitySelector(one.channels, 4, "per_kv_head", layout="per_kv_head")
     each = scores(one, qk)
     found = scores(shared, qk)
     assert found.shape == (B, KV_HEADS, ROWS, N)
@@ -259,7 +259,7 @@ def test_quest_page_of_one_token_is_exact(qk):
 
 
 def test_quest_shared_selection_sums_the_group(qk):
-    each, shared = scores(QuestSelector(8), qk), scores(QuestSelector(8, layout="kv_head"), qk)
+    each, shared = scores(QuestSelector(8), qk), scores(QuestSelector(8, layout="per_kv_head"), qk)
     assert torch.allclose(shared, each.view(B, KV_HEADS, GROUP, ROWS, N).sum(2), atol=1e-4)
 
 
@@ -270,7 +270,7 @@ def test_quest_shared_selection_sums_the_group(qk):
     ("selector", "bits"),
     [
         (LSHSelector(bits=64), 64),
-        (LSHSelector(bits=64, layout="query_head", query_heads=32), 256),
+        (LSHSelector(bits=64, layout="per_query_head", query_heads=32), 256),
         (QuestSelector(page=16, bits=16), 256),
         (QuestSelector(page=16, bits=4), 64 + 4),  # the paper's 64, and its scales
         (DoubleSparsitySelector({0: torch.zeros(8, 16)}, 4, "per_kv_head"), 64 + 32),
@@ -294,7 +294,7 @@ def test_auxiliary_bits_are_what_double_sparsity_really_stores(qk):
     [
         ("lsh", {"bits": 48}, "multiple of 32"),
         ("lsh", {"layout": "heads"}, "layout"),
-        ("lsh", {"layout": "query_head"}, "query_heads"),
+        ("lsh", {"layout": "per_query_head"}, "query_heads"),
         ("quest", {"page": 0}, "page"),
         ("quest", {"bits": 3}, "bits"),
         ("quest", {"layout": "heads"}, "layout"),
@@ -302,7 +302,7 @@ def test_auxiliary_bits_are_what_double_sparsity_really_stores(qk):
         ("hush", {}, "hush"),
         ("double_sparsity", {"channels": {}}, "channels"),
         ("double_sparsity", {"channels": {0: torch.zeros(2, 4)}, "label_bits": 5}, "label_bits"),
-        ("double_sparsity", {"channels": {0: torch.zeros(2, 4)}, "layout": "kv_head"}, "needs"),
+        ("double_sparsity", {"channels": {0: torch.zeros(2, 4)}, "layout": "per_kv_head"}, "needs"),
     ],
 )
 def test_wrong_parameters_are_refused_by_name(name, parameters, said):
@@ -329,6 +329,6 @@ def test_records_tell_calibrations_apart(qk):
     assert one.record()["weights_sha256"] != two.record()["weights_sha256"]
     assert make_selector("quest", page=8).record() == {
         "name": "quest",
-        "parameters": {"page": 8, "bits": 16, "layout": "query_head"},
+        "parameters": {"page": 8, "bits": 16, "layout": "per_query_head"},
         "weights_sha256": None,
     }

@@ -59,7 +59,7 @@ def test_a_method_that_drops_tokens_for_good_evicts():
 
 
 def test_auxiliary_bits_follow_the_heads():
-    selector = LSHSelector(bits=32, layout="query_head", query_heads=8)
+    selector = LSHSelector(bits=32, layout="per_query_head", query_heads=8)
     assert describe(selector, group=4, head_dim=64)["auxiliary_bits"] == 128
     assert describe(make_selector("quest"), group=4, head_dim=64)["nominal_bits"] == 128
 

@@ -34,8 +34,8 @@ def bits_of(maps, head, x):
     return (hidden @ second + maps.biases[1][head].double() > 0).tolist()
 
 
-LAYOUTS = [("per_kv_head", "kv_head"), ("per_kv_head", "query_head"),
-           ("per_query_head", "query_head")]  # fmt: skip
+LAYOUTS = [("per_kv_head", "per_kv_head"), ("per_kv_head", "per_query_head"),
+           ("per_query_head", "per_query_head")]  # fmt: skip
 
 
 @pytest.mark.parametrize(("codes", "layout"), LAYOUTS)
@@ -43,7 +43,7 @@ def test_scores_count_matching_bits(codes, layout):
     maps = weights(codes)
     selector = HashSelector(maps, "hamming", layout)
     queries, keys = tensors()
-    lists = KV_HEADS if layout == "kv_head" else HEADS
+    lists = KV_HEADS if layout == "per_kv_head" else HEADS
     index = selector.encode_keys(1, keys)
     found = selector.scores(1, queries, KeyView(keys, index), 1.0)
     expected = torch.zeros(B, lists, ROWS, N, dtype=torch.int32)
@@ -82,7 +82,7 @@ def test_records_name_the_weights():
         "bits": 64,
         "depth": 2,
         "scoring": "graded",
-        "layout": "query_head",
+        "layout": "per_query_head",
     }
     assert not HashSelector(maps).trained
     trained = HashWeights(maps.config, maps.maps, maps.card | {"trained": True})
@@ -101,7 +101,7 @@ def real_scores(maps, codes, layout, queries, keys):
             real[b, head] = hidden / (1 + torch.exp(-hidden)) @ second + biases[1]
             code = head if codes == "per_query_head" else head // 2
             signs[b, head] = torch.tensor(bits_of(maps.maps[1].key, code, keys[b, head // 2]))
-    if layout == "kv_head":
+    if layout == "per_kv_head":
         real, signs = real.unflatten(1, (KV_HEADS, 2)).sum(2), signs[:, ::2]
     return real, signs
 
@@ -145,7 +145,7 @@ def test_a_decode_step_selects_by_its_scores():
     maps, (queries, keys) = weights(), tensors()
     plan = make_plan(None, B, ROWS, N, keys.device, Budget(1, 2, heavy=9))
     for scoring in ("hamming", "graded"):
-        for layout in ("kv_head", "query_head"):
+        for layout in ("per_kv_head", "per_query_head"):
             selector = HashSelector(maps, scoring, layout)
             view = KeyView(keys, selector.encode_keys(0, keys))
             found = selector.select(0, queries, view, 1.0, plan)
@@ -160,4 +160,4 @@ def test_invalid_settings():
     with pytest.raises(ValueError, match="layout = 'head'"):
         make_selector("hash", weights=weights(), layout="head")
     with pytest.raises(ValueError, match="needs one code per KV head"):
-        make_selector("hash", weights=weights("per_query_head"), layout="kv_head")
+        make_selector("hash", weights=weights("per_query_head"), layout="per_kv_head")

@@ -80,7 +80,7 @@ def test_query_head_scores_are_products_of_components(components):
 
 def test_kv_head_scores_sum_the_weights_of_the_group():
     q, k = states()
-    selector = calibrated(k, 3, layout="kv_head")
+    selector = calibrated(k, 3, layout="per_kv_head")
     found = selector.scores(LAYER, q, view_of(selector, k), SCALING)
     assert found.shape == (B, KV_HEADS, ROWS, N)
     for b in range(B):
@@ -118,7 +118,7 @@ def test_components_do_not_depend_on_how_many_keys_come_at_once():
 
 def test_a_row_that_sees_nothing_has_finite_scores():
     q, k = states()
-    for layout in ("query_head", "kv_head"):
+    for layout in ("per_query_head", "per_kv_head"):
         selector = calibrated(k, layout=layout)
         view = view_of(selector, k, padding=[0, N])
         assert selector.scores(LAYER, q, view, SCALING).isfinite().all()
@@ -135,7 +135,7 @@ def test_auxiliary_bits_are_what_is_stored():
 def test_record_names_parameters_and_tells_bases_apart():
     _, k = states()
     one, two = calibrated(k, 3), calibrated(k * k, 3)
-    assert one.record()["parameters"] == {"components": 3, "layout": "query_head"}
+    assert one.record()["parameters"] == {"components": 3, "layout": "per_query_head"}
     assert one.record()["weights_sha256"] != two.record()["weights_sha256"]
     assert one.needs == "calibration" and not one.evicts
 

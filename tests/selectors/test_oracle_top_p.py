@@ -50,12 +50,12 @@ def reference_set(weights, p, heavy):
     return picked
 
 
-@pytest.mark.parametrize("layout", ["query_head", "kv_head"])
+@pytest.mark.parametrize("layout", ["per_query_head", "per_kv_head"])
 @pytest.mark.parametrize(("p", "heavy"), [(0.5, N), (0.9, N), (0.999, N), (0.9, 4), (0.9, 0)])
 def test_the_fewest_tokens_that_reach_p_or_the_cap(layout, p, heavy):
     q, k = states()
     found = chosen(OracleTopPSelector(p, layout), q, k, heavy)
-    members = 1 if layout == "query_head" else GROUP
+    members = 1 if layout == "per_query_head" else GROUP
     for b in range(B):
         for one in range(HEADS // members):
             for row in range(ROWS):
@@ -91,14 +91,14 @@ def test_equal_tokens_are_taken_from_the_lowest():
 def test_a_row_of_padding_reads_nothing():
     q, k = states()
     assert not chosen(OracleTopPSelector(0.9), q, k, padding=[0, N])[1].any()
-    assert not chosen(OracleTopPSelector(0.9, "kv_head"), q, k, padding=[0, N])[1].any()
+    assert not chosen(OracleTopPSelector(0.9, "per_kv_head"), q, k, padding=[0, N])[1].any()
 
 
 def test_record_bits_and_bad_parameters():
     selector = make_selector("oracle_top_p", p=0.8)
     assert selector.record() == {
         "name": "oracle_top_p",
-        "parameters": {"p": 0.8, "layout": "query_head"},
+        "parameters": {"p": 0.8, "layout": "per_query_head"},
         "weights_sha256": None,
     }
     assert selector.auxiliary_bits(4, 128) == 0 and selector.read_bits(4, 128) == 2048

@@ -67,13 +67,13 @@ def reference_keys(k, first, end, parts, bits, iterations):
     return decoded
 
 
-@pytest.mark.parametrize("layout", ["query_head", "kv_head"])
+@pytest.mark.parametrize("layout", ["per_query_head", "per_kv_head"])
 @pytest.mark.parametrize(("parts", "bits", "iterations"), [(2, 3, 10), (4, 2, 1), (1, 4, 0)])
 def test_scores_are_products_with_the_centroids(layout, parts, bits, iterations):
     q, k = states()
     selector = PQCacheSelector(parts, bits, iterations, SINK, layout)
     found = selector.scores(0, q, stored(selector, k), SCALING)
-    assert found.shape == (B, HEADS if layout == "query_head" else KV_HEADS, ROWS, N)
+    assert found.shape == (B, HEADS if layout == "per_query_head" else KV_HEADS, ROWS, N)
     for b in range(B):
         for kv in range(KV_HEADS):
             keys = reference_keys(k[b, kv], PADDING[b] + SINK, N - ROWS, parts, bits, iterations)
@@ -84,19 +84,19 @@ def test_scores_are_products_with_the_centroids(layout, parts, bits, iterations)
                     logits = [
                         SCALING * sum(x * y for x, y in zip(own, key, strict=True)) for key in keys
                     ]
-                    if layout == "query_head":
+                    if layout == "per_query_head":
                         assert found[b, head, row].tolist() == pytest.approx(logits, abs=1e-5)
                     seen = range(PADDING[b], N - ROWS + row + 1)
                     exps = [math.exp(logits[t]) for t in seen]
                     for t, one in zip(seen, exps, strict=True):
                         summed[t] += one / sum(exps)
-                if layout == "kv_head":
+                if layout == "per_kv_head":
                     assert found[b, kv, row].tolist() == pytest.approx(summed, abs=1e-6)
 
 
 def test_a_centroid_for_every_key_is_exact():
     q, k = states(n=16 + SINK + ROWS)
-    selector = PQCacheSelector(2, 4, 10, SINK, "query_head")
+    selector = PQCacheSelector(2, 4, 10, SINK, "per_query_head")
     found = selector.scores(0, q, stored(selector, k, [0, 0]), SCALING)
     exact = q @ k.repeat_interleave(GROUP, 1).mT * SCALING
     assert torch.allclose(found[..., SINK:-ROWS], exact[..., SINK:-ROWS], atol=1e-5)
@@ -104,7 +104,7 @@ def test_a_centroid_for_every_key_is_exact():
 
 def test_equal_keys_leave_other_centroids_where_they_are():
     q, k = states()
-    selector = PQCacheSelector(2, 3, layout="query_head")
+    selector = PQCacheSelector(2, 3, layout="per_query_head")
     view = stored(selector, k * 0 + 1.5)
     found = selector.scores(0, q, view, SCALING)
     assert (view.index["codes"].centroids == 1.5).all()
@@ -115,7 +115,7 @@ def test_equal_keys_leave_other_centroids_where_they_are():
 def test_fewer_keys_than_centroids(n):
     q, k = states(n=n)
     for padding in ([0, 0], [0, n - 1], [0, n]):
-        for layout in ("query_head", "kv_head"):
+        for layout in ("per_query_head", "per_kv_head"):
             selector = PQCacheSelector(2, 6, sink=SINK, layout=layout)
             assert selector.scores(0, q, stored(selector, k, padding), SCALING).isfinite().all()
 
@@ -149,7 +149,7 @@ def test_blocks_of_tokens_change_nothing(monkeypatch):
 
 def test_a_capture_shares_centroids_of_all_its_keys():
     q, k = states()
-    selector = PQCacheSelector(2, 3, sink=SINK, layout="query_head")
+    selector = PQCacheSelector(2, 3, sink=SINK, layout="per_query_head")
     positions = torch.tensor([7, 20, 40])
     view = KeyView(k, selector.encode_keys(0, k), positions=positions)
     found = selector.scores(0, q, view, SCALING)
@@ -245,7 +245,7 @@ def test_record():
     selector = make_selector("pqcache", parts=4)
     assert selector.record() == {
         "name": "pqcache",
-        "parameters": {"parts": 4, "bits": 6, "iterations": 10, "sink": 4, "layout": "kv_head"},
+        "parameters": {"parts": 4, "bits": 6, "iterations": 10, "sink": 4, "layout": "per_kv_head"},
         "weights_sha256": None,
     }
     assert selector.needs == "nothing" and not selector.evicts

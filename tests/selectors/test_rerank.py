@@ -19,7 +19,7 @@ def states():
     return queries, torch.randn(B, KV_HEADS, N, D, generator=generator)
 
 
-@pytest.mark.parametrize("layout", ["kv_head", "query_head"])
+@pytest.mark.parametrize("layout", ["per_kv_head", "per_query_head"])
 def test_the_best_of_the_proposed(layout):
     q, k = states()
     base = make_selector("quest", page=3, layout=layout)

@@ -29,7 +29,7 @@ def sampled(selector, budget, q, k, mask=None):
     return selector.sample(0, q, view, 0.25, plan)
 
 
-@pytest.mark.parametrize("layout", ["kv_head", "query_head"])
+@pytest.mark.parametrize("layout", ["per_kv_head", "per_query_head"])
 def test_budget_is_shared_between_the_best_and_a_sample(layout):
     q, k, _ = states()
     selector = ResidualSelector(OracleSelector(layout), share=0.25)
@@ -56,7 +56,7 @@ def test_numerator_and_denominator_are_unbiased():
     weighted = (logits.exp()[..., None] * v.double().repeat_interleave(2, 1)).sum(-2)
     sums, outs = [], []
     for seed in range(400):
-        selector = ResidualSelector(OracleSelector("kv_head"), share=0.5, seed=seed)
+        selector = ResidualSelector(OracleSelector("per_kv_head"), share=0.5, seed=seed)
         indices, weights = sampled(selector, Budget(2, 3, heavy=20), q, k)
         out, lse = attend(q, k, v, indices, 0.25, log_weights=weights, return_lse=True)
         mass = lse[..., 0].double().exp()
@@ -125,7 +125,7 @@ def test_lists_per_kv_head_take_the_neediest_head():
     q, k, _ = states(n=400)
     arguments = (0.5, 0.1, 0.2)
     budget = Budget(2, 3, heavy=40)
-    shared, _ = sampled(ResidualSelector(OracleSelector("kv_head"), *arguments), budget, q, k)
+    shared, _ = sampled(ResidualSelector(OracleSelector("per_kv_head"), *arguments), budget, q, k)
     counts = (shared >= 0).sum(-1)
     for head in range(2):
         other = q.clone()

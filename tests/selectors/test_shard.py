@@ -33,17 +33,17 @@ CASES = {
     "dense": [],
     "hash": [
         {"weights": hash_weights("per_kv_head")},
-        {"weights": hash_weights("per_kv_head"), "layout": "kv_head"},
+        {"weights": hash_weights("per_kv_head"), "layout": "per_kv_head"},
         {"weights": hash_weights("per_query_head"), "scoring": "hamming"},
         {"weights": hash_weights("per_query_head"), "scoring": "asymmetric"},
     ],
-    "lsh": [{}, {"layout": "query_head", "query_heads": HEADS}, {"centers": CENTERS}],
+    "lsh": [{}, {"layout": "per_query_head", "query_heads": HEADS}, {"centers": CENTERS}],
     "double_sparsity": [
         {"channels": CHANNELS},
         {
             "channels": {LAYER: CHANNELS[LAYER][:KV_HEADS]},
             "channel_layout": "per_kv_head",
-            "layout": "kv_head",
+            "layout": "per_kv_head",
         },
     ],
     "hata": [{"weights": {LAYER: drawn(KV_HEADS, D, 32)}, "key_norm": norm} for norm in (0, 1)],

@@ -80,7 +80,7 @@ def test_a_cold_query_collides_with_its_own_bucket_alone():
 
 def test_shared_selection_sums_the_group():
     each = scores(SocketSelector(seed=SEED), *states())
-    shared = scores(SocketSelector(seed=SEED, layout="kv_head"), *states())
+    shared = scores(SocketSelector(seed=SEED, layout="per_kv_head"), *states())
     torch.testing.assert_close(shared, each.view(B, KV_HEADS, GROUP, ROWS, N).sum(2))
 
 
@@ -167,7 +167,7 @@ def test_a_record_tells_everything_that_moves_a_score():
             "hyperplanes": 3,
             "temperature": 0.5,
             "seed": 9,
-            "layout": "query_head",
+            "layout": "per_query_head",
             "value_norms": False,
         },
         "weights_sha256": None,

@@ -35,7 +35,7 @@ def strongest(sizes, count):
 @pytest.mark.parametrize("channels", [1, 3, D])
 def test_query_head_scores_are_the_largest_channels_over_the_temperature(channels):
     q, view = states()
-    found = SparQSelector(channels, "query_head").scores(0, q, view, SCALING)
+    found = SparQSelector(channels, "per_query_head").scores(0, q, view, SCALING)
     assert found.shape == (B, HEADS, ROWS, N) and found.dtype == torch.float32
     for b in range(B):
         for head in range(HEADS):
@@ -70,14 +70,14 @@ def test_kv_head_scores_sum_the_weights_of_a_group_that_shares_channels(channels
 def test_all_channels_are_the_exact_logits():
     q, view = states()
     exact = q @ view.keys.repeat_interleave(GROUP, 1).mT * SCALING
-    found = SparQSelector(D, "query_head").scores(0, q, view, SCALING)
+    found = SparQSelector(D, "per_query_head").scores(0, q, view, SCALING)
     assert torch.allclose(found, exact, atol=1e-5)
 
 
 def test_queries_of_zeros_and_rows_that_see_nothing_are_no_nan():
     q, view = states()
     nothing = KeyView(view.keys, visible=torch.zeros(B, N, dtype=torch.bool))
-    for layout in ("kv_head", "query_head"):
+    for layout in ("per_kv_head", "per_query_head"):
         selector = SparQSelector(2, layout)
         assert selector.scores(0, q * 0, view, SCALING).isfinite().all()
         assert selector.scores(0, q, nothing, SCALING).isfinite().all()
@@ -85,13 +85,15 @@ def test_queries_of_zeros_and_rows_that_see_nothing_are_no_nan():
 
 def test_equal_channels_are_taken_from_the_lowest():
     keys = torch.eye(D)[None, None]  # token t shows channel t
-    scores = SparQSelector(3, "query_head").scores(0, torch.ones(1, 1, 1, D), KeyView(keys), 1.0)
+    scores = SparQSelector(3, "per_query_head").scores(
+        0, torch.ones(1, 1, 1, D), KeyView(keys), 1.0
+    )
     assert (scores[0, 0, 0] > 0).tolist() == [True] * 3 + [False] * 5
 
 
 @pytest.mark.parametrize(
     ("layout", "channels", "read"),
-    [("kv_head", 32, 512), ("query_head", 16, 1024), ("query_head", 64, 2048)],
+    [("per_kv_head", 32, 512), ("per_query_head", 16, 1024), ("per_query_head", 64, 2048)],
 )
 def test_bits_stored_and_read_for_llama_3_1_8b_heads(layout, channels, read):
     selector = SparQSelector(channels, layout)
@@ -103,7 +105,7 @@ def test_record_and_bad_parameters():
     selector = make_selector("sparq", channels=4)
     assert selector.record() == {
         "name": "sparq",
-        "parameters": {"channels": 4, "layout": "kv_head"},
+        "parameters": {"channels": 4, "layout": "per_kv_head"},
         "weights_sha256": None,
     }
     assert selector.needs == "nothing" and not selector.evicts

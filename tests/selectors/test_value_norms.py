@@ -21,7 +21,7 @@ def states():
     return queries, keys, values * torch.rand(B, KV_HEADS, N, 1, generator=generator) * 9
 
 
-@pytest.mark.parametrize("layout", ["query_head", "kv_head"])
+@pytest.mark.parametrize("layout", ["per_query_head", "per_kv_head"])
 def test_the_oracle_orders_by_weight_times_norm(layout):
     q, k, v = states()
     oracle = OracleSelector(layout, value_norms=True)
@@ -46,14 +46,14 @@ def test_without_norms_the_error_says_what_to_do():
             selector.scores(0, q, KeyView(k, index), 1.0)
 
 
-@pytest.mark.parametrize("layout", ["query_head", "kv_head"])
+@pytest.mark.parametrize("layout", ["per_query_head", "per_kv_head"])
 def test_re_ranking_with_norms_is_the_oracle_with_norms(layout):
     """Through the attention: left padding, a prompt that was cached before, decode steps."""
     model, budget = tiny_model("llama"), Budget(1, 3, heavy=5)
     ids, mask = left_padded()
     logits = {}
     quest = make_selector("quest", page=4, layout=layout)
-    base = make_selector("lsh", bits=32) if layout == "kv_head" else quest
+    base = make_selector("lsh", bits=32) if layout == "per_kv_head" else quest
     for name, selector in (
         ("plain", OracleSelector(layout)),
         ("oracle", OracleSelector(layout, value_norms=True)),

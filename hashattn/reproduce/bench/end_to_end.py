@@ -90,7 +90,7 @@ def model_latency(
     selectors = {
         "transformers": None,
         "dense": DenseSelector(kernel=True),
-        "hash": HashSelector(weights, "hamming", "kv_head"),
+        "hash": HashSelector(weights, "hamming", "per_kv_head"),
     }
     protocol = protocol_of("wall", seed) | {
         "model": name, "parameters": model.num_parameters(), "n": n, "steps": steps,

@@ -23,6 +23,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 import hashattn_kernels
 from hashattn.base.errors import HashAttnError
+from hashattn.base.layout import Layout
 from hashattn.base.repository import repository
 from hashattn.kernels import attend, encode, select_by_codes
 from hashattn.reproduce.bench import tables
@@ -238,7 +239,7 @@ class Cell:
     def _random(self, *size: int) -> Tensor:
         return torch.empty(size, dtype=torch.bfloat16, device=self.device).normal_()
 
-    def _encode(self, layout: str) -> Any:
+    def _encode(self, layout: Layout) -> Any:
         from hashattn_kernels.codes import Tiled
 
         store, maps = Tiled(), self.maps[layout]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hashattn.attention.budget import Budget
 from hashattn.base.checks import require
+from hashattn.base.layout import Layout
 from hashattn.hashing.maps import LayerMaps
 from hashattn.kernels import available, encode_pair, hamming_scores
 from hashattn.reproduce.bench.record import protocol_of
@@ -126,7 +127,7 @@ def _variants(
     def query(number: int) -> Tensor:
         return step.queries[number % QUERIES]
 
-    def sparse(layout: str, backend: str | None = None) -> Variant:
+    def sparse(layout: Layout, backend: str | None = None) -> Variant:
         return lambda number, clock: step.sparse(layout, query(number), clock, backend)[1]
 
     dense = TORCH_DENSE | {"dense": DecodeStep.dense}

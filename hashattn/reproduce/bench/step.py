@@ -12,6 +12,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from hashattn.attention.budget import Budget
 from hashattn.attention.masks import make_plan
 from hashattn.base.checks import require
+from hashattn.base.layout import Layout
 from hashattn.hashing.maps import HashConfig, LayerMaps, random_maps
 from hashattn.kernels import (
     Codes,
@@ -50,7 +51,7 @@ class Shape:
         """Query heads that share a KV head."""
         return self.query_heads // self.kv_heads
 
-    def maps(self, layout: str, seed: int, precision: str = "bfloat16") -> LayerMaps:
+    def maps(self, layout: Layout, seed: int, precision: str = "bfloat16") -> LayerMaps:
         """Random maps of a layout, rounded to bfloat16 as trained ones are, or not."""
         config = HashConfig(
             (0,), self.query_heads, self.kv_heads, self.head_dim, layout, self.bits, self.depth,
@@ -93,13 +94,13 @@ class DecodeStep:
             store.append(encode(part, maps.key))
         return store
 
-    def encode(self, layout: str, query: Tensor, backend: str | None = None) -> Tensor:
+    def encode(self, layout: Layout, query: Tensor, backend: str | None = None) -> Tensor:
         """Codes of the query; those of the one new key are made as well, and dropped."""
         maps, key = self.maps[layout], self.near_keys[:, :, -1:]
         return encode_pair(query, maps.query, key, maps.key, backend=backend)[0]
 
     def select(
-        self, layout: str, codes: Tensor, lists: int | None = None, backend: str | None = None
+        self, layout: Layout, codes: Tensor, lists: int | None = None, backend: str | None = None
     ) -> Tensor:
         """The index lists (1, lists, 1, m) of one query from its codes."""
         chosen = self.plan
@@ -115,7 +116,7 @@ class DecodeStep:
         )
 
     def sparse(
-        self, layout: str, query: Tensor, clock: Clock, backend: str | None = None
+        self, layout: Layout, query: Tensor, clock: Clock, backend: str | None = None
     ) -> tuple[Tensor, Stages]:
         """The output (1, query heads, 1, D) and the seconds of encode, select, attend and total."""
         marks = [clock()]

@@ -11,6 +11,7 @@ import pandas as pd
 
 from hashattn.base.engines import require_engine
 from hashattn.base.engines.processes import PROCESS_BYTES, Processes, processes_that_fit
+from hashattn.base.layout import LAYOUTS
 from hashattn.evaluation.benchmarks.generated import TASKS
 from hashattn.evaluation.measures.selection import selection_metrics
 from hashattn.hashing.capture import CapturedLayer, capture
@@ -205,8 +206,8 @@ def bit_variants(
     for page, bits in ((32, 4), (16, 4), (16, 16), (8, 16), (4, 16)):
         found[f"quest at page {page}, {bits} bit"] = make_selector("quest", page=page, bits=bits)
     for width, bits in ((dim // 16, 4), (dim // 8, 4), (dim // 4, 4), (dim // 2, 4)):
-        for layout, selection in (("per_kv_head", "kv_head"), ("per_query_head", "query_head")):
-            made = DoubleSparsity.calibrate(calibrated, width, bits, layout, selection)
+        for layout in LAYOUTS:
+            made = DoubleSparsity.calibrate(calibrated, width, bits, layout, layout)
             found[f"double_sparsity {layout} at {width} channels"] = made
     return found
 

@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 
 from hashattn.attention.budget import Budget
+from hashattn.base.layout import Layout
 from hashattn.evaluation.benchmarks.generated import QUESTIONS_PER_CONTEXT, TASKS, make_sequences
 from hashattn.evaluation.benchmarks.registry import BENCHMARKS
 from hashattn.evaluation.measures.selection import selection_metrics
@@ -82,7 +83,7 @@ def training_sequences(
 
 def train_hashes(
     profile: Profile, model, tokenizer, name: str, recipe: TrainRecipe | None = None, *,
-    tasks: tuple[str, ...] = TASKS, layout: str | None = None, bits: int | None = None,
+    tasks: tuple[str, ...] = TASKS, layout: Layout | None = None, bits: int | None = None,
     depth: int | None = None, hidden: int | None = None, layers: Iterable[int] | None = None,
     count: int | None = None, progress: bool = True, shared_captures: str | None = None,
 ) -> HashWeights:  # fmt: skip

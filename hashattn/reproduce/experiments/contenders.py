@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from hashattn.base.layout import Layout
 from hashattn.hashing.capture import CapturedLayer
 from hashattn.hashing.weights import HashWeights
 from hashattn.reproduce.experiments.common import hash_weights, shipped_variant
@@ -60,16 +61,16 @@ def ours(codes: dict[str, HashWeights]) -> dict[str, Selector]:
 def tricks(weights: HashWeights, seed: int) -> dict[str, Selector]:
     """The same codes from the paper's scoring on, one trick after the other."""
 
-    def scored(scoring: str, layout: str) -> Selector:
+    def scored(scoring: str, layout: Layout) -> Selector:
         return make_selector("hash", weights=weights, scoring=scoring, layout=layout)
 
-    graded = scored("graded", "query_head")
+    graded = scored("graded", "per_query_head")
     return {
-        "hash by bits, one list per group": scored("hamming", "kv_head"),
-        "hash by bits": scored("hamming", "query_head"),
-        "hash graded, one list per group": scored("graded", "kv_head"),
+        "hash by bits, one list per group": scored("hamming", "per_kv_head"),
+        "hash by bits": scored("hamming", "per_query_head"),
+        "hash graded, one list per group": scored("graded", "per_kv_head"),
         "hash graded": graded,
-        "hash asymmetric": scored("asymmetric", "query_head"),
+        "hash asymmetric": scored("asymmetric", "per_query_head"),
         "hash re-ranked 2x": make_selector("rerank", base=graded, factor=2),
         "hash re-ranked 2x, value norms": make_selector(
             "rerank", base=graded, factor=2, value_norms=True
@@ -83,7 +84,7 @@ def oracles() -> dict[str, Selector]:
     """The bounds: per query head, per group, and with value norms in the score."""
     return {
         "oracle": make_selector("oracle"),
-        "oracle per group": make_selector("oracle", layout="kv_head"),
+        "oracle per group": make_selector("oracle", layout="per_kv_head"),
         "oracle with value norms": make_selector("oracle", value_norms=True),
     }
 
@@ -112,13 +113,15 @@ def others(profile: Profile, calibrated: list[CapturedLayer]) -> dict[str, Selec
         parts = _at_most(dim, (bits - codebook) / CODE_BITS)
         if parts:
             name = f"pqcache {parts} parts"
-            found[name] = make_selector("pqcache", parts=parts, bits=CODE_BITS, layout="query_head")
+            found[name] = make_selector(
+                "pqcache", parts=parts, bits=CODE_BITS, layout="per_query_head"
+            )
         if bits > 32:  # a label's scale and offset take 32
             label_bits = 2 if bits - 32 <= 2 * dim else 4
             channels = min(dim, (bits - 32) // label_bits)
             found[f"double_sparsity {channels} channels"] = DoubleSparsity.calibrate(
                 calibrated, channels_per_head=channels, label_bits=label_bits,
-                channel_layout="per_kv_head", layout="query_head",
+                channel_layout="per_kv_head", layout="per_query_head",
             )  # fmt: skip
             found[f"loki {bits // 16} components"] = LokiSelector.calibrate(
                 calibrated, components=bits // 16

@@ -48,7 +48,7 @@ def test_a_dent_in_a_curve_is_bridged():
 
 def test_budgets_go_where_attention_is_spread_and_errors_fall():
     layers = [captured(0, (12.0, 1.0)), captured(1, (1.0, 12.0))]
-    oracle = make_selector("oracle", layout="kv_head")
+    oracle = make_selector("oracle", layout="per_kv_head")
     shares = allocate(layers, oracle, 16, SINK, LOCAL)
     assert shares[0][0] < 0.5 < shares[0][1] and shares[1][1] < 0.5 < shares[1][0]
     assert sum(map(sum, shares)) == pytest.approx(4.0)

@@ -185,7 +185,7 @@ def test_without_values_there_is_no_output_error():
 
 def test_rows_by_head_are_the_parts_of_the_mean():
     layer = replace(captured(), values=torch.randn(KV_HEADS, N, D))
-    quest = make_selector("quest", page=2, layout="kv_head")
+    quest = make_selector("quest", page=2, layout="per_kv_head")
     arguments = ([layer], {"quest": quest}, [HEAVY], SINK, LOCAL)
     whole, heads = selection_metrics(*arguments)[0], selection_metrics(*arguments, by_head=True)
     assert [row.pop("head") for row in heads] == [0, 1]
