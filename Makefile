@@ -12,7 +12,8 @@ PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.hashattn-ready
-PIP := $(PY) -m pip install --disable-pip-version-check --constraint requirements.lock
+# --no-compile: Python compiles what is imported when it is imported; most of it never is.
+PIP := $(PY) -m pip install --disable-pip-version-check --no-compile --constraint requirements.lock
 WORKERS := 2
 SHARED := --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 20
 NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=900
@@ -64,8 +65,9 @@ bench: compile ## CPU latency to 128K tokens and whole models (12 min); results/
 gpu: ## on a CUDA machine: check every kernel, measure the grid (10 min); results/bench/gpu.json
 	$(if $(wildcard $(READY)),$(PY),$(PYTHON)) -m hashattn.reproduce.bench gpu
 
-gate: $(READY) ## compile all Triton kernels for sm_80 and sm_90 (no GPU needed), keep what came out
+gate: compile ## after a change of a kernel: compile all for sm_80 and sm_90, run all kernel tests; keep both reports
 	$(PY) -m hashattn_kernels.triton_gpu.gate --json data/reference/triton_gate.json
+	$(PY) tests/kernels/settled.py
 
 store: $(READY) ## copy the notebooks that reproduce ran, tidied, back into notebooks/
 	$(PY) -m hashattn.reproduce.notebooks.store --profile $(PROFILE)

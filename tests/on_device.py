@@ -1,5 +1,6 @@
 """Kernels of the API called where a backend runs: on the GPU for Triton if there is one."""
 
+import importlib
 from functools import wraps
 from typing import Any
 
@@ -10,6 +11,8 @@ from hashattn.kernels import Codes, Maps
 
 CUDA = torch.cuda.is_available()
 GPU = torch.device("cuda" if CUDA else "cpu")  # without a GPU Triton's interpreter takes its place
+if not CUDA:
+    importlib.import_module("interpreter")
 
 
 def move(value: Any, device: torch.device) -> Any:

@@ -1,64 +1,6 @@
 """python -m hashattn_kernels.numba_cpu: compile the kernels that the notebooks use."""
 
-import time
-
-import torch
-
-from hashattn_kernels import (
-    Maps,
-    attend,
-    dense_decode,
-    encode,
-    encode_pair,
-    grade_bits,
-    select,
-    select_by_codes,
-)
-
-from .roofline import gather, read
-
-EMBEDDED, LLAMA = 64, 128  # head dims of the embedded model and of the latency figures
-
-
-def main() -> None:
-    """Call every kernel once with small tensors of the notebooks' head dims and dtypes."""
-    start = time.perf_counter()
-    torch.set_grad_enabled(False)
-    for dim, dtype in ((EMBEDDED, torch.float32), (LLAMA, torch.float32), (LLAMA, torch.bfloat16)):
-        _attention(dim, dtype)
-    _codes()
-    print(f"CPU kernels are ready ({time.perf_counter() - start:.1f} s)")
-
-
-def _attention(dim: int, dtype: torch.dtype) -> None:
-    both = torch.randn(1, 2, 64, 2, dim).to(dtype)
-    keys, values, queries = both[:, :, :, 0], both[:, :, :, 1], torch.randn(1, 4, 1, dim).to(dtype)
-    dense_decode(queries, keys, values, 1.0)
-    for lists in (2, 4):
-        indices = torch.arange(8, dtype=torch.int32).expand(1, lists, 1, 8)
-        attend(queries, keys, values, indices, 1.0)
-    for precision in ("float32", "bfloat16"):
-        maps = Maps((torch.randn(2, dim, 32),), (torch.zeros(2, 32),))
-        maps = maps.rounded() if precision == "bfloat16" else maps
-        encode_pair(queries[:, :2], maps, keys[:, :, :1], maps)
-        encode(keys, maps)
-    read(both)
-    gather(both, torch.zeros(2, dtype=torch.int64).numpy(), 256)
-
-
-def _codes() -> None:
-    for group in (4, 16):  # distances in bytes, and in two bytes
-        queries, keys = (torch.zeros(1, n, 40, 1, dtype=torch.int32) for n in (2 * group, 2))
-        select_by_codes(queries[:, :, :1], keys, 4, 1, 1)
-        graded = torch.zeros(1, group, 1, 1 if group == 4 else 4, 4, dtype=torch.int32)
-        select_by_codes(graded, keys.expand(1, 2, 40, graded.shape[3]), 4, 1, 1)
-    grade_bits(torch.ones(1, 1, 1, 32))
-    candidates = torch.ones(1, 1, 1, 40, dtype=torch.bool)
-    for dtype in (torch.int32, torch.int64):  # distances, and the order of random tokens
-        for highest in (9, 999):
-            scores = torch.arange(40, dtype=dtype).expand(1, 2, 1, 40) * highest // 39
-            select(scores, 4, candidates, ~candidates)
-
+from .warm import main
 
 if __name__ == "__main__":
     main()

@@ -216,12 +216,15 @@ CHECKS = {
 }
 
 
-LENGTHS = {"embedded": (1024, 4096, 32768, 131072), "bytes": (1024, 4096, 32768, 131072),
-           "words": (1024, 4096)}  # fmt: skip
+LENGTHS = {"embedded": (1024, 4096, 32768), "bytes": (1024, 4096, 32768), "words": (1024, 4096)}
+LONGEST = ("niah_multiquery", "vt", "cwe", "fwe", "qa_2")  # one of each family at 128K
+SAMPLES = [
+    *((name, length, task) for name in LENGTHS for length in LENGTHS[name] for task in TASKS),
+    *(("embedded", 131072, task) for task in LONGEST),
+]
 
 
-@pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize(("name", "length"), [(t, n) for t in LENGTHS for n in LENGTHS[t]])
+@pytest.mark.parametrize(("name", "length", "task"), SAMPLES)
 def test_samples_satisfy_their_definition(name, length, task):
     tokenizer = tokenizers(name)
     samples = {1024: 6, 4096: 3}.get(length, 1)

@@ -8,7 +8,7 @@ from hashattn.reproduce.bench import layer, timing
 from hashattn.reproduce.bench.layer import PEERS, bytes_read, check, encode_latency, layer_latency
 from hashattn.reproduce.bench.step import TORCH_DENSE, DecodeStep, Shape
 
-SMALL = Shape(query_heads=4, kv_heads=2, head_dim=32, hidden=32)
+SMALL = Shape(query_heads=4, kv_heads=2, head_dim=64, hidden=32)
 LAYOUTS = ("per_kv_head", "per_query_head")
 
 
@@ -27,7 +27,7 @@ def test_dense_variants_are_dense_attention(name, dtype):
     cache = step(Budget(heavy=1), dtype)
     query = cache.queries[1]
     keys, values = (x.double().repeat_interleave(2, 1) for x in (cache.keys, cache.values))
-    weights = (query.double() @ keys.mT * 32**-0.5).softmax(-1)
+    weights = (query.double() @ keys.mT * 64**-0.5).softmax(-1)
     call = TORCH_DENSE.get(name, DecodeStep.dense)
     error = (call(cache, query).double() - weights @ values).abs().max()
     assert error < (1e-5 if dtype == torch.float32 else 2e-2)
@@ -86,11 +86,11 @@ def test_bytes_are_what_a_step_must_read():
     lists = {name: cache.select(layout, cache.encode(layout, cache.queries[0]))
              for name, layout in layer.LISTS.items()}  # fmt: skip
     sizes = bytes_read(cache, lists)
-    row = 2 * 32 * 2  # K and V of 32 bfloat16
+    row = 2 * 64 * 2  # K and V of 64 bfloat16
     assert sizes["dense", "total"] == sizes["sdpa_gqa", "total"] == 2 * 96 * row
     assert sizes["hash", "select"] == 2 * 96 * 4 and sizes["hash", "attend"] == 2 * 16 * row
     assert sizes["hash_query_lists", "select"] == 4 * 96 * 4
-    assert sizes["hash", "encode"] == 6 * (32 * 32 + 32 * 32) * 2  # 4 query and 2 key maps
+    assert sizes["hash", "encode"] == 6 * (64 * 32 + 32 * 32) * 2  # 4 query and 2 key maps
     parts = [sizes["hash", stage] for stage in ("encode", "select", "attend")]
     assert sizes["hash", "total"] == sum(parts)
 
@@ -129,4 +129,4 @@ def test_encoding_is_timed_beside_its_weights():
     large, small = encode_latency(shapes, repeats=2)
     assert large["variant"] == "three, float32" and large["ms"] > 0
     assert large["bytes"] == 6 * (32 * 64 + 64 * 64 + 64 * 32) * 4
-    assert small["bytes"] == 6 * (32 * 32 + 32 * 32) * 2
+    assert small["bytes"] == 6 * (64 * 32 + 32 * 32) * 2

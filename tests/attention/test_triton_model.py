@@ -22,7 +22,7 @@ def logits(model, monkeypatch, backend: str, layout: str) -> torch.Tensor:
     ids, mask = (x.to(GPU) for x in left_padded((40, 33)))
     monkeypatch.setattr(backends, "_WISH", backend)
     with attach(model, selector, Budget(sink=1, local=3, heavy=6), allow_untrained=True) as run:
-        found = generate(model, ids, mask, max_new_tokens=3)[1]
+        found = generate(model, ids, mask, max_new_tokens=2)[1]
     assert run.receipt.density < 0.5
     return found
 
