@@ -76,7 +76,7 @@ def refuse_unobserved(selector: Selector, seen: int, before: int) -> None:
     """AttachmentError unless a selector that observes has seen all tokens cached before a call."""
     if seen != before:
         raise AttachmentError(
-            f"selector {selector.name!r} decides by the attention it observed, but of the "
+            f"selector {selector.name!r} decides from the attention it saw, but of the "
             f"{before} tokens cached before this call it saw {seen}: attach it before the prompt "
             "is prefilled, and keep it attached"
         )
