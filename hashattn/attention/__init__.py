@@ -6,7 +6,7 @@ __all__ = ["Attachment", "Budget", "attach", "detach"]
 
 
 def __getattr__(name: str) -> object:
-    """Import transformers only when attach is asked for."""
+    """Imports transformers only when attach, detach or Attachment is used."""
     if name in ("attach", "Attachment", "detach"):
         from hashattn.attention import attachment
 

@@ -35,7 +35,7 @@ from hashattn.selectors.base import Selector
 
 @dataclass
 class _State:
-    """What is installed in a model. It does not hold the model, so that both can be dropped."""
+    """What is installed in a model. It holds no reference to the model, which can be dropped."""
 
     run: SparseRun
     allow_dense: bool
@@ -65,7 +65,7 @@ class Attachment:
 
     @property
     def receipt(self) -> Receipt:
-        """The receipt being written."""
+        """The receipt of the current run."""
         return self._state.run.receipt
 
     def reset_receipt(self) -> Receipt:
@@ -77,18 +77,18 @@ class Attachment:
 
     @contextmanager
     def listen(self, observer: Observer) -> Iterator[Observer]:
-        """Tell `observer` of every call of every layer (hashattn.attention.observer) meanwhile."""
+        """In a `with` block: tell `observer` of every call of every layer (attention.observer)."""
         run = self._state.run
         run.observers = (*run.observers, observer)
         try:
             yield observer
         finally:
-            run.observers = tuple(each for each in run.observers if each is not observer)
+            run.observers = tuple(other for other in run.observers if other is not observer)
 
     def detach(self, verify: bool = True) -> None:
-        """Restore the model. Raises SparsePathError if the run was not sparse (see attach),
-        NonFiniteError if its keys were no numbers, AttachmentError if something else changed the
-        model's attention meanwhile."""
+        """Restore the model. If `verify`, raises SparsePathError if the run was not sparse (see
+        attach), NonFiniteError if keys or values were not finite, AttachmentError if something else
+        changed the model's attention in between."""
         if not self.attached:
             return
         changed = self._restore()
@@ -100,8 +100,8 @@ class Attachment:
                 "attached, so later calls were not sparse: detach before set_attn_implementation"
             )
         self._state.run.finite.verify()
-        nothing_new = self._state.proved_sparse and not self.receipt.decode_calls
-        if not nothing_new:
+        already_proved = self._state.proved_sparse and not self.receipt.decode_calls
+        if not already_proved:
             self.receipt.verify(allow_dense=self._state.allow_dense)
 
     def __enter__(self) -> "Attachment":
@@ -129,7 +129,7 @@ class Attachment:
             raise
 
     def _restore(self) -> str | None:
-        """Make the model what it was; the attention that somebody else set, which is left alone."""
+        """Restore the model; returns the attention that someone else set, which stays, or None."""
         state = self._state
         for hook in state.hooks:
             hook.remove()
@@ -162,19 +162,19 @@ def attach(
     detach. allow_untrained: accept random hash weights. keep_steps: how many of the last steps the
     receipt keeps one by one (`Receipt.recent`), beside its sums.
 
-    A call that begins a cache is the prompt's prefill, and so are the calls that go on with the
-    same prompt: those whose last row alone is asked for logits (logits_to_keep=1, as generate does
-    for its chunks). Whatever else follows cached tokens is a step of the receipt: with more rows
-    than sparse_rows it is dense, and counts as such in the density.
+    A call that begins a cache is the prompt's prefill, and so are calls that continue this prompt:
+    those that ask for the logits of their last row alone (logits_to_keep=1, as generate does for
+    its chunks). Any other call over cached tokens is a step of the receipt: with more rows than
+    sparse_rows it is dense, and counts as dense in the density.
 
     Threads may generate with one attached model. Under tensor parallelism every process attaches
-    the same selector, made for all heads; it takes the part of the heads it holds, and its receipt
-    counts these.
+    the same selector, made for all heads; it uses the part for the heads that the process holds,
+    and its receipt counts these.
 
-    Raises UnsupportedModelError for models outside transformers' attention interface, or whose
-    KV heads the processes of tensor parallelism cannot share evenly,
-    AttachmentError when the model is attached already, HashWeightsError for untrained weights.
-    Steps raise NonFiniteError for keys or values that are NaN or infinite (on a GPU detach does).
+    Raises UnsupportedModelError for models outside transformers' attention interface, or whose KV
+    heads the processes of tensor parallelism cannot share evenly, AttachmentError when the model is
+    attached already, HashWeightsError for untrained weights. Steps raise NonFiniteError for keys or
+    values that are NaN or infinite (on a GPU detach does).
     """
     _check_arguments(selector, budget, sparse_rows, allow_untrained, keep_steps)
     if model in _ATTACHED:
@@ -187,10 +187,10 @@ def attach(
     register()
     budget = budget if budget is not None else Budget(density=1.0)
     heads, previous = head_slice(model), text_config(model)._attn_implementation
-    own = selector if heads is None else selector.shard(heads)
-    own.identity  # noqa: B018, given here, before threads ask for it
+    shard = selector if heads is None else selector.shard(heads)
+    shard.identity  # noqa: B018, computed now, before threads need it
     run = SparseRun(
-        selector=own,
+        selector=shard,
         budget=budget,
         sparse_rows=sparse_rows,
         dense_layers=frozenset(dense_layers),
@@ -219,7 +219,7 @@ def detach(model: PreTrainedModel, verify: bool = True) -> None:
 
 
 def _clean_copy(model: nn.Module) -> bool:
-    """Take the dead hooks out of a copy that was made of an attached model; whether it was one."""
+    """Remove the dead hooks from a copy of an attached model; returns whether it was one."""
     previous = previous_of_copy(model)
     if previous is None:
         return False
@@ -245,6 +245,6 @@ def _check_arguments(
     require_numbers({"sparse_rows": sparse_rows, "keep_steps": keep_steps}, counts=counts)
     if not selector.trained and not allow_untrained:
         raise HashWeightsError(
-            f"selector {selector.name!r} has randomly initialised weights: train them first "
+            f"selector {selector.name!r} has randomly initialised weights: train them "
             "(hashattn.hashing), or pass allow_untrained=True to measure them as a control"
         )

@@ -26,9 +26,9 @@ class Budget:
     tokens, sink and local counted in) says how many tokens the selector adds. All counts are
     over the visible tokens of a row, so left padding does not change them.
 
-    shares: how layers and heads divide the heavy tokens, None for evenly: for every model layer the
-    factor of each KV head, or one for all of them; their mean over layers and heads is 1, so that
-    heavy and density stay what is read on average (`evaluation.measures.allocation` finds them).
+    shares: how layers and heads share the heavy tokens, None for evenly: for every model layer a
+    factor for each KV head, or one for all of them. Their mean over layers and heads is 1, so heavy
+    and density remain what is read on average (`evaluation.measures.allocation` computes them).
     Raises ValueError naming the field, its value and what is allowed.
     """
 
@@ -76,10 +76,10 @@ class Budget:
     @overload
     def total(self, n: Tensor) -> Tensor: ...
     def total(self, n):
-        """Tokens attended out of n visible ones when the selector spends its whole budget; a tensor
-        of n's shape for a tensor."""
-        wanted = self.heavy_tokens(n) + self.sink + self.local
-        return torch.minimum(wanted, n) if isinstance(n, Tensor) else min(wanted, n)
+        """Tokens attended of n visible ones when the selector spends its whole budget; an int64
+        tensor of n's shape for a tensor."""
+        tokens = self.heavy_tokens(n) + self.sink + self.local
+        return torch.minimum(tokens, n) if isinstance(n, Tensor) else min(tokens, n)
 
     def of_layer(
         self,
@@ -89,30 +89,30 @@ class Budget:
         lists: int,
         part: HeadSlice | None = None,
     ) -> SelectionPlan:
-        """A plan by this budget, with the layer's shares of its heavy tokens.
+        """`plan`, of this budget, with the heavy tokens of a layer by its shares.
 
-        lists: token lists of the layer, kv_heads or a multiple. part: which heads these are, where
-        they are not all. ValueError for a layer or a number of KV heads that `shares` does not
-        have.
+        plan.heavy (batch, 1, q) becomes (batch, lists, q). lists: token lists of the layer,
+        kv_heads or a multiple. part: which heads these are, where they are not all. ValueError for
+        a layer or a number of KV heads that `shares` does not have.
         """
         if self.shares is None:
             return plan
-        in_all = kv_heads if part is None else part.kv_heads
-        if layer >= len(self.shares) or len(self.shares[layer]) not in (1, in_all):
+        model_heads = kv_heads if part is None else part.kv_heads
+        if layer >= len(self.shares) or len(self.shares[layer]) not in (1, model_heads):
             raise ValueError(
-                f"shares = {self.shares!r}: must be a factor for each of the {in_all} KV heads of "
-                f"layer {layer}, or one for all; allocate them for this model"
+                f"shares = {self.shares!r}: must be one factor, or one for each of "
+                f"the {model_heads} KV heads of layer {layer}; allocate them for this model"
             )
         factors = self.shares[layer]
         if part is not None and len(factors) > 1:
             factors = part.of(factors)
         scale = torch.tensor(factors, dtype=torch.float64, device=plan.heavy.device)
         scale = scale.repeat_interleave(lists // len(factors))[:, None]
-        most = math.ceil(max(factors) * self.heavy_tokens(plan.n))
+        most_heavy = math.ceil(max(factors) * self.heavy_tokens(plan.n))
         return replace(
             plan,
             heavy=(plan.heavy * scale).floor().long(),
-            width=min(plan.n, self.sink + self.local + most),
+            width=min(plan.n, self.sink + self.local + most_heavy),
         )
 
 

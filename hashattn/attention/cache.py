@@ -1,10 +1,10 @@
 """transformers cache layers that carry a selector's index beside their keys and values.
 
-Dynamic layers also grow in place instead of by concatenation, which copies the whole cache for
-every token, with the K and V rows of a token side by side: a scattered read then fetches both at
-once. The index is computed by the attention function, which sees the keys exactly as attention uses
-them, and lives here so that beam search, cropping and prefix reuse move it with K and V. A layer
-that was filled densely before `attach` is caught up on its first use.
+Dynamic layers also grow in place: concatenation would copy the whole cache for every token. The K
+and V rows of a token lie side by side, so that a scattered read fetches both at once. The attention
+function computes the index, as it has the keys exactly as attention uses them; it is stored here so
+that beam search, cropping and prefix reuse move it with K and V. A layer that was filled before
+`attach` is encoded on its first use.
 """
 
 from typing import Any
@@ -23,7 +23,7 @@ from hashattn.kernels import Codes, GrowableBuffer
 from hashattn.selectors.base import Selector
 
 _CLASSES: dict[type, type] = {}
-_UNLIMITED = {DynamicSlidingWindowLayer: DynamicLayer, StaticSlidingWindowLayer: StaticLayer}
+_WITHOUT_WINDOW = {DynamicSlidingWindowLayer: DynamicLayer, StaticSlidingWindowLayer: StaticLayer}
 
 
 class IndexedLayer:
@@ -32,11 +32,11 @@ class IndexedLayer:
     stores: dict[str, GrowableBuffer | Codes] | None = None
     index_length: int = 0  # tokens encoded so far
     index_owner: str | None = None  # identity of the selector that encoded them
-    observed: dict[str, Tensor] | None = None  # what Selector.observe made of earlier calls
-    written: bool = False  # whether keys came since the module whose slot this is was entered
+    observed: dict[str, Tensor] | None = None  # Selector.observe's result on earlier calls
+    written: bool = False  # whether keys were added since its attention module was entered
 
     def update(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Append keys and values, and remember that this slot was the one to get them."""
+        """Append keys and values, and note that this layer got them."""
         self.written = True
         return super().update(*args, **kwargs)
 
@@ -47,7 +47,10 @@ class IndexedLayer:
         keys: Tensor,
         values: Tensor,
     ) -> dict[str, Tensor | Codes]:
-        """Index of all keys and values (batch, kv_heads, n, dim), encoding only the unseen ones."""
+        """Index of all keys and values (batch, kv_heads, n, dim); encodes only new tokens.
+
+        ValueError for a part of the index whose axis 2 is not the tokens.
+        """
         n = keys.shape[2]
         if self.index_owner != selector.identity or self.index_length > n:
             self.drop_index()
@@ -65,11 +68,14 @@ class IndexedLayer:
 
     @property
     def observed_length(self) -> int:
-        """Tokens of which the selector has observed something."""
+        """Tokens that the selector has observed."""
         return next((part.shape[2] for part in (self.observed or {}).values()), 0)
 
     def keep_observed(self, selector: Selector, state: dict[str, Tensor]) -> None:
-        """Replace what was observed. Never written in place: copies of the layer may share it."""
+        """Replace what was observed by parts (batch, heads, index_length, ...).
+
+        Never written in place: copies of the layer may share it. ValueError for another axis 2.
+        """
         _check_index(selector, "observe", state, self.index_length)
         self.observed = state
 
@@ -88,18 +94,18 @@ class IndexedLayer:
             self.observed = {name: change(part) for name, part in self.observed.items()}
 
     def crop(self, *args: Any, **kwargs: Any) -> None:
-        """Crop K and V, then the index to what is left: the argument's meaning has changed
-        between transformers releases, the resulting length has not."""
+        """Crop K and V, then the index to their new length."""
         super().crop(*args, **kwargs)
-        kept = int(self.get_seq_length())
-        if kept < self.index_length:
+        # not by the argument, whose meaning has changed between transformers releases
+        length = int(self.get_seq_length())
+        if length < self.index_length:
             for store in (self.stores or {}).values():
-                store.crop(kept)
-            self._map_observed(lambda part: part[:, :, :kept])
-            self.index_length = kept
+                store.crop(length)
+            self._map_observed(lambda part: part[:, :, :length])
+            self.index_length = length
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Reorder the batch axis for beam search."""
+        """Reorder the batch axis by beam_idx (batch,) for beam search."""
         super().reorder_cache(beam_idx)
         self._map_index(lambda part: part.index_select(0, beam_idx.to(part.device)))
 
@@ -109,7 +115,7 @@ class IndexedLayer:
         self._map_index(lambda part: part.repeat_interleave(repeats, dim=0))
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep the given rows of the batch."""
+        """Keep the rows `indices` (m,) of the batch."""
         super().batch_select_indices(indices)
         self._map_index(lambda part: part[indices.to(part.device)])
 
@@ -122,12 +128,13 @@ class IndexedLayer:
 class GrowingLayer(IndexedLayer):
     """Mixin over DynamicLayer: keys and values are views of one buffer (B, KV heads, room, 2, D).
 
-    Views taken before a crop see what is written over the cropped tokens, as with a static cache.
+    Views taken before a crop change where new tokens overwrite the cropped ones, as with a static
+    cache.
     """
 
     pairs: GrowableBuffer | None = None
 
-    @torch._dynamo.disable  # where memory lies is no part of a graph
+    @torch._dynamo.disable  # a graph cannot depend on addresses
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
@@ -136,19 +143,20 @@ class GrowingLayer(IndexedLayer):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         differentiable = torch.is_grad_enabled() and key_states.requires_grad
-        alike = key_states.shape == value_states.shape and key_states.dtype == value_states.dtype
-        if differentiable or not alike:
+        stackable = key_states.shape == value_states.shape
+        stackable = stackable and key_states.dtype == value_states.dtype
+        if differentiable or not stackable:
             self.pairs = None
             return super().update(key_states, value_states, *args, **kwargs)
         length = self.get_seq_length()
-        if self.pairs is None or not self._lies_in(self.pairs, length):
+        if self.pairs is None or not self._views_of(self.pairs, length):
             self.pairs = GrowableBuffer(axis=2)
             if length:
                 self._store(self.keys, self.values)
         self.pairs.crop(length)
         self._store(key_states, value_states)
-        both = self.pairs.value
-        self.keys, self.values = both[:, :, :, 0], both[:, :, :, 1]
+        pairs = self.pairs.value
+        self.keys, self.values = pairs[:, :, :, 0], pairs[:, :, :, 1]
         return self.keys, self.values
 
     def _store(self, keys: Tensor, values: Tensor) -> None:
@@ -156,19 +164,19 @@ class GrowingLayer(IndexedLayer):
         room = self.pairs.extend(shape, keys.dtype, keys.device)
         room[:, :, :, 0], room[:, :, :, 1] = keys, values
 
-    def _lies_in(self, pairs: GrowableBuffer, length: int) -> bool:
-        """Whether keys and values are still the first tokens of the buffer: not after a batch was
-        reordered, repeated, unpickled or moved."""
+    def _views_of(self, pairs: GrowableBuffer, length: int) -> bool:
+        """Whether keys and values are still views of the buffer's first tokens: they are not after
+        the batch was reordered, repeated, unpickled or moved."""
         if not 0 < length <= pairs.length:
             return False
-        both = pairs.value
+        stored = pairs.value
         return all(
             states.data_ptr() == part.data_ptr() and states.stride() == part.stride()
-            for states, part in ((self.keys, both[:, :, :, 0]), (self.values, both[:, :, :, 1]))
+            for states, part in ((self.keys, stored[:, :, :, 0]), (self.values, stored[:, :, :, 1]))
         )
 
     def offload(self) -> None:
-        """Move keys and values away; the buffer would keep their memory."""
+        """Move keys and values to the CPU, and free the buffer."""
         super().offload()
         self.pairs = None
 
@@ -179,37 +187,37 @@ class GrowingLayer(IndexedLayer):
 
 
 def indexed_layer(cache: Cache, layer: int, whole: bool = False) -> IndexedLayer | None:
-    """The cache's layer, given an index in place; None for layers that cannot carry one.
+    """The cache's layer, upgraded in place to carry an index; None for layers that cannot.
 
-    Sliding-window and linear-attention layers keep no full history and stay as they are, unless the
-    layer has full attention (`whole`): its window is longer than the model's positions, so that
-    as long as nothing has slid out of it the layer is made one without a window.
+    Sliding-window and linear-attention layers do not keep all tokens and stay as they are. But
+    where the module has full attention (`whole`), its window is longer than the model's positions:
+    while no token has left the window, the layer becomes one without.
     """
-    if cache.layer_class_to_replicate is not None:  # grows on first use, as in Cache.update
+    if cache.layer_class_to_replicate is not None:  # layers are added on first use (Cache.update)
         while len(cache.layers) <= layer:
             cache.layers.append(cache.layer_class_to_replicate())
     if layer >= len(cache.layers):
         return None
-    found = cache.layers[layer]
-    if isinstance(found, IndexedLayer):
-        return found
-    kind = type(found)
-    if whole and kind in _UNLIMITED and _holds_all(found):
-        kind = _UNLIMITED[kind]
+    cache_layer = cache.layers[layer]
+    if isinstance(cache_layer, IndexedLayer):
+        return cache_layer
+    kind = type(cache_layer)
+    if whole and kind in _WITHOUT_WINDOW and _holds_all(cache_layer):
+        kind = _WITHOUT_WINDOW[kind]
     if not issubclass(kind, DynamicLayer | StaticLayer) or kind.is_sliding:
         return None
     cls = _indexed_class(kind)
     upgraded = cls.__new__(cls)  # assigning __class__ fails: the object layout differs
-    upgraded.__dict__ = found.__dict__
+    upgraded.__dict__ = cache_layer.__dict__
     cache.layers[layer] = upgraded
     return upgraded
 
 
-def _holds_all(found: DynamicSlidingWindowLayer | StaticSlidingWindowLayer) -> bool:
-    """Whether every token that a sliding layer was given is still in it."""
-    if isinstance(found, StaticLayer):
-        return found.cumulative_length_int <= found.max_cache_len
-    return found.cumulative_length < found.sliding_window
+def _holds_all(layer: DynamicSlidingWindowLayer | StaticSlidingWindowLayer) -> bool:
+    """Whether a sliding layer still holds every token that was added to it."""
+    if isinstance(layer, StaticLayer):
+        return layer.cumulative_length_int <= layer.max_cache_len
+    return layer.cumulative_length < layer.sliding_window
 
 
 def _indexed_class(cls: type) -> type:

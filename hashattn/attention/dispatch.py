@@ -1,7 +1,7 @@
 """The attention function registered with transformers: one call of one layer.
 
 A call is sparse when it has few query rows and a cached context; every other call goes to
-`dense_attention`, for a reason that the run's listeners, the receipt first of all, are told.
+`dense_attention`, and the receipt and other listeners are told the reason.
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ from hashattn.selectors.base import KeyView
 
 @dataclass(frozen=True)
 class Inputs:
-    """What transformers gives an attention function: query (batch, heads, q, head_dim), key and
-    value the whole cache (batch, kv_heads, room, head_dim)."""
+    """What transformers passes to an attention function, shapes as in `forward`.
+
+    others: its further keyword arguments.
+    """
 
     module: nn.Module
     query: Tensor
@@ -39,12 +41,12 @@ class Inputs:
     others: dict[str, Any]
 
     def logits(self) -> dict[str, Any]:
-        """What becomes of q.k before the softmax: times scaling, capped, beside learned sinks."""
+        """Keywords of `attend`: scaling and cap of q.k, and learned sinks of the softmax."""
         sinks = softmax_sinks(self.module, self.others)
         return {"scaling": self.scaling, "softcap": logit_cap(self.others), "sinks": sinks}
 
     def dense(self, eager: bool) -> tuple[Tensor, Tensor | None]:
-        """The model's own attention."""
+        """The model's own attention: output (batch, q, heads, head_dim) and weights or None."""
         return dense_attention(
             self.module, self.query, self.key, self.value, self.mask, eager=eager,
             scaling=self.scaling, dropout=self.dropout, **self.others,
@@ -65,7 +67,8 @@ def forward(
     """transformers' attention signature -> output (batch, q, heads, head_dim), weights or None.
 
     query: (batch, heads, q, head_dim); key and value: (batch, kv_heads, room, head_dim), the whole
-    cache; attention_mask: (batch or 1, heads or 1, q, at least n) or None.
+    cache; attention_mask: (batch or 1, heads or 1, q, at least n) or None. Raises the errors of
+    `attention.refusals` for calls that sparse attention cannot serve.
     """
     call = kwargs.pop(CALL, None)
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -76,7 +79,7 @@ def forward(
     n = call.tokens_cached(key)
     reason = call.dense_reason(query.shape[2], n, attention_mask, kwargs)
     clock = call.run.clock(query.device)
-    view = _indexed(call, query, key[:, :, :n], value[:, :, :n])
+    view = _key_view(call, query, key[:, :, :n], value[:, :, :n])
     clock.lap("encode")
     if reason is not None:
         out, weights = _dense(call, inputs, reason, n)
@@ -99,10 +102,10 @@ def forward(
 
 
 @torch.no_grad()
-def _indexed(call: LayerCall, query: Tensor, keys: Tensor, values: Tensor) -> KeyView:
-    """What the selector may look at, its index brought up to date.
+def _key_view(call: LayerCall, query: Tensor, keys: Tensor, values: Tensor) -> KeyView:
+    """The keys (batch, kv_heads, n, head_dim) with the selector's index, brought up to date.
 
-    New keys are encoded on every call, prefill included, so that decoding only adds its own.
+    New keys are encoded on every call, prefill included, so a decode step encodes only its own.
     """
     if not call.indexed:
         return KeyView(keys=keys)
@@ -120,7 +123,7 @@ def _indexed(call: LayerCall, query: Tensor, keys: Tensor, values: Tensor) -> Ke
 
 @torch.no_grad()
 def _select(call: LayerCall, inputs: Inputs, view: KeyView, n: int) -> LayerStep:
-    """The step that a sparse call will be: which tokens it reads, and with what weights."""
+    """The step of a sparse call: the tokens it will read, and their weights."""
     run, query, kv_heads = call.run, inputs.query, inputs.key.shape[1]
     group, head_dim = query.shape[1] // kv_heads, inputs.key.shape[3]
     shared = run.plan(inputs.mask, query, n)
@@ -136,15 +139,15 @@ def _select(call: LayerCall, inputs: Inputs, view: KeyView, n: int) -> LayerStep
 
 
 def _dense(call: LayerCall, inputs: Inputs, reason: str, n: int) -> tuple[Tensor, Tensor | None]:
-    """A dense call, by our own kernel where that is faster and the rows see intervals of tokens.
+    """A dense call, by our own kernel where that is faster and every row sees one span of tokens.
 
-    That is a decode step on a CPU, in a dense layer of a sparse run or by a dense selector that
-    asks for it: torch's attention repeats K and V there, or walks them once per query head.
+    It is for decode steps on a CPU, in a dense layer of a sparse run or with a dense selector that
+    asks for it: torch's attention repeats K and V there, or reads them once per query head.
     """
     query = inputs.query
-    ours = reason == "dense_layer" or (reason == "dense_selector" and call.run.selector.kernel)
+    allowed = reason == "dense_layer" or (reason == "dense_selector" and call.run.selector.kernel)
     one_row = query.shape[2] == 1 and query.is_cpu and not call.run.eager
-    if ours and one_row and not torch.is_grad_enabled():
+    if allowed and one_row and not torch.is_grad_enabled():
         spans = call.run.plan(inputs.mask, query, n).spans
         if spans is not None:
             out = dense_decode(query, inputs.key, inputs.value, spans=spans, **inputs.logits())
@@ -154,7 +157,7 @@ def _dense(call: LayerCall, inputs: Inputs, reason: str, n: int) -> tuple[Tensor
 
 @torch.no_grad()
 def _observe(call: LayerCall, inputs: Inputs, view: KeyView, step: LayerStep) -> None:
-    """Let the selector remember what the call attended to."""
+    """Let the selector learn from the attention of the call."""
     if step.reason is not None:
         view = replace(view, visible=visible_tokens(inputs.mask, step.n))
     selector = call.run.selector
@@ -162,12 +165,12 @@ def _observe(call: LayerCall, inputs: Inputs, view: KeyView, step: LayerStep) ->
     call.cache_layer.keep_observed(selector, state)
 
 
-def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
-    """SDPA's boolean mask; arguments pass through, their names differ between releases."""
+def _boolean_mask(*args: Any, **kwargs: Any) -> Tensor | None:
+    """SDPA's boolean mask; all arguments pass through, as their names differ between releases."""
     return sdpa_mask(*args, **kwargs)
 
 
 def register() -> None:
-    """Make NAME known to transformers: attention and mask, or left padding would be ignored."""
+    """Register NAME in transformers: attention and mask; without the mask padding is ignored."""
     AttentionInterface.register(NAME, forward)
-    AttentionMaskInterface.register(NAME, _mask)
+    AttentionMaskInterface.register(NAME, _boolean_mask)

@@ -1,4 +1,4 @@
-"""Whether a model computes numbers at all: codes of NaN look like any others."""
+"""Whether a model's keys and values are finite: codes of NaN look like any others."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from hashattn.attention.refusals import refuse_non_finite
 
 
 class FiniteWatch:
-    """Looks at every new key and value once.
+    """Checks every new key and value once.
 
-    On a CPU a NaN or infinite one is refused at once. Elsewhere the layer's step would have to wait
-    for the device, so sums are kept there, which one such number spoils for good, and `verify`
-    looks at them.
+    On a CPU a NaN or infinite one is refused at once. On other devices the step would have to wait
+    for the result, so sums are kept there, which stay non-finite after one such number, and
+    `verify` checks them.
     """
 
     def __init__(self) -> None:
@@ -24,9 +24,9 @@ class FiniteWatch:
         self._lock = threading.Lock()
 
     def check(self, layer: int, keys: Tensor, values: Tensor, start: int) -> None:
-        """keys, values (batch, kv_heads, n, dim): look at the tokens from `start` on.
+        """Check keys and values (batch, kv_heads, n, dim) from token `start` on.
 
-        Raises NonFiniteError.
+        Raises NonFiniteError, on a CPU.
         """
         sums = [part[:, :, start:].detach().sum(dtype=torch.float32) for part in (keys, values)]
         if keys.is_cpu:
@@ -34,12 +34,12 @@ class FiniteWatch:
                 refuse_non_finite(layer)
             return
         with self._lock:
-            kept = self._sums.setdefault((layer, keys.device), torch.zeros_like(sums[0]))
+            running = self._sums.setdefault((layer, keys.device), torch.zeros_like(sums[0]))
             for total in sums:
-                kept.add_(total)
+                running.add_(total)
 
     def verify(self) -> None:
-        """NonFiniteError for the first layer that had a NaN or infinite key or value."""
+        """Raise NonFiniteError for the first layer that had a NaN or infinite key or value."""
         for (layer, _), total in sorted(self._sums.items(), key=lambda item: item[0][0]):
             if not math.isfinite(total):
                 refuse_non_finite(layer)

@@ -1,7 +1,7 @@
-"""Hooks of an attached model: what a call of the model is, and which cache slot a layer uses.
+"""Hooks of an attached model: whether a call reads the prompt, and which cache layer a module uses.
 
 A copy of the model, by deepcopy or pickle, gets dead hooks in their place: it is dense, as the
-model was, and writes into nobody's receipt.
+model was, and writes no receipt.
 """
 
 from collections.abc import Callable
@@ -19,12 +19,13 @@ from hashattn.models.families import CACHE_ARGUMENTS
 from hashattn.models.structure import attention_modules
 
 INPUTS = ("input_ids", "inputs_embeds")
-PROMPT = "_hashattn_prompt"  # on a cache: tokens at which the prompt that began it ends so far
-IN_PROMPT = "_hashattn_in_prompt"  # on a cache while a model runs: whether it reads that prompt
+# attributes of a cache: length of the prompt that began it, as far as read; and, while a model
+# runs, whether it reads that prompt
+PROMPT, IN_PROMPT = "_hashattn_prompt", "_hashattn_in_prompt"
 
 
 def install_hooks(model: PreTrainedModel, run: SparseRun, previous: str) -> list[Any]:
-    """Register all hooks; handles that remove them. previous: the attention to go back to."""
+    """Register all hooks; returns the handles that remove them. previous: the model's attention."""
     handles = [
         model.register_forward_pre_hook(_BeforeModel(), with_kwargs=True),
         model.register_forward_hook(_AfterModel(), with_kwargs=True, always_call=True),
@@ -76,9 +77,8 @@ class _DeadLayerHook(_Dead):
 class _BeforeModel:
     """Marks on the cache, while a model runs, whether it reads the prompt that began the cache.
 
-    The prompt's further chunks are told from what follows it by what is asked of them: only the
-    last row's logits, as a prompt's are of no use. Drafts to verify need the logits of every row,
-    and a second turn comes after a step.
+    A further chunk of the prompt is recognised by the logits it asks for: only the last row's.
+    Drafted tokens need the logits of every row, and a second turn comes after a step.
     """
 
     @torch._dynamo.disable
@@ -87,10 +87,10 @@ class _BeforeModel:
         if cache is None:
             return
         inputs = [*args[:1], *(kwargs.get(name) for name in INPUTS)]
-        rows = next((given.shape[1] for given in inputs if given is not None), 1)
+        rows = next((tokens.shape[1] for tokens in inputs if tokens is not None), 1)
         before = int(cache.get_seq_length())
-        goes_on = vars(cache).get(PROMPT) == before and rows > 1
-        in_prompt = before == 0 or (goes_on and kwargs.get("logits_to_keep") == 1)
+        continues = vars(cache).get(PROMPT) == before and rows > 1
+        in_prompt = before == 0 or (continues and kwargs.get("logits_to_keep") == 1)
         vars(cache).update({PROMPT: before + rows if in_prompt else None, IN_PROMPT: in_prompt})
 
     def __reduce__(self) -> tuple:
@@ -98,22 +98,22 @@ class _BeforeModel:
 
 
 class _AfterModel:
-    """Takes the mark of the running call away again."""
+    """Removes the mark of the running call; marks a cache that the call created."""
 
     @torch._dynamo.disable
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
         cache = _cache(kwargs)
         if cache is not None:
             vars(cache).pop(IN_PROMPT, None)
-        elif isinstance(made := getattr(output, "past_key_values", None), Cache):
-            vars(made)[PROMPT] = int(made.get_seq_length())  # begun by this call
+        elif isinstance(new_cache := getattr(output, "past_key_values", None), Cache):
+            vars(new_cache)[PROMPT] = int(new_cache.get_seq_length())
 
     def __reduce__(self) -> tuple:
         return _DeadHook, ()
 
 
 class _BeforeLayer:
-    """Passes an attention module's cache layer on to the attention function."""
+    """Passes an attention module's cache layer to the attention function."""
 
     def __init__(self, run: SparseRun, previous: str) -> None:
         self.run, self.previous = run, previous
@@ -127,8 +127,8 @@ class _BeforeLayer:
         cache = _cache(kwargs)
         layer, in_prompt = None, False
         if cache is not None:
-            whole = module.layer_idx in self.run.full_layers
-            layer = indexed_layer(cache, module.layer_idx, whole)
+            full = module.layer_idx in self.run.full_layers
+            layer = indexed_layer(cache, module.layer_idx, full)
             in_prompt = vars(cache).get(IN_PROMPT, False)
         if layer is not None:
             layer.written = False

@@ -16,12 +16,12 @@ def make_plan(
     mask: (batch or 1, 1, q, at least n) bool; None means causal.
     """
     if mask is None:
-        spans, mask = causal_spans(batch, q_len, n, device).contiguous(), None
+        spans = causal_spans(batch, q_len, n, device).contiguous()
     else:
         mask = mask[..., :n]
         spans = spans_of(mask)
-        mask = mask if spans is None else None
-        spans = spans if spans is None else spans.expand(batch, q_len, 2).contiguous()
+        if spans is not None:
+            spans, mask = spans.expand(batch, q_len, 2).contiguous(), None
     count = mask.sum(dim=-1)[:, 0] if spans is None else spans[..., 1] - spans[..., 0]
     return SelectionPlan(
         n=n,
@@ -36,14 +36,15 @@ def make_plan(
 
 
 def spans_of(mask: Tensor) -> Tensor | None:
-    """First and last + 1 visible token (batch, q, 2) of a mask (batch, 1, q, n), 0 and 0 if none.
+    """First and last + 1 visible token (batch, q, 2) int64 of a boolean mask (batch, 1, q, n).
 
-    None unless every row's visible tokens follow each other, as with padding on the left.
+    0 and 0 for a row that sees none. None unless every row's visible tokens are contiguous, as with
+    padding on the left.
     """
-    seen = mask[:, 0]
-    count = seen.sum(dim=-1)
-    first = seen.to(torch.int8).argmax(dim=-1)
-    last = seen.shape[-1] - seen.flip(-1).to(torch.int8).argmax(dim=-1)
+    visible = mask[:, 0]
+    count = visible.sum(dim=-1)
+    first = visible.to(torch.int8).argmax(dim=-1)
+    last = visible.shape[-1] - visible.flip(-1).to(torch.int8).argmax(dim=-1)
     last = torch.where(count > 0, last, first)
     if bool((last - first != count).any()):
         return None
@@ -63,10 +64,13 @@ def tokens_seen(query: Tensor, mask: Tensor | None, n: int) -> float | Tensor:
 
 
 def visible_tokens(mask: Tensor | None, n: int) -> Tensor | None:
-    """Tokens (batch, n) that the last row of transformers' mask sees; None where all are seen."""
+    """Tokens (batch or 1, n) bool that the last row of transformers' mask sees; None for all.
+
+    mask: (batch or 1, heads or 1, q, at least n), boolean or added to the logits.
+    """
     return None if mask is None else _as_bool(mask[:, 0, -1, :n])
 
 
 def _as_bool(mask: Tensor) -> Tensor:
-    """True where transformers' mask, boolean or added to the logits, lets attend."""
+    """True where a row may attend, by transformers' mask, boolean or added to the logits."""
     return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2

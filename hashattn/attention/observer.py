@@ -1,8 +1,8 @@
 """The one seam through which others see what the attention path does.
 
-Receipts, benchmarks and whoever else wants to know are told of every call of every layer, once,
-after the fact: nothing is selected a second time and nothing is patched. Durations are taken only
-while somebody asks for them.
+Receipts, benchmarks and all other listeners are told of every call of every layer, once, after the
+call: nothing is selected a second time and nothing is patched. Durations are measured only while a
+listener asks for them.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ class LayerStep:
     """One call of one attention layer: what it saw, what it read, how long that took.
 
     query (batch, heads, q, head_dim) as attention used it. n: tokens cached, this call's included.
-    reason: why the call was dense, None if it was sparse; "prefill" and "no_cache" are no steps
-    that follow a cache. seen: tokens that the rows could attend to, summed over batch and rows: a
-    number, or a tensor of one element where that lies on a GPU.
+    reason: why the call was dense, None if it was sparse; calls with "prefill" and "no_cache" begin
+    a context. seen: tokens that the rows could attend to, summed over batch and rows: a number, or
+    a tensor of one element where it lies on a GPU.
     Of a sparse call: indices (batch, lists, q, m) int32 of the tokens read, -1 for padding;
-    log_weights, what was added to their logits, like indices, or None; plan, what could be
-    chosen; view, the keys and the selector's index.
-    seconds: of "encode", "select", "attend" and "total" where a listener is timed, else None.
-    Tensors are the model's own: a listener that keeps one copies it.
+    log_weights, what was added to their logits, like indices, or None; plan, what the selector
+    could choose from; view, the keys and the selector's index.
+    seconds: of "encode", "select", "attend" and "total" if a listener is timed, else None.
+    The tensors are the model's own: a listener that keeps one must copy it.
     """
 
     layer: int
@@ -51,9 +51,9 @@ class LayerStep:
 
 
 class Observer(Protocol):
-    """Whoever is told of each LayerStep, see `Attachment.listen`.
+    """A listener that is told of each LayerStep, see `Attachment.listen`.
 
-    timed: whether it needs `seconds`. On a GPU every stage then waits for the device.
+    timed: whether it needs `seconds`; on a GPU every stage then waits for the device.
     """
 
     timed: bool
@@ -71,13 +71,13 @@ class Clock:
         self._stages: dict[str, float] = {}
 
     def lap(self, stage: str) -> None:
-        """What passed since the last lap belongs to `stage`."""
+        """Add the time since the last lap to `stage`."""
         now = self._now()
         self._stages[stage] = self._stages.get(stage, 0.0) + now - self._last
         self._last = now
 
     def seconds(self) -> dict[str, float]:
-        """Every stage, and "total" since the clock was made."""
+        """Seconds of every stage, and "total" since the clock started."""
         return self._stages | {"total": self._now() - self._begin}
 
     def _now(self) -> float:
@@ -87,7 +87,7 @@ class Clock:
 
 
 class _NoClock:
-    """Stands in while nobody asks for times."""
+    """Stands in for a Clock while no listener is timed."""
 
     def lap(self, stage: str) -> None:
         """Nothing is timed."""

@@ -1,7 +1,7 @@
-"""The receipt: what a run really read, counted where the tokens were gathered.
+"""The receipt: what a run really read, counted where the tokens are gathered.
 
 Density is counted, never configured: tokens read / tokens cached, over the calls that follow cached
-tokens, each query row weighing the same. A receipt keeps sums by layer, so its size does not grow
+tokens, with equal weight for every query row. A receipt keeps sums by layer, so it does not grow
 with the run; the last steps are kept on request.
 """
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from hashattn.selectors.base import Selector
 
 FORMAT = 2
-NO_STEPS = ("prefill", "no_cache")  # calls that begin a context: counted, no part of any density
+NO_STEPS = ("prefill", "no_cache")  # calls that begin a context: counted, but in no density
 SEVERAL_ROWS = "several_rows"
 _ADDING = threading.Lock()  # threads may share a receipt
 
@@ -40,8 +40,8 @@ _ADDING = threading.Lock()  # threads may share a receipt
 class Step:
     """One call of one layer that followed cached tokens.
 
-    step: its number within the layer. rows: batch x query rows. cached, read: tokens per row, the
-    mean over rows and token lists, padding not counted. reason: why it was dense, None if sparse.
+    step: its number within the layer. rows: batch x query rows. cached, read: tokens per row, mean
+    over rows and token lists, without padding. reason: why it was dense, None if sparse.
     """
 
     layer: int
@@ -54,12 +54,12 @@ class Step:
 
 @dataclass
 class Count:
-    """The calls of one layer that went the same way, summed.
+    """The calls of one layer with the same reason, summed.
 
     reason: why they were dense, None for sparse ones. rows: batch x query rows of all calls; most:
-    query rows of a call at most; longest: tokens cached at most. cached, read: tokens summed over
-    rows, read over `lists` token lists too; 0 for calls that begin a context. They are tensors of
-    one element while they lie on a GPU, where reading them would make every step wait.
+    the most query rows of a call; longest: the most tokens cached. cached, read: tokens summed over
+    rows, read also over `lists` token lists; 0 for calls that begin a context. On a GPU they are
+    tensors of one element, as reading numbers would make every step wait.
     """
 
     layer: int
@@ -75,14 +75,14 @@ class Count:
     def add(
         self, rows: int, most: int, longest: int, cached: float | Tensor, read: float | Tensor
     ) -> None:
-        """Count one more call."""
+        """Add a call; cached and read are numbers or tensors of one element."""
         self.calls += 1
         self.rows += rows
         self.most, self.longest = max(self.most, most), max(self.longest, longest)
         self.cached, self.read = _added(self.cached, cached), _added(self.read, read)
 
     def totals(self) -> "Count":
-        """The same as numbers, `read` as the mean over lists."""
+        """The same counts as numbers, `read` as the mean over lists."""
         cached, read = float(self.cached), float(self.read) / self.lists
         return replace(self, lists=1, cached=cached, read=read)
 
@@ -102,11 +102,11 @@ class Receipt:
     """What was read, by which method, on what.
 
     method: the selector's record. settings: budget, sparse_rows, dense_layers. model: name and
-    configuration hash. environment: versions, device, dtype. auxiliary_bits: what was stored per
-    token per KV head, nominal_bits: what the method needs (`Selector.nominal_bits`), None before
-    the first sparse call. heads: of a run under tensor parallelism, which of the model's heads this
-    process computed; everything counted is of these. None for all. recent: the last Steps, as many
-    as `keep_steps`, oldest first.
+    configuration hash. environment: versions, device, dtype. auxiliary_bits: stored per token per
+    KV head, nominal_bits: what the method needs (`Selector.nominal_bits`), None before the first
+    sparse call. heads: under tensor parallelism, those of the model's heads that this process
+    computes, to which all counts refer; None for all. recent: the last `keep_steps` Steps, oldest
+    first.
     """
 
     method: dict[str, Any]
@@ -187,7 +187,7 @@ class Receipt:
         most: int = 1,
         longest: int = 0,
     ) -> None:
-        """Count a call: the arguments are Count's, of this call alone."""
+        """Count a call; the arguments are the fields of Count, for this call alone."""
         if reason in NO_STEPS:
             cached = read = 0
         with _ADDING:
@@ -196,9 +196,11 @@ class Receipt:
                 count = self._counts[layer, reason] = Count(layer, reason, lists)
             count.add(rows, most, longest, cached, read)
             if self.keep_steps and reason not in NO_STEPS:
-                self._keep(layer, rows, float(cached), float(read) / lists, reason)
+                self._keep_step(layer, rows, float(cached), float(read) / lists, reason)
 
-    def _keep(self, layer: int, rows: int, cached: float, read: float, reason: str | None) -> None:
+    def _keep_step(
+        self, layer: int, rows: int, cached: float, read: float, reason: str | None
+    ) -> None:
         number = sum(
             count.calls
             for count in self._counts.values()
@@ -217,13 +219,13 @@ class Receipt:
 
     @property
     def recent(self) -> list[Step]:
-        """The last steps, oldest first; none unless attach was asked to keep some."""
+        """The last steps, oldest first; none unless attach was called with keep_steps."""
         return list(self._recent)
 
-    def _count(self, what: str, reasons: Collection[str | None] | None = None) -> Any:
-        """Sum of a field over the calls that followed cached tokens, with one of the reasons."""
+    def _sum(self, name: str, reasons: Collection[str | None] | None = None) -> Any:
+        """Sum of a Count field over the calls that followed cached tokens, or had these reasons."""
         return sum(
-            getattr(count, what)
+            getattr(count, name)
             for count in self.counts
             if (count.reason not in NO_STEPS if reasons is None else count.reason in reasons)
         )
@@ -231,22 +233,22 @@ class Receipt:
     @property
     def sparse_calls(self) -> int:
         """Calls, of all layers, that went through the selector."""
-        return self._count("calls", [None])
+        return self._sum("calls", [None])
 
     @property
     def decode_calls(self) -> int:
         """Calls, of all layers, that followed cached tokens."""
-        return self._count("calls")
+        return self._sum("calls")
 
     @property
     def tokens_read(self) -> float:
         """Tokens read by all rows of all calls that followed cached tokens, over all layers."""
-        return self._count("read")
+        return self._sum("read")
 
     @property
     def tokens_cached(self) -> float:
-        """Tokens that these rows could have read."""
-        return self._count("cached")
+        """Tokens that these rows could attend to."""
+        return self._sum("cached")
 
     @property
     def dense_reasons(self) -> dict[str, int]:
@@ -259,12 +261,12 @@ class Receipt:
 
     @property
     def density(self) -> float:
-        """Read / cached over the calls of layers that the selector serves; 1.0 when there is none.
+        """Read / cached over the calls that the selector was meant for; 1.0 when there is none.
 
-        Sparse ones, and dense ones that came with too many rows at once (reason "several_rows").
+        These are the sparse calls, and dense ones with too many rows at once ("several_rows").
         """
         reasons = [None, SEVERAL_ROWS]
-        return _ratio(self._count("read", reasons), self._count("cached", reasons))
+        return _ratio(self._sum("read", reasons), self._sum("cached", reasons))
 
     @property
     def decode_density(self) -> float:
@@ -275,23 +277,23 @@ class Receipt:
     @property
     def is_sparse(self) -> bool:
         """Whether at least one call went through the selector and skipped a token."""
-        return self._count("read", [None]) < self._count("cached", [None])
+        return self._sum("read", [None]) < self._sum("cached", [None])
 
     def by_layer(self) -> list[dict[str, Any]]:
         """One row per layer: steps, sparse steps, mean tokens cached and read, density."""
-        steps: dict[int, list[Count]] = {}
+        by_layer: dict[int, list[Count]] = {}
         for count in self.counts:
             if count.reason not in NO_STEPS:
-                steps.setdefault(count.layer, []).append(count)
+                by_layer.setdefault(count.layer, []).append(count)
         rows = []
-        for layer, parts in steps.items():
-            total = {name: sum(getattr(part, name) for part in parts)
+        for layer, counts in by_layer.items():
+            total = {name: sum(getattr(count, name) for count in counts)
                      for name in ("calls", "rows", "cached", "read")}  # fmt: skip
             rows.append(
                 {
                     "layer": layer,
                     "steps": total["calls"],
-                    "sparse_steps": sum(part.calls for part in parts if part.reason is None),
+                    "sparse_steps": sum(count.calls for count in counts if count.reason is None),
                     "cached": total["cached"] / total["rows"],
                     "read": total["read"] / total["rows"],
                     "density": _ratio(total["read"], total["cached"]),
@@ -300,7 +302,7 @@ class Receipt:
         return rows
 
     def verify(self, allow_dense: bool = False) -> None:
-        """Raise SparsePathError when a sparse method read everything it had cached."""
+        """Raise SparsePathError when a sparse method read all cached tokens in all steps."""
         if allow_dense or not self.sparse_method or self.is_sparse:
             return
         reasons = self.dense_reasons or "no call reached the attention layers"
@@ -320,8 +322,8 @@ class Receipt:
         reasons = ", ".join(f"{k} {v}" for k, v in self.dense_reasons.items()) or "none"
         weights = self.method.get("weights_sha256")
         aux = "-" if self.auxiliary_bits is None else f"{self.auxiliary_bits:g}"
-        other = self.nominal_bits != self.auxiliary_bits
-        nominal = f", the method's own layout {self.nominal_bits:g}" if other else ""
+        differs = self.nominal_bits != self.auxiliary_bits
+        nominal = f", the method's own layout {self.nominal_bits:g}" if differs else ""
         longest = max((count.longest for count in self.counts), default=0)
         return "\n".join(
             [
@@ -359,17 +361,17 @@ class Receipt:
     def _heads_line(self) -> list[str]:
         if self.heads is None:
             return []
-        held = self.heads
-        part = f"{len(held['kv'])} of {held['kv_heads']} KV heads"
-        return [f"heads            {part}, rank {held['rank']} of {held['ranks']}"]
+        heads = self.heads
+        part = f"{len(heads['kv'])} of {heads['kv_heads']} KV heads"
+        return [f"heads            {part}, rank {heads['rank']} of {heads['ranks']}"]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able content, with the derived densities."""
         derived = {"density": self.density, "decode_density": self.decode_density}
-        own = {k: v for k, v in vars(self).items() if k not in ("_counts", "_recent")}
+        fields = {k: v for k, v in vars(self).items() if k not in ("_counts", "_recent")}
         counts = [{k: v for k, v in asdict(c).items() if k != "lists"} for c in self.counts]
         recent = [asdict(step) for step in self.recent]
-        return {"format": FORMAT} | derived | own | {"counts": counts, "recent": recent}
+        return {"format": FORMAT} | derived | fields | {"counts": counts, "recent": recent}
 
     def to_json(self) -> str:
         """The receipt as a JSON string."""
@@ -393,13 +395,13 @@ class Receipt:
             content["_recent"] = deque(Step(**step) for step in content.pop("recent"))
             return cls(**content)
         except (KeyError, TypeError, AttributeError) as error:
-            raise ReceiptError(f"{path} is no receipt: save one with receipt.save") from error
+            raise ReceiptError(f"{path} is not a receipt: save one with receipt.save") from error
 
 
 def _selected(indices: Tensor) -> int | Tensor:
-    """How many tokens a selection names, over all its lists and rows."""
+    """Number of tokens listed in indices (batch, lists, q, m), over all lists and rows."""
     if indices.is_cpu:
-        return np.count_nonzero(indices.numpy() >= 0)  # a third of the time that torch takes
+        return np.count_nonzero(indices.numpy() >= 0)  # takes a third of torch's time
     return (indices >= 0).sum()
 
 

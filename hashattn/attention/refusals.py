@@ -1,4 +1,4 @@
-"""Calls that sparse attention cannot serve, refused where they are first seen."""
+"""Calls that sparse attention cannot serve, each refused at the first place that can tell."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def refuse_call(call: LayerCall, inputs: Inputs) -> None:
-    """What cannot be served whatever the call is: paged caches, other heads than planned."""
+    """UnsupportedModelError for what no call may have: paged caches, other heads than planned."""
     refuse_paged(inputs.others)
     if call.run.heads is not None and call.indexed:
         refuse_other_heads(call.layer, call.run.heads, inputs.query, inputs.key)
@@ -32,14 +32,16 @@ def refuse_paged(kwargs: dict[str, Any]) -> None:
 
 
 def refuse_training(module: nn.Module, query: Tensor, kwargs: dict[str, Any]) -> None:
-    """UnsupportedModelError for gradients through a selection, or all attention weights."""
+    """UnsupportedModelError where gradients or attention weights are needed.
+
+    query: (batch, heads, q, head_dim); kwargs: of the attention function.
+    """
     if module.training and query.requires_grad:
         raise UnsupportedModelError(
             "sparse attention does not train: selection has no gradient. Call model.eval(), or "
             "detach before training"
         )
-    wanted = kwargs.get("output_attentions") or getattr(module.config, "output_attentions", False)
-    if wanted:
+    if kwargs.get("output_attentions") or getattr(module.config, "output_attentions", False):
         raise UnsupportedModelError(
             "output_attentions=True: sparse attention computes no full attention matrix. Leave "
             "it off, or detach to look at dense attention weights"
@@ -47,22 +49,22 @@ def refuse_training(module: nn.Module, query: Tensor, kwargs: dict[str, Any]) ->
 
 
 def refuse_other_heads(layer: int, part: HeadSlice, query: Tensor, key: Tensor) -> None:
-    """A part of the heads is known by the model's plan: look whether they are as many as it says.
+    """UnsupportedModelError unless there are as many heads as the model's plan gives this process.
 
-    Without tensor parallelism some families attend with other heads than their configuration has.
+    Only for tensor parallelism: some families attend with other heads than their configuration has.
     query: (batch, heads, q, head_dim); key: (batch, kv_heads, n, head_dim).
     """
-    held = query.shape[1], key.shape[1]
-    if held != (len(part.query), len(part.kv)):
+    heads = query.shape[1], key.shape[1]
+    if heads != (len(part.query), len(part.kv)):
         raise UnsupportedModelError(
-            f"layer {layer} attends with {held[0]} query heads and {held[1]} KV heads on rank "
+            f"layer {layer} attends with {heads[0]} query heads and {heads[1]} KV heads on rank "
             f"{part.rank}, expected {len(part.query)} and {len(part.kv)}: tensor parallelism does "
             'not split this model by heads; load it with device_map="auto" instead'
         )
 
 
 def refuse_other_slot(layer: int) -> None:
-    """UnsupportedModelError: the module wrote its keys elsewhere, its index would be of others."""
+    """UnsupportedModelError: the module keeps its keys elsewhere; the index would be of others."""
     raise UnsupportedModelError(
         f"the attention module of layer {layer} keeps its keys in another slot of the cache than "
         "its layer number, as models do that run their layers several times (looped models): "
@@ -71,7 +73,7 @@ def refuse_other_slot(layer: int) -> None:
 
 
 def refuse_unobserved(selector: Selector, seen: int, before: int) -> None:
-    """AttachmentError unless a selector that observes saw all tokens cached before this call."""
+    """AttachmentError unless a selector that observes has seen all tokens cached before a call."""
     if seen != before:
         raise AttachmentError(
             f"selector {selector.name!r} decides from the attention it saw, but of the "
@@ -84,6 +86,6 @@ def refuse_non_finite(layer: int) -> None:
     """NonFiniteError: codes of such keys look like any others, and mean nothing."""
     raise NonFiniteError(
         f"layer {layer}: keys or values hold NaN or infinite numbers. No selection among them "
-        "means anything, and dense attention would answer NaN: look for an overflow of float16 "
+        "means anything, and dense attention would give NaN: look for an overflow of float16 "
         "(load the model in bfloat16 or float32) or for damaged weights"
     )

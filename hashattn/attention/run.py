@@ -1,4 +1,4 @@
-"""What the attention function knows of an attachment, and of one call of one layer."""
+"""What the attention function knows of an attachment and of one call of a layer."""
 
 from __future__ import annotations
 
@@ -26,11 +26,10 @@ CALL = "hashattn_call"  # keyword that carries a LayerCall from the module hook 
 
 @dataclass
 class SparseRun:
-    """An attachment: the method, its limits, and who is told of its steps.
+    """An attachment: the method, its limits, and the listeners of its steps.
 
-    heads: what this process holds of the model, None for all; selector: the method for these.
-    observers: who listens beside the receipt. Threads may share a run: what belongs to a step is
-    kept for each thread.
+    heads: those that this process holds, None for all; selector: the method for these. observers:
+    listeners beside the receipt. Threads may share a run: the plan of a step is kept per thread.
     """
 
     selector: Selector
@@ -43,20 +42,24 @@ class SparseRun:
     receipt: Receipt
     observers: tuple[Observer, ...] = ()
     finite: FiniteWatch = field(default_factory=FiniteWatch)
-    _own: threading.local = field(default_factory=threading.local, repr=False)
+    _thread: threading.local = field(default_factory=threading.local, repr=False)
 
     def plan(self, mask: Tensor | None, query: Tensor, n: int) -> SelectionPlan:
-        """make_plan of a call; the layers of one step ask for the same."""
+        """make_plan of a call with query (batch, heads, q, head_dim) over n cached tokens.
+
+        All layers of a step need the same one, so the last is kept.
+        """
         batch, _, q_len, _ = query.shape
         call = (mask, batch, q_len, n, query.device)
-        last = getattr(self._own, "plan", None)
-        if last is None or not _same(last[0], call):
-            last = self._own.plan = call, make_plan(*call, self.budget)
-        return last[1]
+        last_call, plan = getattr(self._thread, "planned", (None, None))
+        if plan is None or not _same(last_call, call):
+            plan = make_plan(*call, self.budget)
+            self._thread.planned = call, plan
+        return plan
 
     def clock(self, device: torch.device) -> Any:
-        """A Clock if a listener wants durations."""
-        return Clock(device) if any(each.timed for each in self.observers) else NO_CLOCK
+        """A Clock if a listener is timed, else one that measures nothing."""
+        return Clock(device) if any(observer.timed for observer in self.observers) else NO_CLOCK
 
     def tell(self, step: LayerStep) -> None:
         """Tell the receipt and all listeners."""
@@ -65,16 +68,16 @@ class SparseRun:
             observer.saw(step)
 
 
-def _same(one: tuple, other: tuple) -> bool:
-    """Equal calls: the very same mask, and equal numbers."""
-    return one[0] is other[0] and one[1:] == other[1:]
+def _same(call: tuple, other: tuple) -> bool:
+    """Equal calls: the same mask object, and equal numbers."""
+    return call[0] is other[0] and call[1:] == other[1:]
 
 
 @dataclass(frozen=True)
 class LayerCall:
     """One call of one attention module; cache_layer is None where nothing can be indexed.
 
-    in_prompt: the call reads a part of a prompt whose beginning started the cache.
+    in_prompt: the call reads a part of the prompt that began the cache.
     """
 
     run: SparseRun
@@ -95,7 +98,8 @@ class LayerCall:
         )
 
     def tokens_cached(self, key: Tensor) -> int:
-        """Tokens in the cache including this call's; a static buffer is longer than that."""
+        """Tokens in the cache, this call's included; key (batch, kv_heads, room, head_dim) may have
+        room for more."""
         if self.cache_layer is None:
             return key.shape[2]
         return min(key.shape[2], int(self.cache_layer.get_seq_length()))
@@ -105,15 +109,15 @@ class LayerCall:
     ) -> str | None:
         """Why this call of q_len rows over n cached tokens is dense; None for a sparse one.
 
-        "prefill" is a call that begins a cache, or goes on with the prompt that did. What else
-        follows cached tokens is a step, however many rows it has: a second turn, or drafts to
-        verify.
+        "prefill" is a call that begins a cache, or continues the prompt that began it. Any other
+        call over cached tokens is a step, however many rows it has: a second turn, or drafted
+        tokens to verify.
         """
         run = self.run
-        few = q_len <= run.sparse_rows
+        few_rows = q_len <= run.sparse_rows
         if not self.has_cache:
             return "no_cache"
-        if n == q_len or (self.in_prompt and not few):
+        if n == q_len or (self.in_prompt and not few_rows):
             return "prefill"
         if not run.selector.sparse:
             return "dense_selector"
@@ -123,7 +127,7 @@ class LayerCall:
             return "dense_layer"
         if self.cache_layer is None:
             return "unsupported_cache"
-        if not few:
+        if not few_rows:
             return "several_rows"
         if mask is not None and (mask.dtype != torch.bool or mask.shape[1] != 1):
             return "unsupported_mask"
@@ -132,6 +136,6 @@ class LayerCall:
 
 @dataclass(frozen=True)
 class DetachedCall:
-    """A call of a copy of an attached model, which is dense as the model was before."""
+    """A call of a copy of an attached model: dense, as the model was before."""
 
     eager: bool

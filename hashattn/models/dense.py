@@ -23,11 +23,11 @@ def dense_attention(
 ) -> tuple[Tensor, Tensor | None]:
     """Attention output (batch, q, heads, head_dim) and weights (None from SDPA).
 
-    query: (batch, heads, q, head_dim); key and value: (batch, kv_heads, n, head_dim); mask:
-    (batch, 1, q, n), True or 0.0 where a row may look.
+    query: (batch, heads, q, head_dim); key and value: (batch, kv_heads, n, head_dim);
+    attention_mask: (batch, 1, q, n), True or 0.0 where a row may attend, or None.
 
-    The modeling file's eager function serves models that were loaded with it, and those with a
-    logit cap or sinks, which SDPA does not compute.
+    Models with a logit cap or sinks, which SDPA does not compute, and those loaded as eager use the
+    eager function of their modeling file.
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -37,7 +37,7 @@ def dense_attention(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
     if attention_mask is None and query.shape[2] > 1:
-        # no mask means causal, aligned upper left: an empty static cache is longer than q
+        # no mask means causal from token 0 on: an empty static cache has more room than q
         q_len = query.shape[2]
         key, value = key[:, :, :q_len], value[:, :, :q_len]
         attention_mask = query.new_ones(q_len, q_len, dtype=torch.bool).tril()[None, None]

@@ -1,7 +1,7 @@
-"""Families' quirks: what they call things, and how they limit, cap and share out their attention.
+"""Where Hugging Face model families differ: names, layer kinds, heads, logit caps, sinks.
 
-Whatever differs between Hugging Face families is read here, from a configuration, an attention
-module or the keywords that it passes on; nothing else in the package knows a family's names.
+All of it is read here, from a configuration, an attention module or the keywords that it passes on;
+no other file in the package knows a family's names.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 CACHE_ARGUMENTS = ("past_key_values", "layer_past")  # layer_past: GPT-NeoX
 KEY_PROJECTIONS = (".k_proj", ".qkv_proj", ".query_key_value")
-# parts of an attention module that make neither queries nor keys
+# parts of an attention module that compute neither queries nor keys
 OTHER_PARTS = {"v_proj", "o_proj", "out_proj", "c_proj", "dense", "wo", "wv", "v_norm", "o_norm"}
 FULL, SLIDING, CHUNKED = "full_attention", "sliding_attention", "chunked_attention"
-LIMITS = {SLIDING: "sliding_window", CHUNKED: "attention_chunk_size"}  # kind: its length in tokens
+# kind: the configuration's field for its length in tokens
+LIMITS = {SLIDING: "sliding_window", CHUNKED: "attention_chunk_size"}
 
 
 def layer_kinds(config: Any) -> tuple[str, ...]:
@@ -26,28 +27,29 @@ def layer_kinds(config: Any) -> tuple[str, ...]:
     """
     config = config.get_text_config(decoder=True)
     count = config.num_hidden_layers
-    each = getattr(config, "per_layer_config", None) or [config] * count  # where layers differ
-    named = getattr(config, "layer_types", None) or [_unnamed(each[i], i) for i in range(count)]
+    configs = getattr(config, "per_layer_config", None) or [config] * count  # where layers differ
+    kinds = getattr(config, "layer_types", None)
+    kinds = kinds or [_inferred_kind(configs[i], i) for i in range(count)]
     positions = max_positions(config)
 
-    def kind(i: int) -> str:
-        limit = getattr(each[i], LIMITS[named[i]], None) if named[i] in LIMITS else None
-        return FULL if limit and positions and limit >= positions else named[i]
+    def effective(i: int) -> str:
+        limit = getattr(configs[i], LIMITS[kinds[i]], None) if kinds[i] in LIMITS else None
+        return FULL if limit and positions and limit >= positions else kinds[i]
 
-    return tuple(kind(i) for i in range(count))
+    return tuple(effective(i) for i in range(count))
 
 
-def _unnamed(config: Any, layer: int) -> str:
+def _inferred_kind(config: Any, layer: int) -> str:
     """The kind of a layer in a configuration without layer_types."""
     window = getattr(config, "sliding_window", None)
-    first = getattr(config, "max_window_layers", None) or 0  # Qwen: those before have none
+    first = getattr(config, "max_window_layers", None) or 0  # Qwen: no window before it
     if window is not None and getattr(config, "use_sliding_window", True) and layer >= first:
         return SLIDING
     return FULL if getattr(config, "attention_chunk_size", None) is None else CHUNKED
 
 
 def max_positions(config: Any) -> int | None:
-    """Tokens that a model's positions reach; None for a model without a limit."""
+    """How many positions a model has; None for a model without a limit."""
     return getattr(config.get_text_config(), "max_position_embeddings", None) or None
 
 
@@ -89,5 +91,5 @@ def softmax_sinks(module: nn.Module, keywords: Mapping[str, Any]) -> Tensor | No
 
 
 def adds_position_bias(keywords: Mapping[str, Any]) -> bool:
-    """Whether something is added to the logits by position (T5's relatives)."""
+    """Whether the logits get a bias by position (T5 and its relatives)."""
     return keywords.get("position_bias") is not None

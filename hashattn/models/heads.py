@@ -1,4 +1,4 @@
-"""Which heads of a model a process of tensor parallelism holds."""
+"""Which of a model's heads a process holds under tensor parallelism."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ Heads = TypeVar("Heads", Tensor, tuple)
 class HeadSlice:
     """The heads of process `rank` of `ranks`, of a model with query_heads and kv_heads in all.
 
-    Tensor parallelism gives every process as many neighbouring heads, in order of rank, and whole
-    groups: a KV head comes with all its query heads. Raises UnsupportedModelError for KV heads that
-    cannot be divided so.
+    Tensor parallelism gives every process equally many neighbouring heads, in order of rank, in
+    whole groups: a KV head with all its query heads. Raises ValueError for a rank outside
+    0..ranks - 1, UnsupportedModelError for KV heads that cannot be divided so.
     """
 
     query_heads: int
@@ -30,7 +30,7 @@ class HeadSlice:
 
     def __post_init__(self) -> None:
         valid = is_count(self.rank, 0, self.ranks - 1)
-        require(valid, "rank", self.rank, f"an integer within 0..{self.ranks - 1}")
+        require(valid, "rank", self.rank, f"an integer in 0..{self.ranks - 1}")
         if self.kv_heads % self.ranks:
             divisors = [n for n in range(1, self.kv_heads + 1) if self.kv_heads % n == 0]
             raise UnsupportedModelError(
@@ -41,16 +41,16 @@ class HeadSlice:
 
     @property
     def query(self) -> range:
-        """Query heads held, by their number in the model."""
+        """Numbers of the query heads held, as the model counts them."""
         return self._range(self.query_heads)
 
     @property
     def kv(self) -> range:
-        """KV heads held, by their number in the model."""
+        """Numbers of the KV heads held, as the model counts them."""
         return self._range(self.kv_heads)
 
     def of(self, heads: Heads) -> Heads:
-        """The part of a tensor or tuple whose first axis is the model's query heads or KV heads.
+        """The held part of a tensor (query_heads or kv_heads, ...), or of a tuple of that length.
 
         ValueError for another length.
         """
@@ -67,7 +67,7 @@ class HeadSlice:
         return {layer: self.of(tensor) for layer, tensor in tensors.items()}
 
     def record(self) -> dict[str, Any]:
-        """JSON-able, for receipts: numbers of the heads held, and how many there are."""
+        """For receipts, as JSON: numbers of the heads held, and how many the model has."""
         return {
             "rank": self.rank,
             "ranks": self.ranks,
@@ -83,9 +83,9 @@ class HeadSlice:
 
 
 def gathered(tensor: Tensor) -> Tensor:
-    """A parameter as one process would hold it.
+    """A whole parameter: one that is sharded over processes is gathered from all of them.
 
-    A sharded one is put together from all processes, so all of them have to ask for it.
+    Every process has to call this.
     """
-    # asked of the tensor: DTensor cannot be imported where torch is built without processes
+    # not isinstance: DTensor cannot be imported where torch is built without distributed
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor

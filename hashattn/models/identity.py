@@ -1,8 +1,8 @@
 """Which code, model and tokenizer is this? Every hash that says so.
 
-Two kinds. What keys a result or a receipt moves with anything that may change an answer:
-code_version, config_sha256, model_sha256, tokenizer_sha256. What hash weights know their model by
-survives another dtype, library version or device: base_model_record.
+Of two kinds. The keys of results and receipts change with anything that may change an answer:
+code_version, config_sha256, model_sha256, tokenizer_sha256. The record by which hash weights
+recognise their model stays the same in another dtype, library version or device: base_model_record.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from hashattn.models.families import OTHER_PARTS
 from hashattn.models.heads import gathered
 from hashattn.models.structure import attention_modules, full_attention_layers, text_config
 
-# Sources that no answer depends on; all others are part of every result's key, so that whoever
-# forgets a file computes again. These run notebooks and report, show and time, cite the paper, and
-# prepare experiments: the records, methods, protocols and hash weights that they make enter a
-# result's key themselves, by content. No other source may import one of these.
+# Sources that no answer depends on; all others are part of every result's key, so that a file that
+# is missing here only costs computing again. These run notebooks and report, show and time, cite
+# the paper, and prepare experiments: the records, methods, protocols and hash weights that they
+# make are part of a result's key by their content. No other source may import one of these.
 PRESENTATION = tuple(
     f"reproduce/{name}"
     for name in (
@@ -41,7 +41,8 @@ PRESENTATION = tuple(
     )
 )
 
-WEIGHTS_PER_TENSOR = 4096  # evenly spaced; training moves nearly all weights, so a sample tells
+# evenly spaced; training changes nearly all weights, so a sample shows it
+WEIGHTS_PER_TENSOR = 4096
 
 IDENTITY = (
     "model_type",
@@ -57,10 +58,11 @@ IDENTITY = (
 # settings that decide queries, keys and their logits, whatever a family calls them
 SETTINGS = re.compile(r"rope|rotary|scal|softcap|multiplier|norm|qk_|clip_qkv|temperature")
 POSITIONS = ("max_position_embeddings", "original_max_position_embeddings")
-LENGTH_FREE = {"default", "linear", "llama3", "proportional"}  # RoPE that POSITIONS do not change
+# types of RoPE that do not depend on POSITIONS
+LENGTH_FREE = {"default", "linear", "llama3", "proportional"}
 CORNER = 64  # rows and columns of the input embedding that are hashed
 PRECISIONS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-TINY = 2.0**-17  # larger bfloat16 values are exact in float16 too, down here some are not
+TINY = 2.0**-17  # larger bfloat16 values are exact in float16 too; of those up to it some are not
 
 
 def fingerprint(value: Any) -> str:
@@ -76,7 +78,7 @@ def code_version() -> str:
 
 
 def config_sha256(config: Any) -> str:
-    """SHA-256 of a model configuration, without what does not change the model."""
+    """SHA-256 of a model configuration, without the fields that do not change the model."""
     content = config.to_dict()
     for name in ("transformers_version", "_name_or_path"):
         content.pop(name, None)
@@ -85,12 +87,11 @@ def config_sha256(config: Any) -> str:
 
 
 def model_sha256(model: nn.Module) -> str:
-    """SHA-256 over configuration, dtype and a sample of every weight; moves with training or casts.
+    """SHA-256 over configuration, dtype and a sample of every weight; training and casts change it.
 
-    The configuration names transformers' version, which may compute otherwise. Weights kept off the
-    machine (meta tensors of an offloaded model) enter by name and shape only. Those of tensor
-    parallelism are gathered, one at a time: all its processes have to call this, and get what one
-    process alone gets.
+    The configuration includes transformers' version, as another may compute differently. Offloaded
+    weights (meta tensors) count by name and shape only. Under tensor parallelism weights are
+    gathered, one at a time: every process has to call this, and gets what a single one would.
     """
     config = {k: v for k, v in model.config.to_dict().items() if not k.startswith("_")}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
@@ -103,8 +104,8 @@ def model_sha256(model: nn.Module) -> str:
 
 def _sample(weight: Tensor) -> bytes:
     flat = gathered(weight.detach()).flatten()
-    picked = flat[:: max(1, len(flat) // WEIGHTS_PER_TENSOR)].cpu().contiguous()
-    return picked.view(torch.uint8).numpy().tobytes()
+    sample = flat[:: max(1, len(flat) // WEIGHTS_PER_TENSOR)].cpu().contiguous()
+    return sample.view(torch.uint8).numpy().tobytes()
 
 
 def tokenizer_sha256(tokenizer: Any) -> str:
@@ -114,7 +115,8 @@ def tokenizer_sha256(tokenizer: Any) -> str:
 
 
 def model_name(model: nn.Module) -> str | None:
-    """The hub id a model was loaded from, or the name of its folder (not where that lies)."""
+    """The hub id a model was loaded from, or the name of its folder (not its path); None if
+    unknown."""
     name = getattr(model.config, "_name_or_path", "")
     if not name:
         return None
@@ -122,13 +124,13 @@ def model_name(model: nn.Module) -> str | None:
 
 
 def base_model_record(model: nn.Module) -> dict[str, Any]:
-    """What a card says about its model: name, revision, type and fingerprints.
+    """What the card of hash weights says about their model: name, revision, type, fingerprints.
 
-    config_fingerprint: of shapes and RoPE. settings: what else decides queries, keys and logits, by
-    name. weights_fingerprint: of the input embedding, None where it is offloaded. projections: of
+    config_fingerprint: of shapes and RoPE. settings: further fields that decide queries, keys and
+    logits. weights_fingerprint: of the input embedding, None where it is offloaded. projections: of
     every full-attention layer, {layer: SHA-256}; unread: {layer: why it has none}.
-    The same in float32 and bfloat16, and in float16 for a model that is stored in one of the
-    16-bit types. All processes of tensor parallelism have to call this.
+    The same in float32 and bfloat16, and in float16 for a model that is stored in a 16-bit type.
+    Under tensor parallelism every process has to call this.
     """
     projections, unread = projection_fingerprints(model)
     return {
@@ -144,7 +146,7 @@ def base_model_record(model: nn.Module) -> dict[str, Any]:
 
 
 def config_fingerprint(model: nn.Module) -> str:
-    """sha256 of the configuration fields that shape queries and keys."""
+    """SHA-256 of the configuration fields that shape queries and keys."""
     config = text_config(model)
     rope = getattr(config, "rope_parameters", None) or {
         name: getattr(config, name, None) for name in ("rope_theta", "rope_scaling")
@@ -154,35 +156,35 @@ def config_fingerprint(model: nn.Module) -> str:
 
 
 def attention_settings(model: nn.Module) -> dict[str, Any]:
-    """The configuration's settings, by name, that decide queries, keys and their logits: RoPE (with
-    the positions it was made for, where it depends on them), scalings, caps and norms. As JSON."""
+    """The configuration's fields that decide queries, keys and their logits: RoPE (with the number
+    of positions, where it depends on that), scalings, caps and norms. As JSON."""
     content = text_config(model).to_dict()
     names = {name for name in content if SETTINGS.search(name)}
     if not _rope_types(content.get("rope_parameters")) <= LENGTH_FREE:
         names.update(POSITIONS)
-    kept = {name: content[name] for name in sorted(names) if content.get(name) is not None}
-    return json.loads(json.dumps(kept, default=str))
+    settings = {name: content[name] for name in sorted(names) if content.get(name) is not None}
+    return json.loads(json.dumps(settings, default=str))
 
 
 def _rope_types(parameters: Any) -> set[str]:
-    """The RoPE types in rope_parameters, those of single kinds of layers too."""
+    """The RoPE types in rope_parameters, also where each kind of layer has its own."""
     if not isinstance(parameters, dict):
         return set()
     nested = [_rope_types(value) for value in parameters.values()]
-    own = parameters.get("rope_type")
-    return set().union(*nested, {own} if own else ())
+    rope_type = parameters.get("rope_type")
+    return set().union(*nested, {rope_type} if rope_type else ())
 
 
 def weights_fingerprint(model: nn.Module) -> str | None:
-    """sha256 of a corner of the input embedding rounded to bfloat16, so that the same model in
-    another dtype has the same one; None where the embedding is not at hand (offloaded).
+    """SHA-256 of a corner of the input embedding rounded to bfloat16, so that it is the same in
+    another dtype; None where the embedding is offloaded.
 
-    The processes of tensor parallelism put it together, so all of them have to call this.
+    Under tensor parallelism every process has to call this.
     """
     embedding = model.get_input_embeddings().weight
     if embedding.is_meta:
         return None
-    columns = gathered(embedding.detach()[:, :CORNER])  # not all of a large embedding
+    columns = gathered(embedding.detach()[:, :CORNER])  # the whole of a large one would cost memory
     corner = columns[:CORNER].cpu().to(torch.bfloat16).contiguous()
     return hashlib.sha256(corner.view(torch.int16).numpy().tobytes()).hexdigest()
 
@@ -190,15 +192,15 @@ def weights_fingerprint(model: nn.Module) -> str | None:
 def projection_fingerprints(model: nn.Module) -> tuple[dict[str, str], dict[str, str]]:
     """({layer: SHA-256}, {layer: why it cannot be read}) of the full-attention layers.
 
-    Over every weight and bias that makes a layer's queries and keys, with adapters, and over the
+    Over every weight and bias that computes a layer's queries and keys, with adapters, and over the
     norms of its block; all elements, rounded to bfloat16 (20 million a layer of an 8B model, some
     seconds on one core for all). Weights that accelerate keeps on the CPU or a disk are fetched.
-    "offloaded": weights that are nowhere at hand (meta tensors); "quantised": weights that are not
+    "offloaded": weights that cannot be fetched (meta tensors); "quantised": weights that are not
     plain floating-point tensors.
     """
     hashes, unread = {}, {}
     for layer, parameters in _query_key_parameters(model).items():
-        reason = _unread(list(parameters.values()))
+        reason = _why_unread(list(parameters.values()))
         if reason is not None:
             unread[str(layer)] = reason
             continue
@@ -213,22 +215,23 @@ def projection_fingerprints(model: nn.Module) -> tuple[dict[str, str], dict[str,
 def adapted_layers(model: nn.Module) -> list[int]:
     """Full-attention layers whose query or key projections hold a PEFT adapter (not merged)."""
     adapter = re.compile(r"\b(base_layer|lora_)")
-    found = _query_key_parameters(model).items()
-    return [layer for layer, parameters in found if any(map(adapter.search, parameters))]
+    layers = _query_key_parameters(model).items()
+    return [layer for layer, parameters in layers if any(map(adapter.search, parameters))]
 
 
 def _query_key_parameters(model: nn.Module) -> dict[int, dict[str, Tensor]]:
     """{layer: {name: parameter}} of queries, keys and norms of each full-attention layer."""
     full = full_attention_layers(model)
-    blocks = {child: parent for parent in model.modules() for child in parent.children()}
-    found: dict[int, dict[str, Tensor]] = {layer: {} for layer in sorted(full)}
+    parents = {child: parent for parent in model.modules() for child in parent.children()}
+    parameters: dict[int, dict[str, Tensor]] = {layer: {} for layer in sorted(full)}
     for attention in attention_modules(model):
         if attention.layer_idx in full:
-            found[attention.layer_idx].update(_of_block(blocks[attention], attention))
-    return found
+            block = _block_parameters(parents[attention], attention)
+            parameters[attention.layer_idx].update(block)
+    return parameters
 
 
-def _of_block(block: nn.Module, attention: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def _block_parameters(block: nn.Module, attention: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for name, weight in _parameters(attention):
         if not OTHER_PARTS.intersection(name.split(".")):
             yield f"attention.{name}", weight
@@ -239,21 +242,21 @@ def _of_block(block: nn.Module, attention: nn.Module) -> Iterator[tuple[str, Ten
 
 
 def _parameters(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """named_parameters, with those that accelerate's hooks bring in from elsewhere."""
+    """named_parameters; offloaded ones are fetched by accelerate's hooks."""
     for name, weight in module.named_parameters():
-        owner, _, own_name = name.rpartition(".")
+        owner, _, attribute = name.rpartition(".")
         hook = getattr(module.get_submodule(owner), "_hf_hook", None)
         for part in getattr(hook, "hooks", [hook]):
             stored = getattr(part, "weights_map", None)
             if weight.is_meta and stored is not None:
-                weight = stored[own_name]
+                weight = stored[attribute]
         yield name, weight
 
 
-def _unread(parameters: list[Tensor]) -> str | None:
+def _why_unread(parameters: list[Tensor]) -> str | None:
     """Why parameters cannot be compared with those of the same model elsewhere, None if they can.
 
-    A quantised projection is of another dtype, of a tensor class of its own, or no parameter."""
+    A quantised projection has another dtype or its own tensor class, or is not a parameter."""
     if any(weight.is_meta for weight in parameters):
         return "offloaded"
     plain = all(weight.dtype in PRECISIONS and _is_plain(weight) for weight in parameters)
@@ -265,7 +268,7 @@ def _is_plain(weight: Tensor) -> bool:
 
 
 def _portable(weight: Tensor) -> Tensor:
-    """The bits (int16, on the CPU) of a weight rounded to what bfloat16 and float16 both hold."""
+    """A weight rounded to what bfloat16 and float16 both hold: its bits, int16 on the CPU."""
     rounded = gathered(weight.detach()).to(torch.bfloat16)
     rounded = rounded.masked_fill(rounded.abs() <= TINY, 0.0)
     return rounded.cpu().contiguous().view(torch.int16)

@@ -1,5 +1,4 @@
-"""A model's attention: its modules, shapes, full-attention layers, and heads under tensor
-parallelism."""
+"""A model's attention: its modules, shapes, full-attention layers and heads held by a process."""
 
 from __future__ import annotations
 
@@ -22,12 +21,13 @@ from hashattn.models.heads import HeadSlice
 
 
 def text_config(model: nn.Module) -> Any:
-    """The language model's own configuration, also of a vision-language model."""
+    """The configuration of the language model, also inside a vision-language model."""
     return model.config.get_text_config(decoder=True)
 
 
 def attention_modules(model: nn.Module) -> list[nn.Module]:
-    """Modules with a layer index that take a cache and forward keywords to the interface."""
+    """Modules with a layer index that take a cache and pass keywords on to transformers'
+    attention interface."""
     return [module for module in model.modules() if _is_attention(module)]
 
 
@@ -55,7 +55,7 @@ def full_attention_layers(model: nn.Module) -> frozenset[int]:
 
 
 def require_full_attention(model: nn.Module) -> None:
-    """Raise UnsupportedModelError where no layer can be made sparse, because all have a window."""
+    """Raise UnsupportedModelError where no layer can be sparse because none has full attention."""
     kinds = layer_kinds(model.config)
     if FULL in kinds:
         return
@@ -83,7 +83,7 @@ def _shapes(config: Any) -> dict[str, Any]:
 
 
 def shared_by(model: nn.Module) -> int:
-    """How many processes hold a part of `model` each (tensor parallelism); 1: it is whole."""
+    """How many processes share `model` by tensor parallelism; 1 for a whole model."""
     return getattr(model, "_tp_size", None) or 1
 
 
@@ -106,7 +106,7 @@ def planned_heads(
 ) -> HeadSlice | None:
     """The heads that a tensor parallel plan {projection: style} gives a process, None for all.
 
-    Not every plan shards attention: some gather q, k and v again, or shard experts alone.
+    Not every plan shards attention: some gather q, k and v again, or shard only experts.
     """
     if not splits_keys(plan or {}):
         return None

@@ -1,4 +1,4 @@
-"""Which models sparse attention can serve: clear refusals of all others."""
+"""Which models sparse attention supports; clear errors for all others."""
 
 from transformers import PreTrainedModel
 
@@ -10,7 +10,10 @@ DENSE_IMPLEMENTATIONS = ("sdpa", "eager")
 
 
 def check_model(model: PreTrainedModel, name: str) -> None:
-    """Raise UnsupportedModelError, with what to do, for models that cannot be attached."""
+    """Raise UnsupportedModelError for models that cannot be attached, with what to do.
+
+    name: of our attention function; AttachmentError for a model that uses it already.
+    """
     if not isinstance(model, PreTrainedModel):
         hint = "its get_base_model()" if hasattr(model, "get_base_model") else "the model inside"
         raise UnsupportedModelError(
@@ -40,7 +43,7 @@ def check_model(model: PreTrainedModel, name: str) -> None:
 
 
 def set_text_attention(model: PreTrainedModel, name: str) -> None:
-    """Switch the text model's attention only: a vision tower has no cache."""
+    """Switch the attention of the text model only: a vision tower has no cache."""
     config, text = model.config, text_config(model)
     if text is config:
         model.set_attn_implementation(name)

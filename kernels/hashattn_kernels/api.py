@@ -2,9 +2,8 @@
 
 Shapes: queries (batch, heads, q, head_dim); keys and values (batch, kv_heads, n, head_dim); codes
 (batch, kv_heads or heads, n, words) int32; graded query codes (batch, lists, q, words, 1 + planes)
-int32; indices (batch, lists, q, m) int32, ascending, -1 for
-padding, lists = kv_heads or heads; spans (batch, q, 2) int64, the tokens [first, last) that a query
-row sees.
+int32; indices (batch, lists, q, m) int32, ascending, -1 for padding, lists = kv_heads or heads;
+spans (batch, q, 2) int64, the tokens [first, last) that a query row sees.
 """
 
 from __future__ import annotations
@@ -31,24 +30,27 @@ def pack_bits(preactivations: Tensor) -> Tensor:
 def grade_bits(preactivations: Tensor, planes: int = 3, *, backend: str | None = None) -> Tensor:
     """Graded codes of pre-activations (..., bits) -> (..., bits // 32, 1 + planes) int32.
 
-    A code keeps only the sign of each unit; a graded one also how large it is: weight_i =
+    A code keeps only the sign of each unit; a graded one also its size: weight_i =
     round(|p_i| / max |p| * (2^planes - 1)). Slot 0 of the last axis holds pack_bits, slot 1 + j
     the j-th binary digits of the weights. For queries, which are not stored: keys keep plain codes.
     Raises ValueError unless bits is a positive multiple of 32 and planes within 1..8.
     """
     if not 1 <= planes <= 8:
-        raise ValueError(f"planes={planes}: must be within 1..8")
+        raise ValueError(f"planes = {planes}: must be an integer in 1..8")
     _check_bits(preactivations.shape[-1])
-    chosen = backend_for(preactivations, backend, "grade_bits", preactivations)
-    return chosen.grade_bits(preactivations, planes)
+    module = backend_for(preactivations, backend, "grade_bits", preactivations)
+    return module.grade_bits(preactivations, planes)
 
 
 def unpack_bits(codes: Tensor, bits: int) -> Tensor:
-    """Bits of codes (..., words) -> (..., bits) bool, the inverse of pack_bits."""
-    if bits != codes.shape[-1] * reference.WORD:
+    """Bits of codes (..., words) int32 -> (..., bits) bool, the inverse of pack_bits.
+
+    ValueError unless bits is what the words hold.
+    """
+    words = codes.shape[-1]
+    if bits != words * reference.WORD:
         raise ValueError(
-            f"bits={bits}: codes of {codes.shape[-1]} words hold "
-            f"{codes.shape[-1] * reference.WORD} bits"
+            f"bits = {bits}: must be {words * reference.WORD}, what codes of {words} words hold"
         )
     return reference.unpack_bits(codes, bits)
 
@@ -66,7 +68,7 @@ def encode(x: Tensor, maps: Maps, *, backend: str | None = None) -> Tensor:
 
     The batch axis may be missing from both. maps / heads maps read the same head, as when every
     query head has a key map of its own. Backends sum in different orders: a bit may differ where
-    its pre-activation is within rounding of 0.
+    its pre-activation is within rounding of 0. ValueError for x and maps that do not fit.
     """
     if x.dim() == 3:
         return encode(x[None], maps, backend=backend)[0]
@@ -77,15 +79,19 @@ def encode(x: Tensor, maps: Maps, *, backend: str | None = None) -> Tensor:
 def encode_pair(
     queries: Tensor, query_maps: Maps, keys: Tensor, key_maps: Maps, *, backend: str | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Codes of a decode step's queries and of the keys it brings: two `encode`s, in one launch
-    where the backend can. queries (B, heads, q, in), keys (B, kv_heads, new, in)."""
+    """Codes of a decode step's queries and of its new keys: two `encode`s, in one launch where the
+    backend can.
+
+    queries (B, heads, q, in), keys (B, kv_heads, new, in) -> (B, query maps, q, words) and
+    (B, key maps, new, words) int32.
+    """
     _check_vectors("queries", queries, query_maps)
     _check_vectors("keys", keys, key_maps)
-    chosen = backend_for(queries, backend, "encode", queries, keys)
-    together = getattr(chosen, "encode_pair", None)
-    if together is not None:
-        return together(queries, query_maps, keys, key_maps)
-    return chosen.encode(queries, query_maps), chosen.encode(keys, key_maps)
+    module = backend_for(queries, backend, "encode", queries, keys)
+    fused = getattr(module, "encode_pair", None)
+    if fused is not None:
+        return fused(queries, query_maps, keys, key_maps)
+    return module.encode(queries, query_maps), module.encode(keys, key_maps)
 
 
 def hamming_scores(
@@ -99,7 +105,7 @@ def hamming_scores(
 
     int32, summed over the Hq / lists query heads of a list; lists is Hc unless given, and a
     multiple of Hc that divides Hq. Graded query codes (B, lists, q, W, 1 + planes): the sum of the
-    matching bits' weights.
+    matching bits' weights. ValueError for codes or lists that do not fit.
     """
     keys = tokens_of(key_codes)
     lists = _check_codes(query_codes, keys, lists)
@@ -117,7 +123,7 @@ def select(
     """Indices (B, L, q, m) int32 of all `mandatory` tokens and the k best other candidates.
 
     scores (B, L, q, n), larger is better, ties go to the lowest index; a float score of -inf is
-    never selected, NaN raises ValueError. k: int or (B, 1 or L, q). candidates, always: bool
+    never selected, NaN raises ValueError. k: int or (B, 1 or L, q). candidates, mandatory: bool
     (B or 1, 1 or L, q or 1, n). Indices ascend; -1 pads shorter rows.
     """
     if scores.dim() != 4 or scores.dtype == torch.bool or scores.is_complex():
@@ -144,40 +150,40 @@ def select_by_codes(
 ) -> Tensor:
     """`select` by `hamming_scores`, without ever holding the scores -> (B, lists, q, width) int32.
 
-    Query codes may be graded, see `grade_bits`.
-
-    Of the tokens that a row sees: the first `sink`, the last `local` and the `heavy` best others
-    (an int, or (B, 1 or lists, q)), ties to the lowest index; ascending, -1 for padding. spans (B,
-    q, 2): what rows see, causal if None. width: columns of the result; the most that sink + heavy +
-    local can fill if None, for which a tensor on a GPU is waited for. ValueError if it is less.
+    query_codes (B, Hq, q, W), or graded (see `grade_bits`); key_codes (B, Hc, n, W). Of the tokens
+    that a row sees: the first `sink`, the last `local` and the `heavy` best others (an int, or
+    (B, 1 or lists, q)), ties to the lowest index; ascending, -1 for padding. spans (B, q, 2): what
+    rows see, causal if None. width: columns of the result; if None, the most that sink + heavy +
+    local can fill, for which the call waits for a `heavy` on a GPU. ValueError if it is less.
     """
     lists = _check_codes(query_codes, key_codes, lists)
     batch, _, q_len = query_codes.shape[:3]
     n = key_codes.shape[2]
     for name, value in (("sink", sink), ("local", local)):
         if value < 0:
-            raise ValueError(f"{name}={value}: must be zero or more")
+            raise ValueError(f"{name} = {value}: must be an integer of at least 0")
     if width is None or not isinstance(heavy, Tensor):
         most = int(heavy.max()) if isinstance(heavy, Tensor) else heavy
         needed = min(n, sink + local + most)
         width = needed if width is None else width
         if width < needed:
-            raise ValueError(f"width={width}: {needed} columns are needed")
+            raise ValueError(f"width = {width}: must be at least {needed}, a row's most tokens")
     heavy = _check_heavy("heavy", heavy, (batch, lists, q_len), query_codes.device)
     spans = causal_spans(batch, q_len, n, query_codes.device) if spans is None else spans
     if spans.shape != (batch, q_len, 2) or spans.dtype != torch.int64:
         raise ValueError(
             f"spans: expected int64 ({batch}, {q_len}, 2), got {spans.dtype} {tuple(spans.shape)}"
         )
-    chosen = backend_for(query_codes, backend, "select_by_codes")
-    return chosen.select_by_codes(query_codes, key_codes, heavy, spans, sink, local, lists, width)
+    module = backend_for(query_codes, backend, "select_by_codes")
+    return module.select_by_codes(query_codes, key_codes, heavy, spans, sink, local, lists, width)
 
 
 def union(indices: Tensor, lists: int, n: int, *, backend: str | None = None) -> Tensor:
     """Union of the token lists of each group: (B, L, q, m) -> (B, lists, q, at most m L / lists).
 
-    One list for the query heads that share a KV head reads each of its rows once; every head then
-    attends to at least its own tokens. n: tokens in the cache.
+    Both int32. With one list for the query heads that share a KV head, each of its rows is read
+    once, and every head attends to at least its own tokens. n: tokens in the cache. ValueError
+    unless `lists` divides L.
     """
     _check_heads("indices", indices.shape[1], "the union", lists)
     return backend_for(indices, backend, "union").union(indices, lists, n)
@@ -196,14 +202,15 @@ def attend(
     return_lse: bool = False,
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Attention of q over the listed tokens -> (B, Hq, q, Dv) in q's dtype.
+    """Attention of q (B, Hq, q, D) over the listed tokens -> (B, Hq, q, Dv) in q's dtype.
 
-    The softmax runs in float32. indices (B, L, q, m) with L = kv_heads or heads; a row without
-    tokens gives zeros. softcap: Gemma 2's logit cap. sinks: (heads,) extra logits of the softmax
-    sum (gpt-oss). log_weights, shaped like indices, float: added to the tokens' logits, minus the
-    log of the probability with which a token was sampled (in plain torch only). return_lse: also
-    the log of the softmax sum (B, Hq, q) float32, by which outputs over disjoint tokens are merged.
-    IndexError for a token that the cache does not hold (not checked on a GPU).
+    k (B, Hkv, n, D), v (B, Hkv, n, Dv); indices (B, L, q, m) int32 with L = Hkv or Hq. The softmax
+    runs in float32; a row without tokens gives zeros. softcap: Gemma 2's logit cap. sinks (Hq,):
+    extra logits of the softmax sum (gpt-oss). log_weights, shaped like indices, float: added to the
+    tokens' logits, minus the log of the probability with which a token was sampled (in plain torch
+    only). return_lse: also the log of the softmax sum (B, Hq, q) float32, with which outputs over
+    disjoint tokens are merged. ValueError for shapes that do not fit, IndexError for a token that
+    the cache does not hold (not checked on a GPU).
     """
     _check_heads("q", q.shape[1], "k", k.shape[1])
     lists = indices.shape[1]
@@ -219,11 +226,14 @@ def attend(
                 f"{tuple(log_weights.shape)}"
             )
         if backend not in (None, "reference"):
-            raise ValueError(f"backend={backend!r} has no log_weights: name none, or 'reference'")
+            raise ValueError(
+                f"backend = {backend!r}: must be 'reference' or None with log_weights, which no "
+                "other backend has"
+            )
         out, lse = reference.attend(q, k, v, indices, scaling, softcap, sinks, log_weights)
         return (out, lse) if return_lse else out
-    chosen = backend_for(q, backend, "attend", q, k, v)
-    out, lse = chosen.attend(q, k, v, indices, scaling, softcap, sinks)
+    module = backend_for(q, backend, "attend", q, k, v)
+    out, lse = module.attend(q, k, v, indices, scaling, softcap, sinks)
     return (out, lse) if return_lse else out
 
 
@@ -239,28 +249,28 @@ def dense_decode(
     return_lse: bool = False,
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Dense attention of one query row (B, Hq, 1, D) -> (B, Hq, 1, Dv): the baseline, and what
-    stays dense.
+    """Dense attention of one query row (B, Hq, 1, D) -> (B, Hq, 1, Dv): for the baseline, and for
+    dense layers.
 
     spans (B, 1, 2): the tokens it sees, all if None. Else as `attend`.
     """
     _check_heads("q", q.shape[1], "k", k.shape[1])
     if q.shape[2] != 1:
         raise ValueError(f"q has {q.shape[2]} rows: dense_decode takes one")
-    chosen = backend_for(q, backend, "dense_decode", q, k, v)
-    out, lse = chosen.dense_decode(q, k, v, spans, scaling, softcap, sinks, return_lse)
+    module = backend_for(q, backend, "dense_decode", q, k, v)
+    out, lse = module.dense_decode(q, k, v, spans, scaling, softcap, sinks, return_lse)
     return (out, lse) if return_lse else out
 
 
 def causal_spans(batch: int, q_len: int, n: int, device: torch.device | str) -> Tensor:
-    """Spans (batch, q_len, 2) of the last q_len of n tokens: each sees itself and all before it."""
+    """Spans (batch, q_len, 2) int64 of the last q_len of n tokens: each sees all up to itself."""
     last = torch.arange(n - q_len + 1, n + 1, device=device)
     return torch.stack((torch.zeros_like(last), last), dim=-1).expand(batch, q_len, 2)
 
 
 def _check_bits(bits: int) -> None:
     if bits == 0 or bits % reference.WORD:
-        raise ValueError(f"bits={bits}: must be a positive multiple of {reference.WORD}")
+        raise ValueError(f"bits = {bits}: must be a positive multiple of {reference.WORD}")
 
 
 def _check_heads(name: str, heads: int, other: str, fewer: int) -> None:
@@ -293,11 +303,11 @@ def _check_codes(query_codes: Tensor, key_codes: Tensor | Codes, lists: int | No
             "encode both with the same bits"
         )
     if graded and lists not in (None, heads):
-        raise ValueError(f"lists={lists}: graded query_codes come one for each list, here {heads}")
+        raise ValueError(f"lists = {lists}: must be {heads}, one for each graded query code")
     lists = heads if graded else code_heads if lists is None else lists
     if lists < 1 or lists % code_heads or heads % lists:
         raise ValueError(
-            f"lists={lists}: must be a multiple of the {code_heads} code heads that divides the "
+            f"lists = {lists}: must be a multiple of the {code_heads} code heads that divides the "
             f"{heads} query heads"
         )
     return lists
@@ -306,14 +316,14 @@ def _check_codes(query_codes: Tensor, key_codes: Tensor | Codes, lists: int | No
 def _check_heavy(
     name: str, heavy: int | Tensor, shape: tuple[int, ...], device: torch.device
 ) -> Tensor:
-    """`heavy` as an int64 tensor of shape (batch, lists, q); values on a GPU are not looked at."""
-    given = torch.as_tensor(heavy, device=device)
-    known = given.device.type == "cpu" or not isinstance(heavy, Tensor)
+    """`heavy` as an int64 tensor of shape (batch, lists, q); values on a GPU are not checked."""
+    counts = torch.as_tensor(heavy, device=device)
+    known = counts.device.type == "cpu" or not isinstance(heavy, Tensor)
     batch, lists, q_len = shape
-    fits = given.dim() == 0 or tuple(given.shape) in ((batch, 1, q_len), (batch, lists, q_len))
-    if given.is_floating_point() or not fits or (known and bool((given < 0).any())):
+    fits = counts.dim() == 0 or tuple(counts.shape) in ((batch, 1, q_len), (batch, lists, q_len))
+    if counts.is_floating_point() or not fits or (known and bool((counts < 0).any())):
         raise ValueError(
             f"{name}: expected a non-negative integer or an integer tensor (batch, 1 or lists, q), "
-            f"({batch}, 1 or {lists}, {q_len}), got {given.dtype} {tuple(given.shape)}"
+            f"({batch}, 1 or {lists}, {q_len}), got {counts.dtype} {tuple(counts.shape)}"
         )
-    return given.to(torch.int64).expand(shape)
+    return counts.to(torch.int64).expand(shape)

@@ -24,29 +24,30 @@ INSTALL = {
     "triton": "pip install -e '.[triton]' in its repository (Linux on x86-64)",
 }
 ENVIRONMENT = "HASHATTN_BACKEND"  # names the backend of every call that names none itself
-_WISH = os.environ.get(ENVIRONMENT) or None
+_DEFAULT = os.environ.get(ENVIRONMENT) or None
 
 
 def backend_for(tensor: Tensor, name: str | None, kernel: str, *arguments) -> ModuleType:
     """The module whose `kernel` takes these arguments: `name`, or the fastest for the device.
 
-    Raises ValueError for an unknown name, one that is not installed or needs another device, or one
-    that does not support the arguments.
+    tensor: the argument whose device counts. Raises ValueError for a backend that is unknown or not
+    installed, needs another device, or does not support the arguments.
     """
-    name = name or _WISH
+    name = name or _DEFAULT
     if name is not None:
         return _named(tensor, name, kernel, arguments)
     for module, supports in _preferred("cpu" if tensor.is_cpu else tensor.device.type):
-        if _takes(supports, kernel, arguments):
+        if _supported(supports, kernel, arguments):
             return module
-    raise AssertionError("the last backend of a device takes everything")
+    raise AssertionError("the last backend of a device supports everything")
 
 
-def _takes(supports: Callable[..., bool] | None, kernel: str, arguments: tuple) -> bool:
-    """Whether a backend takes the arguments. One with a `supports` is compiled: no gradients."""
+def _supported(supports: Callable[..., bool] | None, kernel: str, arguments: tuple) -> bool:
+    """Whether a backend takes the arguments, by its `supports`; None: it takes all of them."""
     if supports is None:
         return True
     tensors = (argument for argument in arguments if isinstance(argument, Tensor))
+    # a backend with a `supports` is compiled, and has no gradients
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         return False
     return supports(kernel, *arguments)
@@ -54,21 +55,21 @@ def _takes(supports: Callable[..., bool] | None, kernel: str, arguments: tuple) 
 
 def _named(tensor: Tensor, name: str, kernel: str, arguments: tuple) -> ModuleType:
     if name not in MODULES:
-        raise ValueError(f"backend={name!r}: choose one of {sorted(MODULES)}")
+        raise ValueError(f"backend = {name!r}: must be one of {', '.join(sorted(MODULES))}")
     if name in ("numpy", "numba") and tensor.device.type != "cpu":
-        raise ValueError(f"backend={name!r} needs tensors in main memory, got {tensor.device}")
+        raise ValueError(f"backend = {name!r}: needs tensors in main memory, got {tensor.device}")
     if not available(name):
-        raise ValueError(f"backend={name!r} is not installed: {INSTALL[name]}")
+        raise ValueError(f"backend = {name!r}: not installed; {INSTALL[name]}")
     if name == "triton" and not (tensor.is_cuda or _interpreted()):
         raise ValueError(
-            f"backend='triton' needs tensors on a CUDA GPU, got {tensor.device}; for a slow run on "
-            "a CPU set TRITON_INTERPRET=1 before Python starts"
+            f"backend = 'triton': needs tensors on a CUDA GPU, got {tensor.device}; for a slow run "
+            "on a CPU set TRITON_INTERPRET=1 before Python starts"
         )
     module, supports = _load(name)
-    if not _takes(supports, kernel, arguments):
+    if not _supported(supports, kernel, arguments):
         raise ValueError(
-            f"backend={name!r} does not support {kernel} of these dtypes and head dims, or their "
-            "gradients: name none, or 'reference'"
+            f"backend = {name!r}: does not support {kernel} for these dtypes and head dims, or has "
+            "no gradients for it; name no backend, or 'reference'"
         )
     return module
 

@@ -1,7 +1,7 @@
 """Storage of key codes: each layout is a class, so that kernels may change it.
 
-Outside, codes are (batch, heads, n, words) int32, token by token. Inside, words lie as the backend
-reads them fastest; `append`, `to_tokens` and `from_tokens` are all that others need to know.
+To callers, codes are (batch, heads, n, words) int32, token by token. Inside, words lie as the
+backend reads them fastest; `append`, `to_tokens` and `from_tokens` are all that callers need.
 """
 
 from __future__ import annotations
@@ -53,11 +53,11 @@ class Codes(ABC):
 
     @abstractmethod
     def crop(self, length: int) -> None:
-        """Forget the tokens behind the first `length`."""
+        """Drop the tokens after the first `length`."""
 
     @abstractmethod
     def map(self, change: Callable[[Tensor], Tensor]) -> None:
-        """Apply `change` to the storage: reorder, repeat or pick its first axis, the batch."""
+        """Apply `change` to the storage: reorder, repeat or select its first axis, the batch."""
 
     @property
     def value(self) -> Codes:
@@ -104,8 +104,8 @@ class Tiled(Codes):
     """Tiles of 4,096 tokens, transposed: what a GPU reads.
 
     storage: (batch, heads, tiles, words, 32, 128) int32; token 32 c + r of a tile is at [r, c]. A
-    thread that walks down a column meets 32 tokens in order, whose outcomes are the bits of one
-    word, and 128 threads read one row of 512 bytes together.
+    thread goes down a column, 32 tokens in order, and collects their results as the bits of one
+    word; 128 threads together read one row of 512 bytes.
     """
 
     def __init__(self) -> None:
@@ -134,7 +134,7 @@ class Tiled(Codes):
         if self._storage is None or self._storage.shape[2] < tiles:
             self.reserve(batch, heads, words, capacity(end, TILE), codes.device)
         tile, row, column = place(torch.arange(self._length, end, device=codes.device))
-        # advanced indices that are apart bring their axis to the front: (new, batch, heads, words)
+        # separated advanced indices move their axis to the front: (new, batch, heads, words)
         self._storage[:, :, tile, :, row, column] = codes.permute(2, 0, 1, 3)
         self._length = end
 
@@ -153,7 +153,7 @@ class Tiled(Codes):
     def reserve(
         self, batch: int, heads: int, words: int, tokens: int, device: torch.device
     ) -> None:
-        """Make room for `tokens` tokens, of which the storage keeps those it has."""
+        """Make room for `tokens` tokens; those already stored stay."""
         shape = [batch, heads, -(-tokens // TILE), words, LANES, TILE // LANES]
         grown = reserve(shape, torch.int32, device).zero_()
         if self._storage is not None:
@@ -162,7 +162,7 @@ class Tiled(Codes):
 
 
 def place(tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Tile, row and column of tokens in a Tiled storage."""
+    """Tile, row and column of tokens (n,) in a Tiled storage, each (n,)."""
     within = tokens % TILE
     return tokens // TILE, within % LANES, within // LANES
 
@@ -183,5 +183,5 @@ def check(codes: Tensor, name: str = "codes") -> Tensor:
 
 
 def tokens_of(codes: Tensor | Codes) -> Tensor:
-    """Codes (batch, heads, n, words), however they are stored."""
+    """Codes (batch, heads, n, words) int32, however they are stored."""
     return codes.to_tokens() if isinstance(codes, Codes) else codes

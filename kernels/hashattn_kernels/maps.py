@@ -12,10 +12,10 @@ ACTIVATIONS = ("silu", "relu", "gelu", "tanh")
 
 @dataclass(frozen=True, eq=False)
 class Maps:
-    """A stack of feed-forward maps, one a head: weights[s] (heads, in, out), biases[s] (heads,
-    out).
+    """A stack of feed-forward maps, one a head.
 
-    activation: between the stages, one of ACTIVATIONS.
+    weights[s] (heads, in, out) and biases[s] (heads, out) float32 of stage s. activation: between
+    the stages, one of ACTIVATIONS.
     """
 
     weights: tuple[Tensor, ...]
@@ -34,7 +34,7 @@ class Maps:
 
     @cached_property
     def half(self) -> bool:
-        """Whether every weight is a bfloat16 number, so that half the bytes hold it exactly."""
+        """Whether bfloat16, in half the bytes, holds every weight exactly."""
         return all(bool((w == w.bfloat16().float()).all()) for w in self.weights)
 
     def rounded(self) -> Maps:

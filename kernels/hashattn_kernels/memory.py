@@ -1,4 +1,4 @@
-"""Memory that grows with the cache: room ahead of need, so that a token costs a row, not a copy."""
+"""Memory that grows with the cache: spare room, so that a new token costs one row, not a copy."""
 
 import ctypes
 import sys
@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-SLACK = 8  # a full buffer grows by an eighth: every token is copied eight times in the long run
+SLACK = 8  # a full buffer grows by an eighth: in the long run a token is copied eight times
 STEP = 256  # tokens
 HUGE = 4 * 2**20  # bytes from which a buffer asks for huge pages
 _MADV_HUGEPAGE = 14  # linux/mman.h
@@ -16,8 +16,8 @@ _MADV_HUGEPAGE = 14  # linux/mman.h
 class GrowableBuffer:
     """A tensor that grows along one axis, in place while its capacity lasts.
 
-    `value` is a view of what is stored. Views taken earlier keep their length and see later writes
-    only where they were cropped and written again.
+    `value` is a view of what is stored. Views taken earlier keep their length; they change only
+    where the buffer was cropped and written again.
     """
 
     def __init__(self, axis: int) -> None:
@@ -33,11 +33,11 @@ class GrowableBuffer:
         return self._buffer.narrow(self.axis, 0, self.length)
 
     def append(self, part: Tensor) -> None:
-        """Store `part` behind what there is; all other axes must agree."""
+        """Add `part` (..., new, ...) at the end; all other axes must agree."""
         self.extend(part.shape, part.dtype, part.device).copy_(part)
 
     def extend(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Room of this shape behind what there is, for the caller to fill."""
+        """Uninitialised room of this shape (..., new, ...) at the end, for the caller to fill."""
         end = self.length + shape[self.axis]
         if self._buffer is None or self._buffer.shape[self.axis] < end:
             self._grow(shape, dtype, device, end)
@@ -46,11 +46,11 @@ class GrowableBuffer:
         return room
 
     def crop(self, length: int) -> None:
-        """Forget what is stored behind the first `length`."""
+        """Drop what is stored after the first `length`."""
         self.length = min(self.length, length)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> None:
-        """Apply `change` to the buffer, spare room included: reorder, repeat or pick the batch."""
+        """Apply `change` to the buffer and its spare room: reorder, repeat or select the batch."""
         if self._buffer is not None:
             self._buffer = change(self._buffer)
 
@@ -71,18 +71,17 @@ def capacity(tokens: int, step: int = STEP) -> int:
 
 
 def reserve(shape: list[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """An uninitialised tensor; in main memory on huge pages where there are some."""
-    made = torch.empty(shape, dtype=dtype, device=device)
-    if made.device.type == "cpu":
-        huge_pages(made)
-    return made
+    """An uninitialised tensor; in main memory on huge pages where the system has them."""
+    tensor = torch.empty(shape, dtype=dtype, device=device)
+    if tensor.device.type == "cpu":
+        huge_pages(tensor)
+    return tensor
 
 
 def huge_pages(tensor: Tensor) -> bool:
     """Ask Linux to back a tensor's memory with huge pages; False where that was not possible.
 
-    Scattered rows then miss the processor's address cache less often. It has to be asked before the
-    memory is first written.
+    Scattered reads then miss the TLB less often. Call it before the memory is first written.
     """
     size = tensor.untyped_storage().nbytes()
     if sys.platform != "linux" or size < HUGE:

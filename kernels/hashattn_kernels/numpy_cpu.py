@@ -1,7 +1,7 @@
 """Kernels for tensors in main memory in numpy and torch, for where numba is not installed.
 
 Popcounts and histograms are numpy's, gathers and products torch's; selection equals the reference
-bit for bit.
+bit for bit. Shapes: see `api`.
 """
 
 import numpy as np
@@ -36,8 +36,8 @@ def hamming_scores(query_codes: Tensor, key_codes: Tensor, lists: int) -> Tensor
     for b, h in np.ndindex(batch, lists):
         columns = np.ascontiguousarray(keys[b, h * key_heads // lists].T)  # (lanes, n)
         for member, at in np.ndindex(group, len(columns)):
-            mixed = queries[b, h, member, :, at, None] ^ columns[at]
-            matches[b, h] -= np.bitwise_count(mixed)
+            differing = queries[b, h, member, :, at, None] ^ columns[at]
+            matches[b, h] -= np.bitwise_count(differing)
     return torch.from_numpy(matches)
 
 
@@ -51,7 +51,7 @@ def select_by_codes(
     lists: int,
     width: int,
 ) -> Tensor:
-    """Distances of one row at a time in bytes, threshold by counting, compaction."""
+    """One row at a time: distances in bytes, threshold by counting, compaction."""
     batch, heads, q_len, words = query_codes.shape[:4]
     keys = tokens_of(key_codes)
     shape = (batch, lists, heads // lists, q_len, words, *query_codes.shape[4:])
@@ -66,9 +66,8 @@ def select_by_codes(
             high = max(last - local, low)
             distances = _distances(queries[b, line, :, row], codes[low:high])
             best = low + _smallest(distances, int(heavy[b, line, row]))
-            parts = (np.arange(first, low), best, np.arange(high, last))
-            chosen = np.concatenate(parts)
-            indices[b, line, row, : len(chosen)] = chosen
+            tokens = np.concatenate((np.arange(first, low), best, np.arange(high, last)))
+            indices[b, line, row, : len(tokens)] = tokens
     return torch.from_numpy(indices)
 
 
@@ -92,30 +91,30 @@ def _graded_distances(query: np.ndarray, codes: np.ndarray) -> np.ndarray:
     kind = np.min_scalar_type(words * WORD * (2 ** (slots - 1) - 1))
     total = np.zeros(len(codes), dtype=kind)
     for word in range(words):
-        other = codes[:, word] ^ query[word, 0]
+        differing = codes[:, word] ^ query[word, 0]
         for plane in range(slots - 1):
-            counted = np.bitwise_count(other & query[word, 1 + plane])
-            total += counted.astype(kind) << plane
+            ones = np.bitwise_count(differing & query[word, 1 + plane])
+            total += ones.astype(kind) << plane
     return total
 
 
 def _smallest(values: np.ndarray, k: int) -> np.ndarray:
-    """Positions of the k smallest of small integers, ascending, ties to the lowest position."""
+    """Positions (k,) of the k smallest of values (n,), small integers; ties to the lowest."""
     if k >= len(values):
         return np.arange(len(values))
     if k == 0:
         return np.arange(0)
-    low, high, fewer = 0, int(values.max()), 0
+    low, high, below = 0, int(values.max()), 0
     while low < high:  # bisection for the k-th smallest
         middle = (low + high) // 2
         count = np.count_nonzero(values <= middle)
         if count >= k:
             high = middle
         else:
-            low, fewer = middle + 1, count
-    chosen = values < low
-    chosen[np.flatnonzero(values == low)[: k - fewer]] = True
-    return np.flatnonzero(chosen)
+            low, below = middle + 1, count
+    mask = values < low
+    mask[np.flatnonzero(values == low)[: k - below]] = True
+    return np.flatnonzero(mask)
 
 
 def select(scores: Tensor, k: Tensor, candidates: Tensor, mandatory: Tensor) -> Tensor:
@@ -127,28 +126,28 @@ def select(scores: Tensor, k: Tensor, candidates: Tensor, mandatory: Tensor) -> 
     if scores.is_floating_point():
         candidates = candidates & (scores != -torch.inf)
     allowed = candidates.expand(shape).numpy().reshape(-1, n)
-    chosen = mandatory.expand(shape).numpy().reshape(-1, n).copy()
+    selected = mandatory.expand(shape).numpy().reshape(-1, n).copy()
     values = scores.detach().numpy().reshape(-1, n)
     budgets = k.numpy().reshape(-1)
     for row, budget in enumerate(budgets):
-        _choose(values[row], int(budget), allowed[row], chosen[row])
-    indices = _compact(chosen)
+        _add_best(values[row], int(budget), allowed[row], selected[row])
+    indices = _mask_to_indices(selected)
     return torch.from_numpy(indices.reshape(*shape[:-1], indices.shape[1]))
 
 
-def _choose(scores: np.ndarray, k: int, allowed: np.ndarray, chosen: np.ndarray) -> None:
-    """Set the k best allowed tokens of one row in `chosen`."""
+def _add_best(scores: np.ndarray, k: int, allowed: np.ndarray, selected: np.ndarray) -> None:
+    """Add the k best allowed tokens of one row (n,) to the mask `selected`."""
     pool = scores[allowed]
     if k == 0:
         return
     if k >= len(pool):
-        chosen |= allowed
+        selected |= allowed
         return
     threshold = _kth_largest(pool, k)
     above = allowed & (scores > threshold)
     level = np.flatnonzero(allowed & (scores == threshold))
-    chosen |= above
-    chosen[level[: k - np.count_nonzero(above)]] = True
+    selected |= above
+    selected[level[: k - np.count_nonzero(above)]] = True
 
 
 def _kth_largest(values: np.ndarray, k: int) -> np.generic:
@@ -161,13 +160,13 @@ def _kth_largest(values: np.ndarray, k: int) -> np.generic:
     return np.partition(values, len(values) - k)[len(values) - k]
 
 
-def _compact(chosen: np.ndarray) -> np.ndarray:
+def _mask_to_indices(mask: np.ndarray) -> np.ndarray:
     """(rows, n) bool -> (rows, m) int32 positions of the true entries, -1 padded."""
-    picked = [np.flatnonzero(row) for row in chosen]
-    width = max((len(row) for row in picked), default=0)
-    indices = np.full((len(picked), width), -1, dtype=np.int32)
-    for slot, row in enumerate(picked):
-        indices[slot, : len(row)] = row
+    positions = [np.flatnonzero(row) for row in mask]
+    width = max(map(len, positions), default=0)
+    indices = np.full((len(positions), width), -1, dtype=np.int32)
+    for row, tokens in enumerate(positions):
+        indices[row, : len(tokens)] = tokens
     return indices
 
 
@@ -187,9 +186,8 @@ def attend(
         return _attend_by_head(q, k, v, indices, scaling, softcap, sinks)
     if lists // k.shape[1] * q_len * width < n:
         return reference.attend(q, k, v, indices, scaling, softcap, sinks)
-    slots = torch.where(indices < 0, n, indices).to(torch.int64)
-    unlisted = torch.ones(*indices.shape[:-1], n + 1, dtype=torch.bool).scatter_(-1, slots, False)
-    return reference.attend_masked(q, k, v, unlisted[..., :n], scaling, softcap, sinks)
+    unlisted = ~reference.indices_to_mask(indices, n)
+    return reference.attend_masked(q, k, v, unlisted, scaling, softcap, sinks)
 
 
 def _attend_by_head(
@@ -201,15 +199,15 @@ def _attend_by_head(
     softcap: float | None,
     sinks: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """`reference.attend` of single rows, one KV head at a time: what it gathers stays in cache."""
+    """`reference.attend` of single rows, one KV head at a time, so that its rows stay in cache."""
     kv_heads, parts = k.shape[1], []
     group, lists = q.shape[1] // kv_heads, indices.shape[1] // kv_heads
     for head in range(kv_heads):
         members = slice(head * group, (head + 1) * group)
         listed = indices[:, head * lists : (head + 1) * lists]
         states = [states[:, head : head + 1] for states in (k, v)]
-        extra = None if sinks is None else sinks[members]
-        parts.append(reference.attend(q[:, members], *states, listed, scaling, softcap, extra))
+        logits = None if sinks is None else sinks[members]
+        parts.append(reference.attend(q[:, members], *states, listed, scaling, softcap, logits))
     out, lse = zip(*parts, strict=True)
     return torch.cat(out, dim=1), torch.cat(lse, dim=1)
 
@@ -224,15 +222,15 @@ def dense_decode(
     sinks: Tensor | None,
     return_lse: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """The query heads of a group as rows of one SDPA call, where that computes what is asked.
+    """The query heads of a group as rows of one SDPA call, where that gives the result asked for.
 
-    `enable_gqa` walks K and V once per query head on a CPU, two to thirteen times as long.
+    On a CPU, `enable_gqa` reads K and V once per query head: two to thirteen times as long.
     """
     if spans is not None or softcap is not None or sinks is not None or return_lse:
         return reference.dense_decode(q, k, v, spans, scaling, softcap, sinks, return_lse)
     batch, heads, _, dim = q.shape
     grouped = q.reshape(batch, k.shape[1], heads // k.shape[1], dim)
     out = F.scaled_dot_product_attention(grouped, k, v, scale=scaling)
-    if not out.any(dim=-1).all():  # logits that are all -inf: it may take 0 / 0 for 0
+    if not out.any(dim=-1).all():  # where all logits are -inf, SDPA may give 0 instead of NaN
         return reference.dense_decode(q, k, v, spans, scaling, softcap, sinks, return_lse)
     return out.reshape(batch, heads, 1, v.shape[-1]), None

@@ -8,7 +8,7 @@ from .codes import Codes, tokens_of
 from .maps import Maps
 
 WORD = 32
-TOKENS_AT_ONCE = 16_384  # whose bits are spread to floats at a time
+TOKENS_AT_ONCE = 16_384  # whose bits are expanded to floats at a time
 
 
 def pack_bits(preactivations: Tensor) -> Tensor:
@@ -21,9 +21,9 @@ def pack_bits(preactivations: Tensor) -> Tensor:
 
 def grade_bits(preactivations: Tensor, planes: int) -> Tensor:
     """(..., bits) real -> (..., bits // 32, 1 + planes) int32: signs, digits of the weights."""
-    size = preactivations.float().abs().nan_to_num()  # infinities are the largest number
-    largest = size.amax(dim=-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
-    weights = (size / largest * (2**planes - 1)).round().to(torch.int64)
+    magnitudes = preactivations.float().abs().nan_to_num()  # infinities become the largest number
+    largest = magnitudes.amax(dim=-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+    weights = (magnitudes / largest * (2**planes - 1)).round().to(torch.int64)
     digits = [pack_bits((weights >> plane) & 1) for plane in range(planes)]
     return torch.stack([pack_bits(preactivations), *digits], dim=-1)
 
@@ -88,8 +88,8 @@ def hamming_scores(query_codes: Tensor, key_codes: Tensor, lists: int) -> Tensor
 
 
 def _graded_scores(query_codes: Tensor, key_codes: Tensor) -> Tensor:
-    """As a product of signs: the weights of all bits, plus those that match, less the others, over
-    2. Whole numbers, exact in float32 up to 2^24."""
+    """As a product of signs: half of (the sum of all weights, plus those of matching bits, minus
+    those of the others). Whole numbers, exact in float32 up to 2^24."""
     batch, lists, q_len, words, slots = query_codes.shape
     code_heads, bits = key_codes.shape[1], words * WORD
     work = torch.float32 if 2 * bits * (2 ** (slots - 1) - 1) <= 2**24 else torch.float64
@@ -105,8 +105,8 @@ def _graded_scores(query_codes: Tensor, key_codes: Tensor) -> Tensor:
 
 
 def token_sets(spans: Tensor, n: int, sink: int, local: int) -> tuple[Tensor, Tensor]:
-    """(visible, always) of spans (B, q, 2), both (B, 1, q, n) bool: all tokens of a span, and its
-    first `sink` and last `local`."""
+    """(visible, mandatory) of spans (B, q, 2), both (B, 1, q, n) bool: all tokens of a span, and
+    its first `sink` and last `local`."""
     tokens = torch.arange(n, device=spans.device)
     first, last = spans[..., :1], spans[..., 1:]
     visible = (tokens >= first) & (tokens < last)
@@ -124,7 +124,8 @@ def select_by_codes(
     lists: int,
     width: int,
 ) -> Tensor:
-    """`select` of `hamming_scores` over the tokens of spans -> (B, lists, q, width) int32."""
+    """`select` by `hamming_scores` among the tokens of spans (B, q, 2) -> (B, lists, q, width)
+    int32. heavy (B, lists, q) int64; codes as in `hamming_scores`."""
     key_codes = tokens_of(key_codes)
     scores = hamming_scores(query_codes, key_codes, lists)
     visible, mandatory = token_sets(spans, key_codes.shape[2], sink, local)
@@ -135,6 +136,7 @@ def select_by_codes(
 def select(scores: Tensor, k: Tensor, candidates: Tensor, mandatory: Tensor) -> Tensor:
     """All `mandatory` tokens and the k best candidates -> (B, L, q, m) int32, ascending.
 
+    scores (B, L, q, n); k (B, L, q) int64; candidates, mandatory (B or 1, 1 or L, q or 1, n) bool.
     Threshold at the k-th best value, then a prefix count over the tokens that equal it, so the
     lowest indices win ties whatever order a sort returns.
     """
@@ -158,9 +160,9 @@ def select(scores: Tensor, k: Tensor, candidates: Tensor, mandatory: Tensor) -> 
     return mask_to_indices(heavy | mandatory)
 
 
-def mask_to_indices(chosen: Tensor) -> Tensor:
+def mask_to_indices(mask: Tensor) -> Tensor:
     """(..., n) bool -> (..., m) int32 positions of the true entries, ascending, -1 padded."""
-    rows = chosen.reshape(-1, chosen.shape[-1])
+    rows = mask.reshape(-1, mask.shape[-1])
     counts = rows.sum(dim=-1)
     width = int(counts.max()) if counts.numel() else 0
     row, token = rows.nonzero(as_tuple=True)
@@ -168,21 +170,21 @@ def mask_to_indices(chosen: Tensor) -> Tensor:
     slot = torch.arange(row.numel(), device=row.device) - starts[row]
     indices = torch.full((rows.shape[0], width), -1, dtype=torch.int32, device=rows.device)
     indices[row, slot] = token.to(torch.int32)
-    return indices.reshape(*chosen.shape[:-1], width)
+    return indices.reshape(*mask.shape[:-1], width)
 
 
 def indices_to_mask(indices: Tensor, n: int) -> Tensor:
     """(..., m) int32, -1 padded -> (..., n) bool: the tokens that are listed."""
-    found = torch.zeros(*indices.shape[:-1], n + 1, dtype=torch.bool, device=indices.device)
+    mask = torch.zeros(*indices.shape[:-1], n + 1, dtype=torch.bool, device=indices.device)
     slots = torch.where(indices < 0, n, indices).long()  # the padding lands in a spare column
-    return found.scatter_(-1, slots, True)[..., :n]
+    return mask.scatter_(-1, slots, True)[..., :n]
 
 
 def gather_tokens(states: Tensor, indices: Tensor) -> Tensor:
     """(B, Hkv, n, D) and indices (B, L, q, m) -> (B, L, q, m, D); padding repeats token 0.
 
-    One index_select from the memory seen as rows: K and V are neither repeated for the query heads
-    of a group nor copied where they are views of a larger buffer.
+    One index_select from the memory seen as rows: it neither repeats K and V for the query heads of
+    a group nor copies them where they are views of a larger buffer.
     """
     batch, kv_heads, n, dim = states.shape
     lists = indices.shape[1]
@@ -208,10 +210,11 @@ def cap_logits(logits: Tensor, softcap: float | None) -> Tensor:
 
 
 def listed_softmax(logits: Tensor, unlisted: Tensor, sinks: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Softmax over the last axis without the unlisted tokens, and the log of its sum.
+    """Softmax of logits (..., n) without the unlisted tokens, and the log of its sum (...).
 
-    A row that lists no token, such as a query of padding, gets zeros and -inf instead of NaN. One
-    whose listed logits are all -inf has NaN, as in torch, unless sinks take all the weight.
+    unlisted: bool, broadcast to logits. A row that lists no token, such as a query of padding, gets
+    zeros and -inf instead of NaN. One whose listed logits are all -inf gets NaN, as in torch,
+    unless sinks take all the weight.
     """
     logits = logits.masked_fill(unlisted, -torch.inf)
     lse = logits.logsumexp(dim=-1)
@@ -220,7 +223,10 @@ def listed_softmax(logits: Tensor, unlisted: Tensor, sinks: Tensor | None) -> tu
 
 
 def add_sinks(out: Tensor, lse: Tensor, sinks: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Let extra logits (heads,) join the softmax sum: they take weight and have no value."""
+    """Let extra logits, sinks (heads,), join the softmax sum: they take weight and have no value.
+
+    out (B, heads, q, Dv) and lse (B, heads, q) without them -> both with them.
+    """
     if sinks is None:
         return out, lse
     sinks = sinks.to(lse.dtype)[:, None]
@@ -230,12 +236,9 @@ def add_sinks(out: Tensor, lse: Tensor, sinks: Tensor | None) -> tuple[Tensor, T
 
 def union(indices: Tensor, lists: int, n: int) -> Tensor:
     """Union of the lists of each group: (B, L, q, m) -> (B, lists, q, at most m L / lists)."""
-    batch, before, q_len, width = indices.shape
-    slots = torch.where(indices < 0, n, indices).long()
-    grouped = slots.reshape(batch, lists, before // lists, q_len, width).transpose(2, 3)
-    chosen = torch.zeros(batch, lists, q_len, n + 1, dtype=torch.bool, device=indices.device)
-    chosen.scatter_(-1, grouped.flatten(3), True)
-    return mask_to_indices(chosen[..., :n])
+    batch, lists_before, q_len, width = indices.shape
+    grouped = indices.reshape(batch, lists, lists_before // lists, q_len, width).transpose(2, 3)
+    return mask_to_indices(indices_to_mask(grouped.flatten(3), n))
 
 
 def attend(
@@ -248,7 +251,11 @@ def attend(
     sinks: Tensor | None,
     log_weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Attention over the listed tokens only -> (B, Hq, q, Dv) and log-sum-exp (B, Hq, q)."""
+    """Attention over the listed tokens only -> (B, Hq, q, Dv) and log-sum-exp (B, Hq, q).
+
+    q (B, Hq, q, D), k (B, Hkv, n, D), v (B, Hkv, n, Dv); indices (B, L, q, m) int32 and log_weights
+    like them; sinks (Hq,).
+    """
     batch, heads, q_len, dim = q.shape
     lists = indices.shape[1]
     work = working_dtype(q)
@@ -256,7 +263,7 @@ def attend(
     keys = gather_tokens(k, indices).to(work)
     values = gather_tokens(v, indices).to(work)
     padding = indices < 0
-    if padding.any():  # whose weight is 0, and 0 * NaN is NaN
+    if padding.any():  # its weight is 0, and 0 * NaN is NaN
         values = values.masked_fill(padding[..., None], 0)
     logits = cap_logits(queries @ keys.transpose(-1, -2) * scaling, softcap)  # (B, L, q, r, m)
     if log_weights is not None:
@@ -295,8 +302,8 @@ def attend_masked(
 def _weighted(weights: Tensor, unlisted: Tensor, v: Tensor) -> Tensor:
     """weights (B, lists, r, q, n) times values, (B, KV heads, rows, Dv), whatever is unlisted.
 
-    The weight of an unlisted token is 0, but 0 times an infinity or NaN is NaN: where such a value
-    comes from unlisted tokens alone, it counts as 0.
+    The weight of an unlisted token is 0, but 0 times an infinity or NaN is NaN: such a value counts
+    as 0 where only unlisted tokens have one.
     """
     kv_heads, n = v.shape[1:3]
     rows = weights.reshape(len(v), kv_heads, -1, n)
@@ -304,9 +311,9 @@ def _weighted(weights: Tensor, unlisted: Tensor, v: Tensor) -> Tensor:
     if out.isfinite().all():
         return out
     listed = (~unlisted)[:, :, None].expand_as(weights).reshape(rows.shape)
-    spoiled = ~v.isfinite()
-    reached = listed.to(v.dtype) @ spoiled.to(v.dtype) > 0
-    return torch.where(reached, out, rows @ v.masked_fill(spoiled, 0))
+    non_finite = ~v.isfinite()
+    reached = listed.to(v.dtype) @ non_finite.to(v.dtype) > 0
+    return torch.where(reached, out, rows @ v.masked_fill(non_finite, 0))
 
 
 def dense_decode(
@@ -319,7 +326,7 @@ def dense_decode(
     sinks: Tensor | None,
     return_lse: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Attention over all tokens of spans (B, q, 2), or all there are -> as `attend`."""
+    """Attention over the tokens of spans (B, q, 2), all if None; else as `attend`."""
     n = k.shape[2]
     if spans is None:
         spans = torch.tensor([0, n], device=q.device).expand(q.shape[0], q.shape[2], 2)

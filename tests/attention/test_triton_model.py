@@ -20,7 +20,7 @@ def logits(model, monkeypatch, backend: str, layout: str) -> torch.Tensor:
     config = HashConfig((0, 1), 4, 2, 16, layout, 32, depth=2, hidden=16)
     selector = HashSelector(HashWeights.random(config, seed=0))
     ids, mask = (x.to(GPU) for x in left_padded((40, 33)))
-    monkeypatch.setattr(backends, "_WISH", backend)
+    monkeypatch.setattr(backends, "_DEFAULT", backend)
     with attach(model, selector, Budget(sink=1, local=3, heavy=6), allow_untrained=True) as run:
         found = generate(model, ids, mask, max_new_tokens=2)[1]
     assert run.receipt.density < 0.5
@@ -64,9 +64,9 @@ def test_tensors_on_a_gpu_choose_triton():
 
 def test_what_triton_cannot_do_is_refused(monkeypatch):
     q, indices = torch.zeros(1, 2, 1, 24, device=GPU), torch.zeros(1, 2, 1, 1, dtype=torch.int32)
-    with pytest.raises(ValueError, match="'triton' does not support attend"):
+    with pytest.raises(ValueError, match="'triton': does not support attend"):
         attend(q, q, q, indices.to(GPU), 1.0, backend="triton")
     maps = HashWeights.random(HashConfig((0,), 2, 2, 24, bits=32, depth=2, hidden=16), 0).maps[0]
     monkeypatch.setattr(backends, "_interpreted", lambda: False)
-    with pytest.raises(ValueError, match="'triton' needs tensors on a CUDA GPU, got cpu"):
+    with pytest.raises(ValueError, match="'triton': needs tensors on a CUDA GPU, got cpu"):
         encode(q.cpu(), maps.query, backend="triton")

@@ -216,7 +216,7 @@ def test_invalid_arguments():
     lists = torch.zeros(2, 2, 2, 3, dtype=torch.int32)
     with pytest.raises(ValueError, match="log_weights: expected the shape of indices"):
         attend(q, k, v, lists, 1.0, log_weights=torch.zeros(2, 2, 2, 4))
-    with pytest.raises(ValueError, match="'numba' has no log_weights"):
+    with pytest.raises(ValueError, match="'numba': must be 'reference'"):
         attend(q, k, v, lists, 1.0, log_weights=torch.zeros(2, 2, 2, 3), backend="numba")
     with pytest.raises(ValueError, match="2 or 4 lists"):
         attend(q, k, v, torch.zeros(2, 3, 2, 1, dtype=torch.int32), 1.0)

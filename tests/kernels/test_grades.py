@@ -93,12 +93,12 @@ def test_weights_of_more_than_float32_can_count(backend):
 
 
 def test_invalid_grades():
-    with pytest.raises(ValueError, match="planes=9"):
+    with pytest.raises(ValueError, match="planes = 9"):
         grade_bits(torch.zeros(1, 32), 9)
-    with pytest.raises(ValueError, match="bits=40"):
+    with pytest.raises(ValueError, match="bits = 40"):
         grade_bits(torch.zeros(1, 40))
     keys, codes = random_codes(1, 2, 9, 1), grade_bits(torch.ones(1, 4, 1, 32))
-    with pytest.raises(ValueError, match="one for each list, here 4"):
+    with pytest.raises(ValueError, match="must be 4, one for each graded"):
         select_by_codes(codes, keys, 1, 0, 1, lists=2)
     with pytest.raises(ValueError, match="at least one plane"):
         select_by_codes(codes[..., :1], keys, 1, 0, 1)

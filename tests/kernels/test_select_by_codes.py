@@ -167,17 +167,17 @@ def test_every_layout_is_read(backend, layout: type[Codes]):
 
 def test_invalid_arguments():
     queries, keys = random_codes(1, 4, 1, 1), random_codes(1, 2, 9, 1)
-    with pytest.raises(ValueError, match="lists=3"):
+    with pytest.raises(ValueError, match="lists = 3"):
         select_by_codes(queries, keys, 1, 0, 1, lists=3)
-    with pytest.raises(ValueError, match="lists=1"):
+    with pytest.raises(ValueError, match="lists = 1"):
         select_by_codes(queries, keys, 1, 0, 1, lists=1)
-    with pytest.raises(ValueError, match="sink=-1"):
+    with pytest.raises(ValueError, match="sink = -1"):
         select_by_codes(queries, keys, 1, -1, 1)
     with pytest.raises(ValueError, match="heavy: expected"):
         select_by_codes(queries, keys, -1, 0, 1)
     with pytest.raises(ValueError, match=r"\(1, 1 or 2, 1\), got torch.int64 \(1, 3, 1\)"):
         select_by_codes(queries, keys, torch.ones(1, 3, 1, dtype=torch.int64), 0, 1)
-    with pytest.raises(ValueError, match="width=3: 4 columns are needed"):
+    with pytest.raises(ValueError, match="width = 3: must be at least 4"):
         select_by_codes(queries, keys, 2, 1, 1, width=3)
     with pytest.raises(ValueError, match="spans: expected int64"):
         select_by_codes(queries, keys, 2, 1, 1, spans=torch.zeros(1, 2, 2, dtype=torch.int64))

@@ -1,8 +1,9 @@
-"""The CPU backend in numba: compiled at first use for the processor at hand, then kept on disk.
+"""The CPU backend in numba: compiled at first use for this machine's processor, then kept on disk.
 
-`backend` is what `api` calls. `simd` holds vectors and bits, `static` what is compiled into a
-kernel, `attention`, `encoding` and `selection` the kernels, `threads` their division among cores.
-Scores that are asked for as such and unions of lists are numpy's and torch's.
+`backend` is what `api` calls. `attention` (with `passes`), `encoding` and `selection` are the
+kernels, `regions` runs them on all cores, `compiled` keeps their code, `static` is what is compiled
+in, `simd` and `bits` are vectors and words. Hamming scores as such and unions of lists are numpy's
+and torch's. `roofline` reads memory as fast as this machine can.
 """
 
 from ..numpy_cpu import hamming_scores, union

@@ -1,12 +1,12 @@
 """Attention of the query heads that share a token list, one block of tokens after another.
 
 The softmax is the online one (Milakov and Gimelshein, arXiv 1805.02867): a block's weights are
-relative to the largest logit so far, and what was summed before is rescaled when that rises.
+relative to the largest logit so far, and earlier sums are rescaled when it rises.
 
-Reading memory is what takes the time, so while a block is computed the rows of a later one are
-brought nearer (`simd.bring`) at the pace at which rows are consumed. On an EPYC (Zen 4) this lets a
-dense step read float32 at nine tenths of the memory's speed, where blocks alone reach a third: rows
-of 512 bytes in twos and fours hide the walk from its prefetcher.
+Reading memory takes most of the time, so while a block is computed the rows of a later one are
+prefetched (`simd.prefetch`) at the pace at which rows are consumed. On an EPYC (Zen 4) a dense step
+then reads float32 at nine tenths of the memory's speed; blocks alone reach a third, because the
+processor's own prefetcher does not follow rows of 512 bytes that are read in twos and fours.
 """
 
 import math
@@ -48,8 +48,8 @@ from .simd import (
 )
 from .static import STORAGE, block_of, static_of
 
-ROWS_AHEAD = 2  # how far a walk over separate K and V looks ahead, in rows
-LOWEST = np.finfo(np.float32).min  # where the top starts: finite, so that differences are numbers
+ROWS_AHEAD = 2  # how far contiguous rows of separate K and V are prefetched ahead
+LOWEST = np.finfo(np.float32).min  # where the top starts; finite, as inf - inf is NaN
 
 # a call of attend_share
 CALL = call_type(
@@ -89,10 +89,10 @@ def cap(logits, at, softcap):
 
 @kernel
 def weigh(static, logits, softcap, valid, state, out, o):
-    """Turn a block's logits into weights; keep state = [top | total] (8 lanes each) and out.
+    """Turn a block's logits into weights; update state = [top | total] (8 lanes each) and out.
 
-    The top may pass a NaN over, its weight is NaN all the same. An infinite logit makes an infinite
-    top, and inf - inf is NaN; minus infinity has weight 0.
+    The top may skip a NaN, whose weight is NaN all the same. An infinite logit makes an infinite
+    top, and inf - inf is NaN; a logit of -inf has weight 0.
     """
     lanes = static.heads * static.block
     if softcap > 0:
@@ -124,14 +124,14 @@ def weigh(static, logits, softcap, valid, state, out, o):
 
 @kernel
 def find_rows(static, call, indices, at, first, last, key, value, scratch, keys, values):
-    """Offsets of the K and V rows of a block's tokens; past `last` its last one is repeated.
+    """Offsets of the K and V rows of a block's tokens; past `last` the last one is repeated.
 
-    Returns how many listed tokens are outside of the cache (their rows are replaced).
+    Returns how many listed tokens are outside the cache (token 0 takes their place).
     """
     outside = 0
     for j in range(static.block):
         token = min(first + j, last - 1)
-        if not static.walking:
+        if not static.contiguous:
             token = indices[at + token]
             if token < 0 or token >= call.tokens:
                 outside += 1
@@ -142,19 +142,20 @@ def find_rows(static, call, indices, at, first, last, key, value, scratch, keys,
 
 
 @kernel
-def choose_later(static, scratch, together):
-    """Fill LATER_KEYS and LATER_VALUES: the rows to bring while this block is computed.
+def choose_later(static, scratch, interleaved):
+    """Fill LATER_KEYS and LATER_VALUES: the rows to prefetch while this block is computed.
 
-    Scattered rows: those of the next block. A walk stays one walk: where the V row of a token
-    follows its K row, the next block from its start; else a few rows ahead in K and in V.
+    Scattered rows: those of the next block. Contiguous rows are prefetched in the order of memory:
+    the next block from its start where the V row of a token follows its K row (interleaved), else
+    a few rows ahead in K and in V.
     """
     block = static.block
     for j in range(block):
-        if static.walking and together:
+        if static.contiguous and interleaved:
             source = NEXT_VALUES if j % 2 else NEXT_KEYS
             scratch[LATER_KEYS + j] = scratch[source + j // 2]
             scratch[LATER_VALUES + j] = scratch[source + (block + j) // 2]
-        elif static.walking:
+        elif static.contiguous:
             ahead = j + ROWS_AHEAD
             inside, beyond = ahead < block, ahead - block
             scratch[LATER_KEYS + j] = scratch[KEYS + ahead if inside else NEXT_KEYS + beyond]
@@ -167,12 +168,12 @@ def choose_later(static, scratch, together):
 @kernel
 def attend_tokens(static, call, indices, at, first, last, work, keys, key, values, value,
                   softcap, scratch):  # fmt: skip
-    """Attention of a unit's passes to tokens first to last of its list (of the cache, if walking).
+    """Attention of a unit's passes to entries first to last of its list, or to these tokens.
 
-    work is laid out by `workspace`. Returns how many listed tokens are not in the cache.
+    work is laid out by `workspace`. Returns how many listed tokens are outside the cache.
     """
     passes, q, state, o = workspace(static, call)
-    together = value - key == static.dim and call.k_token == call.v_token
+    interleaved = value - key == static.dim and call.k_token == call.v_token
     seen = splat(np.float32(0))
     outside = find_rows(static, call, indices, at, first, last, key, value, scratch,
                         NEXT_KEYS, NEXT_VALUES)  # fmt: skip
@@ -184,7 +185,7 @@ def attend_tokens(static, call, indices, at, first, last, work, keys, key, value
         first += static.block
         outside += find_rows(static, call, indices, at, first, last, key, value, scratch,
                              NEXT_KEYS, NEXT_VALUES)  # fmt: skip
-        choose_later(static, scratch, together)
+        choose_later(static, scratch, interleaved)
         later_keys, later_values = LATER_KEYS, LATER_VALUES
         for number in range(passes):
             queries = q + number * static.heads * static.dim
@@ -202,7 +203,8 @@ def attend_tokens(static, call, indices, at, first, last, work, keys, key, value
                 seen = add_values_of_one(
                     static, work, values, scratch, later_values, work, out, seen
                 )
-            later_keys, later_values = KEYS, VALUES  # later passes find their rows near
+            # the block's other passes prefetch its own rows, which are in the caches already
+            later_keys, later_values = KEYS, VALUES
     store(work, 0, seen)
     return outside
 
@@ -211,7 +213,7 @@ def attend_tokens(static, call, indices, at, first, last, work, keys, key, value
 def workspace(static, call):
     """Passes of a unit, and where its queries, softmax states and sums lie in `work`.
 
-    A block's logits lie at 0. The Python side allocates `work_size` floats.
+    A block's logits lie at 0. `backend` allocates it.
     """
     passes = (call.group + static.heads - 1) // static.heads
     q = static.heads * static.block
@@ -221,7 +223,7 @@ def workspace(static, call):
 
 @kernel
 def begin(static, call, queries, at, scale, work):
-    """Copy a unit's queries to `work`, scaled; clear states and sums. Missing heads are zeros."""
+    """Copy a unit's queries to `work`, scaled; reset states and sums. Missing heads are zeros."""
     passes, q, state, o = workspace(static, call)
     factor = splat(scale)
     for head in range(passes * static.heads):
@@ -241,7 +243,7 @@ def begin(static, call, queries, at, scale, work):
 def finish(static, call, work, unweighted, out, at, lse, row):
     """Write sums / totals and log-sum-exp of a unit's heads: out[at + h * rows * value_dim].
 
-    unweighted: takes the place of 1 / total where no token has weight.
+    unweighted: stands for 1 / total where no token has weight.
     """
     passes, _, state, o = workspace(static, call)
     step = call.rows
@@ -264,14 +266,14 @@ def finish(static, call, work, unweighted, out, at, lse, row):
 
 @kernel
 def attend_share(static, data):
-    """This thread's units: (batch, list, row, part), the last fastest.
+    """Attention of this thread's units: (batch, list, row, part), the last fastest.
 
-    data: the address of a CALL. A list's tokens are indices (batch, lists, rows, width) int32, -1
-    behind the last; a walk takes tokens spans[batch, row, 0] to spans[batch, row, 1], int64,
-    instead. out (parts, batch, heads, rows, value_dim) of the query type and lse (the same without
-    value_dim) float32 get every part for itself. unweighted: what takes the place of 1 / sum where
+    data: the address of a CALL. A list's tokens are indices (batch, lists, rows, width) int32,
+    padded with -1; contiguous kernels read tokens spans[batch, row, 0] to spans[batch, row, 1],
+    int64, instead. out (parts, batch, heads, rows, value_dim) of the query type and lse (the same
+    without value_dim) float32 hold every part separately. unweighted: stands for 1 / sum where
     tokens are listed and all their logits are -inf; a list without tokens gives zeros. Reports how
-    many tokens were listed that are not in the cache.
+    many listed tokens are outside the cache.
     """
     call = at_address(address_of(data), 1, CALL)[0]
     number, start, stop = share_of(call.thread_number, call.number, call.threads, call.units)
@@ -295,7 +297,7 @@ def attend_share(static, data):
         line, batch = unit // (parts * rows) % lists, unit // (parts * rows * lists)
         kv_head = line // call.lists_per_kv_head
         at = ((batch * lists + line) * rows + row) * call.width
-        if static.walking:
+        if static.contiguous:
             first, last = spans[2 * (batch * rows + row)], spans[2 * (batch * rows + row) + 1]
         else:
             first, last = 0, call.width
@@ -318,13 +320,14 @@ def attend_share(static, data):
 
 @cache
 def attend_region(
-    dim: int, value_dim: int, heads: int, walking: int, states: torch.dtype, queries: torch.dtype
+    dim: int, value_dim: int, heads: int, contiguous: int, states: torch.dtype, queries: torch.dtype
 ) -> tuple[Region, int]:
     """The compiled region of these heads and dtypes, and the tokens of its block."""
-    block = block_of(dim, value_dim, states.itemsize, bool(walking))
+    block = block_of(dim, value_dim, states.itemsize, bool(contiguous))
     state_type, query_type = STORAGE[states], STORAGE[queries]
 
     def body(data):
-        attend_share(static_of(dim, value_dim, block, heads, walking, state_type, query_type), data)
+        static = static_of(dim, value_dim, block, heads, contiguous, state_type, query_type)
+        attend_share(static, data)
 
     return Region(body), block

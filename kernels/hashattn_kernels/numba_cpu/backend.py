@@ -1,7 +1,7 @@
-"""The kernels of this backend as `api` calls them: torch's tensors in, addresses on to numba.
+"""The kernels of this backend as `api` calls them (shapes there): tensors in, addresses to numba.
 
-Calls of torch are kept few: once a layer's weights have passed through the caches, the first use of
-each costs tens of microseconds.
+Few calls of torch: after a layer's weights have passed through the caches, the first use of each
+torch function costs tens of microseconds.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from .regions import real
 from .simd import HARDWARE_HALVES
 from .static import STORAGE
 
-FEW = 8  # vectors of a map up to which reading its weights is what takes the time
-WORTH_A_THREAD = 2**20  # bytes of weights
-DIMS = 16  # head dims of K and V are multiples of it
-_LOCAL = threading.local()
+FEW = 8  # vectors of a map, up to which reading its weights takes most of the time
+WORTH_A_THREAD = 2**20  # bytes of weights that pay for another thread
+DIMS = 16  # head dims of K and V must be multiples of it
+_SCRATCH = threading.local()
 _LIMITS = {
     dtype: torch.tensor([torch.iinfo(dtype).max, torch.iinfo(dtype).min], dtype=dtype).numpy()
     for dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -53,7 +53,7 @@ class Packed:
     """A stack of maps as the kernel reads it: weights and biases of all maps, widths of the stages.
 
     fields: of encoding.CALL, from stages to map_biases. addresses: of weights and biases. shape:
-    equal for stacks that one call can take together.
+    equal for two stacks that one call can encode.
     """
 
     weights: np.ndarray
@@ -68,7 +68,7 @@ class Packed:
 
 
 def encode(x: Tensor, maps: Maps) -> Tensor:
-    """A few vectors through the fused kernel, many through torch's products."""
+    """A few vectors with the fused kernel, many with torch's matrix products."""
     if x.shape[0] * x.shape[2] > FEW:
         return _encode_many(x, maps)
     x = _rows_in_place(x)
@@ -80,10 +80,10 @@ def encode(x: Tensor, maps: Maps) -> Tensor:
 def encode_pair(
     queries: Tensor, query_maps: Maps, keys: Tensor, key_maps: Maps
 ) -> tuple[Tensor, Tensor]:
-    """Both stacks in one region, if they are alike and the vectors few."""
-    alike = pack_maps(query_maps).shape == pack_maps(key_maps).shape
-    alike = alike and queries.dtype == keys.dtype and queries.shape[0] == keys.shape[0]
-    if not alike or queries.shape[0] * max(queries.shape[2], keys.shape[2]) > FEW:
+    """Both stacks in one region, if their shapes are equal and the vectors few."""
+    fusable = pack_maps(query_maps).shape == pack_maps(key_maps).shape
+    fusable = fusable and queries.dtype == keys.dtype and queries.shape[0] == keys.shape[0]
+    if not fusable or queries.shape[0] * max(queries.shape[2], keys.shape[2]) > FEW:
         return encode(queries, query_maps), encode(keys, key_maps)
     queries, keys = _rows_in_place(queries), _rows_in_place(keys)
     out, stack = _stack(queries, query_maps)
@@ -93,7 +93,7 @@ def encode_pair(
 
 
 def _stack(x: Tensor, maps: Maps) -> tuple[Tensor, tuple[int, ...]]:
-    """The output of a stack of maps, and its fields of encoding.CALL."""
+    """Memory for the codes of a stack of maps, and the stack's fields of encoding.CALL."""
     batch, heads, rows, _ = x.shape
     packed = pack_maps(maps)
     out = torch.empty((batch, maps.heads, rows, maps.bits // encoding.WORD), dtype=torch.int32)
@@ -103,13 +103,14 @@ def _stack(x: Tensor, maps: Maps) -> tuple[Tensor, tuple[int, ...]]:
     )  # fmt: skip
 
 
-def _encode(x: Tensor, maps: Maps, one: tuple[int, ...], other: tuple[int, ...]) -> None:
+def _encode(x: Tensor, maps: Maps, stack: tuple[int, ...], second: tuple[int, ...]) -> None:
+    """Run the kernel on one or two stacks of equal shape; the fields of a missing one are 0."""
     packed, batch = pack_maps(maps), x.shape[0]
-    units = batch * (one[0] + other[0])
+    units = batch * (stack[0] + second[0])
     most = max(1, units * packed.map_bytes // WORTH_A_THREAD)
     memory = _memory(8 * packed.widest, most)
     region = encoding.encode_region(x.dtype, packed.half)
-    region.run(units, *packed.fields, batch, *memory, *one, *other, most=most)
+    region.run(units, *packed.fields, batch, *memory, *stack, *second, most=most)
 
 
 def _encode_many(x: Tensor, maps: Maps) -> Tensor:
@@ -123,7 +124,7 @@ def _encode_many(x: Tensor, maps: Maps) -> Tensor:
 
 
 def pack_maps(maps: Maps) -> Packed:
-    """The maps' weights in strips of 32 outputs, the last one padded; made once."""
+    """The maps' weights in strips of 32 outputs, the last one padded; packed once for all calls."""
     packed = _PACKED.get(maps)
     if packed is None:
         packed = _PACKED[maps] = _pack(maps)
@@ -163,7 +164,7 @@ def _pack(maps: Maps) -> Packed:
 
 
 def grade_bits(preactivations: Tensor, planes: int) -> Tensor:
-    """Signs and digits of the weights in one pass."""
+    """Signs and weights' digits in one pass."""
     *shape, bits = preactivations.shape
     values = preactivations.detach().reshape(-1, bits).contiguous()
     words = bits // selection.WORD
@@ -182,7 +183,7 @@ def select_by_codes(
     lists: int,
     width: int,
 ) -> Tensor:
-    """Distances, threshold and compaction of a row at a time, in the caches."""
+    """One row at a time, in the caches: distances, threshold and compaction."""
     batch, heads, rows, words = query_codes.shape[:4]
     grades = query_codes.shape[4] - 1 if query_codes.dim() == 5 else 0
     lines, code_heads, n = _lines(key_codes), key_codes.shape[1], key_codes.shape[2]
@@ -193,8 +194,9 @@ def select_by_codes(
     if grades:
         most = words * selection.WORD * (2**grades - 1)
     if most > np.iinfo(np.uint16).max:
-        given = (query_codes, key_codes, heavy, spans, sink, local, lists, width)
-        return numpy_cpu.select_by_codes(*given)
+        return numpy_cpu.select_by_codes(
+            query_codes, key_codes, heavy, spans, sink, local, lists, width
+        )
     wide = most > np.iinfo(np.uint8).max
     size = selection.MASKS_BYTES + n * (2 if wide else 1)
     selection.select_region(wide).run(
@@ -208,15 +210,14 @@ def select_by_codes(
 
 
 def select(scores: Tensor, k: Tensor, candidates: Tensor, mandatory: Tensor) -> Tensor:
-    """Integer scores of a narrow range like distances; others go numpy's way."""
+    """Integer scores of a narrow range as distances are selected; others by numpy."""
     if scores.dtype not in _LIMITS or scores.numel() == 0:
         return numpy_cpu.select(scores, k, candidates, mandatory)
     batch, lists, rows, n = scores.shape
     scores, k = scores.contiguous(), k.contiguous().numpy().reshape(-1)
-    numbers, addresses, kept = [lists, rows, n], [scores.data_ptr(), _LIMITS[scores.dtype]], []
-    for mask in (candidates, mandatory):
-        mask = _rows_in_place(mask)
-        kept.append(mask)  # a copy must outlive the calls
+    numbers, addresses = [lists, rows, n], [scores.data_ptr(), _LIMITS[scores.dtype]]
+    masks = [_rows_in_place(mask) for mask in (candidates, mandatory)]  # copies outlive the calls
+    for mask in masks:
         numbers += [*mask.expand(scores.shape).stride()[:3], _span(mask)]
         addresses.append(mask.data_ptr())
     numbers, units = tuple(numbers), batch * lists * rows
@@ -226,7 +227,7 @@ def select(scores: Tensor, k: Tensor, candidates: Tensor, mandatory: Tensor) -> 
     free = survey[:, 1] > 0
     span = int((survey[free, 3] - survey[free, 2]).max()) + 2 if free.any() else 1
     if span > np.iinfo(np.uint16).max:
-        return numpy_cpu.select(scores, torch.from_numpy(k).reshape(batch, lists, rows), *kept)
+        return numpy_cpu.select(scores, torch.from_numpy(k).reshape(batch, lists, rows), *masks)
     width = int((survey[:, 0] + np.minimum(k, survey[:, 1])).max())
     out = np.empty((units, width), dtype=np.int32)
     kind = np.uint8 if span <= np.iinfo(np.uint8).max else np.uint16
@@ -252,7 +253,7 @@ def attend(
     softcap: float | None,
     sinks: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Gather and attend in one pass over the lists. IndexError for a token outside of the cache."""
+    """Gather and attend in one pass over the lists. IndexError for a token outside the cache."""
     return _run(q, k, v, indices.shape[1], indices.contiguous(), None, scaling, softcap, sinks)
 
 
@@ -284,8 +285,8 @@ def _run(
     sinks: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Attention to listed tokens, or to spans where there are no lists."""
-    asked = q.dtype
-    if sinks is not None or (asked == torch.float16 and not HARDWARE_HALVES):
+    out_dtype = q.dtype
+    if sinks is not None or (out_dtype == torch.float16 and not HARDWARE_HALVES):
         q = q.float()  # the output is rounded once, at the end
     q, k, v = _rows_in_place(q), _rows_in_place(k), _rows_in_place(v)
     batch, heads, rows, dim = q.shape
@@ -296,13 +297,15 @@ def _run(
     region, block = attention.attend_region(
         dim, value_dim, together, int(indices is None), k.dtype, q.dtype
     )
-    bare = parts == 1 and sinks is None  # a softmax of one part: 0 / 0 is NaN, as torch has it
+    # 1 / total of a row whose listed logits are all -inf: NaN as in torch, where this call's one
+    # part is the whole softmax; else merging or the sinks decide below
+    unweighted = math.nan if parts == 1 and sinks is None else 0.0
     out = torch.empty((parts, batch, heads, rows, value_dim), dtype=q.dtype)
     lse = torch.empty((parts, batch, heads, rows))
-    key, value, apart = k.data_ptr(), v.data_ptr(), 0
+    key, value, offset = k.data_ptr(), v.data_ptr(), 0
     gap = (value - key) // k.element_size()
-    if 0 < gap < k.stride(2):  # the K and V rows of a token lie together: one array holds both
-        value, apart = key, gap
+    if 0 < gap < k.stride(2):  # the K and V rows of a token lie side by side: one array holds both
+        value, offset = key, gap
     padded = -(-group // together) * together
     floats = together * block + padded * (dim + value_dim + 16)  # attention.workspace
     outside = region.run(
@@ -310,51 +313,51 @@ def _run(
         parts, batch, lists, rows, group, lists // kv_heads,
         0 if indices is None else indices.shape[3], tokens,
         q.data_ptr(), _span(q), *q.stride()[:3],
-        key, _span(k) + apart, *k.stride()[:3],
-        value, _span(v) + apart, apart, *v.stride()[:3],
+        key, _span(k) + offset, *k.stride()[:3],
+        value, _span(v) + offset, offset, *v.stride()[:3],
         0 if indices is None else indices.data_ptr(), 0 if spans is None else spans.data_ptr(),
         out.data_ptr(), lse.data_ptr(), *_memory(8 * passes.SCRATCH + 4 * floats, threads),
-        real(scaling), real(softcap or 0.0), real(math.nan if bare else 0.0),
+        real(scaling), real(softcap or 0.0), real(unweighted),
     )  # fmt: skip
     if outside:
-        raise IndexError(f"indices name tokens outside of the {tokens} in the cache")
+        raise IndexError(f"indices name tokens outside the {tokens} in the cache")
     if parts == 1:
         out, lse = out[0], lse[0]
     else:
         out, lse = _merge(out, lse)
         if sinks is None and bool((lse == -torch.inf).any()):
-            some = _some_listed(indices, spans, group)
-            out = out.masked_fill(((lse == -torch.inf) & some)[..., None], torch.nan)
+            listed = _has_tokens(indices, spans, group)
+            out = out.masked_fill(((lse == -torch.inf) & listed)[..., None], torch.nan)
     out, lse = reference.add_sinks(out, lse, sinks)
-    return out.to(asked), lse
+    return out.to(out_dtype), lse
 
 
 def _merge(out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
-    """One output of the parts (first axis) that split the tokens; 0 where none has weight."""
+    """Merge outputs over disjoint tokens, the parts of the first axis; 0 where none has weight."""
     total = lse.logsumexp(dim=0)
     share = (lse - total).exp().masked_fill(total == -torch.inf, 0)
     return (out * share[..., None]).sum(dim=0), total
 
 
-def _some_listed(indices: Tensor | None, spans: Tensor | None, group: int) -> Tensor:
-    """Which rows have tokens at all, (batch, heads or 1, rows)."""
+def _has_tokens(indices: Tensor | None, spans: Tensor | None, group: int) -> Tensor:
+    """Which rows list any token, (batch, heads or 1, rows) bool."""
     if indices is None:
         return (spans[..., 0] < spans[..., 1])[:, None]
     return (indices >= 0).any(dim=-1).repeat_interleave(group, 1)
 
 
 def _memory(size: int, threads: int) -> tuple[int, int]:
-    """Address and bytes of each thread's scratch memory; kept between calls of a Python thread."""
+    """Scratch memory: its address, bytes for each thread. Kept between calls of a Python thread."""
     size = -(-size // 64) * 64
-    if getattr(_LOCAL, "size", 0) < size * threads:
-        _LOCAL.size = size * threads
-        _LOCAL.memory = np.empty(size * threads, dtype=np.uint8)
-        _LOCAL.address = _LOCAL.memory.ctypes.data
-    return _LOCAL.address, size
+    if getattr(_SCRATCH, "size", 0) < size * threads:
+        _SCRATCH.size = size * threads
+        _SCRATCH.memory = np.empty(size * threads, dtype=np.uint8)
+        _SCRATCH.address = _SCRATCH.memory.ctypes.data
+    return _SCRATCH.address, size
 
 
 def _lines(codes: Tensor | Codes) -> Tensor:
-    """Storage (batch, heads, words, n) of codes, tokens side by side."""
+    """Codes (batch, heads, words, n) with the tokens of a word side by side."""
     if isinstance(codes, WordMajor):
         return codes.storage
     tokens = codes.to_tokens() if isinstance(codes, Codes) else codes
@@ -363,11 +366,11 @@ def _lines(codes: Tensor | Codes) -> Tensor:
 
 
 def _rows_in_place(tensor: Tensor) -> Tensor:
-    """`tensor` if its last axis is dense in memory, else a copy."""
+    """`tensor` (4 axes) if its last axis is dense in memory, else a copy."""
     return tensor if tensor.stride(3) == 1 else tensor.contiguous()
 
 
 def _span(tensor: Tensor) -> int:
-    """Elements from the first to the last of a tensor, whatever lies between."""
+    """Elements of memory from the first to the last of a tensor (4 axes), gaps included."""
     (a, b, c, d), (w, x, y, z) = tensor.shape, tensor.stride()
     return 1 + (a - 1) * w + (b - 1) * x + (c - 1) * y + (d - 1) * z

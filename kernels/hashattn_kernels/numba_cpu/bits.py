@@ -31,7 +31,7 @@ def trailing_zeros(typing, word):
 
 def _compare(operator: str):
     @intrinsic
-    def mask(typing, levels, index, threshold):
+    def comparison(typing, levels, index, threshold):
         """uint64 whose bit i says how levels[index + i] compares with the threshold."""
 
         def code(context, builder, signature, arguments):
@@ -39,7 +39,7 @@ def _compare(operator: str):
             element = context.get_data_type(array_type.dtype)
             stored = ir.VectorType(element, TOGETHER)
             pointer = pointer_to(context, builder, array_type, *arguments[:2])
-            found = builder.load(
+            compared = builder.load(
                 builder.bitcast(pointer, ir.PointerType(stored)),
                 align=array_type.dtype.bitwidth // 8,
                 typ=stored,
@@ -47,12 +47,13 @@ def _compare(operator: str):
             undefined = ir.Constant(stored, ir.Undefined)
             number = builder.trunc(arguments[2], element)
             first = builder.insert_element(undefined, number, ir.Constant(ir.IntType(32), 0))
-            wanted = shuffle(builder, first, undefined, [0] * TOGETHER)
-            return builder.bitcast(builder.icmp_unsigned(operator, found, wanted), ir.IntType(64))
+            limits = shuffle(builder, first, undefined, [0] * TOGETHER)
+            mask = builder.icmp_unsigned(operator, compared, limits)
+            return builder.bitcast(mask, ir.IntType(64))
 
         return types.uint64(levels, types.intp, types.int64), code
 
-    return mask
+    return comparison
 
 
 below, at_most, equal = _compare("<"), _compare("<="), _compare("==")

@@ -1,7 +1,7 @@
-"""Where compiled kernels are kept, and a word on screen while they are made.
+"""Where compiled kernels are kept, and a line on the screen while they are compiled.
 
-numba ties a function's cached code to the file that holds the function alone; a change in a file it
-calls into would leave stale code. The cache folder therefore carries a hash of all files.
+numba checks a function's cached code only against the file that holds the function; a change in a
+file that it calls into would leave stale code. So the cache folder is named by a hash of all files.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from typing import Any
 
 from numba.core import config, event
 
-_said = False
+_announced = False
 
 
 @cache
 def cache_folder() -> str | None:
     """NUMBA_CACHE_DIR, else hashattn/<hash of this package> in the user's cache folder.
 
-    None if that cannot be written: kernels are then compiled for each process anew.
+    None if that cannot be written: every process then compiles the kernels again.
     """
     if config.CACHE_DIR:
         return config.CACHE_DIR
@@ -40,7 +40,7 @@ def cache_folder() -> str | None:
 
 
 def compiled(compiler: Callable[..., Any], *arguments: Any, **options: Any) -> Callable:
-    """A decorator: compiler(*arguments, **options) of numba, with its code kept in that folder."""
+    """A decorator: numba's compiler(*arguments, **options), its code kept in `cache_folder`."""
     folder = cache_folder()
 
     def decorate(function: Callable) -> Any:
@@ -58,23 +58,23 @@ def compiled(compiler: Callable[..., Any], *arguments: Any, **options: Any) -> C
 class _Announcer(event.Listener):
     """Says once in a process that kernels are being compiled."""
 
-    def on_start(self, happening: event.Event) -> None:
-        global _said
-        module = happening.data["dispatcher"].py_func.__module__
-        if module.startswith(__package__) and not _said:
-            _said = True
+    def on_start(self, compilation: event.Event) -> None:
+        global _announced
+        module = compilation.data["dispatcher"].py_func.__module__
+        if module.startswith(__package__) and not _announced:
+            _announced = True
             print(
                 "hashattn: compiling CPU kernels for this processor, about 10 seconds for each "
-                f"head size and dtype, {_kept()}",
+                f"head size and dtype, {_how_often()}",
                 file=sys.stderr,
                 flush=True,
             )
 
-    def on_end(self, happening: event.Event) -> None:
+    def on_end(self, compilation: event.Event) -> None:
         """Nothing to say."""
 
 
-def _kept() -> str:
+def _how_often() -> str:
     folder = cache_folder()
     return f"once; kept in {folder}" if folder else "in every process: no cache folder is writable"
 

@@ -1,7 +1,7 @@
 """Codes of a few vectors: every stage of a map, the signs and the packing in one pass.
 
-A token's codes cost the reading of the maps' weights, so these are packed in strips of 32 outputs,
-walked through once, and in bfloat16 where that loses nothing.
+Reading the maps' weights is what a token's code costs, so they are packed in strips of 32 outputs
+that are read once, in bfloat16 where that loses nothing.
 """
 
 import math
@@ -44,8 +44,8 @@ PACK_CALL = call_type("words", "x", "out")
 def stage(weights, at, biases, bias_at, inputs, outputs, x, y):
     """y = x W + b for W in strips (outputs / 32, inputs, 32); returns where W and b end.
 
-    A last strip may have more columns than there are outputs. What they leave in y is not read:
-    zeros of W would not make zeros of an infinite x.
+    The last strip may have more columns than there are outputs. What they leave in y is not read:
+    zeros in W times an infinite x are NaN.
     """
     for out in range(0, outputs, STRIP):
         a0, a1 = load(biases, bias_at + out), load(biases, bias_at + out + 8)
@@ -85,7 +85,7 @@ def activate(x, size, activation):
 
 @kernel
 def pack(x, words, out, at):
-    """Words of the signs of x (bit = x > 0) to out[at:]."""
+    """Pack the signs of x (bit = x > 0) into words, out[at:]."""
     for word in range(words):
         code = np.uint32(0)
         for byte in range(4):
@@ -95,45 +95,42 @@ def pack(x, words, out, at):
 
 @kernel
 def encode_share(data, x_type, weight_type):
-    """This thread's units: (stack, map, batch item), rows inside.
+    """Encode this thread's units, each one map of a stack with all rows of a batch item.
 
     data: the address of a CALL. Its one or two stacks have the same stages. Codes (batch, maps,
-    rows, words) uint32; map m reads head m // (maps / heads). Weights and biases are all maps' one
-    after another, packed in strips of 32 outputs; widths: sizes of the input and of every stage's
-    output.
+    rows, words) uint32; map m reads head m // (maps / heads). Weights and biases: map after map, in
+    strips of 32 outputs; widths: sizes of the input and of every stage's output.
     """
     call = at_address(address_of(data), 1, CALL)[0]
     thread, start, stop = share_of(call.thread_number, call.number, call.threads, call.units)
     widths = at_address(call.widths, call.stages + 1, np.int64)
     memory = call.memory + thread * call.memory_size
-    wide = call.memory_size // 8
-    one, other = (
-        at_address(memory, wide, np.float32),
-        at_address(memory + 4 * wide, wide, np.float32),
-    )
+    widest = call.memory_size // 8
+    x_buffer = at_address(memory, widest, np.float32)
+    y_buffer = at_address(memory + 4 * widest, widest, np.float32)
     first = call.batch * call.maps
     for unit in range(start, stop):
         if unit < first:
             encode_vectors(
                 call, widths, unit // call.batch, unit % call.batch, call.maps, call.heads,
                 call.rows, call.x, call.x_size, call.x_batch, call.x_head, call.x_row,
-                call.weights, call.biases, call.out, one, other, x_type, weight_type,
+                call.weights, call.biases, call.out, x_buffer, y_buffer, x_type, weight_type,
             )  # fmt: skip
         else:
             unit -= first
             encode_vectors(
                 call, widths, unit // call.batch, unit % call.batch, call.maps_2, call.heads_2,
                 call.rows_2, call.x_2, call.x_size_2, call.x_batch_2, call.x_head_2, call.x_row_2,
-                call.weights_2, call.biases_2, call.out_2, one, other, x_type, weight_type,
+                call.weights_2, call.biases_2, call.out_2, x_buffer, y_buffer, x_type, weight_type,
             )  # fmt: skip
     report(call.results, call.threads, thread, 0)
 
 
 @kernel
 def encode_vectors(call, widths, number, item, maps, heads, rows, x_at, x_size, x_batch, x_head,
-                   x_row, weights_at, biases_at, out_at, here, there, x_type,
+                   x_row, weights_at, biases_at, out_at, x_buffer, y_buffer, x_type,
                    weight_type):  # fmt: skip
-    """Codes of one map and batch item, all rows."""
+    """Codes of all rows of a batch item by one map; the buffers hold a stage's input and output."""
     stages = call.stages
     words = widths[stages] // WORD
     x = at_address(x_at, x_size, x_type)
@@ -143,21 +140,21 @@ def encode_vectors(call, widths, number, item, maps, heads, rows, x_at, x_size, 
     for row in range(rows):
         source = item * x_batch + number // (maps // heads) * x_head + row * x_row
         for i in range(0, widths[0], 8):
-            store(here, i, load(x, source + i))
+            store(x_buffer, i, load(x, source + i))
         at, bias = number * call.map_weights, number * call.map_biases
         for depth in range(stages):
             if depth:
-                activate(here, widths[depth], call.activation)
+                activate(x_buffer, widths[depth], call.activation)
             at, bias = stage(
-                weights, at, biases, bias, widths[depth], widths[depth + 1], here, there
+                weights, at, biases, bias, widths[depth], widths[depth + 1], x_buffer, y_buffer
             )
-            here, there = there, here
-        pack(here, words, out, ((item * maps + number) * rows + row) * words)
+            x_buffer, y_buffer = y_buffer, x_buffer
+        pack(x_buffer, words, out, ((item * maps + number) * rows + row) * words)
 
 
 @kernel
 def pack_share(data):
-    """Codes of this thread's rows of pre-activations, float32, one after another."""
+    """Codes of this thread's rows of pre-activations, contiguous float32."""
     call = at_address(address_of(data), 1, PACK_CALL)[0]
     thread, start, stop = share_of(call.thread_number, call.number, call.threads, call.units)
     bits = WORD * call.words
@@ -170,7 +167,7 @@ def pack_share(data):
 
 @cache
 def encode_region(x_dtype: torch.dtype, half: bool) -> Region:
-    """The compiled region for vectors of a dtype and weights in bfloat16 or float32."""
+    """The compiled region for vectors of a dtype; half: weights in bfloat16, else float32."""
     x_type, weight_type = STORAGE[x_dtype], np.uint16 if half else np.float32
 
     def body(data):

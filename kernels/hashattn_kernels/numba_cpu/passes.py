@@ -1,19 +1,20 @@
 """Passes over one block of tokens: logits from K rows, sums over V rows.
 
-Four query heads are one pass, so that a row of K or V is converted once for all of them; a single
-head has a pass of its own. A pass keeps eight sums in vector registers, which every processor has.
-While it computes, it brings the rows of a later block nearer (`simd.bring`), at the pace at which
-it consumes rows.
+A pass takes four query heads, so that a row of K or V is converted once for all of them, or a
+single one. It keeps eight sums in vector registers, which every processor has. While it computes,
+it prefetches the rows of a later block (`simd.prefetch`), at the pace at which it consumes rows.
+
+In all passes: `seen` folds in what prefetching reads, so that the reads are not optimised away.
 """
 
 import numpy as np
 
-from .simd import add, bring, fma, kernel, load, multiply, splat, store, sums
+from .simd import add, fma, kernel, load, multiply, prefetch, splat, store, sums
 from .static import LONGEST
 
 STEP = 16  # elements of a row between two requests for later ones
 
-# parts of a thread's int64 scratch: rows of this block and the next, and those to bring meanwhile
+# parts of a thread's int64 scratch: rows of this block and the next, and those to prefetch
 KEYS, VALUES, NEXT_KEYS, NEXT_VALUES, LATER_KEYS, LATER_VALUES = (LONGEST * i for i in range(6))
 SCRATCH = LONGEST * 6
 
@@ -27,7 +28,7 @@ def logits_of_four(static, queries, q, keys, scratch, later, logits, seen):
         a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = splat(np.float32(0))
         piece, position = later + token, 0
         for start in range(0, dim, STEP):
-            seen = bring(static, keys, scratch[piece] + position, seen)
+            seen = prefetch(static, keys, scratch[piece] + position, seen)
             position += 2 * STEP
             if position >= dim:
                 piece, position = piece + 1, position - dim
@@ -57,7 +58,7 @@ def logits_of_one(static, queries, q, keys, scratch, later, logits, seen):
         piece, position = later + token, 0
         for start in range(0, dim, STEP):
             for _ in range(4):
-                seen = bring(static, keys, scratch[piece] + position, seen)
+                seen = prefetch(static, keys, scratch[piece] + position, seen)
                 position += 2 * STEP
                 if position >= dim:
                     piece, position = piece + 1, position - dim
@@ -89,7 +90,7 @@ def add_values_of_four(static, weights, values, scratch, later, out, o, seen):
         piece, position = later + token, 0
         for start in range(0, dim, STEP):
             for _ in range(2):
-                seen = bring(static, values, scratch[piece] + position, seen)
+                seen = prefetch(static, values, scratch[piece] + position, seen)
                 position += 2 * STEP
                 if position >= dim:
                     piece, position = piece + 1, position - dim
@@ -126,7 +127,7 @@ def add_values_of_one(static, weights, values, scratch, later, out, o, seen):
         piece, position = later + token, 0
         for start in range(0, dim, STEP):
             for _ in range(4):
-                seen = bring(static, values, scratch[piece] + position, seen)
+                seen = prefetch(static, values, scratch[piece] + position, seen)
                 position += 2 * STEP
                 if position >= dim:
                     piece, position = piece + 1, position - dim

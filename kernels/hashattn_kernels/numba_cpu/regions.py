@@ -1,10 +1,9 @@
 """Parallel regions: one compiled function that every thread runs on its share of the units.
 
-The threads are torch's own, through the OpenMP library it has loaded. After each of its operations
-they keep spinning for a while, waiting for the next one: threads of another pool would share the
-cores with them and gain nothing. Nor does the GIL come in between: a region is entered once, with
-the address of a record as its only argument. Without that library (not Linux) a pool of Python
-threads enters it.
+The threads are torch's own, from the OpenMP library it has loaded. After each of torch's operations
+they spin for a while, waiting for the next one: threads of another pool would compete with them for
+the cores. The GIL is not taken: a region is entered once, with the address of a record as its only
+argument. Without that library (not Linux) a pool of Python threads enters it.
 """
 
 from __future__ import annotations
@@ -28,15 +27,15 @@ from .simd import at_address, kernel
 
 # the head of every call's record; the region's own fields follow
 HEAD = [(name, np.int64) for name in ("thread_number", "number", "threads", "units", "results")]
-UNDONE = -1  # result of a share that no thread took
+UNDONE = -1  # result of a share that no thread has computed
 
 _Entry = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
 def call_type(*numbers: str, real: tuple[str, ...] = ()) -> np.dtype:
     """The record of a region's calls: HEAD, int64 numbers and addresses, float64 `real` numbers."""
-    own = [(name, np.int64) for name in numbers] + [(name, np.float64) for name in real]
-    return np.dtype(HEAD + own)
+    fields = [(name, np.int64) for name in numbers] + [(name, np.float64) for name in real]
+    return np.dtype(HEAD + fields)
 
 
 @intrinsic
@@ -63,7 +62,7 @@ def address_of(typing, pointer):
 
 @kernel
 def share_of(thread_number, number, threads, units):
-    """This thread's number and its range of the units, empty if it was given nothing to do."""
+    """This thread's number and its range of the units, empty if it has nothing to do."""
     if thread_number:
         number = _call_for_number(thread_number)
     if number >= threads:
@@ -73,7 +72,7 @@ def share_of(thread_number, number, threads, units):
 
 @kernel
 def report(results, threads, number, result):
-    """Leave a share's result, 0 or more, for `Region.run`."""
+    """Store a share's result, 0 or more, for `Region.run`."""
     if number < threads:
         at_address(results, threads, np.int64)[number] = result
 
@@ -88,15 +87,15 @@ class Region:
     def run(self, units: int, *fields: int, most: int | None = None) -> int:
         """Sum of the results of all shares of units, on at most `most` threads (torch's number).
 
-        fields: of the call's record, in order, behind HEAD; real numbers as `real` gives them.
+        fields: of the call's record, in order, after HEAD; real numbers encoded by `real`.
         """
-        allowed = torch.get_num_threads()
-        threads = max(1, min(units, allowed if most is None else min(most, allowed)))
+        available = torch.get_num_threads()
+        threads = max(1, min(units, available if most is None else min(most, available)))
         results = array("q", (UNDONE,)) * threads
         call = array("q", (0, 0, threads, units, results.buffer_info()[0], *fields))
         if threads > 1:
             self._enter_all(call, threads)
-        for number in range(threads):  # alone, or where OpenMP gave fewer threads than asked for
+        for number in range(threads):  # one thread, or fewer from OpenMP than requested
             if results[number] == UNDONE:
                 call[0], call[1] = 0, number
                 self._entry(call.buffer_info()[0])
@@ -109,13 +108,13 @@ class Region:
             parallel(self._entry, call.buffer_info()[0], threads, 0)
             return
         calls = [array("q", call) for _ in range(threads)]
-        for number, own in enumerate(calls):
-            own[1] = number
-        list(_pool(threads).map(self._entry, [own.buffer_info()[0] for own in calls]))
+        for number, record in enumerate(calls):
+            record[1] = number
+        list(_pool(threads).map(self._entry, [record.buffer_info()[0] for record in calls]))
 
 
 def real(value: float) -> int:
-    """A real number in the place of an int64 field: the bits of a double."""
+    """The bits of a double as an int64, for a `real` field of a record."""
     return unpack("q", pack("d", value))[0]
 
 
@@ -126,8 +125,8 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 @cache
 def _openmp() -> tuple[Callable, int] | None:
-    """How to enter a parallel region of the OpenMP library that torch runs on, and the address of
-    the function that tells a thread its number. None where that library cannot be found."""
+    """GOMP_parallel of the OpenMP library that torch runs on, and the address of its function for
+    a thread's number. None where that library cannot be found."""
     try:
         mapped = Path("/proc/self/maps").read_text().splitlines()
     except OSError:  # not Linux

@@ -1,7 +1,7 @@
-"""Selection by Hamming distance: score, threshold by counting, compaction; nothing is sorted.
+"""Selection by Hamming distance: score, threshold by counting, compaction; no sort.
 
 Distances are small integers, so the k-th smallest is found by bisection on their range: each step
-counts, 64 codes at a time, how many lie at or below. Ties at the threshold go to the lowest index.
+counts, 64 codes at a time, those up to the middle. Ties at the threshold go to the lowest index.
 """
 
 from functools import cache
@@ -16,7 +16,7 @@ CHUNK = 4096  # codes whose distances are computed at a time, to stay in the L1 
 WORD = 32
 PLANES = 31  # bit planes of the largest group weight
 SMALLEST, LARGEST = np.finfo(np.float32).tiny, np.finfo(np.float32).max  # normal numbers
-MASKS_BYTES = 128  # of the majority and the masks of a word, one a plane
+MASKS_BYTES = 128  # for the majority of a word and its masks, one a plane
 
 CALL = call_type(
     "batch", "lists", "rows", "group", "grades", "lists_per_code_head", "words", "width", "sink",
@@ -25,10 +25,10 @@ CALL = call_type(
     "queries", "heavy", "spans", "out", "memory", "memory_size",
 )  # fmt: skip
 
-# fields of a call of survey_units and choose_units: sizes, then strides and size of both masks
-MASKED_FIELDS = ("lists", "rows", "tokens", *3 * ("candidates",), "candidates_size",
-                 *3 * ("always",), "always_size")  # fmt: skip
-M_LISTS, M_ROWS, M_TOKENS, CANDIDATES, CANDIDATES_SIZE, ALWAYS, ALWAYS_SIZE = 0, 1, 2, 3, 6, 7, 10
+# `numbers` of survey_units and choose_units: sizes; of each mask three strides (batch, list, row)
+# and the elements it spans
+M_LISTS, M_ROWS, M_TOKENS, CANDIDATES, CANDIDATES_SIZE = 0, 1, 2, 3, 6
+MANDATORY, MANDATORY_SIZE = 7, 10
 
 
 @kernel
@@ -72,7 +72,7 @@ def weigh_bits(queries, at, step, group, majority, masks):
 
 @kernel
 def magnitude(value):
-    """|value|; the largest number of an infinity, 0 of NaN."""
+    """|value|; of an infinity the largest number, of NaN 0."""
     size = abs(value)
     if size <= LARGEST:
         return size
@@ -81,7 +81,7 @@ def magnitude(value):
 
 @kernel
 def grade_rows(values, grades, out):
-    """Signs and digits of the weights of values (rows, bits), to out (rows, words, 1 + grades)."""
+    """Signs and weights' digits of values (rows, bits) into out (rows, words, 1 + grades)."""
     top = np.float32((1 << grades) - 1)
     for row in range(len(values)):
         largest = SMALLEST
@@ -103,7 +103,7 @@ def grade_rows(values, grades, out):
 
 @kernel
 def load_grades(queries, at, grades, majority, masks):
-    """The same from a graded query, whose words hold signs and `grades` digits of the weights."""
+    """`weigh_bits` of a graded query, whose words hold signs and `grades` digits of the weights."""
     majority[0] = queries[at]
     for plane in range(grades):
         masks[plane] = queries[at + 1 + plane]
@@ -111,12 +111,12 @@ def load_grades(queries, at, grades, majority, masks):
 
 @kernel
 def measure(keys, majority, masks, count, levels, start):
-    """levels = or += the distances that one word of the codes adds, `count` planes of it."""
+    """Add the distances of one word of the codes, in `count` planes; start: set them instead."""
     for plane in range(0, count - 1, 2):
         low, high, shift = masks[plane], masks[plane + 1], np.uint32(plane)
         for i in range(len(levels)):  # indices from 0 and 32-bit words: LLVM makes vectors of it
-            other = keys[i] ^ majority
-            share = popcount(np.uint32(other & low)) + 2 * popcount(np.uint32(other & high))
+            differing = keys[i] ^ majority
+            share = popcount(np.uint32(differing & low)) + 2 * popcount(np.uint32(differing & high))
             levels[i] = share << shift if start else levels[i] + (share << shift)
         start = False
     if count % 2:
@@ -129,64 +129,64 @@ def measure(keys, majority, masks, count, levels, start):
 @kernel
 def count_at_most(levels, size, threshold):
     """How many of levels[:size] are at most the threshold."""
-    found, whole = 0, size // 64 * 64
+    count, whole = 0, size // 64 * 64
     for i in range(0, whole, 64):
-        found += popcount(at_most(levels, i, threshold))
+        count += popcount(at_most(levels, i, threshold))
     for i in range(whole, size):
-        found += levels[i] <= threshold
-    return np.int64(found)
+        count += levels[i] <= threshold
+    return np.int64(count)
 
 
 @kernel
 def kth_smallest(levels, size, k, most):
-    """The k-th smallest of levels[:size] (k from 1; values up to `most`), how many are below."""
-    low, high, fewer = 0, most, 0
+    """The k-th smallest of levels[:size] (k from 1; values up to `most`), and how many are less."""
+    low, high, smaller = 0, most, 0
     while low < high:
         middle = (low + high) // 2
-        found = count_at_most(levels, size, middle)
-        if found >= k:
+        count = count_at_most(levels, size, middle)
+        if count >= k:
             high = middle
         else:
-            low, fewer = middle + 1, found
-    return low, fewer
+            low, smaller = middle + 1, count
+    return low, smaller
 
 
 @kernel
 def lowest_bits(word, count):
     """`word` with all but its lowest `count` ones cleared."""
-    kept = np.uint64(0)
+    result = np.uint64(0)
     while count > 0:
         lowest = word & (~word + np.uint64(1))
-        kept |= lowest
+        result |= lowest
         word ^= lowest
         count -= 1
-    return kept
+    return result
 
 
 @kernel
 def take_smallest(levels, size, k, most, first, out, to):
-    """Write first + position of the k smallest levels, ascending, to out[to:]; return the end."""
+    """Write first + position of the k smallest levels, ascending, to out[to:]; returns the end."""
     if k <= 0:
         return to
     if k >= size:
         for i in range(size):
             out[to + i] = first + i
         return to + size
-    threshold, fewer = kth_smallest(levels, size, k, most)
-    room, whole = k - fewer, size // 64 * 64
+    threshold, smaller = kth_smallest(levels, size, k, most)
+    room, whole = k - smaller, size // 64 * 64
     for i in range(0, whole, 64):
-        chosen = below(levels, i, threshold)
+        taken = below(levels, i, threshold)
         if room > 0:
             tied = equal(levels, i, threshold)
             ties = np.int64(popcount(tied))
             if ties > room:
                 tied, ties = lowest_bits(tied, room), room
-            chosen |= tied
+            taken |= tied
             room -= ties
-        while chosen:
-            out[to] = first + i + trailing_zeros(chosen)
+        while taken:
+            out[to] = first + i + trailing_zeros(taken)
             to += 1
-            chosen &= chosen - np.uint64(1)
+            taken &= taken - np.uint64(1)
     for i in range(whole, size):
         level = levels[i]
         if level < threshold or (level == threshold and room > 0):
@@ -199,26 +199,26 @@ def take_smallest(levels, size, k, most, first, out, to):
 @kernel
 def count_ones(mask):
     """Ones in an array of 0 and 1."""
-    found = np.uint32(0)
+    count = np.uint32(0)
     for i in range(len(mask)):
-        found = np.uint32(found + mask[i])
-    return np.int64(found)
+        count = np.uint32(count + mask[i])
+    return np.int64(count)
 
 
 @kernel
 def count_free(allowed, fixed):
     """Tokens that are allowed and not fixed."""
-    found = np.uint32(0)
+    count = np.uint32(0)
     for i in range(len(allowed)):
-        found = np.uint32(found + (allowed[i] & (fixed[i] ^ np.uint8(1))))
-    return np.int64(found)
+        count = np.uint32(count + (allowed[i] & (fixed[i] ^ np.uint8(1))))
+    return np.int64(count)
 
 
 @kernel
 def extremes(values, allowed, fixed, limits):
-    """Lowest and highest value of tokens that are allowed and not fixed; else the limits."""
+    """Lowest and highest value of tokens that are allowed and not fixed; the limits if none is."""
     low, high = top, bottom = limits[0], limits[1]
-    # written so that LLVM makes vectors of it: of min and max it does not
+    # LLVM makes vectors of these selects, but not of min and max
     for i in range(len(values)):
         free = allowed[i] > fixed[i]
         lower = values[i] if free else top
@@ -230,55 +230,55 @@ def extremes(values, allowed, fixed, limits):
 
 @kernel
 def to_levels(values, allowed, fixed, high, most, levels):
-    """0 where always taken, 1 + (high - value) where free to be chosen, `most` elsewhere."""
+    """Levels: 0 where mandatory, 1 + (high - value) of other candidates, `most` elsewhere."""
     for i in range(len(values)):
         level = high + 1 - values[i] if allowed[i] else most
         levels[i] = 0 if fixed[i] else level
 
 
 @kernel
-def survey_units(numbers, scores_at, limits, candidates_at, always_at, survey):
+def survey_units(numbers, scores_at, limits, candidates_at, mandatory_at, survey):
     """What `choose_units` needs to know of every unit: (batch, list, row).
 
-    numbers: MASKED_FIELDS; limits: highest and lowest number of the scores' type. survey[unit] =
-    tokens that are always taken, other candidates, and the lowest and highest score among these.
+    numbers: see M_LISTS; limits: highest and lowest number of the scores' type. survey[unit] =
+    numbers of mandatory tokens and of other candidates, lowest and highest score of the latter.
     """
     lists, rows, n, units = numbers[M_LISTS], numbers[M_ROWS], numbers[M_TOKENS], len(survey)
     scores = at_address(scores_at, units * n, limits.dtype)
     candidates = at_address(candidates_at, numbers[CANDIDATES_SIZE], np.uint8)
-    mandatory = at_address(always_at, numbers[ALWAYS_SIZE], np.uint8)
+    mandatory = at_address(mandatory_at, numbers[MANDATORY_SIZE], np.uint8)
     for unit in range(units):
         item, line, row = unit // (rows * lists), unit // rows % lists, unit % rows
         at = item * numbers[CANDIDATES] + line * numbers[CANDIDATES + 1]
         allowed = candidates[at + row * numbers[CANDIDATES + 2] :][:n]
-        at = item * numbers[ALWAYS] + line * numbers[ALWAYS + 1]
-        fixed = mandatory[at + row * numbers[ALWAYS + 2] :][:n]
+        at = item * numbers[MANDATORY] + line * numbers[MANDATORY + 1]
+        fixed = mandatory[at + row * numbers[MANDATORY + 2] :][:n]
         values = scores[unit * n : (unit + 1) * n]
         survey[unit, 0], survey[unit, 1] = count_ones(fixed), count_free(allowed, fixed)
         survey[unit, 2], survey[unit, 3] = extremes(values, allowed, fixed, limits)
 
 
 @kernel
-def choose_units(numbers, scores_at, limits, candidates_at, always_at, k, survey, out, levels):
+def choose_units(numbers, scores_at, limits, candidates_at, mandatory_at, k, survey, out, levels):
     """All `mandatory` tokens and the k best other candidates of every unit to out[unit].
 
-    The lowest levels are the choice (`to_levels`): those that are always taken come first.
+    They are the tokens of the lowest levels (`to_levels`); mandatory ones have the lowest.
     """
     lists, rows, n, units = numbers[M_LISTS], numbers[M_ROWS], numbers[M_TOKENS], len(survey)
     scores = at_address(scores_at, units * n, limits.dtype)
     candidates = at_address(candidates_at, numbers[CANDIDATES_SIZE], np.uint8)
-    mandatory = at_address(always_at, numbers[ALWAYS_SIZE], np.uint8)
+    mandatory = at_address(mandatory_at, numbers[MANDATORY_SIZE], np.uint8)
     for unit in range(units):
         item, line, row = unit // (rows * lists), unit // rows % lists, unit % rows
         at = item * numbers[CANDIDATES] + line * numbers[CANDIDATES + 1]
         allowed = candidates[at + row * numbers[CANDIDATES + 2] :][:n]
-        at = item * numbers[ALWAYS] + line * numbers[ALWAYS + 1]
-        fixed = mandatory[at + row * numbers[ALWAYS + 2] :][:n]
-        taken, free, low, high = survey[unit]
+        at = item * numbers[MANDATORY] + line * numbers[MANDATORY + 1]
+        fixed = mandatory[at + row * numbers[MANDATORY + 2] :][:n]
+        always, free, low, high = survey[unit]
         most = high - low + 2 if free else 1
         to_levels(scores[unit * n : (unit + 1) * n], allowed, fixed, high, most, levels)
-        wanted = taken + min(k[unit], free)
-        end = take_smallest(levels, n, wanted, most, 0, out[unit], 0)
+        total = always + min(k[unit], free)
+        end = take_smallest(levels, n, total, most, 0, out[unit], 0)
         for i in range(end, out.shape[1]):
             out[unit, i] = -1
 
@@ -292,13 +292,13 @@ def smallest_units(levels, k, out):
 
 @kernel
 def select_share(data, kind):
-    """This thread's units: (batch, list, row), the last fastest.
+    """Select for this thread's units: (batch, list, row), the last fastest.
 
     data: the address of a CALL. queries (batch, lists * group, rows, words), or (batch, lists,
     rows, words, 1 + grades) where grades is not 0, and keys are codes, uint32; keys have their own
     strides, tokens side by side. heavy (batch, lists, rows) int64. spans (batch, rows, 2) int64:
     the tokens that a row sees. out (batch, lists, rows, width) int32: the first `sink` and last
-    `local` of them and the `heavy` best of the rest, ascending, -1 behind.
+    `local` of them and the `heavy` best of the others, ascending, padded with -1.
     kind: a type that holds every distance.
     """
     call = at_address(address_of(data), 1, CALL)[0]

@@ -1,7 +1,7 @@
-"""Vectors of eight floats for numba, arrays at addresses, and reading ahead.
+"""Vectors of eight floats for numba, arrays at addresses, and prefetching.
 
 LLVM's own vector types and intrinsics, no instruction names: the same source becomes AVX-512, AVX2
-or NEON. Keys and values stay in their storage type until a load widens them: bfloat16 is seen as
+or NEON. Keys and values stay in their storage type until a load widens them: bfloat16 passes as
 uint16 and float16 as int16, two types numba can tell apart.
 """
 
@@ -41,7 +41,7 @@ class _Model(models.PrimitiveModel):
 
 
 def _hardware_halves() -> bool:
-    """Whether one instruction widens float16; the others take the arithmetic route."""
+    """Whether this processor widens float16 by one instruction; others do it by arithmetic."""
     if llvmlite.binding.get_process_triple().split("-")[0] in ("aarch64", "arm64"):
         return True
     return llvmlite.binding.get_host_cpu_features().get("f16c", False)
@@ -91,9 +91,8 @@ def pointer_to(context, builder, array_type, array, index) -> ir.Value:
 def _array_at(context, builder, array_type: types.Array, address: ir.Value, size: ir.Value):
     array = context.make_array(array_type)(context, builder)
     kind = array_type.dtype
-    itemsize = ir.Constant(
-        _I64, kind.size if isinstance(kind, types.Record) else kind.bitwidth // 8
-    )
+    size_of_one = kind.size if isinstance(kind, types.Record) else kind.bitwidth // 8
+    itemsize = ir.Constant(_I64, size_of_one)
     populate_array(
         array,
         data=builder.inttoptr(address, array.data.type),
@@ -107,7 +106,7 @@ def _array_at(context, builder, array_type: types.Array, address: ir.Value, size
 
 @intrinsic
 def at_address(typing, address, size, dtype):
-    """The array of `size` elements at an address, what a tensor's data_ptr() points to."""
+    """The array of `size` elements at an address, such as a tensor's data_ptr()."""
     array_type = types.Array(dtype.dtype, 1, "C")
 
     def code(context, builder, signature, arguments):
@@ -165,9 +164,9 @@ def _narrow(builder: ir.IRBuilder, value: ir.Value, storage: types.Type) -> ir.V
     if storage == types.int16:
         return builder.bitcast(builder.fptrunc(value, ir.VectorType(_F16, LANES)), narrow)
     bits = builder.bitcast(value, ir.VectorType(_I32, LANES))
-    odd = builder.and_(builder.lshr(bits, _constant(16, _I32)), _constant(1, _I32))
-    rounded = builder.add(builder.add(bits, _constant(0x7FFF, _I32)), odd)
-    # adding could carry a NaN's bits over into a number's
+    last_bit = builder.and_(builder.lshr(bits, _constant(16, _I32)), _constant(1, _I32))
+    rounded = builder.add(builder.add(bits, _constant(0x7FFF, _I32)), last_bit)
+    # the addition could carry and make a number of a NaN
     number = builder.fcmp_ordered("ord", value, value)
     rounded = builder.select(number, rounded, _constant(0x7FC00000, _I32))
     return builder.trunc(builder.lshr(rounded, _constant(16, _I32)), narrow)
@@ -224,7 +223,7 @@ add = _binary(lambda builder, a, b: builder.fadd(a, b))
 subtract = _binary(lambda builder, a, b: builder.fsub(a, b))
 multiply = _binary(lambda builder, a, b: builder.fmul(a, b))
 divide = _binary(lambda builder, a, b: builder.fdiv(a, b))
-# b where either is NaN: one instruction on x86; llvm.maxnum, which drops every NaN, takes three
+# b where either is NaN: one instruction on x86, while llvm.maxnum, which drops NaN, takes three
 larger = _binary(lambda builder, a, b: _choose(builder, ">", a, b))
 smaller = _binary(lambda builder, a, b: _choose(builder, "<", a, b))
 
@@ -283,7 +282,7 @@ swap_1, swap_2, swap_4 = _swap(1), _swap(2), _swap(4)
 def power_of_two(typing, exponent):
     """2 ** exponent of whole numbers between -126 and 127, 0 of -127, infinity of 128.
 
-    Of NaN any number, as a conversion to integers gives what the processor likes.
+    Of NaN any number: what its conversion to an integer gives depends on the processor.
     """
 
     def code(context, builder, signature, arguments):
@@ -321,10 +320,10 @@ def exp(x):
     """e ** x to 2e-7 relative; 0 below e ** -87.7, infinity above e ** 88.4, NaN of NaN.
 
     x log2(e) is split into a whole number and a rest in [-1/2, 1/2], log2(e) into two floats so
-    that the rest is exact; its power of two is its series to the seventh order (remainder below
+    that the rest is exact. 2 ** rest is its Taylor series to the seventh order (remainder below
     6e-9).
     """
-    x = smaller(splat(np.float32(88.5)), larger(splat(np.float32(-88.0)), x))  # NaN stays
+    x = smaller(splat(np.float32(88.5)), larger(splat(np.float32(-88.0)), x))  # NaN stays NaN
     high, low = splat(np.float32(1.44269502)), splat(np.float32(1.92596303e-8))
     whole = nearest(multiply(x, high))
     rest = fma(x, low, fma(x, high, subtract(splat(np.float32(0)), whole)))
@@ -340,30 +339,32 @@ def exp(x):
 
 
 @intrinsic
-def bring(typing, static, states, index, seen):
-    """Bring 32 elements of states from index on nearer.
+def prefetch(typing, static, states, index, seen):
+    """Bring 32 elements of states, from index on, into the caches; returns the new `seen`.
 
-    Reads of `walking` rows are folded into `seen`, so that they happen; others are prefetched.
+    Contiguous rows are really read, and folded into `seen` so that the reads are not optimised
+    away; others get prefetch instructions.
     """
 
     def code(context, builder, signature, arguments):
         array_type = signature.args[1]
         size = array_type.dtype.bitwidth // 8
         index = arguments[2]
-        if static.walking:  # a real read stays inside; at most 16 elements of another row
+        if static.contiguous:
+            # a read stays inside the array; at most 16 elements are another row's
             array = context.make_array(array_type)(context, builder, arguments[1])
             last = builder.sub(array.nitems, ir.Constant(_I64, 32))
             index = builder.select(builder.icmp_signed("<", index, last), index, last)
         start = pointer_to(context, builder, array_type, arguments[1], index)
-        wide, step = ir.VectorType(_I32, LANES), 32 if static.walking else 64
+        wide, step = ir.VectorType(_I32, LANES), 32 if static.contiguous else 64
         seen = builder.bitcast(arguments[3], wide)
         for offset in range(0, 32 * size, step):
             at = builder.gep(start, [ir.Constant(_I64, offset // size)])
-            if static.walking:
-                found = builder.load(
+            if static.contiguous:
+                words = builder.load(
                     builder.bitcast(at, ir.PointerType(wide)), align=size, typ=wide
                 )
-                seen = builder.or_(seen, found)
+                seen = builder.or_(seen, words)
             else:
                 byte = builder.bitcast(at, ir.PointerType(_I8))
                 read, level, data = (ir.Constant(_I32, value) for value in (0, 2, 1))

@@ -22,7 +22,7 @@ from hashattn_kernels import (
 
 from .roofline import gather, read
 
-EMBEDDED, LLAMA = 64, 128  # head dims of the embedded model and of the latency figures
+EMBEDDED, LLAMA = 64, 128  # head dims: of the embedded model, of the latency figures
 
 
 def main() -> None:
@@ -44,8 +44,8 @@ def _without_gradients(call: Callable[[], None]) -> None:
 
 
 def _attention(dim: int, dtype: torch.dtype) -> None:
-    both = torch.randn(1, 2, 64, 2, dim).to(dtype)
-    keys, values, queries = both[:, :, :, 0], both[:, :, :, 1], torch.randn(1, 4, 1, dim).to(dtype)
+    pairs = torch.randn(1, 2, 64, 2, dim).to(dtype)  # K and V of a token side by side
+    (keys, values), queries = pairs.unbind(3), torch.randn(1, 4, 1, dim).to(dtype)
     dense_decode(queries, keys, values, 1.0)
     for lists in (2, 4):
         indices = torch.arange(8, dtype=torch.int32).expand(1, lists, 1, 8)
@@ -55,8 +55,8 @@ def _attention(dim: int, dtype: torch.dtype) -> None:
         maps = maps.rounded() if precision == "bfloat16" else maps
         encode_pair(queries[:, :2], maps, keys[:, :, :1], maps)
         encode(keys, maps)
-    read(both)
-    gather(both, torch.zeros(2, dtype=torch.int64).numpy(), 256)
+    read(pairs)
+    gather(pairs, torch.zeros(2, dtype=torch.int64).numpy(), 256)
 
 
 def _codes() -> None:

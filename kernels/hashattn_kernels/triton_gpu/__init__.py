@@ -1,9 +1,9 @@
 """Triton kernels for NVIDIA GPUs of compute capability 8.0 and later.
 
-`backend` has the functions that the API calls; `launch` their launches; `encoding`, `scoring`,
-`selection`, `unions` and `attention` the kernels; `step` a decode step with preallocated memory,
-for CUDA graphs; `configs` the shipped shapes of programs, which `gate` compiles without a GPU.
-Simple versions that explain the kernels, and that tests hold them against, are in
+`backend` has the functions that the API calls; `launch` launches the kernels of `encoding`,
+`scoring`, `selection`, `unions` and `attention`; `step` is a decode step with preallocated memory,
+for CUDA graphs; `configs` has the shipped configurations, which `gate` compiles without a GPU.
+Simple versions that explain the kernels, and with which tests compare them, are in
 tests/kernels/gpu.
 """
 

@@ -1,10 +1,10 @@
 """Attention of decode steps over token lists or spans, split over the tokens (flash-decoding).
 
-Softmax sums run in float32 and base 2. A first launch leaves an output and a log-sum-exp for every
+Softmax sums run in float32 and base 2. A first launch writes an output and a log-sum-exp for every
 part of a list, a second one merges the parts.
 
-NaN and infinities go where torch lets them go. A maximum drops NaN, but the weight of a NaN logit,
-exp2(logit - maximum), is NaN, and with it the sum and the output; so is that of an infinite one.
+NaN and infinities have the same effect as in torch. A maximum drops NaN, but the weight of a NaN
+logit, exp2(logit - maximum), is NaN, and so are the sum and the output; the same holds for inf.
 """
 
 import triton
@@ -18,7 +18,7 @@ LOWEST = tl.constexpr(-3.4028234663852886e38)  # log of the sum of tokens that h
 
 @triton.jit
 def product(a, b):
-    """Matrix product, exact in its terms: bfloat16 has no arithmetic in the interpreter."""
+    """Matrix product without rounding its terms; the interpreter has no bfloat16 arithmetic."""
     if INTERPRET:
         return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="ieee")
     else:
@@ -34,12 +34,13 @@ def attend_kernel(
     VALUE_DIM: tl.constexpr, VALUE_SLOTS: tl.constexpr, BLOCK: tl.constexpr,
     STAGES: tl.constexpr, LISTED: tl.constexpr, CAPPED: tl.constexpr,
 ):  # fmt: skip
-    """One part of one list, for the GROUP query heads that read it.
+    """Attention to one part of a list, for the GROUP query heads that read it.
 
     Grid (parts, batch * lists * q_len); `split` tokens a part. LISTED: tokens of INDICES (rows,
-    width), negative for none; else of the rows' spans. PARTS (rows, GROUP, parts, VALUE_DIM) and
-    LSE (rows, GROUP, parts), float32: -inf for no tokens, LOWEST for tokens whose logits are all
-    -inf. One head multiplies in registers, more on tensor cores.
+    width) int32, negative for none; else of the rows' SPANS (batch, q_len, 2) int64. Results: PARTS
+    (rows, GROUP, parts, VALUE_DIM) and LSE (rows, GROUP, parts), float32: -inf for no tokens,
+    LOWEST for tokens whose logits are all -inf. A single head multiplies in registers, more heads
+    on tensor cores.
     """
     part = tl.program_id(0)
     row = tl.program_id(1)
@@ -123,7 +124,8 @@ def merge_kernel(
     GROUP: tl.constexpr, VALUE_DIM: tl.constexpr, VALUE_SLOTS: tl.constexpr,
     BLOCK: tl.constexpr, HAS_SINKS: tl.constexpr,
 ):  # fmt: skip
-    """Merge the parts of a head: OUT (batch, heads, q_len, VALUE_DIM) and its natural log-sum-exp.
+    """Merge the parts of a head: OUT (batch, heads, q_len, VALUE_DIM) and its natural log-sum-exp,
+    OUT_LSE (batch, heads, q_len).
 
     Grid (batch * lists * q_len * GROUP); BLOCK parts at a time. SINKS (heads): logits that take
     weight and have no value; without them tokens of no weight give NaN, as 0 / 0 in a softmax.

@@ -1,4 +1,4 @@
-"""The kernels of the API on a GPU: each call brings its own memory and waits for nothing."""
+"""The kernels as `api` calls them (shapes there): no call waits for the device."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from .bits import INTERPRET
 from .configs import DTYPES
 from .scoring import levels
 
-DIMS = 16  # head dims are multiples of it
-WIDEST = 256  # head dim, hidden width or bits that a program holds
+DIMS = 16  # head dims must be multiples of it
+WIDEST = 256  # the largest head dim, hidden width or bits that a program holds
 
 grade_bits = reference.grade_bits
-hamming_scores = reference.hamming_scores  # scores as such are for looking at: see select_by_codes
+# scores as such are for inspection: select_by_codes never stores them
+hamming_scores = reference.hamming_scores
 select = reference.select
 
 
@@ -37,7 +38,7 @@ def supports(kernel: str, *arguments: Tensor) -> bool:
 
 
 def encode(x: Tensor, maps: Maps) -> Tensor:
-    """Network, sign and packing in one launch."""
+    """Network, signs and packing in one launch."""
     if _widest(maps) > WIDEST:
         return reference.encode(x, maps)
     x, out = _rows_in_place(x), _codes_like(x, maps)
@@ -48,7 +49,7 @@ def encode(x: Tensor, maps: Maps) -> Tensor:
 def encode_pair(
     queries: Tensor, query_maps: Maps, keys: Tensor, key_maps: Maps
 ) -> tuple[Tensor, Tensor]:
-    """Both stacks in one launch, if they are alike."""
+    """Both stacks in one launch, if their widths are equal."""
     alike = launch.constants(query_maps) == launch.constants(key_maps)
     alike = alike and queries.dtype == keys.dtype and queries.shape[0] == keys.shape[0]
     if not alike or _widest(query_maps) > WIDEST:
@@ -71,8 +72,8 @@ def select_by_codes(
 ) -> Tensor:
     """Histogram and threshold, then compaction: two launches.
 
-    Graded queries with more levels than a histogram in registers holds are torch's: 256 bits in
-    three planes, for example. So are plain ones with more than any histogram holds.
+    Graded queries with more levels than a histogram in registers holds run in torch: 256 bits in
+    three planes, for example. So do plain ones with more levels than any histogram holds.
     """
     batch, heads, q_len, words = query_codes.shape[:4]
     grades = query_codes.shape[4] - 1 if query_codes.dim() == 5 else 0
@@ -94,7 +95,7 @@ def select_by_codes(
 
 
 def union(indices: Tensor, lists: int, n: int) -> Tensor:
-    """As wide as a union can be, for the device is not asked how wide it is."""
+    """As wide as a union can be: its true width would have to be read from the device."""
     batch, before, q_len, width = indices.shape
     most = min(n, width * before // lists)
     words = -(-max(n, 1) // 32)
@@ -166,10 +167,10 @@ def _codes_like(x: Tensor, maps: Maps) -> Tensor:
 
 
 def _widest(maps: Maps) -> int:
-    """Widest stage."""
+    """Outputs of the widest stage."""
     return max(weight.shape[2] for weight in maps.weights)
 
 
 def _rows_in_place(tensor: Tensor) -> Tensor:
-    """`tensor` if its last axis is dense in memory, else a copy."""
+    """`tensor` (4 axes) if its last axis is dense in memory, else a copy."""
     return tensor if tensor.stride(3) == 1 else tensor.contiguous()

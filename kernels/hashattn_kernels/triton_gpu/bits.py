@@ -1,7 +1,7 @@
 """Words of 32 bits in Triton: counting ones, shifting, masks of token ranges.
 
-The bodies of inline assembly are the only lines that the interpreter cannot run; it takes the plain
-expression beside each, and `self_test` compares both with Python integers, on a GPU too.
+Inline assembly is the only code that the interpreter cannot run; it runs the plain expression next
+to each. `self_test` compares both with Python integers, on a GPU too.
 """
 
 import triton
@@ -15,7 +15,7 @@ def popcount(x):
     """Ones in each int32.
 
     Assembly, because LLVM recognises the sum of masked shifts (Hacker's Delight, figure 5-2) only
-    where no XOR with a scalar stands in front of it, and here one always does.
+    where no XOR with a scalar precedes it, and here one always does.
     """
     if INTERPRET:
         x = x.to(tl.uint32, bitcast=True)
@@ -48,7 +48,7 @@ def lowest(word):
 
 @triton.jit
 def below(count):
-    """Words whose lowest `count` bits are ones, count clamped to [0, 32]."""
+    """int32 words whose lowest `count` bits are ones, count clamped to [0, 32]."""
     count = tl.minimum(tl.maximum(count, 0), 32)
     return shift_left(count * 0 + 1, count) - 1
 

@@ -1,6 +1,7 @@
-"""Shapes of programs by problem: the shipped configurations, all of which `gate` compiles.
+"""Block sizes and warps by problem: the shipped configurations, all of which `gate` compiles.
 
-Chosen from bytes in flight, registers and instruction counts; a device run may better them.
+Chosen by bytes in flight, registers and instruction counts; measurements on a device may find
+better ones.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ WARPS = 4  # of the selection kernels: 128 threads, one column of a tile each
 MOST_HOT = 8  # one-hot words of a level that fit in registers, with their digits
 MOST_LEVELS = 1024  # that a histogram in registers holds
 MOST_BINS = 4096  # levels that a program can count at all
-PROGRAMS = 4  # a kernel aims at so many programs for each multiprocessor
-MULTIPROCESSORS = 132  # of an H100 or H200: what is assumed without a GPU
+PROGRAMS = 4  # programs that a kernel should start for each multiprocessor
+MULTIPROCESSORS = 132  # of an H100 or H200: assumed where there is no GPU
 MERGE_BLOCK = 16  # parts
 MARK_BLOCK = WRITE_BLOCK = 1024  # tokens of a list, words of a bitmap
 
@@ -70,7 +71,7 @@ class Select:
 
 @dataclass(frozen=True)
 class Attend:
-    """Tokens of a step of a program, its warps, and the steps its loads run ahead."""
+    """Tokens of a step of a program, its warps, and the stages of its pipeline of loads."""
 
     block: int
     warps: int
@@ -78,7 +79,7 @@ class Attend:
 
 
 DECODE, PREFILL = Encode(16, 8), Encode(64, 8)
-TILES = (1, 4)  # of a chunk: few while there are few chunks, so that all multiprocessors work
+TILES = (1, 4)  # of a chunk: one while there are few tiles, so that all multiprocessors work
 GROUPS = (1, 2, 4, 8)  # query heads of a list that the gate compiles
 BITS = (32, 64, 128, 256)
 GRADES = 3  # planes of a graded query that the gate compiles
@@ -91,8 +92,8 @@ def encode_config(
 ) -> Encode:
     """For `rows` vectors of a head; half: the weights are bfloat16.
 
-    More than two stages, wider ones, and vectors that take two products at once, leave no registers
-    for many vectors.
+    More than two stages, wider ones, or vectors that take two products leave no registers for many
+    vectors.
     """
     short = dtype == torch.bfloat16 or dim <= 64
     fits = half and short and depth <= 2 and max(dim, widest) <= 128

@@ -1,4 +1,4 @@
-"""Small networks, sign and packing in one launch, for the queries and the new keys of a step."""
+"""Small networks, signs and packing in one launch, for the queries and new keys of a step."""
 
 import triton
 import triton.language as tl
@@ -11,8 +11,9 @@ from .scoring import COLUMNS, LANES
 def times(x, weight, SHORT: tl.constexpr):
     """x (rows, in) float32 times weights (in, out), nearly as exact as float32.
 
-    bfloat16 weights meet x as a sum of two bfloat16 numbers, whose products are exact: 16 bits of
-    x, where one would keep 8; SHORT: x is bfloat16 anyway. Other weights take three TF32 products.
+    For bfloat16 weights x is split into two bfloat16 numbers, which keep 16 bits of x, where one
+    would keep 8, and have exact products. SHORT: x is bfloat16 already. Other weights take three
+    TF32 products.
     """
     if SHORT and weight.dtype == tl.bfloat16:
         return product(x.to(tl.bfloat16), weight)
@@ -49,12 +50,14 @@ def encode_kernel(
 ):  # fmt: skip
     """Codes of BLOCK vectors of one head. Grid (blocks of rows, maps of both stacks, batch).
 
-    The first `maps` programs of axis 1 read X, with `share` maps a head, and write OUT (batch,
-    maps, rows, words); the others read X2 and write OUT2 alike, or, if TILED, the code of one
-    vector into the tiles of a code cache, at the last token that SPANS (batch, 1, 2) sees.
-    WEIGHTS, BIASES: of `stored` maps, those of both stacks or of the one that both are, stages one
-    behind another, padded to the widths of the slots.
-    WIDTHS: of the hidden stages; behind them an infinite x times the padding's zeros would be NaN.
+    The first `maps` programs of axis 1 read X (batch, heads, rows, IN), with `share` maps a head,
+    and write OUT (batch, maps, rows, words) int32; the others read X2 and write OUT2 likewise, or,
+    if TILED, the code of one vector into the tiles of a code cache, at the last token that SPANS
+    (batch, 1, 2) sees.
+    WEIGHTS, BIASES: of `stored` maps, those of both stacks or of the only one, stage after stage,
+    padded to the widths of the slots.
+    WIDTHS: of the hidden stages; outputs past them are set to 0, as an infinite x times the
+    padding's zeros is NaN.
     """
     block = tl.program_id(0)
     index = tl.program_id(1)

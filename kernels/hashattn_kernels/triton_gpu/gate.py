@@ -1,13 +1,13 @@
-"""Compile every shipped configuration for sm_80 and sm_90 and look at the machine code.
+"""Compile every shipped configuration for sm_80 and sm_90 and check the machine code.
 
     python -m hashattn_kernels.triton_gpu.gate [--jobs 2] [--json FILE]
 
-No GPU is needed: Triton brings ptxas and cuobjdump. What the interpreter accepts may still not
+No GPU is needed: Triton comes with ptxas and cuobjdump. What the interpreter accepts may still not
 compile, or spill registers, or gather rows two bytes at a time; each of these fails here.
 
 Machine code depends on nothing but these sources and Triton's version, so a report carries the key
-of both: data/reference/triton_gate.json is the one of the committed sources (`make gate`), and the
-tests compile everything only where its key is another.
+of both. data/reference/triton_gate.json is the report of the committed sources (`make gate`); tests
+compile everything only if its key differs.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ from .self_test import bits_kernel
 from .unions import mark_kernel, write_kernel
 
 ARCHITECTURES = (80, 90)
-SHARED = ("codes.py", "maps.py")  # beside this folder's, sources that constants come from
+SHARED = ("codes.py", "maps.py")  # sources outside this folder that constants come from
 REGISTERS = 65536  # of a multiprocessor, for all its threads
-NARROW = 4  # loads of one element that a kernel may hold, for the query of one head
+NARROW = 4  # single-element loads that a kernel may have, for the query of one head
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 POINTERS = {"SPANS": "*i64", "HEAVY": "*i64"} | dict.fromkeys(
     ("BIASES", "PARTS", "LSE", "SINKS", "OUT_LSE"), "*fp32"
@@ -61,8 +61,8 @@ KERNELS = {
 class Build:
     """One kernel in one configuration.
 
-    pointers: element types that are not int32. popcounts: its machine code must count ones. wide:
-    it must not load one element of this many bytes at a time.
+    pointers: element types that are not int32. popcounts: its machine code must have POPC. rows:
+    bytes of an element of the K and V rows, which it must load 16 bytes at a time; None: no rows.
     """
 
     kernel: str
@@ -75,7 +75,7 @@ class Build:
 
     @property
     def name(self) -> str:
-        """The kernel and what tells this configuration from others."""
+        """The kernel, element types and constants: different for every build."""
         kinds = sorted(set(self.pointers.values()))
         sizes = [f"{key}={value}" for key, value in self.constants.items()]
         return " ".join([self.kernel, *kinds, *sizes])
@@ -164,7 +164,7 @@ def _attention(dim: int, dtype: torch.dtype) -> Iterator[Build]:
 
 
 def compile_build(build: Build, architecture: int) -> dict[str, Any]:
-    """Compile, and what the machine code says: registers, spills, shared memory, instructions.
+    """Compile; returns registers, stack and local bytes, shared memory and instruction counts.
 
     Raises whatever the compiler raises.
     """
@@ -214,7 +214,7 @@ def _cuobjdump(option: str, file: str) -> str:
 
 
 def faults(build: Build, code: dict[str, Any]) -> list[str]:
-    """What is wrong with the machine code of a build; nothing for good code."""
+    """What is wrong with the machine code of a build; empty for good code."""
     counts, found = code["instructions"], []
 
     def count(*prefixes: str) -> int:
@@ -236,7 +236,7 @@ def faults(build: Build, code: dict[str, Any]) -> list[str]:
 
 
 def check(job: tuple[Build, int]) -> dict[str, Any]:
-    """One row of the report."""
+    """One row of the report: the machine code of a build and its faults."""
     build, architecture = job
     row = {"name": build.name, "architecture": f"sm_{architecture}"}
     try:

@@ -24,14 +24,14 @@ _PACKED: WeakKeyDictionary[Maps, WeakKeyDictionary[Maps, Packed]] = WeakKeyDicti
 
 
 def on(tensor: Tensor):
-    """The device whose stream takes the launches."""
+    """Context of the device that launches go to."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
 @dataclass(frozen=True)
 class Packed:
-    """Weights and biases (maps, numbers) of two stacks of maps of equal widths, or of one that is
-    both, as encode_kernel reads them."""
+    """Weights and biases (maps, numbers) of two stacks of maps of equal widths, or of one stack, as
+    encode_kernel reads them."""
 
     weights: Tensor
     biases: Tensor
@@ -39,7 +39,7 @@ class Packed:
 
 
 def pack(maps: Maps, others: Maps) -> Packed:
-    """Both stacks, one behind the other (or one alone, given twice); made once."""
+    """Both stacks, one after the other (or one alone, passed twice); packed once for all calls."""
     made = _PACKED.setdefault(maps, WeakKeyDictionary())
     if others not in made:
         stacks = (maps,) if maps is others else (maps, others)
@@ -92,8 +92,11 @@ def _slots(width: int) -> int:
 def encode(
     x: Tensor, maps: Maps, out: Tensor, other: tuple[Tensor, Maps, Tensor, Tensor | None] | None
 ) -> None:
-    """Codes of x into `out`; other: (x, maps, out, spans) of a second stack, with spans the tiles
-    of a code cache as its output."""
+    """Codes of x (batch, heads, rows, in) into `out` (batch, maps, rows, words) int32.
+
+    other: (x, maps, out, spans) of a second stack; with spans (batch, 1, 2) int64 its `out` is the
+    storage of a Tiled code cache.
+    """
     batch, heads, rows, _ = x.shape
     x2, maps2, out2, spans = (x, maps, out, None) if other is None else other
     rows2 = x2.shape[2] if other is not None else 0
@@ -122,7 +125,7 @@ def encode(
 
 @dataclass(frozen=True)
 class SelectSpace:
-    """Memory of a selection over up to `chunks` chunks a row; `done` must be 0 before the first."""
+    """Memory of a selection over up to `chunks` chunks a row; `done` must be 0 before first use."""
 
     config: configs.Select
     chunks: int
@@ -163,8 +166,11 @@ def select(
     indices: Tensor,
     space: SelectSpace,
 ) -> None:
-    """Lists into indices (batch, lists, q, width), for query codes (batch, heads, q, words), or
-    graded ones (batch, lists, q, words, 1 + planes)."""
+    """Token lists into indices (batch, lists, q, width) int32.
+
+    query_codes (batch, heads, q, words), or graded (batch, lists, q, words, 1 + planes); heavy
+    (batch, lists, q) and spans (batch, q, 2), int64.
+    """
     batch, lists, q_len, width = indices.shape
     storage, config = keys.storage, space.config
     sizes = (
@@ -185,7 +191,10 @@ def select(
 
 
 def union(indices: Tensor, bitmap: Tensor, out: Tensor) -> None:
-    """Unions into out (batch, lists, q, width); bitmap (batch, lists, q, words) int32, zeros."""
+    """Unions of indices (batch, L, q, m) into out (batch, lists, q, width), both int32.
+
+    bitmap: (batch, lists, q, words) int32, zeros.
+    """
     batch, before, q_len, width = indices.shape
     lists, words = out.shape[1], bitmap.shape[3]
     grid = (cdiv(width, configs.MARK_BLOCK), batch * before * q_len)
@@ -211,7 +220,7 @@ class AttendSpace:
     def reserve(
         cls, q: Tensor, lists: int, width: int, value_dim: int, dtype: torch.dtype
     ) -> AttendSpace:
-        """For queries like q over lists of up to `width` tokens."""
+        """For queries like q (batch, heads, q, head_dim) over lists of up to `width` tokens."""
         batch, heads, q_len, dim = q.shape
         rows = batch * lists * q_len
         config = configs.attend_config(max(dim, value_dim), dtype)
@@ -239,7 +248,8 @@ def attend(
     lse: Tensor,
     space: AttendSpace,
 ) -> None:
-    """Attention to listed tokens, or to spans, into out (batch, heads, q, value dim) and lse."""
+    """Attention to listed tokens, or to spans, into out (batch, heads, q, value_dim) and lse
+    (batch, heads, q) float32; other shapes as in `api`."""
     batch, heads, q_len, dim = q.shape
     kv_heads, value_dim = k.shape[1], v.shape[3]
     rows, group, parts = space.lse.shape

@@ -2,13 +2,13 @@
 
 A list sums the distances of its `group` query heads. With c of them having bit j set, a key bit
 costs c or group - c, so the sum is a constant plus |group - 2 c| for every bit that differs from
-the majority; for an even group all of these are even. What is left are the weights
+the majority; for an even group all of these are even. That leaves the weights
 |group - 2 c| >> (group is even), and their binary digits are masks:
 
     level = sum over digits p of 2^p * popcount((key ^ majority) & mask_p)
 
 has the order and the ties of the sum of distances, in few popcounts: one for one or two heads, two
-for four, three for eight. A graded query comes in just this form: its signs are the majority, the
+for four, three for eight. A graded query has this form already: its signs are the majority, the
 planes of its weights the masks.
 """
 
@@ -27,7 +27,7 @@ def digits(group: int, grades: int = 0) -> int:
 
 
 def levels(group: int, words: int, grades: int = 0) -> int:
-    """The highest level of keys of `words` words."""
+    """The highest level of a key of `words` words."""
     heaviest = 2**grades - 1 if grades else group >> (group % 2 == 0)
     return 32 * words * heaviest
 
@@ -37,8 +37,8 @@ def code_masks(queries, query, q_len, GROUP: tl.constexpr, SLOTS: tl.constexpr, 
                DIGITS: tl.constexpr, GRADED: tl.constexpr):  # fmt: skip
     """Of every word: the majority, then a mask for each digit, as one tuple of scalars.
 
-    queries: address of the first head's code; query: row of `q_len`, which lie head by head. SLOTS:
-    GROUP rounded up to a power of 2. GRADED: the words of a list's one query hold just that.
+    queries: address of the first head's code; query: row of `q_len`, stored head by head. SLOTS:
+    GROUP rounded up to a power of 2. GRADED: the words of a list's one query are this tuple.
     """
     masks = ()
     if GRADED:
@@ -60,7 +60,7 @@ def code_masks(queries, query, q_len, GROUP: tl.constexpr, SLOTS: tl.constexpr, 
 
 @triton.jit
 def level(keys, masks, WORDS: tl.constexpr, DIGITS: tl.constexpr):
-    """Levels of the keys at these addresses of a tile, whose words are a tile apart."""
+    """Levels of the keys at these addresses of a tile; the words of a key are a tile apart."""
     total = 0
     for word in tl.static_range(WORDS):
         differ = tl.load(keys + word * (LANES * COLUMNS)) ^ masks[word * (1 + DIGITS)]
@@ -72,7 +72,7 @@ def level(keys, masks, WORDS: tl.constexpr, DIGITS: tl.constexpr):
 
 @triton.jit
 def row_range(SPANS, row, sink, local):
-    """Tokens a row sees, [first, last), and those among which it chooses, [low, high)."""
+    """Tokens that a row sees, [first, last), and those that it chooses from, [low, high)."""
     first = tl.load(SPANS + 2 * row).to(tl.int32)
     last = tl.maximum(tl.load(SPANS + 2 * row + 1).to(tl.int32), first)
     low = tl.minimum(first + sink, last)

@@ -1,8 +1,8 @@
 """From codes to token lists: histogram of levels, threshold, compaction.
 
-Two launches. A program takes a chunk of one list's tokens; the chunk that is through last turns the
-histograms into a threshold, and into the place where every chunk writes its tokens. All sizes are
-read from memory, so one captured graph serves every step. Nothing depends on the order in which
+Two launches. A program takes a chunk of one list's tokens; the last chunk to finish turns the
+histograms into a threshold and into the position at which every chunk writes its tokens. All sizes
+are read from memory, so one captured graph serves every step. Nothing depends on the order in which
 programs run: the lists are a pure function of the codes.
 """
 
@@ -33,8 +33,8 @@ def histogram_kernel(
 
     A thread owns a column of 32 tokens. It adds the one-hot words 1 << level (HOT of them) with
     carry-save adders, as a positional popcount: plane p holds digit p of 32 HOT counters.
-    Grid (chunks, batch * lists * q_len). HISTOGRAM (rows, chunks, 32 HOT): the level 32 HOT, if
-    there is one, is what is left of a chunk's candidates.
+    Grid (chunks, batch * lists * q_len). HISTOGRAM (rows, chunks, 32 HOT) int32: the level 32 HOT,
+    if there is one, has the other candidates of a chunk.
     """
     chunk = tl.program_id(0)
     row = tl.program_id(1)
@@ -106,7 +106,7 @@ def wide_histogram_kernel(
     GROUP: tl.constexpr, SLOTS: tl.constexpr, WORDS: tl.constexpr, DIGITS: tl.constexpr,
     QUERY_WORDS: tl.constexpr, HOT: tl.constexpr, TILES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """histogram_kernel the simple way: for more levels than its registers hold, and its oracle."""
+    """histogram_kernel written simply: for more levels than registers hold, and to test it by."""
     chunk = tl.program_id(0)
     row = tl.program_id(1)
     batch = row // (lists * q_len)
@@ -146,11 +146,11 @@ def plan_when_last(
     SPANS, HEAVY, HISTOGRAM, DONE, PLAN, PREFIX, INDICES, row, query, sink, local, chunks, width,
     BINS: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Turn a row's histograms into its plan, in the program that finished last.
+    """Turn a row's histograms into its plan, in the program that finishes last.
 
-    PLAN (rows, 3): threshold, how many tokens on it are taken, how many in all. PREFIX (rows,
-    chunks, 2): tokens below and on the threshold in the chunks before. Slots of INDICES (rows,
-    width) behind the list get -1.
+    PLAN (rows, 3): threshold, how many tokens at it are taken, how many in all. PREFIX (rows,
+    chunks, 2): tokens below and at the threshold in the chunks before. Slots of INDICES (rows,
+    width) after the list get -1.
     """
     tl.debug_barrier()  # the whole chunk is stored before it counts as done
     done = tl.atomic_add(DONE + row, 1, sem="acq_rel", scope="gpu")
@@ -199,10 +199,10 @@ def compact_kernel(
     GROUP: tl.constexpr, SLOTS: tl.constexpr, WORDS: tl.constexpr, DIGITS: tl.constexpr,
     QUERY_WORDS: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
-    """Write a chunk's part of a row's list: tokens below the threshold, and the first on it.
+    """Write a chunk's part of a row's list: tokens below the threshold, and the first ones at it.
 
-    A thread scores its 32 tokens into two words, below and up to the threshold; prefix sums run
-    over words, not tokens. Grid (chunks, batch * lists * q_len).
+    A thread turns its 32 tokens into two words, below and up to the threshold; prefix sums run over
+    words, not tokens. Grid (chunks, batch * lists * q_len).
     """
     chunk = tl.program_id(0)
     row = tl.program_id(1)
@@ -226,7 +226,7 @@ def compact_kernel(
         for step in range(TILES):
             under = tl.zeros([COLUMNS], tl.int32)
             upto = tl.zeros([COLUMNS], tl.int32)
-            for eight in range(0, LANES, 8):  # not all 32 unrolled: compiling would take minutes
+            for eight in range(0, LANES, 8):  # unrolling all 32 would take minutes to compile
                 for lane in tl.static_range(8):
                     at = level(tile + (eight + lane) * COLUMNS, masks, WORDS, DIGITS)
                     under |= (at < threshold).to(tl.int32) << (eight + lane)
@@ -246,8 +246,8 @@ def compact_kernel(
                 cut -= 1
             kept = tl.where(room == (counts >> 16), on, tl.where(room > 0, on & ~rest, 0))
             chosen = low - first + less + (before & 0xFFFF) + tl.minimum(on_before, taken)
-            # sinks stand in front of the chosen tokens, local ones behind; a word may hold both
-            # kinds, and then the part in front decides where it starts
+            # sinks come before the chosen tokens, local ones after them; where a word holds several
+            # kinds, the first decides where it starts
             start = 32 * word
             position = tl.where(start < low, tl.maximum(start - first, 0), chosen)
             behind = low - first + heavy + start - high

@@ -1,4 +1,4 @@
-"""The inline assembly of `bits`, against Python integers: what the interpreter cannot check."""
+"""Tests the inline assembly of `bits` with Python integers: the interpreter does not run it."""
 
 import torch
 import triton
@@ -23,7 +23,7 @@ def bits_kernel(X, BY, ONES, SHIFTED, LOWEST, BELOW, n, BLOCK: tl.constexpr):
 
 
 def self_test(device: torch.device | str) -> list[str]:
-    """Names of the functions that return anything wrong on this device; empty if all is well."""
+    """Names of the functions that give a wrong result on this device; empty if none does."""
     x, by = torch.cartesian_prod(torch.tensor(EDGES), torch.tensor(EDGES)).unbind(1)
     generator = torch.Generator().manual_seed(0)
     random = torch.randint(-(2**31), 2**31, (2, 1000), generator=generator)

@@ -13,12 +13,12 @@ from . import launch
 class DecodeStep:
     """Encode a step's queries and keys, choose tokens by their codes, attend to them.
 
-    Reserved for up to `capacity` cached tokens and `heavy` chosen ones: keys and values (batch,
+    Memory is for up to `capacity` cached tokens and `heavy` chosen ones: keys and values (batch,
     kv_heads, capacity, head_dim) and codes (append those of a prompt), which the caller fills;
     spans (batch, 1, 2) int64, the tokens that each sequence sees, and heavy (batch, lists, 1)
-    int64, how many each list chooses. All of them are read on the device: replaying a captured step
-    after they have changed is a step with the new sizes. Maps must have equal widths, and dims that
-    the backend supports.
+    int64, how many each list chooses. All are read on the device: a captured step that is replayed
+    after they changed uses the new sizes. Maps must have equal widths, and dims that the backend
+    supports.
     """
 
     def __init__(
@@ -35,9 +35,9 @@ class DecodeStep:
         lists: int | None = None,
         union: bool = False,
     ) -> None:
-        """lists: token lists a sequence, one for each key map unless given, or one for each query
-        head; union: query heads choose one list each, and a KV head's group reads their union.
-        ValueError for maps that do not fit."""
+        """lists: token lists of a sequence, one for each key map (default) or query head; union:
+        every query head chooses a list, and a KV head's group reads their union. ValueError for
+        maps or lists that do not fit."""
         if launch.constants(query_maps) != launch.constants(key_maps):
             raise ValueError("query and key maps must have the same widths and activation")
         batch, kv_heads, capacity, dim = keys.shape
@@ -83,9 +83,9 @@ class DecodeStep:
     def __call__(self, q: Tensor, key: Tensor) -> Tensor:
         """Outputs (batch, heads, 1, value_dim) of queries q (batch, heads, 1, head_dim).
 
-        key (batch, kv_heads, 1, head_dim): of the newest token, the last that `spans` sees; `keys`
-        and `values` hold it already, its code is written here. The result is overwritten by the
-        next step.
+        key (batch, kv_heads, 1, head_dim): of the newest token, the last that `spans` sees. `keys`
+        and `values` hold this token already; its code is written here. The next step overwrites the
+        result.
         """
         self.encode(q, key)
         self.select()
@@ -93,7 +93,7 @@ class DecodeStep:
         return self.out
 
     def encode(self, q: Tensor, key: Tensor) -> None:
-        """The first stage: codes of both, the key's into the cache."""
+        """The first stage: codes of both (shapes as in a call), the key's into the cache."""
         other = (key, self.key_maps, self.codes.storage, self.spans)
         launch.encode(q, self.query_maps, self._query_codes, other)
 
@@ -108,7 +108,7 @@ class DecodeStep:
             launch.union(self.indices, self._bitmap, self.union)
 
     def attend(self, q: Tensor) -> None:
-        """The third stage: attention over the lists."""
+        """The third stage: attention of q (batch, heads, 1, head_dim) over the lists, to `out`."""
         read = self.indices if self.union is None else self.union
         launch.attend(
             q, self.keys, self.values, read, None, self.scaling, None, None, self.out, self.lse,

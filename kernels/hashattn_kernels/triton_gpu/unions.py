@@ -23,8 +23,8 @@ def mark_kernel(INDICES, BITMAP, members, lists, q_len, width, words, BLOCK: tl.
 
 @triton.jit
 def write_kernel(BITMAP, INDICES, words, width, BLOCK: tl.constexpr):
-    """Write the tokens of BLOCK words, behind those of all words before, which each program counts
-    anew: reading a bitmap is cheaper than a launch. Grid (chunks, rows); the last pads with -1."""
+    """Write the tokens of BLOCK words, after those of all earlier words, which each program counts
+    again: reading a bitmap is cheaper than a launch. Grid (chunks, rows); the last pads with -1."""
     chunk = tl.program_id(0)
     row = tl.program_id(1)
     bitmap = BITMAP + row.to(tl.int64) * words
