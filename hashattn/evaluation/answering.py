@@ -11,17 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hashattn.base.checks import require
 from hashattn.base.engines.threads import FasterThreads
 
-PREFILL_CHUNK = 4096  # tokens a forward; bounds activations on long contexts
+PREFILL_CHUNK = 4096  # tokens a forward pass; bounds activations on long contexts
 _THREADS = FasterThreads()
 
 
 @dataclass(frozen=True)
 class ReadQuestion:
-    """A question after its context, read dense: the greedy next token, and keys and values of the
-    question's tokens for each layer, (1, KV heads, tokens, head_dim); None where a layer keeps no
-    full history, so that the question has to be read again. seconds: of the reading."""
+    """A question read dense after its context. first: the greedy next token's id. states: keys and
+    values of the question's tokens for each layer, (1, KV heads, tokens, head_dim); None where a
+    layer keeps no full history, so that the question has to be read again. seconds: of the reading.
+    """
 
     tokens: tuple[int, ...]
     first: int
@@ -32,17 +34,16 @@ class ReadQuestion:
 class PrefilledContext:
     """The key-value cache of one context, run dense once; every answer starts from it.
 
-    tokens: the context's token ids, at least one. The cache is never written after the prefill:
-    fork() gives a new cache over the same tensors (a dynamic layer appends by concatenation, which
-    leaves the original alone). seconds: of the prefill.
+    tokens: the context's token ids; ValueError without any. The cache is never written after the
+    prefill: fork() gives a new cache over the same tensors. seconds: of the prefill.
     """
 
     @torch.no_grad()
     def __init__(self, model: Any, tokens: Sequence[int]) -> None:
         from transformers import DynamicCache
 
-        if len(tokens) == 0:
-            raise ValueError("the context has no tokens; give a template or a context with text")
+        allowed = "at least one token: give a template or a context with text"
+        require(len(tokens) > 0, "tokens", tokens, allowed)
         start = time.perf_counter()
         self.model, self.tokens = model, list(tokens)
         self._read: dict[tuple, ReadQuestion] = {}
@@ -56,7 +57,8 @@ class PrefilledContext:
 
     @torch.no_grad()
     def read(self, question: Sequence[int], barred: Iterable[int] = frozenset()) -> ReadQuestion:
-        """The question's tokens run dense after the context, once for all who ask."""
+        """The question's tokens run dense after the context, once for all callers; `first` is none
+        of `barred`."""
         key = (tuple(question), frozenset(barred))
         if key not in self._read:
             from transformers.cache_utils import DynamicLayer
@@ -88,6 +90,7 @@ class PrefilledContext:
         from transformers.cache_utils import DynamicLayer
 
         forked = copy.copy(self.cache)
+        # a dynamic layer appends by concatenation, which leaves the original's tensors alone
         forked.layers = [
             copy.copy(layer) if isinstance(layer, DynamicLayer) else copy.deepcopy(layer)
             for layer in self.cache.layers
@@ -95,7 +98,7 @@ class PrefilledContext:
         return forked
 
     def rewind(self, cache: Any) -> Any:
-        """The cache cut back to the context, index state kept; a new fork where layers cannot."""
+        """The cache cut back to the context, its index kept; a new fork if a layer slides."""
         if any(getattr(layer, "is_sliding", False) for layer in cache.layers):
             return self.fork()
         extra = cache.get_seq_length() - len(self.tokens)
@@ -105,16 +108,16 @@ class PrefilledContext:
 
 
 def feed(model: Any, tokens: Sequence[int], cache: Any, barred: Iterable[int] = frozenset()) -> int:
-    """Appends tokens to the cache in one forward; the greedy next token's id, none of `barred`."""
-    if len(tokens) == 0:
-        raise ValueError("there is no token to feed; the template must end with some text")
+    """Appends tokens to the cache in one forward pass; the id of the greedy next token, which is
+    none of `barred`. ValueError without tokens."""
+    allowed = "at least one token: the template must end with some text"
+    require(len(tokens) > 0, "tokens", tokens, allowed)
     ids = torch.tensor([list(tokens)], device=model.device)
     out = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
     logits = out.logits[0, -1]
     if barred:
-        logits = logits.index_fill(
-            0, torch.tensor(sorted(barred), device=logits.device), -torch.inf
-        )
+        excluded = torch.tensor(sorted(barred), device=logits.device)
+        logits = logits.index_fill(0, excluded, -torch.inf)
     return int(logits.argmax())
 
 
@@ -125,8 +128,8 @@ def greedy(
     """The greedy continuation that begins with `token`, up to the stop string (left out).
 
     Ends at the token whose text completes the stop string (None: no such text), before a token of
-    `ends` (None: the model's end_tokens), or after max_new_tokens. No end is chosen before
-    min_new_tokens; that the first token is none is up to the caller.
+    `ends` (None: the model's end_tokens), or after max_new_tokens. Before min_new_tokens none of
+    `ends` is chosen; `token` itself is the caller's choice.
     """
     ends = end_tokens(model) if ends is None else ends
     generated: list[int] = []
@@ -142,7 +145,7 @@ def greedy(
 
 def end_tokens(model: Any) -> frozenset[int]:
     """The model's end-of-sequence token ids, from its generation config."""
-    found = model.generation_config.eos_token_id
-    if found is None:
+    eos = model.generation_config.eos_token_id
+    if eos is None:
         return frozenset()
-    return frozenset([found] if isinstance(found, int) else found)
+    return frozenset([eos] if isinstance(eos, int) else eos)

@@ -1,4 +1,4 @@
-"""The cells of an evaluation, a record asked by a method in a setup, and what answers them."""
+"""The cells of an evaluation (one record, one method, one setup), and what answers them."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from hashattn.evaluation.prompting import Prompt, answer_tokens, end_token_ids
 from hashattn.evaluation.protocol import Protocol
 from hashattn.evaluation.records import Record
 
-TIMINGS = ("seconds", "question_seconds", "prefill_seconds")  # what differs between equal runs
+TIMINGS = ("seconds", "question_seconds", "prefill_seconds")  # these differ between equal runs
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One record, asked by one method (its number) in one setup.
+    """One record, answered by one method (its number) in one setup.
 
-    key: of its result; asked: the record's own protocol (Protocol.of) in the setup; prompt: what is
-    prefilled, what follows, and what was cut; labels: what the row says beside its result.
+    key: of its result; protocol: that of the record's dataset (Protocol.of) in the setup; prompt:
+    what is prefilled, what follows, and what was cut; labels: what the row says beside its result.
     """
 
     key: str
     method: int
     record: Record
-    asked: Protocol
+    protocol: Protocol
     prompt: Prompt
     labels: dict[str, Any]
 
@@ -60,10 +60,10 @@ class ContextRunner:
     Of the TIMINGS, `seconds` is the answer's own; the others were shared (tables.sharing_table).
 
     The context is prefilled once for all of them. A question that is read dense (in setup A, and by
-    dense attention in both) is read once for all who ask it. Selectors that observe are the
-    exception: they see a prefill of their own.
+    dense attention in both) is read once for all cells that ask it. Selectors that observe are the
+    exception: each cell has a prefill of its own.
 
-    threads: how many decode after a context (evaluation.threads); by default torch's number.
+    threads: how many threads decode after a context (evaluation.threads); by default torch's.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class ContextRunner:
 
     @torch.no_grad()
     def __call__(self, cells: Sequence[Cell]) -> Iterator[dict[str, Any]]:
-        """Rows of cells with equal `context`; what attach raises, SparsePathError of reading()."""
+        """Rows of cells with equal `context`. Raises as attach and row_from_receipt do."""
         context = PrefilledContext(self.model, cells[0].context)
         self._threads(context)  # measured before any answer is timed
         cache = context.fork()
@@ -107,9 +107,8 @@ class ContextRunner:
         self, cell: Cell, context: PrefilledContext, cache: Any, question: ReadQuestion | None
     ) -> tuple[str, Receipt | None]:
         method, first = self.methods[cell.method], None
-        if self._observes(
-            cell
-        ):  # it has to see its own prefill, and decoding changes what it keeps
+        # an observing selector has to see the prefill, and decoding changes what it stores
+        if self._observes(cell):
             with self._attached(cell, 1):
                 cache = PrefilledContext(self.model, cell.context).cache
                 first = None if self._reads_sparse(cell) else self._feed(cell, cache)
@@ -131,29 +130,29 @@ class ContextRunner:
         return method.sparse and method.selector.observes
 
     def _reads_sparse(self, cell: Cell) -> bool:
-        return self.methods[cell.method].sparse and cell.asked.question == "sparse"
+        return self.methods[cell.method].sparse and cell.protocol.question == "sparse"
 
     def _ends(self, cell: Cell) -> tuple[frozenset[int], frozenset[int]]:
         """Token ids that end the answer, and those of them that may not begin it."""
-        ends = end_tokens(self.model) | end_token_ids(self.tokenizer, cell.asked)
-        return ends, ends if cell.asked.min_new_tokens else frozenset()
+        ends = end_tokens(self.model) | end_token_ids(self.tokenizer, cell.protocol)
+        return ends, ends if cell.protocol.min_new_tokens else frozenset()
 
     def _feed(self, cell: Cell, cache: Any) -> int:
         return feed(self.model, cell.question, cache, self._ends(cell)[1])
 
     def _greedy(self, cell: Cell, cache: Any, first: int) -> str:
-        asked = cell.asked
-        longest = answer_tokens(self.tokenizer, asked, cell.record)
-        return greedy(self.model, self.tokenizer, cache, first, longest, asked.stop,
-                      self._ends(cell)[0], asked.min_new_tokens)  # fmt: skip
+        protocol = cell.protocol
+        longest = answer_tokens(self.tokenizer, protocol, cell.record)
+        return greedy(self.model, self.tokenizer, cache, first, longest, protocol.stop,
+                      self._ends(cell)[0], protocol.min_new_tokens)  # fmt: skip
 
     def _attached(self, cell: Cell, sparse_rows: int) -> Attachment:
         method = self.methods[cell.method]
         return attach(
             self.model, method.selector, method.budget,
             sparse_rows=sparse_rows,
-            dense_layers=cell.asked.dense_layers,
-            allow_dense=True,  # judged over all samples, a single context may be short
+            dense_layers=cell.protocol.dense_layers,
+            allow_dense=True,  # methods.verify judges all samples: one context may be too short
             allow_untrained=method.allow_untrained,
         )  # fmt: skip
 
@@ -164,7 +163,7 @@ class ContextRunner:
             **cell.labels,
             "prediction": prediction,
             "answers": list(record.answers),
-            "score": cell.asked.score(prediction, record.answers, record.all_classes),
+            "score": cell.protocol.score(prediction, record.answers, record.all_classes),
             "context_tokens": tokens,
             **(asdict(cell.prompt.cut) if cell.prompt.cut else {}),
         } | row_from_receipt(method, receipt, tokens)

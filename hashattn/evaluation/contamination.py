@@ -22,14 +22,14 @@ SAMPLES = "scored samples trained"
 
 
 def benchmarks(records: Iterable[Record]) -> dict[str, dict[str, list[str]]]:
-    """What train_hash_weights(benchmarks=...) keeps in the card: by dataset the hashes of the
-    samples that train and of their contexts, without repeats."""
-    found: dict[str, dict[str, dict[str, None]]] = {}
+    """What train_hash_weights(benchmarks=...) keeps in the card: for each dataset the hashes of the
+    training samples and of their contexts, without repeats."""
+    hashes: dict[str, dict[str, dict[str, None]]] = {}
     for record in records:
-        entry = found.setdefault(record.dataset, {"samples": {}, "contexts": {}})
+        entry = hashes.setdefault(record.dataset, {"samples": {}, "contexts": {}})
         entry["samples"][record_sha256(record)] = None
         entry["contexts"][context_sha256(record)] = None
-    return {name: {part: list(t) for part, t in entry.items()} for name, entry in found.items()}
+    return {name: {part: list(t) for part, t in entry.items()} for name, entry in hashes.items()}
 
 
 def contamination(
@@ -39,39 +39,40 @@ def contamination(
 
     weights: hash weights or their card. scored: evaluate()'s results, records, or names of
     datasets. Columns: scored (samples; 0 for names), trained (samples of this dataset that trained,
-    of its LongBench-E form too), same_samples and same_contexts (scored samples that trained, and
-    those whose context trained, for any dataset), found (one of this module's texts). Missing
-    values are what the card, or names alone, do not tell. ValueError for a damaged card.
+    its LongBench-E form included), same_samples and same_contexts (scored samples that trained, and
+    those whose context trained, under any dataset), found (one of this module's texts). A value is
+    missing where the card, or a name alone, cannot tell. ValueError for a damaged card.
     """
     import pandas as pd
 
     card = weights.card if isinstance(weights, HashWeights) else weights
-    known = trained_benchmarks(card)
+    training = trained_benchmarks(card)
     lines = {}
     for name, samples in _samples(scored).items():
         line: dict[str, Any] = {"scored": len(samples)}
-        if known is None:
+        if training is None:
             lines[name] = line | {"found": UNKNOWN}
             continue
         # LongBench-E draws on the same documents
-        of_it = [e for n, e in known.items() if n.removesuffix("_e") == name.removesuffix("_e")]
-        line["trained"] = sum(e if isinstance(e, int) else len(e["samples"]) for e in of_it)
-        hashed = [entry for entry in known.values() if not isinstance(entry, int)]
-        if not samples or any(isinstance(entry, int) and entry for entry in of_it):
+        stem = name.removesuffix("_e")
+        entries = [entry for n, entry in training.items() if n.removesuffix("_e") == stem]
+        line["trained"] = sum(e if isinstance(e, int) else len(e["samples"]) for e in entries)
+        hashed = [entry for entry in training.values() if not isinstance(entry, int)]
+        if not samples or any(isinstance(entry, int) and entry for entry in entries):
             lines[name] = line | {"found": COUNT_ONLY if line["trained"] else NONE}
             continue
         trained, contexts = (
-            {text for entry in hashed for text in entry[part]} for part in ("samples", "contexts")
+            {sha for entry in hashed for sha in entry[part]} for part in ("samples", "contexts")
         )
         line["same_samples"] = sum(sample in trained for sample in samples)
         line["same_contexts"] = sum(context in contexts for context in samples.values())
-        lines[name] = line | {"found": _found(line)}
+        lines[name] = line | {"found": _verdict(line)}
     columns = ["scored", "trained", "same_samples", "same_contexts", "found"]
     table = pd.DataFrame.from_dict(lines, orient="index", columns=columns).rename_axis("dataset")
     return table.astype({name: "Int64" for name in columns[:-1]})
 
 
-def _found(line: Mapping[str, Any]) -> str:
+def _verdict(line: Mapping[str, Any]) -> str:
     if line["same_samples"]:
         return SAMPLES
     if line["same_contexts"]:
@@ -80,17 +81,17 @@ def _found(line: Mapping[str, Any]) -> str:
 
 
 def _samples(scored: Any) -> dict[str, dict[str, str]]:
-    """{dataset: {sample's hash: its context's}}; nothing inside where only names are given."""
+    """{dataset: {sample's hash: its context's}}; the inner dict is empty for a bare name."""
     import pandas as pd
 
-    found: dict[str, dict[str, str]] = {}
+    samples: dict[str, dict[str, str]] = {}
     if isinstance(scored, pd.DataFrame):
         columns = (scored[name] for name in ("dataset", "sample", "context"))
         for name, sample, context in zip(*columns, strict=True):
-            found.setdefault(name, {})[sample] = context
-        return found
+            samples.setdefault(name, {})[sample] = context
+        return samples
     for item in scored:
-        entry = found.setdefault(item if isinstance(item, str) else item.dataset, {})
+        entry = samples.setdefault(item if isinstance(item, str) else item.dataset, {})
         if isinstance(item, Record):
             entry[record_sha256(item)] = context_sha256(item)
-    return found
+    return samples

@@ -1,4 +1,4 @@
-"""Content hashes of records, which key results beside code, model, tokenizer, method, protocol."""
+"""Content hashes of records: with code, model, tokenizer, method and protocol they key results."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A results file that a kill cannot spoil and that several processes may write at once.
+"""A results file that survives a kill and that several processes may write at once.
 
-One JSON object a line, each keyed by what made it. Processes agree through byte-range locks on
-<file>.lock, which the system drops with the process that held them, however it ends.
+One JSON object a line, each keyed by what it depends on. Processes agree through byte-range locks
+on <file>.lock, which the system drops with the process that held them, however it ends.
 """
 
 from __future__ import annotations
@@ -21,36 +21,36 @@ from hashattn.base.files import FileError, decode, looks_like, parse_json
 from hashattn.base.hashes import sha256_text
 from hashattn.base.progress import say
 
-WRITING = 0  # the lock's byte of whoever writes; every claim has another one
+WRITING = 0  # the byte locked while a row is written; every claim locks another one
 
 
 class ResultLogError(HashAttnError, ValueError):
-    """A results file holds something else than whole results, or cannot be locked or written."""
+    """A results file holds something other than results, or cannot be locked or written."""
 
 
 class _NotJsonError(ResultLogError):
-    """A line was not written to its end."""
+    """A line is not JSON, as a kill may leave the last one."""
 
 
 class ResultLog:
     """Rows {"key": ..., ...} of a .jsonl file, written one line at a time, once for each key.
 
-    Opening reads what is there. A last line that a kill or a power cut spoiled is moved to
-    <file>.damaged; a broken line anywhere else raises ResultLogError: that is no interrupted write.
-    Processes may share a file: `refresh` reads what others added, `claim` divides the work. The
-    locks belong to the process: open a file once in each. Use as a context manager.
+    Opening reads what is there. A last line that a kill or a power cut truncated is moved to
+    <file>.damaged; a broken line anywhere else raises ResultLogError: no interrupted write leaves
+    one. Processes may share a file: `refresh` reads what others added, `claim` divides the work.
+    The locks belong to the process: open a file once in each. Use as a context manager.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.rows: dict[str, dict[str, Any]] = {}
-        self._read, self._lines = 0, 0  # bytes and lines of the file that are in rows
+        self._offset, self._lines = 0, 0  # bytes and lines of the file that are in rows
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with ExitStack() as opened:
-                self._file = opened.enter_context(self.path.open("a+b", buffering=0))
-                self._locks = opened.enter_context(open(f"{self.path}.lock", "ab"))
-                opened.pop_all()  # close() closes them
+            with ExitStack() as stack:
+                self._file = stack.enter_context(self.path.open("a+b", buffering=0))
+                self._locks = stack.enter_context(open(f"{self.path}.lock", "ab"))
+                stack.pop_all()  # close() closes them
         except OSError as error:
             raise ResultLogError(
                 f"{self.path} cannot be opened to write results ({error.strerror}): give another "
@@ -66,8 +66,8 @@ class ResultLog:
     def append(self, row: dict[str, Any]) -> bool:
         """Writes the row and waits until it is on disk; False if its key was there already.
 
-        Raises ValueError on NaN, KeyError on a row without a key, and ResultLogError where the disk
-        does not take the row: then nothing of it is left in the file.
+        Raises ValueError on NaN, KeyError on a row without a key, and ResultLogError if the row
+        cannot be written: then nothing of it is left in the file.
         """
         line = json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
         with self._writing():
@@ -75,18 +75,18 @@ class ResultLog:
             if row["key"] in self.rows:
                 return False
             self._write(line.encode())
-            self._take(line.encode())
+            self._add_rows(line.encode())
         return True
 
     def refresh(self) -> None:
         """Reads the rows that other processes added."""
-        self._take(self._added())
+        self._add_rows(self._unread())
 
     def claim(self, work: str) -> bool:
         """Whether this process may do `work` (a name): no other has claimed it and is alive."""
-        place = 1 + int(sha256_text(work)[:15], 16)
+        byte = 1 + int(sha256_text(work)[:15], 16)
         try:
-            fcntl.lockf(self._locks, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
+            fcntl.lockf(self._locks, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, byte)
         except (BlockingIOError, PermissionError):  # another process holds it
             return False
         except OSError as error:
@@ -110,22 +110,22 @@ class ResultLog:
         self.close()
 
     def _write(self, line: bytes) -> None:
-        """The whole line, on disk, after what was read; nothing of it if that does not succeed."""
+        """Writes the whole line to disk after what was read, or nothing of it."""
         try:
             _write_all(self._file, line)
         except BaseException as error:
             with suppress(OSError):
-                self._file.truncate(self._read)
+                self._file.truncate(self._offset)
             if not isinstance(error, OSError):
                 raise
             raise ResultLogError(
-                f"{self.path} does not take a row ({error.strerror}), is the disk full? Nothing "
-                f"was lost, {len(self.rows)} rows are kept: free some space and run again"
+                f"{self.path}: a row could not be written ({error.strerror}), is the disk full? "
+                f"Nothing was lost, {len(self.rows)} rows are kept: free some space and run again"
             ) from error
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """Nobody else writes meanwhile."""
+        """No other process writes meanwhile."""
         try:
             fcntl.lockf(self._locks, fcntl.LOCK_EX, 1, WRITING)
         except OSError as error:
@@ -137,46 +137,46 @@ class ResultLog:
 
     def _no_locks(self, error: OSError) -> ResultLogError:
         return ResultLogError(
-            f"{self.path} cannot be locked ({error}), and parallel runs could spoil it: put the "
+            f"{self.path} cannot be locked ({error}), and parallel runs could corrupt it: put the "
             "results on a file system with locks, for example a local disk"
         )
 
-    def _added(self) -> bytes:
-        """What was written after the bytes that were read, without waiting for anyone."""
+    def _unread(self) -> bytes:
+        """What the file holds after the bytes that were read; waits for no other process."""
         size = os.fstat(self._file.fileno()).st_size
-        return os.pread(self._file.fileno(), max(0, size - self._read), self._read)
+        return os.pread(self._file.fileno(), max(0, size - self._offset), self._offset)
 
-    def _take(self, content: bytes) -> None:
+    def _add_rows(self, content: bytes) -> None:
         """Puts the whole lines of `content` into rows."""
         for line in content.split(b"\n")[:-1]:
             row = self._parse(line, self._lines + 1)
             self.rows[row["key"]] = row
-            self._read, self._lines = self._read + len(line) + 1, self._lines + 1
+            self._offset, self._lines = self._offset + len(line) + 1, self._lines + 1
 
     def _catch_up(self) -> None:
-        """Reads what is new and repairs the end; nobody else is writing while the lock is held."""
-        content = self._added()
-        if not self._read and (known := looks_like(content)):
-            raise ResultLogError(f"{self.path} looks like {known[0]}: {known[1]}, or delete it")
-        whole = content.rfind(b"\n") + 1
-        last = content[: max(0, whole - 1)].rfind(b"\n") + 1
-        self._take(content[:last])
+        """Reads what is new and repairs the end; call with the lock of writers held."""
+        content = self._unread()
+        if not self._offset and (other := looks_like(content)):
+            raise ResultLogError(f"{self.path} looks like {other[0]}: {other[1]}, or delete it")
+        end = content.rfind(b"\n") + 1
+        last_line = content[: max(0, end - 1)].rfind(b"\n") + 1
+        self._add_rows(content[:last_line])
         try:
-            self._take(content[last:whole])
-        except _NotJsonError:  # of a run that was cut off, garbled on its way to the disk
-            if not self._read:
+            self._add_rows(content[last_line:end])
+        except _NotJsonError:  # a power cut can garble even a line that has its end
+            if not self._offset:
                 raise  # nothing says that this is a results file
-            whole = last
-        if whole < len(content):
-            self._set_aside(content[whole:])
+            end = last_line
+        if end < len(content):
+            self._move_damaged(content[end:])
 
-    def _set_aside(self, damaged: bytes) -> None:
+    def _move_damaged(self, damaged: bytes) -> None:
         """Moves the end of the file, where no row can be read, to a file beside it."""
         aside = Path(f"{self.path}.damaged")
         try:
-            with aside.open("ab", buffering=0) as kept:
-                _write_all(kept, damaged.removesuffix(b"\n") + b"\n")
-            self._file.truncate(self._read)
+            with aside.open("ab", buffering=0) as file:
+                _write_all(file, damaged.removesuffix(b"\n") + b"\n")
+            self._file.truncate(self._offset)
         except OSError as error:
             raise ResultLogError(
                 f"{self.path} ends in a line that was cut off, and it cannot be moved to "
@@ -193,14 +193,12 @@ class ResultLog:
                 f"{where} is not JSON; delete the line, or the file to start over ({error})"
             ) from error
         if not isinstance(row, dict) or not isinstance(row.get("key"), str):
-            raise ResultLogError(
-                f"{self.path}:{number} has no key; give a results file that evaluate() wrote"
-            )
+            raise ResultLogError(f"{where} has no key; give a results file that evaluate() wrote")
         return row
 
 
 def _write_all(file: BinaryIO, content: bytes) -> None:
-    """All bytes to an unbuffered file, which may take fewer at a time, and on to the disk."""
+    """Writes all bytes to an unbuffered file, which may take fewer at a time, and to the disk."""
     rest = memoryview(content)
     while rest:
         written = file.write(rest)

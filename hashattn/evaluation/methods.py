@@ -1,4 +1,4 @@
-"""Methods to compare, and the account of what each one read."""
+"""Methods to compare, and what each one read."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 from hashattn.attention.budget import Budget
 from hashattn.attention.receipt import Receipt
+from hashattn.base.checks import require
 from hashattn.base.errors import SparsePathError
 from hashattn.base.files import write_text
 from hashattn.evaluation.protocol import Protocol
@@ -21,11 +22,11 @@ DENSE = "dense"  # the budget's label of a method without one
 
 @dataclass(frozen=True)
 class Method:
-    """A column of the table: a selector at a budget, or dense attention without either.
+    """One method to compare: a selector at a budget, or dense attention without either.
 
-    Several methods may share a name at different budgets. allow_dense: accept that everything
-    cached was read (short contexts); allow_untrained: accept random hash weights. Raises ValueError
-    when a sparse selector has no budget, or dense attention has one.
+    Several methods may share a name at different budgets. allow_dense: accept that all cached
+    tokens were read (short contexts); allow_untrained: accept random hash weights. Raises
+    ValueError when a sparse selector has no budget, or dense attention has one.
     """
 
     name: str
@@ -41,7 +42,7 @@ class Method:
 
     @property
     def sparse(self) -> bool:
-        """Whether the method goes through attach at all."""
+        """Whether the method needs attach."""
         return self.selector is not None and self.selector.sparse
 
     @property
@@ -62,12 +63,11 @@ class Method:
 
 def check_methods(methods: Sequence[Method], protocol: Protocol) -> None:
     """ValueError unless names and budgets tell the methods apart and fit the protocol."""
-    if not methods:
-        raise ValueError("methods is empty; give at least one Method")
-    cells = Counter((method.name, method.budget_label) for method in methods)
-    twice = sorted(cell for cell, count in cells.items() if count > 1)
-    if twice:
-        raise ValueError(f"methods {twice} appear more than once; give them different names")
+    require(len(methods) > 0, "methods", methods, "at least one Method")
+    counts = Counter((method.name, method.budget_label) for method in methods)
+    repeated = sorted(label for label, count in counts.items() if count > 1)
+    if repeated:
+        raise ValueError(f"methods {repeated} appear more than once; give them different names")
     for method in methods:
         budget = method.budget
         if budget and (budget.sink, budget.local) != (protocol.sink, protocol.local):
@@ -78,18 +78,18 @@ def check_methods(methods: Sequence[Method], protocol: Protocol) -> None:
 
 
 def row_from_receipt(method: Method, receipt: Receipt | None, tokens: int) -> dict[str, Any]:
-    """What one sample read, from its receipt; without one (dense), all `tokens` that were cached.
+    """What one sample read, from its receipt; without one (dense), all cached `tokens`.
 
     density is over the sparse calls; tokens_read and tokens_cached are sums over all decode calls
     of all layers, so that dense layers count. Raises SparsePathError when decode calls were made
     and none was sparse.
     """
     if receipt is None:
-        nothing = {"auxiliary_bits": 0.0, "nominal_bits": 0.0, "receipt": None}
-        return {"density": 1.0, "tokens_read": tokens, "tokens_cached": tokens} | nothing
+        stored = {"auxiliary_bits": 0.0, "nominal_bits": 0.0, "receipt": None}
+        return {"density": 1.0, "tokens_read": tokens, "tokens_cached": tokens} | stored
     if receipt.decode_calls and not receipt.sparse_calls:
         raise SparsePathError(
-            f"method {method.name!r}: no decode call was sparse, dense ones: "
+            f"method {method.name!r}: no decode call was sparse; dense calls by reason: "
             f"{receipt.dense_reasons}; check the model's layers and the protocol's dense_layers"
         )
     return {
@@ -110,7 +110,7 @@ def row_from_receipt(method: Method, receipt: Receipt | None, tokens: int) -> di
 
 
 def verify(method: Method, rows: Sequence[dict[str, Any]]) -> None:
-    """SparsePathError when a sparse method skipped no token in any sample, unless it may."""
+    """SparsePathError when a sparse method skipped no token in any sample, unless allow_dense."""
     if not method.sparse or method.allow_dense:
         return
     if sum(row["tokens_read"] for row in rows) >= sum(row["tokens_cached"] for row in rows):
@@ -127,11 +127,11 @@ def receipt_summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     for row in rows:
         if row["receipt"] is not None:
             groups.setdefault((row["setup"], row["method"], row["budget"]), []).append(row)
-    return [_summary(*which, part) for which, part in groups.items()]
+    return [_summary(*labels, group) for labels, group in groups.items()]
 
 
 def save_receipts(path: str | Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Writes account(rows) as JSON; the file appears whole or not at all."""
+    """Writes receipt_summary(rows) as JSON; the file appears whole or not at all."""
     write_text(path, json.dumps(receipt_summary(rows), indent=1) + "\n")
 
 

@@ -19,7 +19,7 @@ Metric = Callable[..., float]  # (prediction, answers, all_classes=None) -> 0..1
 
 
 def first_line(prediction: str) -> str:
-    """The first line that a prediction starts with, empty lines before it skipped."""
+    """The first line of a prediction that is not empty."""
     return prediction.lstrip("\n").split("\n", 1)[0]
 
 
@@ -70,11 +70,8 @@ def classification(
     prediction: str, answers: Sequence[str], all_classes: Sequence[str] | None = None
 ) -> float:
     """1 / (number of classes that the prediction names), 0 if the answer is not among them."""
-    if not all_classes:
-        raise ValueError(
-            f"all_classes = {all_classes!r}: must be the record's list of class names, which "
-            "classification needs"
-        )
+    allowed = "the record's list of class names, which classification needs"
+    require(bool(all_classes), "all_classes", all_classes, allowed)
     return _best(answers, lambda answer: _named_class(prediction, answer, all_classes))
 
 
@@ -102,10 +99,10 @@ def count(
 def code_sim(
     prediction: str, answers: Sequence[str], all_classes: Sequence[str] | None = None
 ) -> float:
-    """Similarity of the first line of code, in hundredths.
+    """Similarity of the first line of code, rounded to hundredths.
 
     As fuzzywuzzy measures it without python-Levenshtein, which LongBench's requirements.txt (and
-    the HashAttention authors') does not list: difflib's ratio, whose order of arguments matters.
+    the HashAttention authors') does not list: difflib's ratio, which depends on argument order.
     """
     from difflib import SequenceMatcher
 
@@ -115,7 +112,7 @@ def code_sim(
 def code_sim_levenshtein(
     prediction: str, answers: Sequence[str], all_classes: Sequence[str] | None = None
 ) -> float:
-    """code_sim as it comes out where python-Levenshtein is installed: other scores, same name."""
+    """code_sim as LongBench computes it where python-Levenshtein is installed: scores differ."""
     from rapidfuzz.distance import Indel
 
     return _code_similarity(prediction, answers, Indel.normalized_similarity)
@@ -124,7 +121,7 @@ def code_sim_levenshtein(
 def string_match_all(
     prediction: str, answers: Sequence[str], all_classes: Sequence[str] | None = None
 ) -> float:
-    """RULER's: the share of the answers that occur in the prediction, whatever their case."""
+    """RULER's: the share of the answers that occur in the prediction, ignoring case."""
     _check_answers(answers)
     return sum(answer.lower() in prediction.lower() for answer in answers) / len(answers)
 
@@ -132,7 +129,7 @@ def string_match_all(
 def string_match_part(
     prediction: str, answers: Sequence[str], all_classes: Sequence[str] | None = None
 ) -> float:
-    """RULER's for question answering: 1.0 if any answer occurs in the prediction, else 0.0."""
+    """RULER's for question answering: 1.0 if any answer occurs, ignoring case, else 0.0."""
     return _best(answers, lambda answer: float(answer.lower() in prediction.lower()))
 
 
@@ -156,8 +153,8 @@ def _best(answers: Sequence[str], score: Callable[[str], float]) -> float:
 
 
 def _words(text: str) -> list[str]:
-    kept = "".join(c for c in text.lower() if c not in string.punctuation)
-    return re.sub(r"\b(a|an|the)\b", " ", kept).split()
+    unpunctuated = "".join(c for c in text.lower() if c not in string.punctuation)
+    return re.sub(r"\b(a|an|the)\b", " ", unpunctuated).split()
 
 
 # CJK, full-width and typographic punctuation that LongBench drops, as ranges of code points
@@ -188,8 +185,8 @@ def _f1(prediction: list[str], answer: list[str]) -> float:
 
 def _named_class(prediction: str, answer: str, all_classes: Sequence[str]) -> float:
     named = [name for name in all_classes if name in prediction]
-    # The official loop removes from the list that it walks, so the name after a removed one is
-    # never looked at and may stay; scores depend on it.
+    # as the official loop, which removes from the list it iterates over: the name after a removed
+    # one is skipped and may stay, and published scores depend on it
     for name in named:
         if name in answer and name != answer:
             named.remove(name)
@@ -197,15 +194,15 @@ def _named_class(prediction: str, answer: str, all_classes: Sequence[str]) -> fl
 
 
 def _number(answer: str, label: str) -> str:
-    found = re.search(label + r"(\d+)", answer)
-    if found is None:
-        raise ValueError(f"answer {answer!r} must name its paragraph as '{label}<number>'")
-    return found[1]
+    match = re.search(label + r"(\d+)", answer)
+    allowed = f"a text that names its paragraph as '{label}<number>'"
+    require(match is not None, "answer", answer, allowed)
+    return match[1]
 
 
 def _share(prediction: str, number: str) -> float:
-    found = re.findall(r"\d+", prediction)
-    return found.count(number) / len(found) if found else 0.0
+    numbers = re.findall(r"\d+", prediction)
+    return numbers.count(number) / len(numbers) if numbers else 0.0
 
 
 def _code_similarity(
@@ -222,7 +219,7 @@ def _code_similarity(
 
 
 def _code_line(prediction: str) -> str:
-    """The first line without a mark of comments or of Markdown, "" without one."""
+    """The first line without a comment mark or a Markdown fence, "" if there is none."""
     lines = prediction.lstrip("\n").split("\n")
     marks = ("`", "#", "//")
     return next((line for line in lines if not any(mark in line for mark in marks)), "")

@@ -12,12 +12,12 @@ from hashattn.evaluation.metrics import METRICS, first_line
 from hashattn.models.identity import fingerprint
 
 QUESTION = ("sparse", "dense")
-SETUPS = {"A": "dense", "B": "sparse"}  # how the question is read, by the field's usual names
+SETUPS = {"A": "dense", "B": "sparse"}  # how the question is read
 TRUNCATION = ("refuse", "middle", "suffix")
 TRUNCATED = ("context", "prompt", "chat")
 LEAST = {"sink": 0, "local": 1, "seed": 0, "min_new_tokens": 0, "keep_first": 0}
 LEAST_IF_GIVEN = {"max_new_tokens": 1, "max_context": 2, "window": 1}
-BY_DATASET = (  # fields that `datasets` may set for one of them: how it is asked and scored
+BY_DATASET = (  # fields in which datasets may differ: how each is asked and scored
     "max_new_tokens", "min_new_tokens", "stop", "end_tokens", "template", "chat", "metric",
     "first_line", "max_context",
 )  # fmt: skip
@@ -32,24 +32,23 @@ class Protocol:
     sink, local: tokens always attended (both counted in the density).
     dense_layers: layers that stay dense.
     max_new_tokens: None means the longest answer's tokens plus two.
-    min_new_tokens: before as many, no token that ends an answer is chosen.
+    min_new_tokens: before this many, no token that ends an answer is chosen.
     stop: text that ends an answer, None for no such text.
     end_tokens: texts of one token each that end an answer as the model's own end tokens do.
-    template: a str.format pattern with {context} before {input}; the part up to the input is the
-        context that questions share.
+    template: a str.format pattern with {context} before {input}; questions share the part up to
+        the input.
     chat: ask through the tokenizer's chat template, the prompt as one user message.
-    window: the question is the prompt's last so many tokens; None: all from the input on.
+    window: how many of the prompt's last tokens are the question; None: all from the input on.
     metric: a key of metrics.METRICS.
     first_line: score only the first line of a prediction (metrics.first_line).
     max_context: longest prompt in tokens, of what `truncated` says; None for no limit.
     truncated: "context" limits the part that questions share; "prompt" all of it before the chat
-        template, and "chat" all of it after. "prompt" is LongBench's way: what is left becomes text
-        and then tokens again, which may be a few more than max_context (accents, CJK).
+        template, and "chat" all of it after. "prompt" is LongBench's way (see make_prompt).
     truncation: past the limit, "refuse" raises, "middle" keeps both halves as LongBench does,
         "suffix" keeps the first `keep_first` tokens and the end.
     keep_first: see truncation.
-    datasets: {dataset: {field: value}}, what is different for the records of one dataset. If there
-        are any, records of other datasets are refused.
+    datasets: {dataset: {field: value}}, what differs for the records of one dataset. If there are
+        any, records of other datasets are refused.
     seed: of every random choice of an evaluation (decoding is greedy).
     Raises ValueError naming the field, the value and what is allowed.
     """
@@ -84,10 +83,10 @@ class Protocol:
         require_one_of("metric", self.metric, METRICS)
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         require_numbers(values, counts=LEAST)
-        given = {name: value for name, value in values.items() if value is not None}
-        require_numbers(given, counts=LEAST_IF_GIVEN)
-        ends = self.stop is None or is_text(self.stop)
-        require(ends, "stop", self.stop, "a text, for example a newline, or None")
+        not_none = {name: value for name, value in values.items() if value is not None}
+        require_numbers(not_none, counts=LEAST_IF_GIVEN)
+        valid_stop = self.stop is None or is_text(self.stop)
+        require(valid_stop, "stop", self.stop, "a text, for example a newline, or None")
         require(
             self.truncated != "context" or not (self.chat or self.window),
             "truncated", self.truncated,
@@ -97,7 +96,7 @@ class Protocol:
         require(
             self.truncation != "suffix" or (self.max_context or 0) > self.keep_first,
             "max_context", self.max_context,
-            f"over keep_first = {self.keep_first} for truncation = 'suffix'",
+            f"more than keep_first = {self.keep_first} for truncation = 'suffix'",
         )  # fmt: skip
         context, question = self.template.find("{context}"), self.template.find("{input}")
         require(
@@ -107,20 +106,21 @@ class Protocol:
         )  # fmt: skip
         for dataset, changes in self.datasets:
             _require_fields(dataset, changes)
-            self.of(dataset)  # validates what comes out
+            self.of(dataset)  # validates the dataset's protocol
 
     def of(self, dataset: str) -> Protocol:
-        """The protocol of one dataset's records: this one with that dataset's differences."""
+        """The protocol of one dataset's records: this one with that dataset's differences.
+        ValueError for a dataset that `datasets` lacks, if it has any."""
         if not self.datasets:
             return self
-        found = dict(self.datasets)
-        if dataset not in found:
+        changes = dict(self.datasets)
+        if dataset not in changes:
             raise ValueError(
-                f"the protocol has no dataset {dataset!r}; it has {sorted(found)}: add it to "
+                f"the protocol has no dataset {dataset!r}; it has {sorted(changes)}: add it to "
                 "`datasets`, or take its records out"
             )
         try:
-            return replace(self, datasets=(), **dict(found[dataset]))
+            return replace(self, datasets=(), **dict(changes[dataset]))
         except ValueError as error:
             raise ValueError(f"datasets[{dataset!r}]: {error}") from error
 
@@ -155,42 +155,23 @@ class Protocol:
         lists = {name: list(getattr(self, name)) for name in ("dense_layers", "end_tokens")}
         return asdict(self) | lists | {"datasets": datasets}
 
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Protocol:
-        """The inverse of to_dict; ValueError on a field that no protocol has."""
-        unknown = sorted(set(values) - {field.name for field in fields(cls)})
-        if unknown:
-            known = [field.name for field in fields(cls)]
-            raise ValueError(f"protocol has no field {unknown}; its fields are {known}")
-        return cls(**values)
-
-    def with_(self, **changes: Any) -> Protocol:
-        """A copy with some fields changed."""
-        return replace(self, **changes)
-
     def budget(self, heavy: int | None = None, density: float | None = None) -> Budget:
         """The Budget of this protocol's sink and local with heavy tokens or a density."""
         return Budget(self.sink, self.local, heavy=heavy, density=density)
 
     def split_prompt(self, context: str, question: str) -> tuple[str, str]:
-        """(shared part, rest) of the prompt; white space before the input goes to the rest.
-
-        Tokenizers glue a leading space to the word after it, so " apple" must not be cut in two.
-        """
+        """(shared part, rest) of the prompt; spaces before the input go to the rest."""
         cut = self.template.find("{input}")
         if cut < 0:
             cut = self.template.find("{context}") + len("{context}")
         head, tail = self.template[:cut], self.template[cut:]
-        kept = head.rstrip(" ")
-        shared = kept.format(context=context)
-        return shared, (head[len(kept) :] + tail).format(input=question)
+        shared = head.rstrip(" ")  # tokenizers join a leading space to its word, as in " apple"
+        rest = head[len(shared) :] + tail
+        return shared.format(context=context), rest.format(input=question)
 
-    def truncate(self, tokens: Sequence[int]) -> list[int]:
-        """Token ids, those beyond max_context left out as `truncation` says."""
-        return [token for part in self.kept(tokens) for token in part]
-
-    def kept(self, tokens: Sequence[int]) -> tuple[list[int], ...]:
-        """The parts of a sequence that truncation leaves: all of it, or its two ends."""
+    def truncate(self, tokens: Sequence[int]) -> tuple[list[int], ...]:
+        """The parts of a sequence that truncation leaves: all of it, or its two ends. ValueError
+        where it is longer than max_context and truncation = "refuse"."""
         limit = self.max_context
         if limit is None or len(tokens) <= limit:
             return (list(tokens),)
@@ -202,7 +183,7 @@ class Protocol:
         head = limit // 2 if self.truncation == "middle" else self.keep_first
         tail = limit - head
         if self.truncation == "middle" and self.truncated != "context":
-            tail = head  # LongBench keeps two equal halves, also of an odd limit
+            tail = head  # LongBench keeps two equal halves of an odd limit too
         return list(tokens[:head]), list(tokens[len(tokens) - tail :])
 
 

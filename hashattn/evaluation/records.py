@@ -21,9 +21,9 @@ class RecordError(HashAttnError, ValueError):
 class Record:
     """One LongBench record (THUDM/LongBench): question `input` about `context`, accepted `answers`.
 
-    length: LongBench's own length figure (words or characters), kept as given. all_classes: the
-    labels of a classification task, else None. Raises RecordError naming the field, its value and
-    what it must be.
+    length: LongBench's own count (words or characters), as in its file. all_classes: the labels of
+    a classification task, else None. Raises RecordError naming the field, its value and what it
+    must be.
     """
 
     input: str
@@ -47,8 +47,8 @@ class Record:
             object.__setattr__(self, name, None if value is None else tuple(value))
         require(is_count(self.length, 0), "length", self.length, "an integer of at least 0",
                 RecordError)  # fmt: skip
-        if not self.answers:
-            raise RecordError(f"record {self._id!r} has no answers; give at least one")
+        allowed = f"at least one text in record {self._id!r}"
+        require(len(self.answers) > 0, "answers", self.answers, allowed, RecordError)
 
     def to_dict(self) -> dict[str, Any]:
         """LongBench's JSON object."""
@@ -64,8 +64,8 @@ REQUIRED = ("input", "context", "answers")
 
 def record_from_dict(values: dict[str, Any]) -> Record:
     """A Record from LongBench's JSON object; RecordError names the missing or wrong field."""
-    if not isinstance(values, dict):
-        raise RecordError(f"a record is a JSON object of {list(FIELDS)}, this is another value")
+    allowed = f"a JSON object of {list(FIELDS)}"
+    require(isinstance(values, dict), "record", values, allowed, RecordError)
     missing = [name for name in REQUIRED if name not in values]
     if missing:
         raise RecordError(f"record lacks {missing}; LongBench records hold {list(FIELDS)}")
@@ -75,7 +75,7 @@ def record_from_dict(values: dict[str, Any]) -> Record:
 def load_records(path: str | Path, limit: int | None = None) -> list[Record]:
     """The records of a .jsonl file, in order, at most `limit` of them.
 
-    Raises RecordError with the file and line for what is missing, not JSON or not a record.
+    Raises RecordError, with file and line, for a missing file or a line that is no record.
     """
     path = Path(path)
     if not path.exists():
@@ -90,7 +90,7 @@ def parsed_lines(
     path: Path, limit: int | None, parse: Callable[[Any, str], Record], error: type[HashAttnError]
 ) -> list[Record]:
     """The first `limit` records of a .jsonl file: parse(value, "file:line") of each line that is
-    not empty. What is wrong with one becomes `error`, with file and line before it."""
+    not empty. What parse raises becomes `error`, with file and line before it."""
     records: list[Record] = []
     lines = read_json_lines(path, error)
     while limit is None or len(records) < limit:
@@ -110,7 +110,7 @@ def save_records(records: Iterable[Record], path: str | Path) -> None:
 
 
 def group_by_context(records: Iterable[Record]) -> list[list[Record]]:
-    """Records that share a context string, together; groups and members keep their first order."""
+    """Records grouped by context; groups and their members keep the order of the records."""
     groups: dict[str, list[Record]] = {}
     for record in records:
         groups.setdefault(record.context, []).append(record)

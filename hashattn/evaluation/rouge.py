@@ -1,9 +1,9 @@
 """ROUGE-L F as LongBench scores it: the summary level of the package `rouge` 1.0.1.
 
-Not through that package, because it walks back the longest common subsequence by recursion. Where
-Python's stack overflows, LongBench scores 0, and where that is depends on how deep the caller's
-stack is and on the recursion limit, which libraries of a notebook raise. Here the overflow is that
-of LongBench's own script, wherever this is called from.
+Not by that package, because it walks back the longest common subsequence by recursion. Where
+Python's stack overflows, LongBench scores 0, and when it does depends on the depth of the caller's
+stack and on the recursion limit, which notebook libraries raise. Here the overflow is that of
+LongBench's own script, wherever this is called from.
 """
 
 from __future__ import annotations

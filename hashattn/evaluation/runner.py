@@ -1,4 +1,4 @@
-"""evaluate: score methods on LongBench-format records, one dense prefill a context, resumable."""
+"""evaluate: methods scored on LongBench-format records, one dense prefill a context, resumable."""
 
 from __future__ import annotations
 
@@ -47,20 +47,20 @@ def evaluate(
     """One line for each setup, method and record, in the order of the arguments.
 
     Both setups run: "A", whole prompt dense and decoding sparse, and "B", the question sparse as
-    well; the protocol's own `question` does not matter. Tables take one: frame[frame.setup == "B"].
+    well; the protocol's `question` does not matter. Tables take one: frame[frame.setup == "B"].
 
     A context is prefilled once, for all its questions, methods, budgets and setups; dense attention
     answers once, for both setups. Every result is appended to out_path (.jsonl) as soon as it is
-    known and found there again by its content: code, model, tokenizer, method, protocol, sample. A
-    killed run repeats at most one sample. Processes that evaluate to the same file share the work
-    by contexts; those that share a model (tensor parallelism) all call this and compute together.
-    engine: by default the environment's choice (base.engines). In this process, answers are
-    decoded with the number of threads that is faster here (evaluation.threads). Receipts are summed
-    up per setup, method and budget in <out_path>.receipts.json. The frame's attrs["reused"] counts
-    the results that were already there.
+    known, under a key of code, model, tokenizer, device, method, protocol and sample; a run reuses
+    the results it finds, so a killed one repeats at most one sample. Processes that write to the
+    same file share the work by contexts; those that share a model (tensor parallelism) all call
+    this and compute together. engine: by default the environment's choice (base.engines). In this
+    process, the faster number of threads decodes (evaluation.threads). Receipts are summarised per
+    setup, method and budget in <out_path>.receipts.json. The frame's attrs["reused"] counts the
+    results that were already there.
 
-    A row of a prompt that the protocol's limit cut says so in the fields of prompting.Cut; of the
-    others cut_tokens is 0. The tables tell (tables.cut_note).
+    A row whose prompt the protocol's limit cut has the fields of prompting.Cut; of the others
+    cut_tokens is 0. The tables report cuts (tables.cut_note).
 
     Raises ValueError for methods that do not fit the protocol or share name and budget,
     PromptTooLongError for a prompt beyond the model's positions before anything runs,
@@ -69,19 +69,19 @@ def evaluate(
     """
     grid = _Grid(model, tokenizer, records, methods, protocol, setups)
     engine = engine or (Lockstep() if shared_by(model) > 1 else chosen_engine())
-    alone = isinstance(engine, InProcess)
+    in_process = isinstance(engine, InProcess)
     with ResultLog(out_path) as log:
         reused = sum(key in log.rows for key in grid.keys.values())
-        left, before = len(set(grid.keys.values()) - log.rows.keys()), len(log.rows)
+        total, before = len(set(grid.keys.values()) - log.rows.keys()), len(log.rows)
         grid.require_positions(model.config, log)
         if reused and progress:
             say(f"reused {reused} of {len(grid.keys)} answers")
-        with progress_bar(total=left, desc="answers", unit="answer", disable=not progress) as bar:
-            threads = partial(decode_threads, progress=progress) if alone else None
-            work = ContextRunner(model, tokenizer, grid.methods, threads)
-            for row in engine.run(work, grid.jobs(log)):
+        with progress_bar(total=total, desc="answers", unit="answer", disable=not progress) as bar:
+            threads = partial(decode_threads, progress=progress) if in_process else None
+            runner = ContextRunner(model, tokenizer, grid.methods, threads)
+            for row in engine.run(runner, grid.jobs(log)):
                 log.append(row)
-                bar.update(len(log.rows) - before - bar.n)  # those of other processes too
+                bar.update(len(log.rows) - before - bar.n)  # rows of other processes count too
         log.refresh()
         rows = [grid.row(place, log) for place in grid.keys]
     if leads():
@@ -113,14 +113,14 @@ class _Grid:
         self.contexts = [context_sha256(record) for record in self.records]
         self.setups = list(dict.fromkeys(setups))
         datasets = dict.fromkeys(record.dataset for record in self.records)
-        self.asked = {
+        self.protocols = {
             (setup, dataset): protocol.in_setup(setup).of(dataset)
             for setup in self.setups
             for dataset in datasets
         }
-        self._protocols = {
-            which: {"protocol": asked.fingerprint, "protocol_fields": asked.to_dict()}
-            for which, asked in self.asked.items()
+        self._protocol_labels = {
+            key: {"protocol": own.fingerprint, "protocol_fields": own.to_dict()}
+            for key, own in self.protocols.items()
         }
         common = {
             "code": code_version(),
@@ -128,14 +128,14 @@ class _Grid:
             "tokenizer": tokenizer_sha256(tokenizer),
             "device": model.device.type,
         }
-        # what decides a result: dense attention has but one setup
+        # dense attention answers alike in both setups: its results are keyed by setup A
         of_dense = {name: protocol.in_setup("A").of(name).fingerprint for name in datasets}
-        done = [common | {"method": method.record()} for method in self.methods]
+        settings = [common | {"method": method.record()} for method in self.methods]
         self.keys: dict[Place, str] = {
             (number, index, setup): fingerprint(
-                done[number]
+                settings[number]
                 | {
-                    "protocol": self._protocols[setup, record.dataset]["protocol"]
+                    "protocol": self._protocol_labels[setup, record.dataset]["protocol"]
                     if method.sparse
                     else of_dense[record.dataset],
                     "sample": self.samples[index],
@@ -148,33 +148,34 @@ class _Grid:
 
     def jobs(self, log: ResultLog) -> Iterator[list[Cell] | None]:
         """Cells that the log lacks, those of one context together; contexts that another process
-        works on come last, if it leaves anything of them."""
-        index = {id(record): i for i, record in enumerate(self.records)}
-        groups = [[index[id(r)] for r in group] for group in group_by_context(self.records)]
+        works on come last, with what it left undone."""
+        index_of = {id(record): i for i, record in enumerate(self.records)}
+        groups = [[index_of[id(r)] for r in group] for group in group_by_context(self.records)]
         while groups:
-            others = []
+            claimed_elsewhere = []
             for group in groups:
                 if not self._missing(group, log):
                     continue
                 if not log.claim(self.contexts[group[0]]):
-                    others.append(group)
+                    claimed_elsewhere.append(group)
                     continue
-                log.refresh()  # it may have been finished before it was free
+                log.refresh()  # another process may have finished it before the claim
                 yield from self._by_prompt(self._missing(group, log))
-            if others:
+            if claimed_elsewhere:
                 log.refresh()
                 yield RETRY
-            groups = others
+            groups = claimed_elsewhere
 
     def require_positions(self, config: Any, log: ResultLog) -> None:
-        """PromptTooLongError, before any work, for a record that the model cannot take whole."""
+        """PromptTooLongError for a missing record whose prompt and answer exceed the model's
+        positions."""
         missing = dict.fromkeys(place[1] for place in self.keys if self.keys[place] not in log.rows)
         for record in (self.records[index] for index in missing):
-            asked = self.asked[self.setups[0], record.dataset]
-            require_positions(config, self.tokenizer, asked, record)
+            protocol = self.protocols[self.setups[0], record.dataset]
+            require_positions(config, self.tokenizer, protocol, record)
 
     def _missing(self, group: Sequence[int], log: ResultLog) -> list[Place]:
-        """A group's places without a result, one for each key, a method's next to each other."""
+        """A group's places without a result, one for each key, ordered by method."""
         places = [
             (number, index, setup)
             for number in range(len(self.methods))
@@ -185,16 +186,16 @@ class _Grid:
         return list(reversed(missing.values()))
 
     def _by_prompt(self, places: Sequence[Place]) -> Iterator[list[Cell]]:
-        """Cells of each beginning: whole prompts that were truncated may begin differently."""
+        """Cells by context ids, which whole prompts of one context may not share once truncated."""
         prompts: dict[int, Prompt] = {}
         jobs: dict[tuple[int, ...], list[Cell]] = {}
         for place in places:
             number, index, setup = place
             record = self.records[index]
-            asked = self.asked[setup, record.dataset]
-            if index not in prompts:  # every method asks for it, and setups begin alike
-                prompts[index] = make_prompt(self.tokenizer, asked, record)
-            cell = Cell(self.keys[place], number, record, asked, prompts[index],
+            protocol = self.protocols[setup, record.dataset]
+            if index not in prompts:  # the same for all methods and in both setups
+                prompts[index] = make_prompt(self.tokenizer, protocol, record)
+            cell = Cell(self.keys[place], number, record, protocol, prompts[index],
                         self.labels(place))  # fmt: skip
             jobs.setdefault(tuple(cell.context), []).append(cell)
         yield from jobs.values()
@@ -211,7 +212,7 @@ class _Grid:
             "length": record.length,
             "sample": self.samples[index],
             "context": self.contexts[index],
-        } | self._protocols[setup, record.dataset]
+        } | self._protocol_labels[setup, record.dataset]
 
     def row(self, place: Place, log: ResultLog) -> dict[str, Any]:
         """A finished cell's row, under this run's labels."""

@@ -15,7 +15,7 @@ def chinese_words(text: str) -> list[str]:
 
 @cache
 def _jieba() -> Any:
-    """jieba, ready: its dictionary loads once (a second), without its lines on stderr."""
+    """jieba with its dictionary loaded, which takes a second, and its log on stderr off."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # its regular expressions are not raw strings
         import jieba

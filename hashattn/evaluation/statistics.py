@@ -32,13 +32,6 @@ class Difference:
         return Difference(self.difference * factor, self.low * factor, self.high * factor)
 
 
-def mean(values: Sequence[float]) -> float:
-    """Arithmetic mean; ValueError when there is nothing to average."""
-    if len(values) == 0:
-        raise ValueError("values is empty; a mean needs at least one score")
-    return float(np.mean(np.asarray(values, dtype=np.float64)))
-
-
 def paired_bootstrap(
     a: Sequence[float],
     b: Sequence[float],
@@ -50,13 +43,13 @@ def paired_bootstrap(
     """Percentile interval of mean(a) - mean(b), resampling the pairs `n` times.
 
     a[i] and b[i] are the scores of two methods on sample i. groups[i] names what sample i shares
-    with others (a context asked several questions): whole groups are drawn then, since their
-    samples are not independent. Raises ValueError on unequal or empty scores.
+    with others (the context of several questions): whole groups are drawn then, since their samples
+    are not independent. Raises ValueError for scores or groups of unequal length, or none.
     """
     if len(a) != len(b) or len(a) == 0:
         raise ValueError(f"a and b need the same samples, at least one: {len(a)} and {len(b)}")
     require_numbers({"n": n}, counts={"n": 1})
-    require(0 < confidence < 1, "confidence", confidence, "a number within (0, 1)")
+    require(0 < confidence < 1, "confidence", confidence, "a number between 0 and 1")
     deltas = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
     sums, counts = _group_sums(deltas, groups)
     draws = np.random.default_rng(seed).integers(0, len(sums), size=(n, len(sums)))
@@ -69,6 +62,7 @@ def paired_bootstrap(
 def _group_sums(
     deltas: np.ndarray, groups: Sequence[Hashable] | None
 ) -> tuple[np.ndarray, np.ndarray]:
+    """Sum of deltas and number of samples of each group; without groups each sample is one."""
     if groups is None:
         return deltas, np.ones(len(deltas))
     if len(groups) != len(deltas):

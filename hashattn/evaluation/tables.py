@@ -1,8 +1,8 @@
 """LongBench-style tables from evaluate()'s rows: scores by method and density, against dense.
 
-Scores of different protocols do not compare: every table takes rows of one, and says otherwise in
-which fields they differ. A table of rows whose contexts were cut says so in attrs["cut"], which
-plots.save_table prints and writes into the file.
+Scores of different protocols do not compare: every table takes rows of one, and refuses others by
+the fields in which they differ. A table of rows whose contexts were cut says so in attrs["cut"],
+which plots.save_table prints and writes into the file.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from hashattn.base.checks import require_one_of
 from hashattn.evaluation.benchmarks.longbench import BUCKETS, bucket
 from hashattn.evaluation.protocol import BY_DATASET, SETUPS
 from hashattn.evaluation.statistics import Difference, paired_bootstrap
@@ -22,7 +23,7 @@ LEAST_AT_STAKE = 10  # points that reading more than sink and local must be wort
 
 def results_frame(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
     """One line for each setup, method and sample, cut_tokens 0 where nothing was cut. Raises
-    ValueError when there are none."""
+    ValueError without rows."""
     frame = pd.DataFrame(list(rows))
     if frame.empty:
         raise ValueError("there are no results; run evaluate() on at least one record")
@@ -31,8 +32,8 @@ def results_frame(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
 
 def cut_counts(frame: pd.DataFrame) -> dict[str, int]:
     """How many distinct contexts the rows have (contexts), how many the protocol's limit cut (cut),
-    and how many questions lost their answer by that (answers_lost): an accepted one stood in the
-    context, and none in what was left."""
+    and how many questions lost their answer by that (answers_lost): an accepted one occurs in the
+    context, but none in what was left."""
     samples = frame.drop_duplicates("sample")
     was_cut = _was_cut(samples)
     lost = _column(samples, "answer_in_context", False) & ~_column(samples, "answer_kept", False)
@@ -44,21 +45,20 @@ def cut_counts(frame: pd.DataFrame) -> dict[str, int]:
 
 
 def cut_note(frame: pd.DataFrame) -> str:
-    """The cut contexts of the rows in a sentence, "" where there are none."""
+    """The cut contexts of the rows in a sentence, "" without any."""
     if not _was_cut(frame).any():
         return ""
     longest = frame.loc[frame["cut_tokens"].idxmax()]
     left = longest["uncut_tokens"] - longest["cut_tokens"]
-    told = []
+    datasets = []
     for name, part in frame.groupby("dataset", sort=False):
-        of = cut_counts(part)
-        if of["cut"]:
-            told.append(
-                f"{name} {of['cut']} of {of['contexts']}, answers lost {of['answers_lost']}"
-            )
+        counts = cut_counts(part)
+        if counts["cut"]:
+            text = "{} {cut} of {contexts}, answers lost {answers_lost}"
+            datasets.append(text.format(name, **counts))
     return (
         f"{_cut_text(frame)}: the protocol's limit left {left:,.0f} of "
-        f"{longest['uncut_tokens']:,.0f} tokens of the longest ({'; '.join(told)})"
+        f"{longest['uncut_tokens']:,.0f} tokens of the longest ({'; '.join(datasets)})"
     )
 
 
@@ -71,15 +71,15 @@ def _was_cut(frame: pd.DataFrame) -> pd.Series:
     return _column(frame, "cut_tokens", 0) > 0
 
 
-def telling(table: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
-    """The table with attrs["cut"] where rows of its frame were cut."""
+def note_cuts(table: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
+    """The table, with attrs["cut"] where contexts of the frame's rows were cut."""
     if _was_cut(frame).any():
         table.attrs["cut"] = _cut_text(frame)
     return table
 
 
 def _column(frame: pd.DataFrame, name: str, missing: Any) -> pd.Series:
-    """A column that only some rows have, or none: `missing` elsewhere."""
+    """A column, `missing` in rows that do not have it."""
     if name not in frame:
         return pd.Series(missing, index=frame.index)
     return frame[name].astype(object).where(frame[name].notna(), missing).astype(type(missing))
@@ -95,19 +95,19 @@ def require_one_protocol(frame: pd.DataFrame) -> None:
             "the rows do not say by which protocol they were made: take them from evaluate(); it "
             "runs again what older versions wrote"
         )
-    found = frame.drop_duplicates(["dataset", "protocol"])
-    differing = _differing(found["protocol_fields"], leave_out=BY_DATASET)
-    for _, part in found.groupby("dataset", sort=False):
+    distinct = frame.drop_duplicates(["dataset", "protocol"])
+    differing = _differing(distinct["protocol_fields"], leave_out=BY_DATASET)
+    for _, part in distinct.groupby("dataset", sort=False):
         differing |= _differing(part["protocol_fields"])
     if not differing:
         return
-    told = "; ".join(f"{field}: {' or '.join(values)}" for field, values in differing.items())
-    pick = "take the rows of one"
+    fields = "; ".join(f"{field}: {' or '.join(values)}" for field, values in differing.items())
+    advice = "take the rows of one"
     if set(differing) == {"question"}:
-        pick = "take those of one setup, frame[frame.setup == 'B'], or setup_table(frame)"
+        advice = "take those of one setup, frame[frame.setup == 'B'], or setup_table(frame)"
     raise ValueError(
-        f"the rows come from {found['protocol'].nunique()} protocols, which differ in {told}. "
-        f"Their scores do not compare: {pick}"
+        f"the rows come from {distinct['protocol'].nunique()} protocols, which differ in {fields}. "
+        f"Their scores do not compare: {advice}"
     )
 
 
@@ -120,7 +120,7 @@ def _differing(
         for name, value in fields.items():
             if name not in leave_out:
                 values.setdefault(name, {})[repr(value)] = None
-    return {name: list(found) for name, found in values.items() if len(found) > 1}
+    return {name: list(texts) for name, texts in values.items() if len(texts) > 1}
 
 
 def score_table(frame: pd.DataFrame) -> pd.DataFrame:
@@ -133,33 +133,33 @@ def score_table(frame: pd.DataFrame) -> pd.DataFrame:
         method: (int((part["score"] > 0).sum()), len(part))
         for method, part in frame.groupby("method", sort=False)
     }
-    return telling(table, frame)
+    return note_cuts(table, frame)
 
 
 def nothing_at_stake(scores: pd.DataFrame, baseline: str = "dense", floor: str = "window") -> str:
     """Why no method can be judged by these scores (score_table), in words; "" where one can.
 
-    What a method can lose is what dense attention reaches beyond sink and local alone, which is 0
-    where that was not run. Under LEAST_AT_STAKE points a method that finds nothing would pass for
-    one that keeps up: differences from dense, and between methods, are then not results.
+    What a method can lose is what dense attention reaches beyond sink and local alone (counted as 0
+    if not run). Below LEAST_AT_STAKE points a method that finds nothing would seem to keep up:
+    differences from dense, and between methods, are then no results.
     """
     dense = float(scores.loc[baseline].max())
     bare = float(scores.loc[floor].max()) if floor in scores.index else 0.0
     if dense - bare >= LEAST_AT_STAKE:
         return ""
-    told = f"dense attention scores {dense:.3g} points"
+    text = f"dense attention scores {dense:.3g} points"
     if baseline in scores.attrs.get("answered", {}):
-        told = "dense answers {} of {} questions, ".format(*scores.attrs["answered"][baseline])
-        told += f"{dense:.3g} points"
+        text = "dense answers {} of {} questions, ".format(*scores.attrs["answered"][baseline])
+        text += f"{dense:.3g} points"
     if not dense >= LEAST_AT_STAKE:  # NaN too
-        return f"{told}; a comparison needs {LEAST_AT_STAKE}"
-    told += f", and sink and local alone reach {bare:.3g}"
-    return f"{told}; a comparison needs {LEAST_AT_STAKE} between them"
+        return f"{text}; a comparison needs {LEAST_AT_STAKE}"
+    text += f", and sink and local alone reach {bare:.3g}"
+    return f"{text}; a comparison needs {LEAST_AT_STAKE} between them"
 
 
 def setup_table(frame: pd.DataFrame, n: int = 2000, seed: int = 0) -> pd.DataFrame:
     """The setups side by side, by (method, budget): points averaged over datasets in each, and B
-    minus A with its 95 % paired bootstrap interval over contexts.
+    minus A with its 95 % paired bootstrap interval over contexts (`n` resamples).
 
     Raises ValueError when the frame lacks a setup, or when a setup's rows mix protocols.
     """
@@ -170,19 +170,19 @@ def setup_table(frame: pd.DataFrame, n: int = 2000, seed: int = 0) -> pd.DataFra
     for part in parts.values():
         require_one_protocol(part)
     lines = {}
-    of_setup_b = dict(list(parts["B"].groupby(["method", "budget"], sort=False)))
-    for cell, of_a in parts["A"].groupby(["method", "budget"], sort=False):
-        of_b = of_setup_b[cell]
-        found = difference_to(of_b, of_a.set_index("sample"), n, seed).scaled(POINTS)
-        scores = {name: _points(part) for name, part in (("A", of_a), ("B", of_b))}
-        lines[cell] = scores | {"B - A": found.difference, "low": found.low, "high": found.high}
-    return telling(pd.DataFrame(lines).T.rename_axis(["method", "budget"]), frame)
+    all_b = dict(list(parts["B"].groupby(["method", "budget"], sort=False)))
+    for labels, a in parts["A"].groupby(["method", "budget"], sort=False):
+        b = all_b[labels]
+        delta = difference_to(b, a.set_index("sample"), n, seed).scaled(POINTS)
+        scores = {"A": _points(a), "B": _points(b)}
+        lines[labels] = scores | {"B - A": delta.difference, "low": delta.low, "high": delta.high}
+    return note_cuts(pd.DataFrame(lines).T.rename_axis(["method", "budget"]), frame)
 
 
 def sharing_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """Seconds that the rows took, and would have taken had each answer prefilled for itself.
+    """Seconds that the rows took, and would have taken had no prefill or reading been shared.
 
-    Lines: prefill of contexts, dense reading of questions, answers, all; columns: runs (prefills or
+    Lines: prefill of contexts, dense reading of questions, answers, all; columns: runs (prefills,
     readings or answers made), seconds, seconds alone, saved (the share of the latter).
     """
     lines = {}
@@ -205,7 +205,7 @@ def density_table(frame: pd.DataFrame) -> pd.DataFrame:
     """Real density by method and budget: tokens read / tokens cached over all samples."""
     require_one_protocol(frame)
     sums = frame.groupby(["method", "budget"], sort=False)[["tokens_read", "tokens_cached"]].sum()
-    return telling(_pivot(sums["tokens_read"] / sums["tokens_cached"]), frame)
+    return note_cuts(_pivot(sums["tokens_read"] / sums["tokens_cached"]), frame)
 
 
 def dataset_table(frame: pd.DataFrame) -> pd.DataFrame:
@@ -213,7 +213,7 @@ def dataset_table(frame: pd.DataFrame) -> pd.DataFrame:
     require_one_protocol(frame)
     means = frame.groupby(["method", "budget", "dataset"], sort=False)["score"].mean() * POINTS
     table = means.unstack("dataset")
-    return telling(table.assign(average=table.mean(axis=1)), frame)
+    return note_cuts(table.assign(average=table.mean(axis=1)), frame)
 
 
 def bucket_table(frame: pd.DataFrame) -> pd.DataFrame:
@@ -222,15 +222,15 @@ def bucket_table(frame: pd.DataFrame) -> pd.DataFrame:
     part = frame.assign(bucket=pd.Categorical(frame["length"].map(bucket), list(BUCKETS)))
     keys = ["method", "budget", "dataset", "bucket"]
     means = part.groupby(keys, sort=False, observed=True)["score"].mean() * POINTS
-    over = means.groupby(level=["method", "budget", "bucket"], sort=False, observed=True).mean()
-    table = over.unstack("bucket")
-    return telling(table[[name for name in BUCKETS if name in table]], frame)
+    means = means.groupby(level=["method", "budget", "bucket"], sort=False, observed=True).mean()
+    table = means.unstack("bucket")
+    return note_cuts(table[[name for name in BUCKETS if name in table]], frame)
 
 
 def comparison_table(
     frame: pd.DataFrame, baseline: str = "dense", n: int = 2000, seed: int = 0
 ) -> pd.DataFrame:
-    """One line for each method and budget, with its difference to the baseline method.
+    """One line for each method and budget, with its difference from the baseline method.
 
     score, difference, low, high in points averaged over datasets (95 % paired bootstrap over
     contexts, since questions about one context are not independent); verdict; density and sparsity
@@ -239,41 +239,39 @@ def comparison_table(
     samples.
     """
     require_one_protocol(frame)
-    known = list(dict.fromkeys(frame["method"]))
-    if baseline not in known:
-        raise ValueError(f"baseline = {baseline!r} was not run; methods are {known}")
+    require_one_of("baseline", baseline, dict.fromkeys(frame["method"]))
     reference = frame[frame["method"] == baseline].set_index("sample")
     if reference.index.has_duplicates or reference["budget"].nunique() > 1:
         reference = reference[~reference.index.duplicated()]
     lines = []
     for (method, budget), part in frame.groupby(["method", "budget"], sort=False):
-        found = difference_to(part, reference, n, seed).scaled(POINTS)
+        delta = difference_to(part, reference, n, seed).scaled(POINTS)
         density = part["tokens_read"].sum() / part["tokens_cached"].sum()
         lines.append({
             "method": method, "budget": budget, "samples": len(part),
             "score": _points(part),
-            "difference": found.difference, "low": found.low, "high": found.high,
-            "verdict": found.verdict, "density": density, "sparsity": 1 / density,
+            "difference": delta.difference, "low": delta.low, "high": delta.high,
+            "verdict": delta.verdict, "density": density, "sparsity": 1 / density,
             "nominal_bits": part["nominal_bits"].max(),
             **{name: count for name, count in cut_counts(part).items() if name != "contexts"},
         })  # fmt: skip
-    return telling(pd.DataFrame(lines), frame)
+    return note_cuts(pd.DataFrame(lines), frame)
 
 
 def difference_to(part: pd.DataFrame, reference: pd.DataFrame, n: int, seed: int) -> Difference:
-    """Bootstrap of a method's scores minus the reference's (indexed by sample), 0 to 1."""
-    if set(part["sample"]) != set(reference.index):
-        missing = len(set(part["sample"]) ^ set(reference.index))
+    """Bootstrap of a method's scores minus the reference's (indexed by sample), 0 to 1. ValueError
+    unless both have the same samples."""
+    mismatch = set(part["sample"]) ^ set(reference.index)
+    if mismatch:
         raise ValueError(
-            f"method {part['method'].iloc[0]!r} and the baseline differ in {missing} "
+            f"method {part['method'].iloc[0]!r} and the baseline differ in {len(mismatch)} "
             "samples; run both on the same records"
         )
     weights = dataset_weights(part).to_numpy()
-    theirs = reference["score"].loc[part["sample"]].to_numpy()
+    scores = part["score"].to_numpy() * weights
+    reference_scores = reference["score"].loc[part["sample"]].to_numpy() * weights
     groups = part["context"].tolist()
-    return paired_bootstrap(
-        part["score"].to_numpy() * weights, theirs * weights, n, seed, groups=groups
-    )
+    return paired_bootstrap(scores, reference_scores, n, seed, groups=groups)
 
 
 def _points(part: pd.DataFrame) -> float:

@@ -1,6 +1,7 @@
 """Prompts that a limit cuts: counted in rows, said in every table, refused beyond the positions."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pandas as pd
@@ -172,7 +173,7 @@ def refused(model, monkeypatch, tmp_path, record, protocol):
 
 
 def test_a_prompt_beyond_the_positions_is_refused_before_any_work(model, monkeypatch, tmp_path):
-    protocol = PROTOCOL.with_(max_context=None, truncation="refuse")
+    protocol = replace(PROTOCOL, max_context=None, truncation="refuse")
     long = Record("q", 510 * "x", ("a",), dataset="d", _id="r7")
     said = refused(model, monkeypatch, tmp_path, long, protocol)
     assert "record 'r7' of 'd' needs 518 positions, 515 for the prompt and 3 for the answer" in said
@@ -180,11 +181,11 @@ def test_a_prompt_beyond_the_positions_is_refused_before_any_work(model, monkeyp
 
 
 def test_a_limit_that_leaves_no_room_for_the_answer_is_refused(model, monkeypatch, tmp_path):
-    protocol = PROTOCOL.with_(max_context=509)
+    protocol = replace(PROTOCOL, max_context=509)
     said = refused(model, monkeypatch, tmp_path, Record("q", 600 * "x", ("a",)), protocol)
     assert "lower max_context = 509 by at least 2" in said
     found = answered(model, tmp_path / "fits", [Record("q", 600 * "x", ("a",))],
-                     protocol.with_(max_context=507), setups="B")  # fmt: skip
+                     replace(protocol, max_context=507), setups="B")  # fmt: skip
     assert found["context_tokens"].max() == 507
 
 

@@ -1,7 +1,7 @@
 """Protocol: validation, fingerprint, prompt splitting, truncation."""
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 
@@ -19,7 +19,7 @@ CHANGES = {
 def test_every_field_moves_the_fingerprint():
     base = Protocol(truncated="chat")
     assert set(CHANGES) == {field.name for field in fields(Protocol)}
-    prints = {base.with_(**{name: value}).fingerprint for name, value in CHANGES.items()}
+    prints = {replace(base, **{name: value}).fingerprint for name, value in CHANGES.items()}
     assert len(prints | {base.fingerprint}) == len(CHANGES) + 1
 
 
@@ -29,15 +29,10 @@ def test_fingerprint_survives_json_and_field_order():
         dense_layers=(3, 1, 1), end_tokens=["y"], truncated="chat", datasets=by_dataset
     )
     values = json.loads(json.dumps(protocol.to_dict()))
-    again = Protocol.from_dict(dict(reversed(values.items())))
+    again = Protocol(**dict(reversed(values.items())))
     assert again == protocol and again.fingerprint == protocol.fingerprint
     assert protocol.dense_layers == (1, 3) and hash(again) == hash(protocol)
     assert values["datasets"] == by_dataset
-
-
-def test_unknown_fields_are_refused():
-    with pytest.raises(ValueError, match="windows"):
-        Protocol.from_dict({"windows": 3})
 
 
 @pytest.mark.parametrize(
@@ -62,9 +57,9 @@ def test_unknown_fields_are_refused():
         ({"keep_first": -1}, "keep_first = -1"),
         (
             {"truncation": "suffix", "max_context": 128},
-            "max_context = 128: must be over",
+            "max_context = 128: must be more than",
         ),
-        ({"truncation": "suffix"}, "max_context = None: must be over keep_first = 128"),
+        ({"truncation": "suffix"}, "max_context = None: must be more than keep_first = 128"),
         (
             {"datasets": {"qasper": {"sink": 1}}},
             r"datasets\['qasper'\] = \['sink'\]: must be",
@@ -96,25 +91,25 @@ def test_literal_braces_in_templates_survive():
 
 def test_truncation_keeps_both_ends_or_refuses():
     tokens = list(range(10))
-    assert Protocol().truncate(tokens) == tokens
-    assert Protocol(max_context=10).truncate(tokens) == tokens
+    assert Protocol().truncate(tokens) == (tokens,)
+    assert Protocol(max_context=10).truncate(tokens) == (tokens,)
     middle = Protocol(max_context=5, truncation="middle")
-    assert middle.truncate(tokens) == [0, 1, 7, 8, 9]
+    assert middle.truncate(tokens) == ([0, 1], [7, 8, 9])
     with pytest.raises(ValueError, match="10 tokens and max_context = 5"):
         Protocol(max_context=5).truncate(tokens)
 
 
 def test_suffix_truncation_keeps_the_first_tokens_and_the_end():
     suffix = Protocol(max_context=5, truncation="suffix", keep_first=2)
-    assert suffix.truncate(range(10)) == [0, 1, 7, 8, 9]
-    assert suffix.with_(keep_first=0).truncate(range(10)) == [5, 6, 7, 8, 9]
-    assert suffix.truncate(range(5)) == [0, 1, 2, 3, 4]
+    assert suffix.truncate(range(10)) == ([0, 1], [7, 8, 9])
+    assert replace(suffix, keep_first=0).truncate(range(10)) == ([], [5, 6, 7, 8, 9])
+    assert suffix.truncate(range(5)) == ([0, 1, 2, 3, 4],)
 
 
 def test_whole_prompts_keep_two_equal_halves_as_longbench_does():
     halves = Protocol(max_context=5, truncation="middle", truncated="prompt")
-    assert halves.kept(range(10)) == ([0, 1], [8, 9])
-    assert halves.kept(range(5)) == ([0, 1, 2, 3, 4],)
+    assert halves.truncate(range(10)) == ([0, 1], [8, 9])
+    assert halves.truncate(range(5)) == ([0, 1, 2, 3, 4],)
 
 
 def test_a_dataset_is_asked_by_its_own_fields():
@@ -129,6 +124,6 @@ def test_a_dataset_is_asked_by_its_own_fields():
 def test_only_the_first_line_is_scored_where_the_protocol_says_so():
     protocol = Protocol(metric="count")
     assert protocol.score("\n3\n4", ["3"]) == 0.5
-    assert protocol.with_(first_line=True).score("\n3\n4", ["3"]) == 1
+    assert replace(protocol, first_line=True).score("\n3\n4", ["3"]) == 1
     classes = Protocol(metric="classification")
     assert classes.score("a b", ["a"], ["a", "b"]) == 0.5

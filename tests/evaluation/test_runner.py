@@ -134,7 +134,7 @@ def test_a_budget_for_everything_gives_dense_answers(model, tokenizer, tmp_path)
 def test_shared_prefill_changes_no_sparse_answer(family, question, tokenizer, tmp_path):
     """Against one fresh prefill for every question, other questions and methods never seen."""
     model = tiny_model(family)
-    protocol = PROTOCOL.with_(question=question)
+    protocol = replace(PROTOCOL, question=question)
     frame = run(model, tokenizer, tmp_path / "r.jsonl", protocol=protocol)
     lines = iter(frame.itertuples())
     for method in methods():
@@ -212,7 +212,7 @@ def test_only_what_changed_runs_again(model, tokenizer, tmp_path):
     changed = [
         {"methods": [Method("lsh", make_selector("lsh", seed=1), PROTOCOL.budget(heavy=30))]},
         {"methods": [Method("lsh", make_selector("lsh"), PROTOCOL.budget(heavy=31))]},
-        {"protocol": PROTOCOL.with_(question="dense")},
+        {"protocol": replace(PROTOCOL, question="dense")},
         {"records": records(("why",))},
     ]
     for change in changed:
@@ -253,7 +253,7 @@ def test_a_sparse_method_that_reads_everything_fails_after_its_results(model, to
 
 
 def test_a_sparse_method_with_only_dense_layers_fails_at_once(model, tokenizer, tmp_path):
-    protocol = PROTOCOL.with_(dense_layers=(0, 1))
+    protocol = replace(PROTOCOL, dense_layers=(0, 1))
     with pytest.raises(SparsePathError, match="dense_layer"):
         run(model, tokenizer, tmp_path / "r.jsonl", protocol=protocol, methods=methods()[1:2])
 
@@ -261,7 +261,7 @@ def test_a_sparse_method_with_only_dense_layers_fails_at_once(model, tokenizer, 
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ([], "empty"),
+        ([], r"methods = \[\]: must be at least one"),
         ([Method("a"), Method("a")], "more than once"),
         ([Method("a", make_selector("oracle"), Protocol().budget(heavy=3))], "protocol.budget"),
     ],
@@ -299,7 +299,7 @@ def test_answers_stop_at_the_stop_string_and_at_the_end_token(model, tokenizer):
 
 
 def test_the_longest_answer_sets_the_length(model, tokenizer, tmp_path):
-    protocol = PROTOCOL.with_(max_new_tokens=None, stop="\0")
+    protocol = replace(PROTOCOL, max_new_tokens=None, stop="\0")
     dense = [Method("dense")]
     frame = run(model, tokenizer, tmp_path / "r.jsonl", protocol=protocol, methods=dense)
     assert max(len(text) for text in frame["prediction"]) == len("my box") + 2
@@ -349,7 +349,7 @@ def test_tables_refuse_mixed_protocols_samples_and_nothing(model, tokenizer, tmp
         ({"max_new_tokens": 6}, "max_new_tokens: 5 or 6"),
         ({"template": "{context} {input}"}, r"template: .* or '{context} {input}'"),
     ):
-        other = PROTOCOL.with_(**changes)
+        other = replace(PROTOCOL, **changes)
         dense = run(model, tokenizer, path, methods=[Method("dense")], protocol=other)
         with pytest.raises(ValueError, match=said) as refused:
             score_table(pd.concat([frame, dense]))
@@ -358,7 +358,7 @@ def test_tables_refuse_mixed_protocols_samples_and_nothing(model, tokenizer, tmp
 
 def test_datasets_may_differ_in_how_they_are_asked_and_in_nothing_else(model, tokenizer, tmp_path):
     asked = {"set0": {"max_new_tokens": 3}, "set1": {"max_new_tokens": 4, "metric": "qa_f1"}}
-    protocol = PROTOCOL.with_(datasets=asked)
+    protocol = replace(PROTOCOL, datasets=asked)
     frame = run(model, tokenizer, tmp_path / "r", methods=methods()[:2], protocol=protocol)
     assert frame["protocol"].nunique() == 2
     score_table(frame)
@@ -382,7 +382,7 @@ def test_both_setups_run_and_dense_answers_once(model, tokenizer, tmp_path):
     for setup, part in of.items():
         protocol = PROTOCOL.in_setup(setup)
         assert set(part["protocol"]) == {protocol.fingerprint}
-        assert Protocol.from_dict(part["protocol_fields"].iloc[0]) == protocol
+        assert Protocol(**part["protocol_fields"].iloc[0]) == protocol
         alone = run(model, tokenizer, tmp_path / setup, protocol=protocol)
         assert alone["prediction"].tolist() == part["prediction"].tolist()
         assert alone["density"].tolist() == part["density"].tolist()

@@ -41,7 +41,7 @@ def steps_of(monkeypatch, seconds):
         taken.append(torch.get_num_threads())
         time.sleep(seconds[taken[-1]])
 
-    monkeypatch.setattr(threads, "_steps", lambda context: step)
+    monkeypatch.setattr(threads, "_step", lambda context: step)
     return taken
 
 
@@ -84,7 +84,7 @@ def test_the_count_is_restored_after_an_error(monkeypatch):
     def fails():
         raise KeyError("a step")
 
-    monkeypatch.setattr(threads, "_steps", lambda context: fails)
+    monkeypatch.setattr(threads, "_step", lambda context: fails)
     with pytest.raises(KeyError):
         decode_threads(context(Model()))
     assert torch.get_num_threads() == 2

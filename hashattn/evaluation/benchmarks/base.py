@@ -1,4 +1,4 @@
-"""What a benchmark is: records that ask, and the protocol by which they are answered and scored."""
+"""What a benchmark is: records, and the protocol by which they are answered and scored."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class Benchmark:
 
     records(profile, tokenizer, length, samples, folder): `samples` records of each of the profile's
     tasks, for contexts of `length` tokens. protocol(profile, length, folder): how they are asked.
-    folder: where the profile's data lie, None for a benchmark whose records are generated.
-    tasks: what a profile's tasks may be, None for any names. reads_files: whether records lie in
-    the folder that the profile calls `data`; otherwise they are generated, and `data` is null.
+    folder: where the profile's data are, None for a benchmark whose records are generated.
+    tasks: what a profile's tasks may be, None for any names. reads_files: whether records are read
+    from the folder that the profile calls `data`; otherwise they are generated, and `data` is null.
     limited: whether the profile's prompt_limit may cut its prompts.
     """
 

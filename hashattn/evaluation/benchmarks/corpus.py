@@ -13,12 +13,13 @@ EVAL_SHARE = 5  # one unit of text in five belongs to evaluation
 
 
 def split_of(text: str) -> str:
-    """The split that owns ``text``: decided by its SHA-256 alone, so the splits cannot overlap."""
+    """The split that owns `text`: decided by its SHA-256 alone, so the splits cannot overlap."""
     digest = hashlib.sha256(text.encode()).digest()
     return "eval" if digest[0] % EVAL_SHARE == 0 else "train"
 
 
 def require_split(split: str) -> str:
+    """The split itself; ValueError unless it is one of SPLITS."""
     require_one_of("split", split, SPLITS)
     return split
 
@@ -29,9 +30,10 @@ def corpus_path() -> Path:
 
 
 def paragraphs(split: str) -> tuple[str, ...]:
-    """Paragraphs of the corpus that belong to ``split`` ("train" or "eval"), one string each.
+    """Paragraphs of the corpus that belong to `split` ("train" or "eval"), one string each.
 
-    The same object each time, while the checkout is: what is made from it can be cached by it.
+    The same object each time, as long as the checkout is the same, so that results can be cached by
+    it.
     """
     return _paragraphs(require_split(split), corpus_path())
 

@@ -1,4 +1,4 @@
-"""Own records: a folder with one LongBench-format <task>.jsonl for each of the profile's tasks."""
+"""Your own records: a folder with a LongBench-format <task>.jsonl for each of a profile's tasks."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ def records(
     profile: Any, tokenizer: Any, length: int, samples: int, folder: Path | None
 ) -> list[Record]:
     """The first `samples` records of every task's file; RecordError where one is missing."""
-    found: list[Record] = []
+    loaded: list[Record] = []
     for task in profile.tasks:
         path = find_file(folder, task)
         if path is None:
             raise RecordError(f"{folder} has no {task}.jsonl; add it, or correct `tasks`")
-        found += load_records(path, samples)
-    return found
+        loaded += load_records(path, samples)
+    return loaded
 
 
 def protocol(profile: Any, length: int, folder: Path | None) -> Protocol:

@@ -1,8 +1,8 @@
-"""Generated long-context tasks in LongBench's record format, one kind for each category.
+"""Generated long-context tasks in LongBench's record format, one for each category.
 
 A task is a set of one-line *facts* scattered in natural text and one question about each of them.
 A fact belongs to the training or the evaluation split by the hash of its own line, and so does
-every paragraph of the haystack, so nothing that evaluation asks or shows was ever trained on.
+every paragraph of the haystack: nothing that evaluation asks or shows was trained on.
 
 ========== =============================== ====================================================
 task       LongBench category              example fact; question; answer
@@ -49,7 +49,7 @@ QUESTIONS_PER_CONTEXT = 2  # of each task
 
 @dataclass(frozen=True)
 class Question:
-    """``text`` is asked after the context; ``answer`` follows it and ends with the line."""
+    """`text` is asked after the context; `answer` follows it and ends with the line."""
 
     text: str
     answer: str
@@ -57,7 +57,7 @@ class Question:
 
 @dataclass(frozen=True)
 class FactSet:
-    """The facts of one task in one context (lines without newline) and what can be asked."""
+    """The facts of one task in one context (lines without newline) and their questions."""
 
     task: str
     facts: tuple[str, ...]
@@ -71,7 +71,7 @@ class _Draw:
         self.rng, self.split = rng, require_split(split)
 
     def line(self, make: Callable[[], str]) -> str:
-        """The first line from ``make`` that the split owns."""
+        """The first line from `make` that belongs to the split."""
         while split_of(line := make()) != self.split:
             pass
         return line
@@ -91,23 +91,23 @@ def _multihop(draw: _Draw, size: int) -> FactSet:
     unused = draw.rng.sample(OBJECTS, len(OBJECTS))
     lines, questions = [], []
 
-    def owned(word: str) -> list[str]:
+    def targets(word: str) -> list[str]:
         return [w for w in unused if split_of(f"Rule: {word} needs {w}") == draw.split]
 
     while len(lines) < size and len(unused) >= 3:
         chain = [unused.pop()]
-        while len(chain) < 3 and (choices := owned(chain[-1])):
+        while len(chain) < 3 and (choices := targets(chain[-1])):
             chain.append(draw.rng.choice(choices))
             unused.remove(chain[-1])
         if len(chain) < 3:
-            continue  # its split owns no rule that would go on from here
+            continue  # no rule of the split continues this chain
         lines += [f"Rule: {a} needs {b}" for a, b in zip(chain, chain[1:], strict=False)]
         questions.append(Question(f"{chain[0]} needs", " " + " needs ".join(chain[1:])))
     return FactSet("multihop", tuple(lines), tuple(questions))
 
 
 def _needle(draw: _Draw, size: int) -> FactSet:
-    side = max(2, round(size**0.5))  # a grid of keys: every half of a key is shared `side` times
+    side = max(2, round(size**0.5))  # a grid of keys: every half of a key occurs `side` times
     first, second = draw.rng.sample(ADJECTIVES, side), draw.rng.sample(ANIMALS, side)
     lines, questions = [], []
     for adjective, animal in ((a, b) for a in first for b in second):
@@ -169,21 +169,23 @@ TASKS = tuple(_MAKERS)
 
 
 def draw_facts(task: str, size: int, rng: random.Random, split: str) -> FactSet:
-    """About ``size`` facts of ``task`` from ``split``, with their questions in random order.
+    """About `size` facts of `task` from `split`, with their questions in random order.
 
-    Raises ``ValueError`` for an unknown task or split, or a size below 2.
+    Raises `ValueError` for an unknown task or split, or a size below 2.
     """
     require_one_of("task", task, TASKS)
     require_numbers({"size": size}, counts={"size": 2})
-    made = _MAKERS[task](_Draw(rng, split), size)
-    return FactSet(task, made.facts, tuple(rng.sample(made.questions, len(made.questions))))
+    drawn = _MAKERS[task](_Draw(rng, split), size)
+    return FactSet(task, drawn.facts, tuple(rng.sample(drawn.questions, len(drawn.questions))))
 
 
-def scatter(facts: list[str], tokens: int, count: Callable[[str], int], rng: random.Random,
-            split: str) -> str:  # fmt: skip
-    """Fact lines shuffled into paragraphs of ``split`` until ``count(text)`` reaches ``tokens``.
+def scatter(
+    facts: list[str], tokens: int, count: Callable[[str], int], rng: random.Random, split: str
+) -> str:
+    """Fact lines shuffled into paragraphs of `split` until `count(text)` reaches `tokens`.
 
-    Returns at most ``tokens`` tokens: whole lines only, so it may fall short by one paragraph.
+    At most `tokens` tokens, in whole lines, so it may fall short by one paragraph. ValueError if
+    the facts alone take more.
     """
     used = sum(count(fact + "\n") for fact in facts)
     if used > tokens:
@@ -203,33 +205,33 @@ def make_records(
     tokenizer, tokens: int, contexts: int, *, seed: int, split: str = "eval",
     tasks: tuple[str, ...] = TASKS, questions_per_task: int = 2, facts_per_1k: float = 2.5,
 ) -> Iterator[dict]:  # fmt: skip
-    """LongBench-format records: ``contexts`` haystacks of at most ``tokens`` tokens in all.
+    """LongBench-format records: `contexts` haystacks of at most `tokens` tokens in all.
 
-    Every context holds facts of all ``tasks`` (``facts_per_1k`` of each for 1,024 tokens) and is
-    asked ``questions_per_task`` questions of each, one record a question. ``length`` counts the
-    context's tokens.
+    Every context holds facts of all `tasks` (`facts_per_1k` of each for 1,024 tokens) and is
+    asked `questions_per_task` questions of each, one record a question. A record's `length` is the
+    number of its context's tokens.
     """
     values = {"tokens": tokens, "contexts": contexts, "questions_per_task": questions_per_task}
     require_numbers(values, counts={"tokens": 256, "contexts": 1, "questions_per_task": 1})
-
-    def count(text: str) -> int:
-        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
-
+    count = _token_counter(tokenizer)
     for number in range(contexts):
         rng = random.Random(f"{split}/{tokens}/{seed}/{number}")
         size = max(4, round(facts_per_1k * tokens / 1024))
         sets = [draw_facts(task, size, rng, split) for task in tasks]
-        facts = [fact for made in sets for fact in made.facts]
+        facts = [fact for fact_set in sets for fact in fact_set.facts]
         context = scatter(facts, tokens - 32, count, rng, split)  # 32: room for the question
         length = count(context)
-        for made in sets:
-            for question in made.questions[:questions_per_task]:
-                yield _record(made.task, context, question, length)
+        for fact_set in sets:
+            for question in fact_set.questions[:questions_per_task]:
+                yield _record(fact_set.task, context, question, length)
+
+
+def _token_counter(tokenizer: Any) -> Callable[[str], int]:
+    return lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def _record(task: str, context: str, question: Question, length: int) -> dict:
     answer = question.answer.strip()
-    identity = sha256_text("\x00".join((context, question.text)))
     return {
         "input": question.text,
         "context": context,
@@ -238,7 +240,7 @@ def _record(task: str, context: str, question: Question, length: int) -> dict:
         "dataset": task,
         "language": "en",
         "all_classes": list(LABELS) if task == "fewshot" else None,
-        "_id": identity[:32],
+        "_id": sha256_text("\x00".join((context, question.text)))[:32],
     }
 
 
@@ -248,23 +250,20 @@ def make_sequences(
 ) -> Iterator[tuple[list[int], list[int]]]:  # fmt: skip
     """Token sequences for learning hashes: (input ids, positions of questions and answers).
 
-    The same contexts as ``make_records``, followed by many questions with their answers; the
-    positions returned are the queries worth learning from. At most ``tokens`` tokens in all.
+    Contexts as of `make_records`, followed by many questions with their answers; the positions are
+    those of the queries worth learning from. At most `tokens` tokens in all.
     """
+    token_count = _token_counter(tokenizer)
     for number in range(count):
         rng = random.Random(f"sequence/{split}/{tokens}/{seed}/{number}")
         size = max(4, round(facts_per_1k * tokens / 1024))
         sets = [draw_facts(task, size, rng, split) for task in tasks]
-        asked = [q for made in sets for q in made.questions[:questions_per_task]]
-        rng.shuffle(asked)
-        tail = "".join(f"{QUESTION_MARK}{q.text}{q.answer}\n" for q in asked)
+        questions = [q for fact_set in sets for q in fact_set.questions[:questions_per_task]]
+        rng.shuffle(questions)
+        tail = "".join(f"{QUESTION_MARK}{q.text}{q.answer}\n" for q in questions)
         tail_ids = tokenizer(tail, add_special_tokens=False)["input_ids"]
-
-        def length(text: str) -> int:
-            return len(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-        facts = [fact for made in sets for fact in made.facts]
-        context = scatter(facts, tokens - len(tail_ids) - 1, length, rng, split)
+        facts = [fact for fact_set in sets for fact in fact_set.facts]
+        context = scatter(facts, tokens - len(tail_ids) - 1, token_count, rng, split)
         context_ids = tokenizer(context + "\n")["input_ids"]
         ids = context_ids + tail_ids
         yield ids, list(range(len(context_ids), len(ids)))
@@ -275,18 +274,19 @@ def generated_records(
 ) -> list[Record]:
     """`samples` evaluation records of every task, contexts of `length` tokens.
 
-    The first of more are those of fewer.
+    Fewer samples are the first of more.
     """
-    found, asked = [], Counter()
-    made = make_records(tokenizer, length, samples, seed=seed, tasks=tasks,
-                        questions_per_task=QUESTIONS_PER_CONTEXT)  # fmt: skip
-    for record in made:  # contexts are made as they are needed, each with a question of every task
-        if asked[record["dataset"]] < samples:
-            asked[record["dataset"]] += 1
-            found.append(record_from_dict(record))
-        if all(asked[task] == samples for task in tasks):
+    taken, counts = [], Counter()
+    # a generator: makes only the contexts that are needed, each with a question of every task
+    candidates = make_records(tokenizer, length, samples, seed=seed, tasks=tasks,
+                              questions_per_task=QUESTIONS_PER_CONTEXT)  # fmt: skip
+    for record in candidates:
+        if counts[record["dataset"]] < samples:
+            counts[record["dataset"]] += 1
+            taken.append(record_from_dict(record))
+        if all(counts[task] == samples for task in tasks):
             break
-    return found
+    return taken
 
 
 def records(

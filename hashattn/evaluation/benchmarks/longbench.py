@@ -10,8 +10,6 @@ from typing import Any
 from hashattn.base.checks import require_one_of
 from hashattn.evaluation.records import Record, RecordError, load_records, record_from_dict
 
-HUB_ID = "THUDM/LongBench"
-
 
 @dataclass(frozen=True)
 class Dataset:
@@ -20,7 +18,7 @@ class Dataset:
     metric: a key of metrics.METRICS. max_new_tokens: of an answer. chat: whether chat models are
     asked through their template (few-shot prompts and code are continued as they are).
     first_line: only the prediction's first line is scored. end_tokens: texts whose token ends the
-    answer as the model's own end does, once there are min_new_tokens.
+    answer as the model's own end token does, once there are min_new_tokens.
     """
 
     name: str
@@ -57,7 +55,7 @@ DATASETS = _table(
     Dataset("vcsum", SUMMARY, "zh", "rouge_zh", 512),
     Dataset("trec", FEW_SHOT, "en", "classification", 64, **SHOTS),
     Dataset("triviaqa", FEW_SHOT, "en", "qa_f1", 32, **SHOTS),
-    # a dialogue's summary is one line; models that begin with a line break get past it
+    # a summary is one line; the minimum keeps a first line break from ending it empty
     Dataset("samsum", FEW_SHOT, "en", "rouge_l", 128, **SHOTS, end_tokens=("\n",),
             min_new_tokens=1),
     Dataset("lsht", FEW_SHOT, "zh", "classification", 64, **SHOTS),
@@ -73,11 +71,11 @@ LONGBENCH_E = (
     "triviaqa", "samsum", "passage_count", "passage_retrieval_en", "lcc", "repobench-p",
 )  # fmt: skip
 E_NAMES = tuple(f"{name}_e" for name in LONGBENCH_E)  # their files and hub configurations
-BUCKETS = {"0-4k": 4000, "4-8k": 8000, "8k+": float("inf")}  # a record's `length` is below
+BUCKETS = {"0-4k": 4000, "4-8k": 8000, "8k+": float("inf")}  # upper ends of `length`, exclusive
 
 
 def dataset(name: str) -> Dataset:
-    """The dataset of a name, "hotpotqa" or LongBench-E's "hotpotqa_e"; ValueError names them."""
+    """The dataset of a name, "hotpotqa" or LongBench-E's "hotpotqa_e"; ValueError for others."""
     if name in E_NAMES:
         return DATASETS[name.removesuffix("_e")]
     require_one_of("dataset", name, [*DATASETS, *E_NAMES])
@@ -94,18 +92,18 @@ def load_dataset(
 ) -> list[Record]:
     """At most `limit` records of LongBench's dataset `name` ("hotpotqa", or "hotpotqa_e").
 
-    source: a folder with the official <name>.jsonl (as data.zip unpacks, also when they lie in its
-    subfolder data/), else a hub id or local repository that `datasets` can read, at `revision`.
-    Records carry `name` as their dataset, which tells LongBench-E's from the others. ValueError on
-    an unknown name, RecordError on what is missing or not in LongBench's format.
+    source: a folder with the official <name>.jsonl, itself or in its subfolder data/ (as data.zip
+    unpacks), else a hub id or local repository that `datasets` can read, at `revision`. Records
+    carry `name` as their dataset, which tells LongBench-E's from the others. ValueError for an
+    unknown name, RecordError for what is missing or not in LongBench's format.
     """
     dataset(name)
     path = find_file(source, name)
     if path is not None:
-        found = load_records(path, limit)
+        records = load_records(path, limit)
     else:
-        found = _from_hub(str(source), name, limit, revision)
-    return [replace(record, dataset=name) for record in found]
+        records = _from_hub(str(source), name, limit, revision)
+    return [replace(record, dataset=name) for record in records]
 
 
 def find_file(folder: str | Path, name: str) -> Path | None:
@@ -119,7 +117,7 @@ def _from_hub(source: str, name: str, limit: int | None, revision: str | None) -
 
     try:
         rows = datasets.load_dataset(source, name, split="test", revision=revision)
-    except Exception as error:  # its errors have no common class: scripts, network, names, files
+    except Exception as error:  # they have no common class: scripts, network, names, files
         raise RecordError(
             f"{source} has no {name}.jsonl and `datasets` cannot load {name!r} from it: {error}\n"
             "  Unpack LongBench's data.zip (hf download THUDM/LongBench data.zip --repo-type "
@@ -128,10 +126,10 @@ def _from_hub(source: str, name: str, limit: int | None, revision: str | None) -
         ) from error
     if limit is not None:
         rows = rows.select(range(min(limit, len(rows))))
-    found = [_record(row, f"{source} {name}:{number}") for number, row in enumerate(rows, 1)]
-    if not found and limit != 0:
+    records = [_record(row, f"{source} {name}:{number}") for number, row in enumerate(rows, 1)]
+    if not records and limit != 0:
         raise RecordError(f"{source} holds no records of {name}")
-    return found
+    return records
 
 
 def _record(row: dict[str, Any], where: str) -> Record:
@@ -168,7 +166,7 @@ def fine_tuning_split(
     `trained` samples train and the first `scored` score.
 
     A dataset too small for both (MultiFieldQA-en, 150 samples) trains nothing. Give whole
-    datasets: a shortened one has other last samples.
+    datasets: the last samples of a shortened one are others.
     """
     groups: dict[str, list[Record]] = {}
     for record in records:

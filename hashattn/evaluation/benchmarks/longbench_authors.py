@@ -9,7 +9,7 @@ from typing import Any
 from hashattn.base.checks import require
 from hashattn.evaluation.benchmarks.base import Benchmark
 from hashattn.evaluation.benchmarks.longbench import DATASETS, E_NAMES, dataset
-from hashattn.evaluation.benchmarks.longbench_protocol import as_asked, load_prompts, records
+from hashattn.evaluation.benchmarks.longbench_protocol import dataset_fields, load_prompts, records
 from hashattn.evaluation.protocol import Protocol
 
 AUTHORS_WINDOW = 128  # last prompt tokens that run sparse
@@ -25,20 +25,20 @@ def authors(
     prompts keep their first 128 tokens and the end; the last 128 prompt tokens and the answer run
     sparse, everything before dense; an answer to SAMSum may be empty. max_length: 131072 for
     Llama-3.1, 32768 for Mistral-7B-v0.3. Their code gives Llama a second beginning-of-sequence
-    token and tokenises a truncated prompt anew; here prompts begin once and keep their tokens.
+    token and tokenises a truncated prompt anew; here prompts have one and keep their tokens.
+    ValueError for a max_length with no room for the longest answer and the tokens kept beside it.
     """
-    least = AUTHORS_FIRST + 1 + max(of.max_new_tokens for of in DATASETS.values())
+    least = AUTHORS_FIRST + 1 + max(spec.max_new_tokens for spec in DATASETS.values())
     require(
         max_length >= least, "max_length", max_length,
-        f"at least {least}: the first {AUTHORS_FIRST} tokens, one of the end and the longest "
-        "answer",
+        f"at least {least}: the first {AUTHORS_FIRST} tokens, one more and the longest answer",
     )  # fmt: skip
     settings = {}
     for name in (*DATASETS, *E_NAMES):
-        asked = as_asked(dataset(name), prompts, chat) | {"min_new_tokens": 0}
-        if asked.pop("end_tokens"):
-            asked["stop"] = "\n"
-        settings[name] = asked | {"max_context": max_length - asked["max_new_tokens"]}
+        fields = dataset_fields(dataset(name), prompts, chat) | {"min_new_tokens": 0}
+        if fields.pop("end_tokens"):
+            fields["stop"] = "\n"
+        settings[name] = fields | {"max_context": max_length - fields["max_new_tokens"]}
     return Protocol(
         stop=None, truncated="chat", truncation="suffix", keep_first=AUTHORS_FIRST,
         max_context=max_length, window=AUTHORS_WINDOW, datasets=settings, **changes,

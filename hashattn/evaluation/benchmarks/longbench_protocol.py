@@ -27,26 +27,27 @@ OFFICIAL_PROMPTS = "dataset2prompt.json"
 def load_prompts(folder: str | Path | None = None) -> dict[str, str]:
     """{dataset: template} of all 21, with {context} and, where there is a question, {input}.
 
-    The official dataset2prompt.json where it comes with the data: in `folder`, in its config/, or
-    in the config/ beside it (as in LongBench's repository). Else ours, data/longbench/prompts.json:
-    other words, same placeholders. RecordError for a file that is broken or lacks a dataset.
+    The official dataset2prompt.json where it comes with the data (find_prompts). Else ours,
+    data/longbench/prompts.json: other words, same placeholders. RecordError for a file that is
+    broken or lacks a dataset.
     """
     path = find_prompts(folder) if folder is not None else None
     path = path or repository() / OWN_PROMPTS
-    found = read_json(path, RecordError)
-    if not isinstance(found, dict) or not all(is_text(t, empty=True) for t in found.values()):
+    prompts = read_json(path, RecordError)
+    if not isinstance(prompts, dict) or not all(is_text(t, empty=True) for t in prompts.values()):
         raise RecordError(f"{path} must hold a JSON object of templates; restore or remove it")
-    missing = [name for name in DATASETS if "{context}" not in found.get(name, "")]
+    missing = [name for name in DATASETS if "{context}" not in prompts.get(name, "")]
     if missing:
         raise RecordError(f"{path} has no template with {{context}} for {missing}; add them")
-    return {name: found[name] for name in DATASETS}
+    return {name: prompts[name] for name in DATASETS}
 
 
 def find_prompts(folder: str | Path) -> Path | None:
-    """The dataset2prompt.json that comes with the data in `folder`, None without one."""
+    """The dataset2prompt.json in `folder`, in its config/, or in the config/ beside it (as in
+    LongBench's repository); None without one."""
     folder = Path(folder)
-    places = (folder, folder / "config", folder.parent / "config")
-    files = (place / OFFICIAL_PROMPTS for place in places)
+    folders = (folder, folder / "config", folder.parent / "config")
+    files = (path / OFFICIAL_PROMPTS for path in folders)
     return next((path for path in files if path.is_file()), None)
 
 
@@ -63,21 +64,21 @@ def by_the_book(
     """
     return Protocol(
         stop=None, truncated="prompt", truncation="middle", max_context=max_length,
-        datasets={name: as_asked(dataset(name), prompts, chat) for name in (*DATASETS, *E_NAMES)},
+        datasets={n: dataset_fields(dataset(n), prompts, chat) for n in (*DATASETS, *E_NAMES)},
         **changes,
     )  # fmt: skip
 
 
-def as_asked(of: Dataset, prompts: Mapping[str, str], chat: bool) -> dict[str, Any]:
-    """Fields of Protocol with which a dataset is asked and scored, by its table."""
+def dataset_fields(spec: Dataset, prompts: Mapping[str, str], chat: bool) -> dict[str, Any]:
+    """Fields of Protocol with which a dataset is asked and scored."""
     return {
-        "template": prompts[of.name],
-        "metric": of.metric,
-        "max_new_tokens": of.max_new_tokens,
-        "min_new_tokens": of.min_new_tokens,
-        "end_tokens": of.end_tokens,
-        "chat": of.chat and chat,
-        "first_line": of.first_line,
+        "template": prompts[spec.name],
+        "metric": spec.metric,
+        "max_new_tokens": spec.max_new_tokens,
+        "min_new_tokens": spec.min_new_tokens,
+        "end_tokens": spec.end_tokens,
+        "chat": spec.chat and chat,
+        "first_line": spec.first_line,
     }
 
 

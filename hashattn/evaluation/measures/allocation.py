@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from statistics import fmean
 
+from hashattn.base.checks import require
 from hashattn.evaluation.measures.selection import selection_metrics
 from hashattn.hashing.capture import CapturedLayer
 from hashattn.selectors.base import Selector
@@ -20,15 +21,15 @@ def allocate(
     sink: int = 4,
     local: int = 28,
 ) -> tuple[tuple[float, ...], ...]:
-    """Budget.shares by which `selector`, at `heavy` tokens on average, errs least.
+    """Budget.shares (for each layer, one factor a KV head) by which `selector`, at `heavy` tokens
+    on average, errs least.
 
     captured: every layer of the calibration sequences, with values. The mean output error of each
     layer and KV head is measured at FACTORS times `heavy`; tokens then go where they save the most,
     along the convex hulls of these curves, which is optimal for their sum (Everett 1963, with the
     last step divided). Every head counts the same. ValueError without values or for heavy < 1.
     """
-    if heavy < 1:
-        raise ValueError(f"heavy = {heavy}: there is nothing to divide below 1 token")
+    require(heavy >= 1, "heavy", heavy, "at least 1 token, or there is nothing to divide")
     missing = sorted({layer.layer for layer in captured if layer.values is None})
     if missing or not captured:
         raise ValueError(f"layers {missing} were captured without values: capture(values=True)")
@@ -42,10 +43,10 @@ def allocate(
         head: [(count / heavy, fmean(errors)) for count, errors in sorted(curve.items())]
         for head, curve in curves.items()
     }
-    given = divide(means)
-    layers = range(max(layer for layer, _ in given) + 1)
-    heads = range(max(head for _, head in given) + 1)
-    return tuple(tuple(given.get((layer, head), 1.0) for head in heads) for layer in layers)
+    factors = divide(means)
+    layers = range(max(layer for layer, _ in factors) + 1)
+    heads = range(max(head for _, head in factors) + 1)
+    return tuple(tuple(factors.get((layer, head), 1.0) for head in heads) for layer in layers)
 
 
 def divide(
@@ -53,19 +54,19 @@ def divide(
 ) -> dict[tuple[int, int], float]:
     """Factors, 1 on average, that minimise the sum of the curves' lower convex hulls.
 
-    curves: points (factor, error) of each head, by ascending factor from 0 on.
+    curves: points (factor, error) of each head, by ascending factor, the first at 0.
     """
     segments = [
         ((low[1] - high[1]) / (high[0] - low[0]), high[0] - low[0], head)
         for head, curve in curves.items()
         for low, high in pairwise(_hull(curve))
     ]
-    given, left = dict.fromkeys(curves, 0.0), float(len(curves))
+    factors, left = dict.fromkeys(curves, 0.0), float(len(curves))
     for _, length, head in sorted(segments, key=lambda segment: -segment[0]):
         part = min(length, left)
-        given[head] += part
+        factors[head] += part
         left -= part
-    return given
+    return factors
 
 
 def _hull(points: list[tuple[float, float]]) -> list[tuple[float, float]]:

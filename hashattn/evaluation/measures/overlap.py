@@ -23,7 +23,7 @@ def group_overlap(
     head of the group has too, mean over pairs and rows), chance (the same of random tokens), union
     (distinct tokens in the group's lists, over k: 1 if all agree, the group's size if none do).
     Rows that see fewer than k tokens outside sink and local are left out; ValueError if none is
-    left, or a group has one head.
+    left, or if a group has one head.
     """
     table = []
     for layer in captured:
@@ -40,13 +40,13 @@ def group_overlap(
                     layer.queries[:, rows], layer.keys, layer.scaling, layer.softcap
                 )
                 best = best_tokens(logits.masked_fill(~allowed, float("-inf")), k)
-                chosen = torch.zeros(logits.shape, dtype=torch.bool, device=logits.device)
-                chosen = chosen.scatter(-1, best, True).unflatten(0, (kv_heads, group))
+                in_top = torch.zeros(logits.shape, dtype=torch.bool, device=logits.device)
+                in_top = in_top.scatter(-1, best, True).unflatten(0, (kv_heads, group))
                 pairs = [
-                    (chosen[:, a] & chosen[:, b]).sum(-1) for a, b in combinations(range(group), 2)
+                    (in_top[:, a] & in_top[:, b]).sum(-1) for a, b in combinations(range(group), 2)
                 ]
                 shared.append(torch.stack(pairs).double().mean(0) / k)
-                union.append(chosen.any(1).sum(-1) / k)
+                union.append(in_top.any(1).sum(-1) / k)
                 chance.append(k / allowed.sum(-1))
             means = [torch.cat(parts, -1).double().mean(-1) for parts in (shared, union)]
             table += [

@@ -42,23 +42,23 @@ def selection_metrics(
     that the selection holds), mass (share of all mass on selected, sink and local tokens), density
     (tokens read / visible), union (distinct tokens that a group's query heads read / visible) and,
     where values were captured, output_error (relative L2 error of the attention output against
-    dense; sampled tokens weigh as the method says). Means over rows and query heads. Rows without a
-    token outside sink and local say nothing and are left out; ValueError if none is left.
+    dense; sampled tokens have the method's weights). Means over rows and query heads. Rows without
+    a token outside sink and local are left out; ValueError if none is left.
 
     by_head: a row for each KV head instead, column head, means over its group. shares: as in
     Budget, how layers and heads divide the heavy tokens.
 
     prompt: the queries of the first `prompt` tokens, all captured, are shown to selectors that
-    observe and not measured; every later row is then ranked by them as if it came right after.
-    ValueError where such a selector has no prompt, or some of its queries were not captured.
+    observe and not measured; every later row is ranked as if it came right after them. ValueError
+    where such a selector has no prompt, or some of its queries were not captured.
     """
     table = []
     for layer in captured:
-        kept = rows_with_candidates(layer, sink, local, prompt=prompt)
+        all_rows = rows_with_candidates(layer, sink, local, prompt=prompt)
         index = {name: _index(selector, layer, prompt) for name, selector in selectors.items()}
         parts: dict[tuple[str, int], list[dict[str, Tensor]]] = {}
         kind = tuple(selectors), len(heavy), layer.keys.shape
-        for rows in kept.split(ROWS_AT_ONCE):
+        for rows in all_rows.split(ROWS_AT_ONCE):
             with _THREADS.piece(kind, len(rows)):
                 truth = _Truth(layer, rows, (sink, local), top, shares)
                 for name, selector in selectors.items():
@@ -66,17 +66,18 @@ def selection_metrics(
                     for tokens in heavy:
                         read = truth.read(selector, index[name], scores, tokens)
                         parts.setdefault((name, tokens), []).append(truth.measure(*read))
-        for (name, tokens), found in parts.items():
-            labels = _labels(layer, name, selectors[name], tokens, len(kept))
-            table += [labels | means for means in _means(found, len(layer.keys), by_head)]
+        for (name, tokens), measures in parts.items():
+            labels = _labels(layer, name, selectors[name], tokens, len(all_rows))
+            table += [labels | means for means in _means(measures, len(layer.keys), by_head)]
     return table
 
 
 def selected_rows(
     layer: CapturedLayer, selector: Selector, heavy: int, sink: int, local: int, prompt: int = 0
 ) -> tuple[_Truth, tuple[Tensor, Tensor | None]]:
-    """What the rows of a captured layer attend to, and the lists (1, lists, rows, m) that the
-    selector reads for them, with their log weights; arguments as of selection_metrics."""
+    """What the rows of a captured layer attend to, and the lists (1, lists, rows, m) int32 that the
+    selector reads for them, with their log weights of the same shape, None where it does not
+    sample; arguments as of selection_metrics."""
     rows = rows_with_candidates(layer, sink, local, prompt=prompt)
     index = _index(selector, layer, prompt)
     truth = _Truth(layer, rows, (sink, local), (heavy,), None)
@@ -110,6 +111,7 @@ class _Truth:
         self.best = best_tokens(outside, max(top))
 
     def scores(self, selector: Selector, index: dict[str, Tensor | IndexStore]) -> Tensor:
+        """Scores (1, lists, rows, n) of a selector that ranks."""
         if selector.observes:
             return torch.cat(
                 [self._step(selector, index, row) for row in range(len(self.positions))], 2
@@ -118,12 +120,12 @@ class _Truth:
         return selector.scores(self.layer.layer, self.queries[None], view, self.layer.scaling)
 
     def _step(self, selector: Selector, index: dict[str, Tensor | IndexStore], row: int) -> Tensor:
-        """Scores (1, lists, 1, n) of one row in a call of its own, later keys not yet there."""
+        """Scores (1, lists, 1, n) of one row in a call of its own, before later keys come."""
         keys = self.layer.keys[None]
         cached = int(self.positions[row]) + 1
         view = KeyView(keys[:, :, :cached], index)
-        asked = self.queries[None, :, row : row + 1]
-        scores = selector.scores(self.layer.layer, asked, view, self.layer.scaling)
+        query = self.queries[None, :, row : row + 1]
+        scores = selector.scores(self.layer.layer, query, view, self.layer.scaling)
         return pad(scores, (0, keys.shape[2] - cached), value=float("-inf"))
 
     def read(
@@ -133,13 +135,13 @@ class _Truth:
         scores: Tensor | None,
         heavy: int,
     ) -> tuple[Tensor, Tensor | None]:
-        """Lists (1, lists, rows, m) of what a selector reads, and their log weights if it samples.
+        """Lists (1, lists, rows, m) int32 of what a selector reads, and log weights if it samples.
 
         scores: of a selector that ranks; the same for every budget.
         """
-        seen = self.positions[None] + 1
+        cached = self.positions[None] + 1
         plan = SelectionPlan(
-            self.visible.shape[-1], *self.window, torch.full_like(seen, heavy)[:, None], seen,
+            self.visible.shape[-1], *self.window, torch.full_like(cached, heavy)[:, None], cached,
             width=heavy + sum(self.window), mask=self.visible[None, None],
         )  # fmt: skip
         kv_heads = len(self.layer.keys)
@@ -163,20 +165,20 @@ class _Truth:
         )
         real = self.candidates.expand_as(attended).gather(-1, self.best)
         hits = attended.gather(-1, self.best) & real
-        found = {f"recall@{k}": hits[..., :k].sum(-1) / real[..., :k].sum(-1) for k in self.top}
-        found["heavy_mass"] = (self.outside * attended).sum(-1)
-        found["mass"] = (self.weights * attended).sum(-1)
-        found["density"] = attended.sum(-1) / self.visible.sum(-1)
-        share = len(self.weights) // len(self.layer.keys)
-        together = attended.unflatten(0, (-1, share)).any(1).sum(-1) / self.visible.sum(-1)
-        found["union"] = together.repeat_interleave(share, dim=0)
+        measures = {f"recall@{k}": hits[..., :k].sum(-1) / real[..., :k].sum(-1) for k in self.top}
+        measures["heavy_mass"] = (self.outside * attended).sum(-1)
+        measures["mass"] = (self.weights * attended).sum(-1)
+        measures["density"] = attended.sum(-1) / self.visible.sum(-1)
+        heads = len(self.weights) // len(self.layer.keys)
+        union = attended.unflatten(0, (-1, heads)).any(1).sum(-1) / self.visible.sum(-1)
+        measures["union"] = union.repeat_interleave(heads, dim=0)
         if self.dense is not None:
             logits = self.logits.masked_fill(~attended, float("-inf"))
             if log_weights is not None:
                 logits = logits + self._spread(indices, log_weights).repeat_interleave(group, dim=0)
             error = self._output(logits.softmax(dim=-1)) - self.dense
-            found["output_error"] = error.norm(dim=-1) / self.dense.norm(dim=-1)
-        return found
+            measures["output_error"] = error.norm(dim=-1) / self.dense.norm(dim=-1)
+        return measures
 
     def _output(self, weights: Tensor) -> Tensor:
         """Attention output (query heads, rows, D) of weights (query heads, rows, n)."""
@@ -187,16 +189,16 @@ class _Truth:
         """Log weights (lists, rows, n) at their tokens, 0 elsewhere."""
         n = self.weights.shape[-1]
         slots = torch.where(indices < 0, n, indices).long()[0]
-        found = torch.zeros(*slots.shape[:-1], n + 1, device=slots.device)
-        return found.scatter_(-1, slots, log_weights[0].to(found.dtype))[..., :n]
+        # the extra slot n takes the padding
+        spread = torch.zeros(*slots.shape[:-1], n + 1, device=slots.device)
+        return spread.scatter_(-1, slots, log_weights[0].to(spread.dtype))[..., :n]
 
 
 def best_tokens(scores: Tensor, k: int) -> Tensor:
-    """Indices (..., k) of the k largest scores, best first, ties to the lowest index.
-
-    A few more than k are taken and sorted stably by (score, index), which is exact unless more than
-    the surplus tie with the k-th; then everything is sorted.
-    """
+    """Indices (..., min(k, n)) int64 of the k largest scores (..., n), best first, ties to the
+    lowest index."""
+    # 2 k are taken and sorted stably by (score, index), which is exact unless the k-th ties with
+    # the last of them; then everything is sorted
     n = scores.shape[-1]
     width = min(n, 2 * k)
     values, indices = scores.topk(width, dim=-1)
@@ -210,27 +212,24 @@ def best_tokens(scores: Tensor, k: int) -> Tensor:
 def rows_with_candidates(
     layer: CapturedLayer, sink: int, local: int, *, least: int = 1, prompt: int = 0
 ) -> Tensor:
-    """Captured rows (r,) behind the prompt, as indices into layer.positions, that see `least`
-    tokens or more outside sink and local.
-
-    ValueError if there are none.
-    """
-    seen = layer.positions + 1 - sink - local
-    measured = (seen >= least) & (layer.positions >= prompt)
+    """Captured rows (r,) int64 after the prompt, as indices into layer.positions, that see at least
+    `least` tokens outside sink and local; ValueError if there are none."""
+    candidates = layer.positions + 1 - sink - local
+    measured = (candidates >= least) & (layer.positions >= prompt)
     if not measured.any():
         raise ValueError(
-            f"layer {layer.layer}: no captured query behind the prompt of {prompt} sees {least} "
+            f"layer {layer.layer}: no captured query after the prompt of {prompt} sees {least} "
             f"tokens outside sink {sink} and local {local}; capture later rows or a longer sequence"
         )
     return measured.nonzero()[:, 0]
 
 
 def _index(selector: Selector, layer: CapturedLayer, prompt: int) -> dict[str, Tensor | IndexStore]:
-    """What the selector stores of the keys, and what it observes of the prompt's queries."""
+    """What the selector stores for the keys, and what it observes in the prompt's queries."""
     parts = selector.encode_keys(layer.layer, layer.keys[None])
     if layer.values is not None:
         parts = parts | selector.encode_values(layer.layer, layer.values[None])
-    # in stores, as in a cache: what a store works out of its keys is worked out once
+    # in stores, as in a cache: what a store derives from its keys is then derived once
     stores = {name: selector.new_store(name, part) for name, part in parts.items()}
     for name, part in parts.items():
         stores[name].append(part)
@@ -266,11 +265,11 @@ def _means(
     parts: Sequence[dict[str, Tensor]], kv_heads: int, by_head: bool
 ) -> list[dict[str, float]]:
     """Mean of every measure, over all query heads or those of each KV head."""
-    whole = {name: torch.cat([part[name].float() for part in parts], dim=1) for name in parts[0]}
+    joined = {name: torch.cat([part[name].float() for part in parts], dim=1) for name in parts[0]}
     if not by_head:
-        return [{name: float(values.mean()) for name, values in whole.items()}]
+        return [{name: float(values.mean()) for name, values in joined.items()}]
     return [
         {"head": head}
-        | {name: float(values.chunk(kv_heads)[head].mean()) for name, values in whole.items()}
+        | {name: float(values.chunk(kv_heads)[head].mean()) for name, values in joined.items()}
         for head in range(kv_heads)
     ]

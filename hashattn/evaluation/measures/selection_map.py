@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from hashattn.base.checks import require
 from hashattn.evaluation.measures.selection import selected_rows
 from hashattn.kernels import indices_to_mask
 
@@ -28,7 +29,7 @@ LATER, UNREAD, MANDATORY, HIT, OTHER, MISSED = range(len(KINDS))
 
 @dataclass(frozen=True)
 class SelectionMap:
-    """kinds (rows, n) int8: for every query row and token an index of KINDS, for one query head.
+    """kinds (rows, n) int8: for each query row of one query head, each token's index in KINDS.
 
     positions (rows,) int64: the token index of each query.
     """
@@ -63,19 +64,18 @@ def selection_map(
     Arguments as of selection_metrics, whose one selection this shows. ValueError for a head that
     the layer does not have.
     """
-    if not 0 <= head < len(layer.queries):
-        raise ValueError(f"head = {head}: must be 0 to {len(layer.queries) - 1}")
+    require(0 <= head < len(layer.queries), "head", head, f"0 to {len(layer.queries) - 1}")
     truth, (indices, _) = selected_rows(layer, selector, heavy, sink, local, prompt)
     n, lists = layer.keys.shape[1], indices.shape[1]
     read = indices_to_mask(indices, n)[0, head * lists // len(layer.queries)]
     best = torch.zeros_like(read).scatter_(-1, truth.best[head], True) & truth.candidates
     kinds = torch.full(read.shape, UNREAD, dtype=torch.int8)
-    for kind, where in (
+    for kind, mask in (
         (OTHER, read),
         (MISSED, best),
         (HIT, read & best),
         (MANDATORY, truth.visible & ~truth.candidates),
         (LATER, ~truth.visible),
     ):
-        kinds[where] = kind
+        kinds[mask] = kind
     return SelectionMap(name or selector.name, layer.layer, head, truth.positions, kinds)

@@ -14,8 +14,8 @@ from hashattn.evaluation.statistics import ABOVE, BELOW, SAME, Difference, paire
 from hashattn.evaluation.tables import (
     dataset_weights,
     difference_to,
+    note_cuts,
     require_one_protocol,
-    telling,
 )
 from hashattn.hashing.capture import CapturedLayer
 from hashattn.reproduce import plots
@@ -151,7 +151,7 @@ def task_verdicts(results: pd.DataFrame, ours: str) -> pd.DataFrame:
             "method": method, "bits": bits, "as_many_bits": bits >= least, "budget": budget,
             "ours": weighted[0], "theirs": weighted[1], **_outcome(found, better=ABOVE),
         })  # fmt: skip
-    return telling(pd.DataFrame(lines), results)
+    return note_cuts(pd.DataFrame(lines), results)
 
 
 def _outcome(found: Difference, better: str) -> dict[str, float | str]:

@@ -21,25 +21,25 @@ class AnsweringSample:
     smallest = 0
     step = 4
 
-    def __init__(self, asked: Question, source: QuestionSet, style: Style, seed: str) -> None:
+    def __init__(self, question: Question, source: QuestionSet, style: Style, seed: str) -> None:
         rng = random.Random(seed)
-        self._style, self._seed, self._asked = style, seed, asked
-        self.answers = asked.answers
+        self._style, self._seed, self._question = style, seed, question
+        self.answers = question.answers
         documents = source.documents
-        self._gold = [documents[i] for i in asked.gold]
-        own = rng.sample(asked.near, len(asked.near))
-        taken = {*asked.gold, *own}
-        others = [i for i in range(len(documents)) if i not in taken]
-        order = own + rng.sample(others, len(others))
+        self._gold = [documents[i] for i in question.gold]
+        near = rng.sample(question.near, len(question.near))
+        used = {*question.gold, *near}
+        others = [i for i in range(len(documents)) if i not in used]
+        order = near + rng.sample(others, len(others))
         self._distractors = [documents[i] for i in order]
 
     def prompt(self, size: int, fill: int = 0) -> Prompt:
-        drawn = list(islice(cycle(self._distractors), size + 1))
-        last = drawn.pop()[:fill]
-        documents = self._gold + drawn + ([last] if fill else [])
+        distractors = list(islice(cycle(self._distractors), size + 1))
+        last = distractors.pop()[:fill]
+        documents = self._gold + distractors + ([last] if fill else [])
         random.Random(f"{self._seed}/order").shuffle(documents)
         context = "\n\n".join(
             self._style.document.format(number=number, text=text)
             for number, text in enumerate(documents, 1)
         )
-        return worded(self._style.answering, context, query=self._asked.text)
+        return worded(self._style.answering, context, query=self._question.text)

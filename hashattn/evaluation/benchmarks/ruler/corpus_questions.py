@@ -1,9 +1,9 @@
-"""Questions about paragraphs in the official structures, made by rule: they cost no download.
+"""Questions about paragraphs in the official structures, made by rule: no download is needed.
 
-squad: a sentence with its one identifier blanked, which occurs in no other paragraph.
+squad: a sentence with an identifier blanked, which occurs in no other paragraph.
 hotpotqa: the one identifier that two paragraphs share; a quotation names each of them.
-They are easier to word than people's questions, and say nothing about knowledge of the world; what
-they keep is the structure: answering documents among distractors, one or two of them needed.
+They are worded more alike than people's questions and test no knowledge of the world; what they
+keep is the structure: one or two answering documents among distractors.
 """
 
 from __future__ import annotations
@@ -20,26 +20,27 @@ GAP = "____"
 ARTICLE = 8  # paragraphs; SQuAD's dev articles have about 34
 CONTEXT = 10  # HotpotQA's documents for a question
 QUOTED = 8  # words
-EACH = 10  # questions with the same answer
+EACH = 10  # most questions with the same answer
 
 
 @cache
 def squad_of(texts: tuple[str, ...]) -> dict[str, Any]:
     """SQuAD 2.0's structure of paragraphs; articles are runs of eight."""
     unique = {name: places[0] for name, places in _places(texts).items() if len(places) == 1}
-    gapped = {
+    sentences = {
         name: next((s for s in _sentences(texts[place]) if name in s), "")
         .strip()
         .replace(name, GAP)
         for name, place in sorted(unique.items())
     }
-    alike = Counter(gapped.values())  # two paragraphs that differ in the name alone: either fits
-    asked = defaultdict(list)
-    for name, sentence in gapped.items():
+    # where paragraphs differ in the name alone, several names fit the gap
+    counts = Counter(sentences.values())
+    questions = defaultdict(list)
+    for name, sentence in sentences.items():
         place = unique[name]
-        fits = texts[place].count(name) == alike[sentence] == 1
+        fits = texts[place].count(name) == counts[sentence] == 1
         if fits and 6 <= len(sentence.split()) <= 40:
-            asked[place].append({
+            questions[place].append({
                 "question": f'Which name fills the gap in "{sentence}"?',
                 "answers": [{"text": name, "answer_start": texts[place].index(name)}],
                 "is_impossible": False,
@@ -49,7 +50,7 @@ def squad_of(texts: tuple[str, ...]) -> dict[str, Any]:
             {
                 "title": f"Paragraphs {start}",
                 "paragraphs": [
-                    {"context": texts[place], "qas": asked[place]}
+                    {"context": texts[place], "qas": questions[place]}
                     for place in range(start, min(start + ARTICLE, len(texts)))
                 ],
             }
@@ -65,22 +66,22 @@ def hotpot_of(texts: tuple[str, ...]) -> list[dict[str, Any]]:
     for name, places in _places(texts).items():
         for pair in combinations(places, 2):
             shared[pair].add(name)
-    rows, given = [], Counter()
+    rows, answer_counts = [], Counter()
     for pair, names in sorted(shared.items()):
         (name, *more) = sorted(names)
         quotations = [_quotation(texts, place, name) for place in pair]
-        if more or given[name] == EACH or None in quotations:
+        if more or answer_counts[name] == EACH or None in quotations:
             continue
-        given[name] += 1
+        answer_counts[name] += 1
         first, second = quotations
         rng = random.Random(f"hotpotqa/{pair}")
         others = rng.sample([i for i in range(len(texts)) if i not in pair], CONTEXT - 2)
-        chosen = rng.sample([*pair, *others], CONTEXT)
+        documents = rng.sample([*pair, *others], CONTEXT)
         rows.append({
             "question": f'Which name is both in the document that says "{first}" and in the '
             f'document that says "{second}"?',
             "answer": name,
-            "context": [[_title(i), _sentences(texts[i])] for i in chosen],
+            "context": [[_title(i), _sentences(texts[i])] for i in documents],
             "supporting_facts": [[_title(place), 0] for place in pair],
         })  # fmt: skip
     return rows
@@ -89,15 +90,16 @@ def hotpot_of(texts: tuple[str, ...]) -> list[dict[str, Any]]:
 @cache
 def _places(texts: tuple[str, ...]) -> dict[str, list[int]]:
     """Paragraphs (indices, ascending) in which each identifier occurs."""
-    found = defaultdict(list)
+    places = defaultdict(list)
     for place, text in enumerate(texts):
         for name in sorted(set(IDENTIFIER.findall(text))):
-            found[name].append(place)
-    return found
+            places[name].append(place)
+    return places
 
 
 def _quotation(texts: tuple[str, ...], place: int, name: str) -> str | None:
-    """The first words of a sentence that does not hold the name and that no other text holds."""
+    """The first QUOTED words of a sentence, without the name, that occur in no other paragraph;
+    None if there are none."""
     for sentence in _sentences(texts[place]):
         words = sentence.split()
         quoted = " ".join(words[:QUOTED])

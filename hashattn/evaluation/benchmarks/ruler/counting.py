@@ -10,18 +10,15 @@ from hashattn.evaluation.benchmarks.ruler.prompt import Prompt, worded
 from hashattn.evaluation.benchmarks.ruler.specs import SHORT, CommonWords, FrequentWords
 from hashattn.evaluation.benchmarks.ruler.styles import Style
 
-# Words in a list, times that a common one occurs, times that another does.
+# the solved example: words in the list, times that a common one occurs, times that another does
 EXAMPLE, SHORT_EXAMPLE = (40, 10, 3), (20, 3, 1)
-REPEATS, SHORT_REPEATS = (30, 3), (6, 1)
+REPEATS, SHORT_REPEATS = (30, 3), (6, 1)  # the same two times, in the list that is asked about
 TOKENS_PER_CODED_WORD = 50  # tokens of the prompt for each entry of fwe's vocabulary
 DOTS = "..."
 
 
 class CommonWordsSample:
-    """Size: different words in the list (fill is not needed), which follows one solved example.
-
-    Below 4,096 tokens common words occur 6 times and others once, else 30 and 3 times.
-    """
+    """Size: different words in the list (fill is not needed), which follows one solved example."""
 
     step = 64
 
@@ -39,8 +36,8 @@ class CommonWordsSample:
         self.smallest = task.common + 1
 
     def prompt(self, size: int, fill: int = 0) -> Prompt:
-        asked = worded(self._wording, self._list(self._words.first(size), *self._repeats))
-        return Prompt(self._example + asked.text, asked.question, asked.prefix)
+        prompt = worded(self._wording, self._list(self._words.first(size), *self._repeats))
+        return Prompt(self._example + prompt.text, prompt.question, prompt.prefix)
 
     def _list(self, words: list[str], often: int, seldom: int) -> str:
         entries = words[: self._common] * often + words[self._common :] * seldom
@@ -51,8 +48,7 @@ class CommonWordsSample:
 class FrequentWordsSample:
     """Size: words drawn in all, of which rank k gets the share k ** -2 / zeta(2), rounded down.
 
-    Rank 1 is the dots; the vocabulary has one word for 50 tokens of the prompt. fill: more dots,
-    since several ranks can gain a word at once.
+    Rank 1 is the dots. fill: more dots, since several ranks can gain a word at once.
     """
 
     step = 256
@@ -66,7 +62,7 @@ class FrequentWordsSample:
         self.answers = tuple(others[: task.asked])
 
     def prompt(self, size: int, fill: int = 0) -> Prompt:
-        share = size / (math.pi**2 / 6)
+        share = size / (math.pi**2 / 6)  # zeta(2)
         words = [
             word
             for rank, word in enumerate(self._ranked, 1)

@@ -37,7 +37,7 @@ def identifier(rng: random.Random, style: Style) -> str:
 
 
 def drawer(kind: str, rng: random.Random, style: Style) -> Callable[[], str]:
-    """Draws of a kind that a Retrieval names."""
+    """A function that draws a key or value of a Retrieval's kind."""
     return {
         "numbers": lambda: number(rng, style),
         "words": lambda: key_words(rng, style),
@@ -47,11 +47,11 @@ def drawer(kind: str, rng: random.Random, style: Style) -> Callable[[], str]:
 
 def distinct(count: int, draw: Callable[[], str], taken: Collection[str] = ()) -> list[str]:
     """The first `count` draws that differ from each other and from `taken`."""
-    found: dict[str, None] = {}
-    while len(found) < count:
-        if (drawn := draw()) not in taken:
-            found[drawn] = None
-    return list(found)
+    values: dict[str, None] = {}
+    while len(values) < count:
+        if (value := draw()) not in taken:
+            values[value] = None
+    return list(values)
 
 
 def variables(
@@ -71,21 +71,21 @@ def coded_words(count: int, letters: int, rng: random.Random) -> list[str]:
 
 
 def pronounceable(rng: random.Random) -> str:
-    """A word of two to four syllables that no dictionary holds."""
+    """A made-up word of two to four syllables."""
     syllables = rng.randint(2, 4)
     parts = (rng.choice(part) for _ in range(syllables) for part in (ONSETS, VOWELS, CODAS))
     return "".join(parts)
 
 
 class Vocabulary:
-    """As many different words as asked for: real ones in random order, then pronounceable ones."""
+    """Any number of different words: real ones in random order, then pronounceable ones."""
 
     def __init__(self, rng: random.Random) -> None:
         self._words = dict.fromkeys(rng.sample(real_words(), len(real_words())))
         self._rng = rng
 
     def first(self, count: int) -> list[str]:
-        """The first `count` words, the same however many are asked for later."""
+        """The first `count` words; they do not depend on how many are asked for."""
         while len(self._words) < count:
             self._words[pronounceable(self._rng)] = None
         return list(self._words)[:count]
@@ -99,6 +99,6 @@ def real_words() -> tuple[str, ...]:
 @cache
 def _real_words(*parts: tuple[str, ...]) -> tuple[str, ...]:
     text = " ".join(line for part in parts for line in part)
-    found = set(re.findall(r"(?<!\S)[a-z]{4,12}(?=[ .,;:]|$)", text))
+    corpus_words = set(re.findall(r"(?<!\S)[a-z]{4,12}(?=[ .,;:]|$)", text))
     groups = (words.ADJECTIVES, words.ANIMALS, words.FOODS, words.JOBS, words.OBJECTS)
-    return tuple(sorted(found.union(*groups)))
+    return tuple(sorted(corpus_words.union(*groups)))

@@ -1,4 +1,4 @@
-"""What hides the needles: prose, read on over its end, or a few sentences over and over."""
+"""What hides the needles: prose, which starts over at its end, or a few repeated sentences."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ class Haystack:
 
     @cached_property
     def sentences(self) -> tuple[tuple[str, ...], ...]:
-        """Sentences as words; the end of one is a full stop, `?` or `!` before white space."""
-        found = re.split(r"(?<=[.!?])\s+", self.text.strip())
-        return tuple(tuple(sentence.split()) for sentence in found)
+        """Sentences as words; one ends with a full stop, `?` or `!` before white space."""
+        sentences = re.split(r"(?<=[.!?])\s+", self.text.strip())
+        return tuple(tuple(sentence.split()) for sentence in sentences)
 
     def read(self, words: int, rng: random.Random) -> list[str]:
-        """Sentences of `words` words in all (the last one cut), from a random sentence on.
+        """Sentences with `words` words in all (the last one cut), from a random sentence on.
 
         The text starts over at its end, as RULER's essays do.
         """
@@ -49,7 +49,7 @@ class Haystack:
 
 def read_haystack(source: str | Path | Haystack | None) -> Haystack:
     """None: the evaluation paragraphs of data/corpus. A path: a text file, or RULER's essays in
-    JSON ({"text": ...})."""
+    JSON ({"text": ...}). RulerError for a file that is missing or in neither form."""
     if source is None:
         return corpus()
     if isinstance(source, Haystack):
@@ -72,13 +72,13 @@ def corpus() -> Haystack:
 
 
 def noise(words: int) -> list[str]:
-    """Lines of the noise sentences, `words` words in all; the last line may be cut."""
+    """Lines of the noise sentences, `words` words in all; the last may be cut."""
     lines = _cut(cycle([NOISE_WORDS]), words)
     return [" ".join(line) for line in lines]
 
 
 def _cut(endless: Iterator, words: int) -> Iterator[tuple[str, ...]]:
-    """Items (sequences of words) until `words` words are out; the last is shortened."""
+    """Items (sequences of words) up to `words` words in all; the last is shortened."""
     for item in endless:
         if words <= 0:
             return

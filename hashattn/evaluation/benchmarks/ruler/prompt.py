@@ -11,7 +11,7 @@ from hashattn.evaluation.benchmarks.ruler.styles import Wording
 
 @dataclass(frozen=True)
 class Prompt:
-    """text (instruction and haystack, ends with a line break), question, opening of the answer."""
+    """text (instruction and haystack, ending in a line break), question, opening of the answer."""
 
     text: str
     question: str
@@ -24,7 +24,8 @@ class Prompt:
 class Sample(Protocol):
     """One sample of a task, at whatever size of haystack.
 
-    answers: the references. smallest: least size. step: a size to learn tokens per unit from.
+    answers: the references. smallest: least size. step: the first step of the search for the
+    largest size that fits.
     """
 
     answers: tuple[str, ...]
@@ -32,15 +33,15 @@ class Sample(Protocol):
     step: int
 
     def prompt(self, size: int, fill: int = 0) -> Prompt:
-        """The sample with `size` units of haystack: a function of the two numbers alone.
+        """The sample with `size` units of haystack; equal arguments, equal prompts.
 
         fill: smaller units on top, where one unit can be more than 1 % of a prompt.
         """
 
 
 def worded(wording: Wording, context: str, **values: Any) -> Prompt:
-    """A wording around a context; the context itself may hold braces."""
-    before, after = wording.text.split("{context}")
+    """A wording around a context."""
+    before, after = wording.text.split("{context}")  # not formatted in: a context may hold braces
     return Prompt(
         before.format(**values) + context + after.format(**values),
         wording.question.format(**values),
@@ -54,7 +55,7 @@ def listed(items: list[str]) -> str:
 
 
 class GrowingText:
-    """A list that is drawn as far as it is asked for."""
+    """A list that is drawn as it is needed."""
 
     def __init__(self, draw: Callable[[], str]) -> None:
         self._draw, self._drawn = draw, []

@@ -26,7 +26,7 @@ HUB = {
 
 @dataclass(frozen=True)
 class Question:
-    """gold: documents (indices) that answer it; near: those that its data set puts beside them."""
+    """gold: documents (indices) that answer it; near: the distractors that its data set gives."""
 
     text: str
     answers: tuple[str, ...]
@@ -36,7 +36,7 @@ class Question:
 
 @dataclass(frozen=True)
 class QuestionSet:
-    """name: where it comes from, for the records."""
+    """name: where the questions come from, for the records."""
 
     name: str
     documents: tuple[str, ...]
@@ -48,8 +48,7 @@ def question_set(dataset: str, source: str = "corpus") -> QuestionSet:
 
     source: "corpus" makes them offline from the evaluation paragraphs of data/corpus, in the same
     structure; "hub" loads them with `datasets`; else a folder that holds the official file, or
-    the file itself.
-    RulerError for a source that is not there or not in the official format.
+    the file itself. RulerError for a source that is missing or not in the official format.
     """
     if source == "corpus":
         return _corpus_questions(dataset, paragraphs("eval"))
@@ -91,10 +90,10 @@ def squad_questions(data: Mapping[str, Any], name: str) -> QuestionSet:
         for paragraph in article:
             gold = index[paragraph["context"]]
             near = tuple(i for i in members if i != gold)
-            for asked in paragraph["qas"]:
-                if not asked.get("is_impossible", False):
-                    answers = tuple(dict.fromkeys(a["text"] for a in asked["answers"]))
-                    questions.append(Question(asked["question"], answers, (gold,), near))
+            for qa in paragraph["qas"]:
+                if not qa.get("is_impossible", False):
+                    answers = tuple(dict.fromkeys(a["text"] for a in qa["answers"]))
+                    questions.append(Question(qa["question"], answers, (gold,), near))
     return _question_set(name, index, questions)
 
 
@@ -149,16 +148,16 @@ def _from_hub(dataset: str) -> Any:
 
 
 def squad_of_rows(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """The hub's one row a question, in the nested form of the official file."""
+    """The hub's rows, one a question, in the nested form of the official file."""
     articles: dict[str, dict[str, list]] = {}
     for row in rows:
         texts = row["answers"]["text"]
-        asked = {
+        qa = {
             "question": row["question"],
             "answers": [{"text": text} for text in texts],
             "is_impossible": not texts,
         }
-        articles.setdefault(row["title"], {}).setdefault(row["context"], []).append(asked)
+        articles.setdefault(row["title"], {}).setdefault(row["context"], []).append(qa)
     return {
         "data": [
             {
@@ -171,7 +170,7 @@ def squad_of_rows(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def hotpot_of_rows(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The hub's columns of lists, in the official file's lists of pairs."""
+    """The hub's columns of lists as the official file's lists of pairs."""
 
     def pairs(columns: Mapping[str, list], *names: str) -> list[tuple]:
         return list(zip(*(columns[name] for name in names), strict=True))

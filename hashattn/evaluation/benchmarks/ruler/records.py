@@ -31,8 +31,8 @@ from hashattn.evaluation.protocol import Protocol
 from hashattn.evaluation.records import Record, parsed_lines
 
 LENGTHS = (1024, 1_048_576)
-FULL = 0.99  # of the length that prompt and answer take at least
-NO_STOP = "\x00"  # RULER decodes to the end of its tokens: no prediction holds this
+FULL = 0.99  # share of the length that prompt and answer take at least
+NO_STOP = "\x00"  # in no prediction: RULER decodes all of max_new_tokens
 
 
 def ruler_records(
@@ -43,19 +43,18 @@ def ruler_records(
     """`samples` records of each task: prompt and answer of at most `length` tokens, at least 99 %.
 
     length: 1,024 to 1,048,576 tokens, special tokens and the answer's max_new_tokens included, as
-    `tokenizer` counts. seed: sample i of a task is the same however many are asked for, in every
+    `tokenizer` counts. seed: sample i of a task does not depend on how many are made, nor on the
     process. style: a key of STYLES. haystack: prose, by default data/corpus. qa: where the
     questions come from (question_set). chat: wraps prompts in the tokenizer's chat template, the
     opening of the answer after the assistant's header.
 
     A record's `context` is the part that is prefilled, `input` the question with the opening of the
     answer; `_id` names task, style, source, length, seed and number.
-    Raises RulerError for what cannot be made.
+    Raises RulerError for arguments out of range and for sources that cannot be read.
     """
-    if not LENGTHS[0] <= length <= LENGTHS[1]:
-        raise RulerError(f"length = {length} must be {LENGTHS[0]} to {LENGTHS[1]} tokens")
-    if samples < 1:
-        raise RulerError(f"samples = {samples} must be at least 1")
+    allowed = f"{LENGTHS[0]} to {LENGTHS[1]} tokens"
+    require(LENGTHS[0] <= length <= LENGTHS[1], "length", length, allowed, RulerError)
+    require(samples >= 1, "samples", samples, "at least 1", RulerError)
     wording, prose = style_of(style), read_haystack(haystack)
     wrap = _chat_parts(tokenizer) if chat else ("", "")
 
@@ -64,13 +63,13 @@ def ruler_records(
 
     for name in [tasks] if isinstance(tasks, str) else tasks:
         for number in range(samples):
-            made, source = _sample(name, length, number, seed, wording, prose, str(qa), count)
-            prompt, tokens = _fitted(made, length - task_of(name).max_new_tokens, length, count,
+            sample, source = _sample(name, length, number, seed, wording, prose, str(qa), count)
+            prompt, tokens = _fitted(sample, length - task_of(name).max_new_tokens, length, count,
                                      wrap)  # fmt: skip
             yield Record(
                 input=prompt.question + prompt.prefix,
                 context=prompt.text,
-                answers=made.answers,
+                answers=sample.answers,
                 length=tokens + task_of(name).max_new_tokens,
                 dataset=name,
                 _id=f"{name}/{style}/{source}/{length}/{seed}/{number}",
@@ -80,19 +79,19 @@ def ruler_records(
 def ruler_protocol(
     tasks: str | Iterable[str] = tuple(TASKS), stop: str = NO_STOP, **changes: Any
 ) -> Protocol:
-    """How a task is decoded and scored by RULER, or several: each by its own in `datasets`.
+    """RULER's way to decode and score one task, or several, each by its own fields in `datasets`.
 
-    Answers run to the end of their tokens, or to `stop`. changes: further fields of Protocol (sink,
-    local, seed).
+    Answers take all their max_new_tokens, or end at `stop`. changes: further fields of Protocol
+    (sink, local, seed).
     """
     if isinstance(tasks, str):
-        asked = _asked(tasks)
+        fields = _task_fields(tasks)
     else:
-        asked = {"datasets": {name: _asked(name) for name in tasks}}
-    return Protocol(**{"template": "{context}{input}", "stop": stop} | asked | changes)
+        fields = {"datasets": {name: _task_fields(name) for name in tasks}}
+    return Protocol(**{"template": "{context}{input}", "stop": stop} | fields | changes)
 
 
-def _asked(name: str) -> dict[str, Any]:
+def _task_fields(name: str) -> dict[str, Any]:
     task = task_of(name)
     return {"metric": task.metric, "max_new_tokens": task.max_new_tokens}
 
@@ -102,7 +101,7 @@ def load_ruler(path: str | Path, task: str | None = None, limit: int | None = No
 
     path: a .jsonl file, or a folder <task> with validation.jsonl. task: by default the folder's
     name. The question is the last line of `input`, what comes before it the context.
-    RulerError with file and line for what is not in that form.
+    RulerError with file and line for a line that is not in that form.
     """
     path = Path(path)
     file = path / "validation.jsonl" if path.is_dir() else path
@@ -145,31 +144,31 @@ def _sample(
 ) -> tuple[Sample, str]:  # fmt: skip
     """The sample and the name of its source."""
     task = task_of(name)
-    own = f"ruler/{name}/{length}/{seed}/{number}"
+    sample_seed = f"ruler/{name}/{length}/{seed}/{number}"
     if isinstance(task, Retrieval):
-        made = RetrievalSample(task, style, prose, own)
-        return made, prose.name if task.haystack == "text" else task.haystack
+        source = prose.name if task.haystack == "text" else task.haystack
+        return RetrievalSample(task, style, prose, sample_seed), source
     if isinstance(task, CommonWords):
-        return CommonWordsSample(task, style, own, length), "words"
+        return CommonWordsSample(task, style, sample_seed, length), "words"
     if isinstance(task, FrequentWords):
-        return FrequentWordsSample(task, style, own, length - task.max_new_tokens), "words"
+        return FrequentWordsSample(task, style, sample_seed, length - task.max_new_tokens), "words"
     if isinstance(task, Answering):
-        asked = question_set(task.dataset, qa)
-        order = list(asked.questions)
+        dataset = question_set(task.dataset, qa)
+        order = list(dataset.questions)
         random.Random(f"ruler/{name}/{seed}").shuffle(order)
         question = order[number % len(order)]
-        return AnsweringSample(question, asked, style, own), asked.name
-    return TrackingSample(task, style, own, count), "noise"
+        return AnsweringSample(question, dataset, style, sample_seed), dataset.name
+    return TrackingSample(task, style, sample_seed, count), "noise"
 
 
 def _fitted(
     sample: Sample, limit: int, length: int, count: Callable[[str], int], wrap: tuple[str, str]
 ) -> tuple[Prompt, int]:
-    """The largest prompt of at most `limit` tokens, and its tokens."""
+    """The largest prompt of at most `limit` tokens, and how many it has."""
 
     def prompt(size: int, fill: int = 0) -> Prompt:
-        made = sample.prompt(size, fill)
-        return Prompt(wrap[0] + made.text, made.question + wrap[1], made.prefix)
+        bare = sample.prompt(size, fill)
+        return Prompt(wrap[0] + bare.text, bare.question + wrap[1], bare.prefix)
 
     size, tokens = largest_fit(
         lambda size: count(str(prompt(size))), limit, sample.smallest, sample.step
@@ -183,16 +182,14 @@ def _fitted(
 
 
 def _chat_parts(tokenizer: Any) -> tuple[str, str]:
-    """What the tokenizer's chat template puts before and after a user's message.
-
-    Without the beginning-of-sequence token, which the tokenizer adds itself.
-    """
+    """What the tokenizer's chat template puts before and after a user's message."""
     if not getattr(tokenizer, "chat_template", None):
         raise RulerError("this tokenizer has no chat template; leave chat = False")
     mark = "<the message>"
     messages = [{"role": "user", "content": mark}]
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     before, after = text.split(mark)
+    # the tokenizer adds the beginning-of-sequence token itself
     return before.removeprefix(tokenizer.bos_token or ""), after
 
 
@@ -200,9 +197,8 @@ def profile_records(
     profile: Any, tokenizer: Any, length: int, samples: int | None = None,
     tasks: Iterable[str] = tuple(TASKS), **options: Any,
 ) -> list[Record]:  # fmt: skip
-    """`samples` records of each task for a Profile (by default its number), seeded by it.
-
-    The style is profile.ruler's. options: further arguments of ruler_records.
+    """`samples` records (by default samples_per_task) of each task, by the profile's seed and RULER
+    style. options: further arguments of ruler_records.
     """
     number = profile.samples_per_task if samples is None else samples
     options = {"seed": profile.seed, "style": profile.ruler.style} | options

@@ -17,23 +17,23 @@ def largest_fit(
 ) -> tuple[int, int]:
     """(size, tokens(size)) of a prompt of at most `limit` tokens: full, or the next is too long.
 
-    tokens: prompt tokens at a size, about linear in it and without bound. step: from smallest, to
-    learn the slope (tokens per unit). Each call tokenises a prompt; about four are needed at any
-    length. RulerError if even the smallest size is too long.
+    tokens: prompt tokens at a size, about linear in it and unbounded. step: the first step from
+    smallest, which gives the slope (tokens per unit). Each call tokenises a prompt; about four are
+    needed at any length. RulerError if even the smallest size is too long.
     """
     low, used = smallest, tokens(smallest)
     if used > limit:
         raise RulerError(
-            f"the shortest prompt has {used} tokens and only {limit} are left beside the answer; "
-            "ask for a longer length"
+            f"the shortest prompt has {used} tokens and only {limit} are left beside the answer: "
+            "raise length"
         )
     high, guess, slope = math.inf, smallest + step, 1.0
     for attempt in count(1):
-        found = tokens(guess)
-        if found > used:  # a unit may add nothing, as a word that merges into the one before
-            slope = (found - used) / (guess - low)
-        if found <= limit:
-            low, used = guess, found
+        total = tokens(guess)
+        if total > used:  # a unit may add nothing, as a word that merges into the one before
+            slope = (total - used) / (guess - low)
+        if total <= limit:
+            low, used = guess, total
         else:
             high = guess
         if limit - used <= limit / CLOSE or high - low == 1:

@@ -5,19 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from hashattn.base.checks import require_one_of
 from hashattn.base.errors import HashAttnError
 
 
 class RulerError(HashAttnError, ValueError):
-    """A RULER sample cannot be made, or a RULER file cannot be read."""
+    """A RULER sample cannot be generated, or a RULER file cannot be read."""
 
 
 @dataclass(frozen=True)
 class Retrieval:
-    """Needles in a haystack: "values" special values for each of `keys` keys, `queries` asked.
+    """Needles in a haystack: `values` values for each of `keys` keys, `queries` of which are asked.
 
-    haystack: "noise" (a few sentences over and over), "text" (any prose) or "needles" (the same
-    sentence as the needle, about other keys). key, value: "words", "numbers" or "uuids".
+    haystack: "noise" (a few repeated sentences), "text" (any prose) or "needles" (the needle's
+    sentence about other keys). key, value: "words", "numbers" or "uuids".
     """
 
     haystack: str
@@ -53,7 +54,7 @@ class CommonWords:
 
 @dataclass(frozen=True)
 class FrequentWords:
-    """Coded words whose frequencies fall with rank as rank ** -2; ranks 2 to 4 are asked."""
+    """Coded words whose frequencies fall as rank ** -2; ranks 2 to `asked` + 1 are asked for."""
 
     letters: int = 6
     asked: int = 3
@@ -90,12 +91,10 @@ TASKS: dict[str, Task] = {
     "qa_2": Answering("hotpotqa"),
 }
 
-# Below this length RULER shortens the lists of cwe.
-SHORT = 4096
+SHORT = 4096  # below this length RULER shortens the lists of cwe
 
 
 def task_of(name: str) -> Task:
-    """The parameters of a task; RulerError lists the names there are."""
-    if name not in TASKS:
-        raise RulerError(f"task = {name!r} is not one of RULER's: {', '.join(TASKS)}")
+    """The parameters of a task; RulerError for a name that is not in TASKS."""
+    require_one_of("task", name, TASKS, RulerError)
     return TASKS[name]

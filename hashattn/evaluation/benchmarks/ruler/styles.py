@@ -3,12 +3,12 @@
 RULER's definition fixes what is hidden, how often, how deep and what is asked; the words around it
 are ours. `plain` asks in English sentences, as RULER does. `facts` hides and asks in the one-line
 patterns that the embedded model was trained on (evaluation.benchmarks.generated), since that model
-reads no English and copies no longer values than it was trained on: keys and variables are its
+reads no English and copies no values longer than in training: keys and variables are its
 single-token words, numbers have four digits instead of seven, and a uuid becomes two words. Tasks
 that no such pattern fits (cwe, fwe, qa) are the same in both.
 Under `plain` the embedded model scores 0 on all 13. Under `facts` it finds single values (94 to
 100 % at 4K, 16 samples a task), gives one of four values or queries (22 and 25 %) and two of five
-variables (34 %), since it was trained to end after as much, and still scores 0 on cwe, fwe and qa.
+variables (34 %), since it was trained to stop there, and still scores 0 on cwe, fwe and qa.
 Scores under other wordings than RULER's own compare among methods, not with published numbers;
 load_ruler reads the official files for those.
 """
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hashattn.base.checks import require_one_of
 from hashattn.evaluation.benchmarks.ruler.specs import RulerError
 from hashattn.evaluation.benchmarks.words import ANIMALS, FOODS, JOBS, OBJECTS
 
@@ -38,8 +39,8 @@ class Style:
     """All wordings.
 
     one, many: retrieval of one and of several values; needle: the line that hides a value.
-    joint: between the sentences of prose; key_joint: between a key's two words, whose second are
-    `nouns`. kinds: what {kind} stands for in the wordings. digits: of a number.
+    joint: between the sentences of prose; key_joint: between a key's two words, the second of which
+    is one of `nouns`. kinds: what {kind} stands for in the wordings. digits: of a number.
     identifiers, variables: "uuid" or "words", "letters" or "words".
     start, step: a chain's first and further assignments.
     """
@@ -144,7 +145,6 @@ STYLES = {style.name: style for style in (PLAIN, FACTS)}
 
 
 def style_of(name: str) -> Style:
-    """A style by its name; RulerError lists the names there are."""
-    if name not in STYLES:
-        raise RulerError(f"style = {name!r} must be one of {', '.join(STYLES)}")
+    """A style by its name; RulerError for a name that is not in STYLES."""
+    require_one_of("style", name, STYLES, RulerError)
     return STYLES[name]

@@ -17,7 +17,7 @@ EXAMPLE_TOKENS = 500  # of the solved example before the question
 
 
 class ChainSample:
-    """A chain alone, each assignment after the one it needs. Size: words of noise; fill: none."""
+    """A chain alone, each assignment after the one it needs. Size: words of noise; fill: unused."""
 
     step = 256
 
@@ -49,21 +49,21 @@ class ChainSample:
 class TrackingSample(ChainSample):
     """A chain after one solved example, about other variables, of three letters.
 
-    The example takes at most EXAMPLE_TOKENS tokens, more only where five lines of noise do.
+    The example takes at most EXAMPLE_TOKENS tokens, more only if its smallest size does.
     count: tokens of a text.
     """
 
     def __init__(self, task: Tracking, style: Style, seed: str, count: Callable[[str], int]):
         super().__init__(task, style, seed)
         example = ChainSample(task, style, f"{seed}/example", EXAMPLE_LETTERS, self.answers)
-        least = count(str(example.prompt(example.smallest)))
+        shortest = count(str(example.prompt(example.smallest)))
         size, _ = largest_fit(
-            lambda size: count(str(example.prompt(size))), max(EXAMPLE_TOKENS, least),
+            lambda size: count(str(example.prompt(size))), max(EXAMPLE_TOKENS, shortest),
             example.smallest, len(NOISE_WORDS),
         )  # fmt: skip
         separator = " needs " if style.variables == "words" else " "
         self._example = f"{example.prompt(size)} {separator.join(example.answers)}\n\n"
 
     def prompt(self, size: int, fill: int = 0) -> Prompt:
-        asked = super().prompt(size)
-        return Prompt(self._example + asked.text, asked.question, asked.prefix)
+        prompt = super().prompt(size)
+        return Prompt(self._example + prompt.text, prompt.question, prompt.prefix)
