@@ -1,5 +1,5 @@
-"""What every test runs under: results in a temporary folder, no network, no progress bars, and
-Triton's interpreter where there is no GPU."""
+"""Settings of all tests: results in a temporary folder, no network, no progress bars, and Triton's
+interpreter where there is no GPU."""
 
 import os
 import tempfile
@@ -19,7 +19,7 @@ os.environ.update({
     "PYTHONWARNINGS": "ignore:IProgress not found",
 })  # fmt: skip
 if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # Triton kernels run in numpy, if set before they are made
+    os.environ["TRITON_INTERPRET"] = "1"  # before any kernel is defined, to run it in numpy
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores: one thread each, in children too
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
@@ -33,7 +33,7 @@ def pytest_unconfigure() -> None:
 
 @pytest.fixture
 def results(tmp_path, monkeypatch):
-    """An empty folder of all profiles' results, this test's own."""
+    """An empty folder for the results of all profiles, this test's alone."""
     folder = tmp_path / "results"
     monkeypatch.setenv("HASHATTN_RESULTS", str(folder))
     return folder

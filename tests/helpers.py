@@ -1,4 +1,4 @@
-"""Small random models of the families that are supported, and inputs for them."""
+"""Small random models of the supported families, and inputs for them."""
 
 import resource
 import string
@@ -87,7 +87,7 @@ def tiny_model(
 ) -> PreTrainedModel:
     """A random model of `family` whose attention is far from uniform.
 
-    Random projections attend almost uniformly, which would hide a wrong selection: query and key
+    Random projections attend almost uniformly, which would hide a wrong selection, so query and key
     projections are scaled up.
     """
     torch.manual_seed(seed)
@@ -136,9 +136,9 @@ def generate(
 
 
 class TracingOracle(OracleSelector):
-    """Oracle whose index is a copy of the keys: counts encodings, checks that they stay aligned.
+    """Oracle whose index is a copy of the keys: counts encodings, checks that index and keys agree.
 
-    encoded: keys encoded per layer. calls: score calls per layer.
+    encoded: keys encoded in each layer. calls: calls of `scores` in each layer.
     """
 
     def __init__(self, layout: str = "per_query_head") -> None:
@@ -157,7 +157,7 @@ class TracingOracle(OracleSelector):
 
 
 def characters():
-    """A tokenizer with one token a character."""
+    """A tokenizer with one token per character."""
     letters = string.ascii_letters + string.digits + " .:=?\n"
     letters += "".join(chr(0x100 + i) for i in range(125 - len(letters)))  # every id is a letter
     vocabulary = {"<unk>": 0} | {letter: i + 3 for i, letter in enumerate(letters)}
@@ -169,7 +169,7 @@ def characters():
 
 @contextmanager
 def full_disk(size: int) -> Iterator[None]:
-    """Files end at `size` bytes: a write over that is short, the next one fails."""
+    """Files end at `size` bytes: a write beyond that is cut short, the next one fails."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:

@@ -1,4 +1,4 @@
-"""Kernels of the API called where a backend runs: on the GPU for Triton if there is one."""
+"""Kernels of the API, called where their backend runs: Triton on the GPU, if there is one."""
 
 import importlib
 from functools import wraps
@@ -28,7 +28,7 @@ def move(value: Any, device: torch.device) -> Any:
 
 
 def on_device(kernel):
-    """`kernel`, its arguments moved to the device of the backend it is given, its results back."""
+    """`kernel`, with arguments moved to the device of its backend, and results back to the CPU."""
     if not CUDA:
         return kernel
 

@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md: each example runs as it stands, and does what the page says."""
+"""CONTRIBUTING.md: each example runs as printed, and does what the page says."""
 
 import importlib
 import importlib.util
@@ -23,20 +23,20 @@ EXAMPLES = dict(re.findall(r"^```python\n# (\S+)\n(.*?)^```", TEXT, flags=re.DOT
 
 
 def module(path, tmp_path, monkeypatch):
-    """An example as the module that it would be."""
+    """An example, imported as the module it would be."""
     file = tmp_path / path.replace("/", "_")
     file.write_text(EXAMPLES[path])
     name = path.removesuffix(".py").replace("/", ".")
     spec = importlib.util.spec_from_file_location(name, file)
-    made = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, name, made)
-    spec.loader.exec_module(made)
-    return made
+    example = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, name, example)
+    spec.loader.exec_module(example)
+    return example
 
 
 @pytest.fixture
 def knorm(tmp_path, monkeypatch):
-    """The selector, by the line that the page shows."""
+    """The selector, registered by the line that the page shows."""
     name, *entry = re.search(r'`"(knorm)": \("(\S+)", "(\S+)"\),`', TEXT).groups()
     module("hashattn/selectors/knorm.py", tmp_path, monkeypatch)
     monkeypatch.setitem(METHODS, name, tuple(entry))
@@ -44,10 +44,10 @@ def knorm(tmp_path, monkeypatch):
 
 @pytest.fixture
 def benchmark(tmp_path, monkeypatch):
-    """The benchmark, by the line that the page shows."""
-    name, made, attribute = re.search(r'`"(capitals)": (capitals)\.(\w+),`', TEXT).groups()
-    page = module(f"hashattn/evaluation/benchmarks/{made}.py", tmp_path, monkeypatch)
-    monkeypatch.setitem(BENCHMARKS, name, getattr(page, attribute))
+    """The benchmark, registered by the line that the page shows."""
+    name, stem, attribute = re.search(r'`"(capitals)": (capitals)\.(\w+),`', TEXT).groups()
+    example = module(f"hashattn/evaluation/benchmarks/{stem}.py", tmp_path, monkeypatch)
+    monkeypatch.setitem(BENCHMARKS, name, getattr(example, attribute))
 
 
 @pytest.fixture(scope="module")
@@ -70,27 +70,27 @@ def test_a_script_runs(path, tmp_path, monkeypatch):
 
 def test_a_selector_is_a_file_a_line_and_a_test(knorm, tiny, tmp_path, monkeypatch):
     """Its own test passes, and it runs in a comparison."""
-    own = module("tests/selectors/test_knorm.py", tmp_path, monkeypatch)
-    own.test_small_keys_come_first()
+    test = module("tests/selectors/test_knorm.py", tmp_path, monkeypatch)
+    test.test_small_keys_come_first()
     profile = replace(tiny[0], methods=("dense", "knorm"))
     weights = experiments.shipped_or_trained(*tiny)
-    chosen = experiments.methods(profile, experiments.selectors(profile, weights, []))
-    assert {method.name for method in chosen} == {"dense", "knorm"}
+    methods = experiments.methods(profile, experiments.selectors(profile, weights, []))
+    assert {method.name for method in methods} == {"dense", "knorm"}
 
 
 def test_a_benchmark_is_a_file_and_a_line(benchmark, tiny):
     profile = replace(tiny[0], benchmark="capitals", tasks=("capitals",))
-    asked = experiments.records(profile, tiny[2], 512, samples=3)
-    assert [record.answers for record in asked] == [("Paris",), ("Tokyo",), ("Nairobi",)]
-    assert 256 < len(tiny[2](asked[0].context).input_ids) <= 512
-    chosen = experiments.methods(profile, {})
-    rows = experiments.quality(profile, *tiny[1:], chosen, 512, samples=2, progress=False)
+    records = experiments.records(profile, tiny[2], 512, samples=3)
+    assert [record.answers for record in records] == [("Paris",), ("Tokyo",), ("Nairobi",)]
+    assert 256 < len(tiny[2](records[0].context).input_ids) <= 512
+    methods = experiments.methods(profile, {})
+    rows = experiments.quality(profile, *tiny[1:], methods, 512, samples=2, progress=False)
     assert set(rows.dataset) == {"capitals"} and len(rows) == 4
 
 
 def test_a_metric_is_a_function_and_a_name(tmp_path, monkeypatch):
-    made = module("hashattn/evaluation/first_word.py", tmp_path, monkeypatch)
-    monkeypatch.setitem(METRICS, "first_word", made.first_word)
+    example = module("hashattn/evaluation/first_word.py", tmp_path, monkeypatch)
+    monkeypatch.setitem(METRICS, "first_word", example.first_word)
     from hashattn.evaluation.protocol import Protocol
 
     protocol = Protocol(metric="first_word")

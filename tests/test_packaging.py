@@ -1,4 +1,4 @@
-"""The frame: pins that agree, `kernels/` beside a package called kernels, installation."""
+"""Packaging: pins that agree, `kernels/` beside a package called kernels, installation."""
 
 import os
 import re
@@ -32,7 +32,7 @@ def normal(name):
 
 
 def declared():
-    """Every requirement of pyproject.toml, its own extras left out."""
+    """Every requirement of pyproject.toml but its own extras."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     groups = project["optional-dependencies"].values()
     lines = project["dependencies"] + [line for group in groups for line in group]
@@ -112,7 +112,7 @@ def test_kernels_is_a_folder_and_no_package():
 
 
 FAKE_KERNELS = '''
-"""Stands for Hugging Face's package: has every name, decorators return what they decorate."""
+"""Stands for Hugging Face's package: it has every name, and decorators change nothing."""
 
 
 class Anything:
@@ -156,7 +156,7 @@ def fake_kernels(tmp_path):
 
 
 def run_from(root, command, *paths):
-    """Run `command` in `root` with `paths` as PYTHONPATH: an installed package comes after root."""
+    """Run `command` in `root` with `paths` as PYTHONPATH, which comes after root."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths))}
     return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
 
@@ -196,7 +196,7 @@ def test_models_import_in_a_notebook_kernel_at_the_root(fake_kernels, installed)
 
 
 def test_a_kernels_package_at_the_root_would_break_it(tmp_path, fake_kernels):
-    """The control: what the rule of `kernels/` prevents does happen without it."""
+    """The control: what the rule about `kernels/` prevents does happen without it."""
     (tmp_path / "root" / "kernels").mkdir(parents=True)
     (tmp_path / "root" / "kernels" / "__init__.py").touch()
     command = [sys.executable, "-c", "import transformers.integrations.hub_kernels"]
@@ -215,9 +215,9 @@ def source(tmp_path_factory):
     return copy
 
 
-def pip_install(where, *what):
+def pip_install(target, *source):
     command = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index",
-               "--no-build-isolation", "--disable-pip-version-check", *where, *what]  # fmt: skip
+               "--no-build-isolation", "--disable-pip-version-check", *target, *source]  # fmt: skip
     done = subprocess.run(map(str, command), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -257,8 +257,7 @@ def test_the_wheel_installs_both_packages_and_no_kernels(source, tmp_path):
 def test_the_editable_install_points_at_the_source(source, tmp_path):
     pip_install(["--prefix", tmp_path], "--editable", source)
     (site_packages,) = tmp_path.glob("lib/python*/site-packages")
-    found = import_installed(site_packages, tmp_path)
-    assert found == [
+    assert import_installed(site_packages, tmp_path) == [
         source / "hashattn" / "__init__.py",
         source / "kernels" / "hashattn_kernels" / "__init__.py",
     ]

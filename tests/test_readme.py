@@ -1,4 +1,4 @@
-"""The README: every snippet runs alone as pasted, commands exist, nothing asks an index for us."""
+"""The README: each snippet runs alone, commands exist, nothing is to be installed from an index."""
 
 import re
 import subprocess
@@ -55,18 +55,18 @@ def test_installing_from_an_index_is_recognised(line, asks):
 
 
 def test_nothing_says_to_install_from_an_index():
-    """No index has the package: whatever tells how to install it says the folder."""
+    """No index has the package: every install instruction names the folder."""
     listed = subprocess.run(
         ["git", "ls-files", "*.md", "*.py", "*.ipynb", "*.yaml"], cwd=ROOT, capture_output=True,
         text=True,
     ).stdout.split("\n")  # fmt: skip
     files = [ROOT / name for name in listed if name] or [ROOT / "README.md"]
     wrong = [
-        f"{path.relative_to(ROOT)}: {found[0]}"
+        f"{path.relative_to(ROOT)}: {match[0]}"
         for path in files
         if path.name != "test_readme.py" and path.is_file()
-        for found in [FROM_AN_INDEX.search(path.read_text(encoding="utf-8"))]
-        if found
+        for match in [FROM_AN_INDEX.search(path.read_text(encoding="utf-8"))]
+        if match
     ]
     assert wrong == []
 

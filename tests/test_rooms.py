@@ -1,4 +1,4 @@
-"""The house: which room may import which. `import hashattn` opens no room above attention."""
+"""Which room may import which; `import hashattn` loads no room above attention."""
 
 import ast
 import subprocess
@@ -21,23 +21,23 @@ def module_name(path: Path, package: Path) -> str:
 
 
 def imports(path: Path, package: Path, types: bool) -> set[str]:
-    """Modules and names that a file imports anywhere; with `types` those for annotations too."""
-    name, found = module_name(path, package), set()
-    here = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    """Modules and names that a file imports anywhere; with `types`, those for annotations too."""
+    name, names = module_name(path, package), set()
+    folder = name if path.name == "__init__.py" else name.rpartition(".")[0]
     stack: list[ast.AST] = [ast.parse(path.read_text())]
     while stack:
         node = stack.pop()
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test) and not types:
             continue
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            parts = here.split(".")
+            parts = folder.split(".")
             above = parts[: len(parts) - node.level + 1] if node.level else []
             module = ".".join([*above, *([node.module] if node.module else [])])
-            found |= {f"{module}.{alias.name}" for alias in node.names}
+            names |= {f"{module}.{alias.name}" for alias in node.names}
         stack += ast.iter_child_nodes(node)
-    return found
+    return names
 
 
 def room(name: str) -> str | None:
@@ -47,7 +47,7 @@ def room(name: str) -> str | None:
 
 
 def wrong_imports(package: Path) -> list[str]:
-    """What the files of a package import against the direction, as `file -> name`."""
+    """Imports of a package's files against the direction, as `file -> name`."""
     wrong = []
     for path in sorted(package.rglob("*.py")):
         place = path.relative_to(package).parts[0].removesuffix(".py")
@@ -65,8 +65,8 @@ def circles(package: Path) -> list[list[str]]:
     paths = {module_name(path, package): path for path in package.rglob("*.py")}
     graph = {}
     for name, path in paths.items():
-        named = imports(path, package, types=False)
-        graph[name] = {n if n in paths else n.rpartition(".")[0] for n in named} & set(paths)
+        imported = imports(path, package, types=False)
+        graph[name] = {n if n in paths else n.rpartition(".")[0] for n in imported} & set(paths)
     order: list[str] = []
     while ready := [n for n in graph if n not in order and graph[n] - {n} <= set(order)]:
         order += ready
@@ -90,7 +90,7 @@ def test_no_module_imports_itself_over_others():
 
 @pytest.fixture
 def planted(tmp_path):
-    """Writes files into a package of its own and returns it."""
+    """plant(name=text, ...): writes modules into a package of its own and returns its folder."""
 
     def plant(**files: str) -> Path:
         for name, text in files.items():
@@ -125,8 +125,8 @@ def test_a_planted_circle_is_found(planted):
         base__three="def f():\n    import hashattn.base.one",
         base__four="from hashattn.base import one",
     )
-    ((*found,),) = circles(package)
-    assert {f"hashattn.base.{name}" for name in ("one", "two", "three")} <= set(found)
+    (circle,) = circles(package)
+    assert {f"hashattn.base.{name}" for name in ("one", "two", "three")} <= set(circle)
     package = planted(base__three="if TYPE_CHECKING:\n    import hashattn.base.one")
     assert circles(package) == []
 

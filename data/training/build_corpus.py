@@ -1,8 +1,8 @@
 """Build data/corpus/python_docs.txt: the natural text of every haystack, one paragraph a line.
 
 The text is the Python language reference and the docstrings of the standard library, read from the
-running interpreter (Python Software Foundation License 2; see data/corpus/README.md). The committed
-file is the one everything was trained on; another Python version gives a slightly different one.
+running interpreter (Python Software Foundation License 2; see data/corpus/README.md). Everything
+was trained on the committed file; another Python version gives a slightly different one.
 """
 
 import ast

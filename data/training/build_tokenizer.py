@@ -1,7 +1,7 @@
 """Train data/embedded/tokenizer.json: a 4,096-entry byte-level BPE.
 
 Every word of the tasks is one token, with a leading space, `_` or `(` (identifiers and calls);
-digits go in pairs.
+digits are tokenized in pairs.
 """
 
 import random
@@ -22,10 +22,10 @@ PIECES = r"[ _(]?[A-Za-z]+| ?[0-9]{1,2}| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s+"
 
 
 def task_text() -> list[str]:
-    """Enough lines of every task that each word is worth a merge of its own."""
+    """Lines of every task, enough for each word to earn a merge of its own."""
     rng = random.Random(0)
     sets = [draw_facts(task, 100, rng, "train") for task in TASKS for _ in range(400)]
-    lines = [line for made in sets for line in made.facts]
+    lines = [line for task_set in sets for line in task_set.facts]
     every_word = [w for group in vars(words).values() if isinstance(group, tuple) for w in group]
     lines += [f" {word}" for word in every_word for _ in range(400)]
     lines += [f"x_{word}" for word in words.OBJECTS for _ in range(400)]

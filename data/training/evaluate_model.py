@@ -1,7 +1,7 @@
 """Score the embedded model: 200 held-out questions of every task at 4K tokens, 100 at 8K.
 
-Dense attention, the sink and local window alone, and the exact top n/32 tokens beside them, into
-data/reference/embedded_model.json. About a quarter of an hour on one core; resumes.
+It writes the scores of dense attention, of sink and local tokens alone, and of these with the exact
+top n/32 tokens, to data/reference/embedded_model.json. A quarter of an hour on one core; resumes.
 """
 
 import json

@@ -1,7 +1,7 @@
 """A starting point for the embedded model: stock Llama weights in an n-gram induction circuit.
 
-Random initialisation finds no retrieval in CPU-hours at this size; this layout does at once, and
-training then does the rest (the card, data/embedded/README.md, says what the layout scores alone).
+From a random initialisation, no retrieval is learned in CPU-hours at this size; this layout
+retrieves at once, and training improves it (data/embedded/README.md: what the layout scores alone).
 
 The residual stream is cut into five code blocks and a constant direction:
 
@@ -12,7 +12,7 @@ The residual stream is cut into five code blocks and a constant direction:
   fast RoPE pairs give the offset) and copy `own` into the block of that offset;
 * later layers: the query is (own, t-1, t-2), the key (t-1, t-2, t-3), both placed in RoPE pairs too
   slow to turn within the context, so a head attends where the last three tokens occurred before,
-  and copies the token found there into `answer`;
+  and copies the token there into `answer`;
 * the output head reads `answer`.
 """
 
@@ -44,7 +44,7 @@ def _orthonormal(rows: int, columns: int) -> torch.Tensor:
 
 @torch.no_grad()
 def structure(model: LlamaForCausalLM, seed: int = 0) -> None:
-    """Write the layout above into ``model`` in place."""
+    """Write the layout above into `model`, in place."""
     torch.manual_seed(seed)
     config = model.config
     if config.hidden_size <= CONSTANT or config.head_dim < BLOCK:
@@ -71,31 +71,31 @@ def structure(model: LlamaForCausalLM, seed: int = 0) -> None:
 def _shift_layer(attention, config, frequencies: torch.Tensor) -> None:
     head_dim, half = config.head_dim, config.head_dim // 2
     fast = frequencies[:FAST_PAIRS]
-    seen = (config.hidden_size / 2) ** 0.5  # length of the constant (and the code) after the norm
-    gain = (SHIFT_LOGIT * head_dim**0.5 / FAST_PAIRS) ** 0.5 / seen
+    norm = (config.hidden_size / 2) ** 0.5  # length of the constant (and the code) after the norm
+    gain = (SHIFT_LOGIT * head_dim**0.5 / FAST_PAIRS) ** 0.5 / norm
     heads_per_shift = [0] * len(SHIFTS)
     for head in range(config.num_attention_heads):
         heads_per_shift[head % len(SHIFTS)] += 1
     for kv_head in range(config.num_key_value_heads):
         start = kv_head * head_dim
         attention.k_proj.weight[start : start + FAST_PAIRS, CONSTANT] += gain
-        copied = attention.v_proj.weight[start : start + BLOCK, _block(OWN)]
-        copied += torch.eye(BLOCK)
+        value = attention.v_proj.weight[start : start + BLOCK, _block(OWN)]
+        value += torch.eye(BLOCK)
     for head in range(config.num_attention_heads):
         which, start = head % len(SHIFTS), head * head_dim
         turn = -fast * SHIFTS[which]
         query = attention.q_proj.weight
         query[start : start + FAST_PAIRS, CONSTANT] += gain * turn.cos()
         query[start + half : start + half + FAST_PAIRS, CONSTANT] += gain * turn.sin()
-        written = attention.o_proj.weight[_block(which + 1), start : start + BLOCK]
-        written += torch.eye(BLOCK) * CODE_NORM / seen / heads_per_shift[which]
+        output = attention.o_proj.weight[_block(which + 1), start : start + BLOCK]
+        output += torch.eye(BLOCK) * CODE_NORM / norm / heads_per_shift[which]
 
 
 def _match_layer(attention, config, frequencies: torch.Tensor) -> None:
     head_dim, half = config.head_dim, config.head_dim // 2
     group = config.num_attention_heads // config.num_key_value_heads
     slow = (frequencies * config.max_position_embeddings <= MAX_TURN).nonzero()[:, 0]
-    seen = (config.hidden_size / 5) ** 0.5  # length of each code after the norm: five equal parts
+    norm = (config.hidden_size / 5) ** 0.5  # length of each code after the norm: five equal parts
     heads, layers = config.num_attention_heads, config.num_hidden_layers - 1
     for kv_head in range(config.num_key_value_heads):
         key = torch.zeros(head_dim, config.hidden_size)
@@ -106,14 +106,14 @@ def _match_layer(attention, config, frequencies: torch.Tensor) -> None:
             projection = _orthonormal(len(rows), BLOCK)
             query[rows, _block(slot)] = projection
             key[rows, _block(slot + 1)] = projection
-        matched = seen**2 * 2 * len(slow) / BLOCK  # q.k of a full match before the gain
+        matched = norm**2 * 2 * len(slow) / BLOCK  # q.k of a full match before the gain
         gain = (MATCH_LOGIT * head_dim**0.5 / matched) ** 0.5
         start = kv_head * head_dim
         attention.k_proj.weight[start : start + head_dim] += gain * key
-        copied = attention.v_proj.weight[start : start + BLOCK, _block(OWN)]
-        copied += torch.eye(BLOCK)
+        value = attention.v_proj.weight[start : start + BLOCK, _block(OWN)]
+        value += torch.eye(BLOCK)
         for head in range(kv_head * group, (kv_head + 1) * group):
             at = head * head_dim
             attention.q_proj.weight[at : at + head_dim] += gain * query
-            written = attention.o_proj.weight[_block(ANSWER), at : at + BLOCK]
-            written += torch.eye(BLOCK) * ANSWER_NORM / seen / heads / layers
+            output = attention.o_proj.weight[_block(ANSWER), at : at + BLOCK]
+            output += torch.eye(BLOCK) * ANSWER_NORM / norm / heads / layers

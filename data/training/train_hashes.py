@@ -1,6 +1,7 @@
 """Train the shipped hash weights, data/embedded/hash_weights and variants: 10 minutes on 2 cores.
 
-Names of variants (hashattn.reproduce.experiments.common.VARIANTS) as arguments train only those.
+With names as arguments ("default", or variants of hashattn.reproduce.experiments.common.VARIANTS)
+only those.
 """
 
 import sys
@@ -15,15 +16,13 @@ from hashattn.reproduce.profiles import load_profile
 def main(names: list[str]) -> None:
     profile = load_profile("embedded")
     model, tokenizer = load_model(profile)
-    default, variants = (
-        profile.hash_weights_path,
-        profile.hash_weights_path.parent / "hash_variants",
-    )
-    asked = {"default": (default, {})}
-    asked |= {name: (variants / name, arguments) for name, arguments in VARIANTS.items()}
+    default = profile.hash_weights_path
+    runs = {"default": (default, {})}
+    runs |= {name: (default.parent / "hash_variants" / name, arguments)
+             for name, arguments in VARIANTS.items()}  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
-        for name in names or asked:
-            path, arguments = asked[name]
+        for name in names or runs:
+            path, arguments = runs[name]
             weights = train_hashes(profile, model, tokenizer, str(Path(folder) / name),
                                    shared_captures=str(Path(folder) / "captured"),
                                    **arguments)  # fmt: skip

@@ -1,9 +1,9 @@
 """Train the embedded model: `make model`. About 45 minutes on one CPU core (AVX-512), 4.9 M tokens.
 
-Stages of growing length; each sequence holds facts in natural text and asks many of them at its
+Sequences grow longer by stages; each holds facts in natural text and asks for many of them at its
 end. The loss counts answers fully, natural text a little, everything else not at all. Positions
-are skipped at random so that short sequences see far offsets. Stages checkpoint; a rerun goes on
-after the last one saved.
+are skipped at random so that short sequences see far offsets. Stages are saved; a rerun goes on
+after the last one.
 """
 
 import argparse
@@ -60,7 +60,7 @@ def build_config(vocabulary: int) -> LlamaConfig:
 
 
 class Sequences:
-    """Endless training sequences: token ids and loss weights."""
+    """Training sequences without end: token ids and loss weights."""
 
     def __init__(self, tokenizer, seed: int):
         self.encode = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -74,19 +74,19 @@ class Sequences:
         share = rng.uniform(0.1, 0.4)  # of the tokens that facts take; questions take as much again
         size = max(2, int(length * share / 8 / len(tasks)))
         sets = [draw_facts(task, size, rng, "train") for task in tasks]
-        questions = [q for made in sets for q in made.questions]
-        facts = [self.encode(line + "\n") for made in sets for line in made.facts]
+        questions = [question for task_set in sets for question in task_set.questions]
+        facts = [self.encode(line + "\n") for task_set in sets for line in task_set.facts]
         rng.shuffle(questions)
-        asked, weights = [], []
+        tail, weights = [], []  # questions and answers
         room = length - 1 - sum(map(len, facts))
         for question in questions:
             prompt, answer = self.encode("Q: " + question.text), self.encode(question.answer + "\n")
-            if len(asked) + len(prompt) + len(answer) > room:
+            if len(tail) + len(prompt) + len(answer) > room:
                 break
-            asked += prompt + answer
+            tail += prompt + answer
             weights += [0.0] * len(prompt) + [1.0] * len(answer)
         body = [(ids, 0.0) for ids in facts]
-        room -= len(asked)
+        room -= len(tail)
         while room > 0:
             paragraph = rng.choice(self.text)
             if len(paragraph) > room:  # the end of a paragraph, so that the line still ends
@@ -94,7 +94,7 @@ class Sequences:
             body.append((paragraph, TEXT_WEIGHT))
             room -= len(paragraph)
         rng.shuffle(body)
-        ids = [self.bos] + [i for line, _ in body for i in line] + asked
+        ids = [self.bos] + [i for line, _ in body for i in line] + tail
         weight = [0.0] + [w for line, w in body for _ in line] + weights
         return ids[:length], weight[:length]
 
@@ -103,7 +103,7 @@ class Sequences:
         return torch.tensor(ids), torch.tensor(weights)
 
     def positions(self, count: int, length: int) -> torch.Tensor:
-        """(count, length) rising positions with up to six jumps, all below the context length."""
+        """Rising positions (count, length) int64 with up to six jumps, below the context length."""
         steps = torch.ones(count, length, dtype=torch.long)
         steps[:, 0] = 0
         for row in range(count):
@@ -115,10 +115,9 @@ class Sequences:
 
 
 def hidden_states(model: LlamaForCausalLM, ids: torch.Tensor, positions: torch.Tensor):
-    """Final hidden states, (batch, length, hidden), for any rising positions.
+    """Final hidden states (batch, length, hidden) of ids at rising positions, (batch, length) both.
 
-    `model(position_ids=...)` would read a jump as a border of packed sequences and mask
-    across it.
+    `model(position_ids=...)` would take a jump for a border of packed sequences and mask across it.
     """
     x = model.model.embed_tokens(ids)
     rotary = model.model.rotary_emb(x, positions)
@@ -129,7 +128,8 @@ def hidden_states(model: LlamaForCausalLM, ids: torch.Tensor, positions: torch.T
 
 
 def loss_and_accuracy(model, ids, weights, positions):
-    """Weighted cross-entropy, and the share of answer tokens predicted right."""
+    """Weighted cross-entropy, the mean of answers alone, and the share of answer tokens predicted
+    right; ids, weights and positions (batch, length)."""
     targets, weights = ids[:, 1:], weights[:, 1:]
     keep = (weights == 1) | ((weights > 0) & (torch.rand_like(weights) < TEXT_SHARE))
     weight = torch.where(weights == 1, weights, weights / TEXT_SHARE)[keep]

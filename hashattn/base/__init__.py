@@ -1,1 +1,1 @@
-"""What every room stands on: files, checks of values, the checkout. Imports errors alone."""
+"""What every room stands on: files, checks of values, the checkout. It imports no other room."""

@@ -1,4 +1,4 @@
-"""Is a value of the kind that a field needs? One form of message: `field = value: must be ...`."""
+"""Checks of a field's value, with one form of message: `field = value: must be ...`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SHOWN = 200  # characters of a value that a message repeats
 def require(
     valid: bool, field: str, value: Any, allowed: str, error: type[Exception] = ValueError
 ) -> None:
-    """Raises `error` naming the field, its value (shortened) and what it must be, unless valid."""
+    """Unless valid, raise `error` naming the field, its value (shortened) and what it must be."""
     if not valid:
         text = repr(value)
         shown = text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
@@ -26,13 +26,13 @@ def require(
 def require_one_of(
     field: str, value: Any, allowed: Collection[Any], error: type[Exception] = ValueError
 ) -> None:
-    """`require` that a value is one of those that are allowed."""
+    """`require` that a value is one of the allowed ones."""
     names = ", ".join(map(str, allowed))
     require(value in tuple(allowed), field, value, f"one of {names}", error)
 
 
 def is_count(value: Any, least: int = 1, most: int | None = None) -> bool:
-    """An int of at least `least` and at most `most`; True and False are none."""
+    """An int of at least `least` and at most `most`; True and False do not count."""
     return (
         isinstance(value, int)
         and not isinstance(value, bool)
@@ -42,7 +42,7 @@ def is_count(value: Any, least: int = 1, most: int | None = None) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    """A finite real number; True and False are none."""
+    """A finite real number; True and False do not count."""
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -56,8 +56,8 @@ def require_numbers(
 ) -> None:
     """ValueError naming the first of `values`, by field, that is not the number its field needs.
 
-    counts: the least integer of each; shares: in 0..1. The first kind that names a field counts; a
-    field that none names is not looked at.
+    counts: the least integer of each; shares: in 0..1. A field is checked as the first kind that
+    names it, and not at all if none does.
     """
     for field, value in values.items():
         if field in counts:

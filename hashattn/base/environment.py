@@ -1,4 +1,4 @@
-"""Where a number comes from: the machine, the GPU and the versions of what computed it."""
+"""What a number was computed on and with: the machine, the GPU, the versions of packages."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def python_version() -> str:
 
 @cache
 def package_version(name: str) -> str | None:
-    """The installed version of a package, None where it is not installed."""
+    """The installed version of a package, None if it is not installed."""
     try:
         return version(name)
     except PackageNotFoundError:
@@ -28,7 +28,7 @@ def package_version(name: str) -> str | None:
 
 
 def package_versions(names: Iterable[str]) -> dict[str, str | None]:
-    """package_version of each."""
+    """`package_version` of each name."""
     return {name: package_version(name) for name in names}
 
 
@@ -47,7 +47,7 @@ def machine() -> dict[str, Any]:
 
 
 def device_name() -> str:
-    """The GPU's name, or the processor's and how many threads this process computes with."""
+    """The GPU's name, or the processor's and the number of threads torch uses."""
     import torch
 
     return gpu_name() or f"{processor()}, {torch.get_num_threads()} threads"
@@ -59,14 +59,14 @@ def system_name() -> str:
 
 
 def gpu_name() -> str | None:
-    """The name of the GPU that torch computes on, None without one."""
+    """The name of torch's current GPU, None without one."""
     import torch
 
     return torch.cuda.get_device_name() if torch.cuda.is_available() else None
 
 
 def processor() -> str:
-    """The processor's model name; what the system calls its kind where it names no model."""
+    """The processor's model name; only its kind where the system does not name the model."""
     if CPU_INFO.is_file():
         for line in CPU_INFO.read_text().splitlines():
             if line.startswith("model name"):

@@ -1,4 +1,4 @@
-"""Errors that users meet. Each message names the cause and what to do next."""
+"""Errors that users meet. Each message says what is wrong and what to do next."""
 
 
 class HashAttnError(Exception):
@@ -26,4 +26,4 @@ class ReceiptError(HashAttnError, ValueError):
 
 
 class NonFiniteError(HashAttnError, ArithmeticError):
-    """The model computes NaN or infinite keys or values, among which nothing can be chosen."""
+    """The model computes NaN or infinite keys or values, which cannot be ranked."""

@@ -1,7 +1,7 @@
-"""Files: read with a clear error for whatever is in them, written whole or not at all.
+"""Files: read with a clear error whatever they hold, written whole or not at all.
 
-Text is UTF-8; a byte-order mark and Windows line ends are accepted. Readers raise `error`, a kind
-of the caller's choice, with the file, the line and what the content looks like.
+Text is UTF-8; a byte-order mark and Windows line ends are accepted. Readers raise `error`, a class
+of the caller's choice, naming the file, the line and what the content looks like.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from hashattn.base.errors import HashAttnError
 
 PARTIAL = ".partial"  # ends the name of a file that is being written
 UNPACK = "unpack it first"
-SIGNATURES = {  # first bytes of what is no UTF-8 text: what it looks like, what to do
+SIGNATURES = {  # first bytes of a file that is not UTF-8 text: (what it is, what to do)
     b"\x1f\x8b": ("gzip", UNPACK),
     b"BZh": ("bzip2", UNPACK),
     b"\xfd7zXZ\0": ("xz", UNPACK),
@@ -33,19 +33,19 @@ SIGNATURES = {  # first bytes of what is no UTF-8 text: what it looks like, what
     b"\xfe\xff": ("UTF-16", "convert it: iconv -f UTF-16 -t UTF-8"),
     b"\x1b$": ("ISO-2022-JP", "convert it: iconv -f ISO-2022-JP -t UTF-8"),
 }
-KANA = range(0x3041, 0x30FF)  # what nearly every Japanese text holds
+KANA = range(0x3041, 0x30FF)  # found in nearly every Japanese text
 
 
 class FileError(HashAttnError, ValueError):
-    """A file cannot be read as what it should hold."""
+    """A file cannot be read, or does not hold what it should."""
 
 
 class WriteError(HashAttnError, OSError):
-    """A file cannot be written; what stood in its place is unchanged."""
+    """A file cannot be written; what was there before is unchanged."""
 
 
 def read_bytes(path: str | Path, error: type[Exception] = FileError) -> bytes:
-    """The bytes of a file; `error` for one that is missing, a folder, or not to be read."""
+    """The bytes of a file; `error` if it is missing, a folder or unreadable."""
     try:
         return Path(path).read_bytes()
     except (OSError, ValueError) as problem:  # ValueError: a NUL in the path
@@ -53,20 +53,20 @@ def read_bytes(path: str | Path, error: type[Exception] = FileError) -> bytes:
 
 
 def read_text(path: str | Path, error: type[Exception] = FileError) -> str:
-    """The text of a file, with \\n as line ends."""
+    """The text of a file, its line ends as \\n."""
     text = decode(read_bytes(path, error), str(path), error)
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def read_json(path: str | Path, error: type[Exception] = FileError) -> Any:
-    """The JSON value in a file; a key given twice is refused as well."""
+    """The JSON value in a file; an object with a key twice is refused."""
     return parse_json(read_text(path, error), str(path), error)
 
 
 def read_json_lines(
     path: str | Path, error: type[Exception] = FileError
 ) -> Iterator[tuple[str, Any]]:
-    """("file:line", value) of each line that is not empty, read as far as it is asked for."""
+    """("file:line", value) of each line that is not empty, read as the caller iterates."""
     try:
         with open(path, "rb") as lines:
             for number, line in enumerate(lines, 1):
@@ -81,7 +81,7 @@ def read_json_lines(
 
 
 def read_yaml(path: str | Path, error: type[Exception] = FileError) -> Any:
-    """The YAML value in a file; a key given twice, at any depth, is refused."""
+    """The YAML value in a file; a mapping with a key twice, at any depth, is refused."""
     import yaml
 
     text = read_text(path, error)
@@ -94,9 +94,9 @@ def read_yaml(path: str | Path, error: type[Exception] = FileError) -> Any:
 
 
 def parse_json(text: str, where: str, error: type[Exception] = FileError) -> Any:
-    """The value of a JSON text; `error` says where it stands and what is wrong."""
+    """The value of a JSON text; `error` names `where`, its source, and what is wrong."""
     try:
-        return json.loads(text, object_pairs_hook=_once)
+        return json.loads(text, object_pairs_hook=_unique_keys)
     except RecursionError as problem:
         raise error(f"{where}: brackets are nested too deep to be read") from problem
     except json.JSONDecodeError as problem:
@@ -113,8 +113,8 @@ def decode(
 
     whole: `content` begins a file, so its first bytes can tell what the file is.
     """
-    if whole and (known := looks_like(content)):
-        kind, remedy = known
+    if whole and (guess := looks_like(content)):
+        kind, remedy = guess
         raise error(f"{where} looks like {kind}: {remedy}")
     try:
         text = content.decode("utf-8-sig" if whole else "utf-8")
@@ -122,36 +122,38 @@ def decode(
         line = content.count(b"\n", 0, problem.start) + 1
         place = f"{where}, line {line}," if line > 1 else where
         kind = _encoding(content)
-        told = f"it looks like {kind}; convert it" if kind else "convert it, or take another copy"
+        remedy = f"it looks like {kind}; convert it" if kind else "convert it, or take another copy"
         raise error(
-            f"{place} is not UTF-8: {told}: iconv -f {kind or '<its encoding>'} -t UTF-8"
+            f"{place} is not UTF-8: {remedy}: iconv -f {kind or '<its encoding>'} -t UTF-8"
         ) from problem
     if "\0" in text:
-        raise error(f"{where} holds NUL bytes: it is damaged or no text; take another copy")
+        raise error(f"{where} holds NUL bytes: it is damaged or not text; take another copy")
     return text
 
 
 def looks_like(content: bytes) -> tuple[str, str] | None:
-    """(what, what to do) of the first bytes of a file that is no UTF-8 text, None if unknown."""
-    for signature, known in SIGNATURES.items():
+    """(what it is, what to do) of a file that begins with these bytes and is not UTF-8 text; None
+    if they tell nothing."""
+    for signature, guess in SIGNATURES.items():
         if content.startswith(signature):
-            return known
+            return guess
     start = content[:4096]
-    for at, kind in ((1, "UTF-16LE"), (0, "UTF-16BE")):  # without a mark: every other byte is 0
-        zeros = start[at::2].count(0)
-        if zeros > len(start) // 4 > 0 and start[1 - at :: 2].count(0) == 0:
+    # UTF-16 without a byte-order mark: of ASCII text, every other byte is 0
+    for offset, kind in ((1, "UTF-16LE"), (0, "UTF-16BE")):
+        zeros = start[offset::2].count(0)
+        if zeros > len(start) // 4 > 0 and start[1 - offset :: 2].count(0) == 0:
             return kind, f"convert it: iconv -f {kind} -t UTF-8"
     return None
 
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A path beside `path` to write to. On leaving, what was written there takes its place, on disk
-    and whole; if anything is raised it is removed, and `path` stays as it was.
+    """A path beside `path` to write to. On leaving, the file written there replaces `path`, whole
+    and synced to disk; if anything is raised it is removed, and `path` stays as it was.
 
-    Folders are made as needed. Raises WriteError where the disk is full or does not take it.
+    Folders are made as needed. WriteError where the disk is full or cannot be written.
     """
-    path = Path(os.path.realpath(path))  # a link stays one
+    path = Path(os.path.realpath(path))  # a symbolic link stays a link
     partial = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}{PARTIAL}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -178,7 +180,7 @@ def write_text(path: str | Path, text: str) -> Path:
 
 
 def write_json(path: str | Path, value: Any) -> Path:
-    """Write indented JSON with sorted keys, whole or not at all; ValueError for NaN: no JSON."""
+    """Write indented JSON with sorted keys, whole or not at all; ValueError for NaN."""
     return write_text(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
 
 
@@ -191,10 +193,10 @@ def _unreadable(path: str | Path, problem: Exception) -> str:
 
 
 def _encoding(content: bytes) -> str | None:
-    """The Japanese encoding in which bytes that are no UTF-8 make sense, None if in none."""
-    almost = content.decode(errors="replace")
-    if 10 * almost.count("\ufffd") < sum(not character.isascii() for character in almost):
-        return None  # damaged UTF-8, which other encodings may take for words
+    """The Japanese encoding in which bytes that are not UTF-8 make sense, None if none does."""
+    as_utf8 = content.decode(errors="replace")
+    if 10 * as_utf8.count("\ufffd") < sum(not character.isascii() for character in as_utf8):
+        return None  # damaged UTF-8, which other encodings may decode to words
     for name, codec in (("SHIFT_JIS", "cp932"), ("EUC-JP", "euc_jp"), ("UTF-16LE", "utf-16-le")):
         text = content.decode(codec, errors="replace")
         if any(ord(character) in KANA for character in text) and text.count("\ufffd") <= 1:
@@ -202,14 +204,14 @@ def _encoding(content: bytes) -> str | None:
     return None
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object's pairs as a dict; ValueError for a key that is there twice."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object's pairs as a dict; ValueError for a key that occurs twice."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
         raise ValueError(f"key {twice!r} is given twice")
-    return found
+    return value
 
 
 @cache
@@ -217,19 +219,19 @@ def _yaml_loader() -> type:
     import yaml
 
     class Loader(yaml.SafeLoader):
-        """YAML's safe loader, which by itself takes the last of two equal keys."""
+        """YAML's safe loader, which by itself keeps the last of two equal keys."""
 
         def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-            seen: list[Any] = []
+            keys: list[Any] = []
             for key_node, _ in node.value:
                 if key_node.tag == "tag:yaml.org,2002:merge":
                     continue
                 key = self.construct_object(key_node, deep=True)
-                if key in seen:
+                if key in keys:
                     raise yaml.constructor.ConstructorError(
                         None, None, f"key {key!r} is given twice", key_node.start_mark
                     )
-                seen.append(key)
+                keys.append(key)
             return super().construct_mapping(node, deep)
 
     return Loader

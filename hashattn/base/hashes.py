@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def sha256_text(text: str) -> str:
-    """Of a text as UTF-8."""
+    """Of a text, encoded as UTF-8."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 

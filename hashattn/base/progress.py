@@ -1,7 +1,7 @@
 """Progress of long work: a bar, and lines worth keeping.
 
 Both go to stderr, or to the file that HASHATTN_PROGRESS names: `make reproduce` sets it for the
-kernels it starts and shows the file in its terminal, since a bar inside a notebook would be stored.
+notebooks' kernels and shows the file in its terminal, since a notebook would store the bar.
 """
 
 from __future__ import annotations
@@ -20,18 +20,19 @@ MARK = "* "  # begins a line that say() wrote
 
 
 class _AppendedFile:
-    """A text stream that holds no file open between writes."""
+    """A text stream that keeps no file open between writes."""
 
     def __init__(self, path: str) -> None:
         self.path = path
 
     def write(self, text: str) -> int:
+        # a full disk costs the bar, not the run
         with suppress(OSError), open(self.path, "a", encoding="utf-8") as file:
-            file.write(text)  # no run should end for its progress: a full disk costs a bar
+            file.write(text)
         return len(text)
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        """Does nothing: every write closes the file."""
 
 
 def progress_stream() -> TextIO | _AppendedFile:
@@ -57,12 +58,12 @@ def say(message: str) -> None:
     stream.flush()
 
 
-Report = str | tuple[int, dict[str, Any] | None]  # a line, or a bar's number and state (None: over)
+Report = str | tuple[int, dict[str, Any] | None]  # a line, or a bar's id and state (None: closed)
 _report: Callable[[Report], None] | None = None
 
 
 def report_to(send: Callable[[Report], None]) -> None:
-    """Bars and lines of this process go to `send` from now on, for another process to show
+    """From now on, send this process's bars and lines to `send`, for another process to show
     (ReportedProgress)."""
     global _report
     _report = send
@@ -72,28 +73,28 @@ class _ReportedBar(tqdm):
     """A bar that another process draws."""
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
-        """Instead of drawing."""
-        shown = self.format_dict
-        _report((id(self), {name: shown[name] for name in ("prefix", "n", "total", "unit")}
+        """Reports the state, where tqdm draws it."""
+        state = self.format_dict
+        _report((id(self), {name: state[name] for name in ("prefix", "n", "total", "unit")}
                  | {"postfix": self.postfix}))  # fmt: skip
 
     def close(self) -> None:
         """See tqdm."""
-        drawn = not getattr(self, "disable", True)  # as tqdm asks: it may not have begun
+        shown = not getattr(self, "disable", True)  # absent where tqdm's __init__ has failed
         super().close()
-        if drawn:
+        if shown:
             _report((id(self), None))
 
 
 class ReportedProgress:
-    """Shows what other processes report; bars that run at the same time have a line each on a
-    terminal, and follow one another elsewhere."""
+    """Shows what other processes report. On a terminal, bars that run at the same time have a line
+    each; elsewhere they follow one another."""
 
     def __init__(self) -> None:
         self._bars: dict[tuple[int, int], tqdm] = {}
 
     def show(self, sender: int, report: Report) -> None:
-        """One report of a process."""
+        """Show one report of a process."""
         if isinstance(report, str):
             say(report)
             return
@@ -103,10 +104,10 @@ class ReportedProgress:
             self._bars.pop(key).close()
             return
         if key not in self._bars:
-            lines = progress_stream() is sys.stderr and sys.stderr.isatty()
-            place = {} if lines else {"position": 0}
+            on_terminal = progress_stream() is sys.stderr and sys.stderr.isatty()
+            position = {} if on_terminal else {"position": 0}
             self._bars[key] = progress_bar(
-                total=state["total"], desc=state["prefix"], unit=state["unit"], **place
+                total=state["total"], desc=state["prefix"], unit=state["unit"], **position
             )
         bar = self._bars[key]
         if state["postfix"]:
@@ -114,7 +115,7 @@ class ReportedProgress:
         bar.update(state["n"] - bar.n)
 
     def close(self) -> None:
-        """Leaves the bars as they are; no more reports come."""
+        """Leave the bars as they are: there are no more reports."""
         for bar in self._bars.values():
             bar.close()
         self._bars.clear()

@@ -9,11 +9,11 @@ from hashattn.base.errors import HashAttnError
 
 
 class RepositoryError(HashAttnError, FileNotFoundError):
-    """There is no checkout of the repository where one is looked for."""
+    """There is no checkout of the repository where it was looked for."""
 
 
 def repository() -> Path:
-    """The folder that holds data/profiles, absolute. Raises RepositoryError outside of one."""
+    """The checkout's folder, absolute; RepositoryError if it has no data/profiles."""
     root = Path(os.environ.get("HASHATTN_HOME") or Path(__file__).parents[2]).resolve()
     if not (root / "data" / "profiles").is_dir():
         raise RepositoryError(

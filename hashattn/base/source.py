@@ -1,4 +1,4 @@
-"""The source files of hashattn and its kernels, as a hash: what a result was made with."""
+"""The source files of hashattn and its kernels, and their hash: the code behind a result."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def sources(
 ) -> Iterator[tuple[Path, Path]]:
     """(folder, path) of every source file in `folders`, by default hashattn's and its kernels'.
 
-    without: files and folders of the first folder, by their paths in it, that are left out.
+    without: files and folders to leave out of the first folder, by their paths in it.
     """
     folders = packages() if folders is None else folders
     for folder in folders:

@@ -23,16 +23,16 @@ def write_tensors(
                 partial,
                 dict(metadata or {}) | {"format": "pt"},
             )
-        except SafetensorError as problem:  # how it passes on what the system says
+        except SafetensorError as problem:  # in which safetensors wraps the system's error
             raise WriteError(f"{path} cannot be written ({problem})") from problem
 
 
 def read_tensors(
     path: str | Path, error: type[Exception] = FileError, remedy: str = "take another copy"
 ) -> dict[str, Tensor]:
-    """The tensors of a file, on the CPU; `error` if it is missing, truncated or no safetensors.
+    """The tensors of a file, on the CPU; `error` if it is missing, truncated or not safetensors.
 
-    remedy: what the message says to do where there is no other copy.
+    remedy: what the message tells to do where there is no other copy.
     """
     path = Path(path)
     if not path.is_file():

@@ -148,7 +148,7 @@ def capture(
     values: bool = False,
 ) -> dict[int, CapturedLayer]:
     """Run input_ids (n,) or (1, n) through the model and return each full-attention layer's
-    queries at `rows` (all positions by default), keys and, if asked, values.
+    queries at `rows` (all positions by default), keys and, with `values`, values.
 
     The model is left as it was: implementation and training mode are restored, also on errors.
     Raises ValueError for a bad shape, rows or chunk; UnsupportedModelError where the model's

@@ -1,4 +1,4 @@
-"""What a card of hash weights says: of its model, held against the model at hand, and of the
+"""What a card of hash weights says: of its model, compared with the model at hand, and of the
 benchmarks whose samples trained them."""
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ LISTS = ("samples", "contexts")  # SHA-256 of records and of their contexts
 
 
 def differences(recorded: Mapping[str, Any], model: nn.Module) -> tuple[str, ...]:
-    """What `model` has otherwise than a card's base_model, in words; empty for the same model.
+    """How `model` differs from a card's base_model, in words; empty for the same model.
 
     Warns (UserWarning) of layers whose projections could not be compared, and of a card that has
     no fingerprints of them. All processes of tensor parallelism have to call this.

@@ -1,11 +1,11 @@
-"""What a training keeps on disk, so that one that was interrupted goes on where it stopped.
+"""What a training keeps on disk, so that it goes on after an interruption where it stopped.
 
     layers/layer_003.safetensors, .json     a trained layer; its curve, and the key it is reused by
     captured/<key>/sequence_00012.safetensors      queries and keys of a sequence, until the end
 
 Each file is written atomically, so what is there is whole. A key stands for everything that decides
-the content: with other settings, or another version of the code, nothing is found and it is made
-again.
+the content: with other settings, or another version of the code, nothing is found and everything
+is made again.
 """
 
 from __future__ import annotations

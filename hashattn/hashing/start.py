@@ -25,33 +25,33 @@ def check_start(start: HashWeights, config: HashConfig, model: nn.Module) -> Non
             "start holds random-initialised hash weights: pass trained ones, or leave start out to "
             "begin where the recipe does"
         )
-    wanted, given = dataclasses.asdict(config), dataclasses.asdict(start.config)
-    missing = sorted(set(wanted.pop("layers")) - set(given.pop("layers")))
+    expected, actual = dataclasses.asdict(config), dataclasses.asdict(start.config)
+    missing = sorted(set(expected.pop("layers")) - set(actual.pop("layers")))
     if missing:
         raise ValueError(
             f"start has no maps for layers {missing}, only for {list(start.config.layers)}: train "
             "some of those (`layers`), or pass weights of every layer"
         )
     mismatch = [
-        f"{name} {given[name]!r}, not {wanted[name]!r}"
-        for name in wanted
-        if given[name] != wanted[name]
+        f"{name} {actual[name]!r}, not {expected[name]!r}"
+        for name in expected
+        if actual[name] != expected[name]
     ]
     if mismatch:
         raise ValueError(
-            f"start has other shapes than asked for ({', '.join(mismatch)}): ask for the start's "
-            "own (in its `config`), or pass weights of those asked for"
+            f"start has other shapes than asked for ({', '.join(mismatch)}): ask for the shapes in "
+            "start.config, or pass weights of those asked for"
         )
     try:
-        # loaded with force: that their model is another one was accepted then
+        # loaded with force: it was accepted then that they are for another model
         start.check_model(model, force=bool(start.forced))
     except HashWeightsError as error:
         raise ValueError(f"start does not serve this model: {error}") from error
 
 
 def start_record(start: HashWeights) -> dict[str, Any]:
-    """The start's identity and how it came about itself: sha256, data, recipe, seed, its start, and
-    how its model differed, where that was accepted."""
+    """The start's identity and how it was trained itself: sha256, data, recipe, seed, its start,
+    and how its model differed, where that was accepted."""
     forced = {"forced": list(start.forced)} if start.forced else {}
     carried = {name: start.card[name] for name in CARRIED if name in start.card}
     return {"sha256": start.sha256} | carried | forced

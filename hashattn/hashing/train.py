@@ -150,7 +150,7 @@ def _capture_sequences(
     chunk: int,
     progress: bool,
 ) -> None:
-    """Write every sequence's queries and keys, one file each, skipping those there."""
+    """Write every sequence's queries and keys, one file each, skipping files that exist."""
     missing = [
         (number, sequence)
         for number, sequence in enumerate(sequences)
@@ -169,7 +169,7 @@ def _capture_sequences(
 
 
 def _engine(folder: RunFolder, layers: int, device: torch.device) -> Engine:
-    """The environment's; instead of this process, several, where that is worth their start."""
+    """The environment's choice; several processes instead of this one where they are worth it."""
     engine, steps = chosen_engine(), layers * folder.recipe.steps
     if not isinstance(engine, InProcess) or device.type != "cpu" or steps < STEPS_WORTH_PROCESSES:
         return engine
@@ -253,7 +253,7 @@ class _Trainer:
 
 
 def _curves(layers: Mapping[int, TrainedLayer]) -> dict[str, Any]:
-    """Per layer: the whole curve and the record that was kept; keys are strings, as in JSON."""
+    """Per layer: the whole curve and the record of the maps kept; keys are strings, as in JSON."""
     return {
         str(layer): {"best": max(trained.history, key=figure_of_merit), "curve": trained.history}
         for layer, trained in sorted(layers.items())

@@ -72,7 +72,7 @@ def selection_quality(
     Rows without candidates do not count.
     """
     recalls: dict[str, list[Tensor]] = {"recall@4": [], "recall@32": []}
-    caught, outside = torch.tensor(0.0), torch.tensor(0.0)
+    selected_mass, candidate_total = torch.tensor(0.0), torch.tensor(0.0)
     for captured in captures:
         mass = attention_mass(
             captured.queries, captured.keys, captured.positions, captured.scaling, captured.softcap
@@ -85,7 +85,7 @@ def selection_quality(
         candidate = mass.masked_fill(~allowed, -1.0)[:, rows]
         for k in (4, 32):
             recalls[f"recall@{k}"].append(_top_recall(candidate, selected[:, rows], k).flatten())
-        caught = caught + (mass * selected).sum().cpu()
-        outside = outside + (mass * allowed).sum().cpu()
+        selected_mass = selected_mass + (mass * selected).sum().cpu()
+        candidate_total = candidate_total + (mass * allowed).sum().cpu()
     result = {name: float(torch.cat(parts).mean()) for name, parts in recalls.items()}
-    return result | {"mass": float(caught / outside.clamp_min(1e-12))}
+    return result | {"mass": float(selected_mass / candidate_total.clamp_min(1e-12))}

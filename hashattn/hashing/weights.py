@@ -1,4 +1,4 @@
-"""Hash weights of a model: the maps of every layer and the card that says how they came about.
+"""Hash weights of a model: the maps of every layer and the card that says how they were made.
 
 Loading refuses whatever would give codes that look right and mean nothing: damaged files, wrong
 shapes, other models, untrained maps.
@@ -166,13 +166,13 @@ class HashWeights:
         fine-tuned one; how it differs is kept in `forced` and in every receipt. Codes may rank
         worse there: measure it, or train on (train_hash_weights with `start`).
 
-        They are those of all heads, also for a model under tensor parallelism, of which this
-        process holds some: attach takes the part. There all processes have to load with `model`.
+        They have the maps of all heads, also for a model under tensor parallelism, of which this
+        process holds some: attach takes its part. There all processes have to load with `model`.
 
         Raises HashWeightsError for missing, truncated, altered or malformed files, wrong shapes,
-        NaN or infinite values, another model than they were trained on (unless force), a model
-        whose query or key projections, norms or RoPE settings differ included, and untrained
-        weights (unless allow_untrained). Warns of projections that could not be compared, because
+        NaN or infinite values, another model than they were trained on, be it only in its query or
+        key projections, norms or RoPE settings (unless force), and untrained weights (unless
+        allow_untrained). Warns of projections that could not be compared, because
         of an old card (see renew_card), offloading or quantisation. UnsupportedModelError for a
         model whose KV heads the processes of tensor parallelism cannot share evenly.
         """
@@ -200,7 +200,7 @@ class HashWeights:
     def check_model(self, model: nn.Module, *, force: bool = False) -> tuple[str, ...]:
         """Raise HashWeightsError unless these weights fit `model` and were made for it.
 
-        force: that they fit is enough. Returns how `model` differs from theirs, in words.
+        force: it is enough that they fit. Returns how `model` differs from theirs, in words.
         """
         head_slice(model)  # before any work, if the heads cannot be shared
         shapes = attention_shapes(model)
@@ -219,9 +219,9 @@ class HashWeights:
         recorded = self.card.get("base_model") or {}
         mismatch = differences(recorded, model)
         if mismatch and not force:
-            theirs = recorded.get("name") or "another model"
+            name = recorded.get("name") or "another model"
             raise HashWeightsError(
-                f"these hash weights were made for {theirs}, the model at hand "
+                f"these hash weights were made for {name}, the model at hand "
                 f"({model_name(model) or 'unnamed'}) differs in {'; '.join(mismatch)}. "
                 f"Load that model, or {TRAIN_HINT}. HashWeights.load(path, model, force=True) "
                 "accepts these all the same: for use, which every receipt will say, or as the "

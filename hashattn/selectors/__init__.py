@@ -1,10 +1,10 @@
-"""Selectors: one method of ranking cached tokens a file, all behind hashattn.selectors.base.
+"""Selectors: methods of ranking cached tokens, one a file, all behind hashattn.selectors.base.
 
 The methods are the modules that METHODS names. The others help them, from the ground up:
 
 plan            what a call may choose from
-base            the interface: Selector, and KeyView, what it sees of a cache
-usual           the material of a method's usual setting, and its style in figures
+base            the interface: Selector, and KeyView, its view of a cache
+usual           what a method's usual setting is made from, and its style in figures
 describe        one row of a table of methods
 calibration     means, covariances and content hashes of captured queries and keys
 hyperplanes     random normals by seed and layer
@@ -12,10 +12,10 @@ logits          exact or estimated logits as scores, per query head or for a gro
 codes           selectors by the Hamming distance of codes: hash, hata, lsh
 observed        selectors by the attention they saw: h2o, snapkv, infllm
 wrapper         selectors on top of another one: rerank, residual
-variants        names for the hash selector with other weights
+variants        names of the hash selector with other weights
 
-A new method is three places: its file, with a dataclass of its settings and what it ranks by; a
-line in METHODS; a test. `usual` and `style` are its own where the defaults do not fit.
+A new method takes three places: its file, with a dataclass of its settings and what it ranks by; a
+line in METHODS; a test. It defines `usual` and `style` where the defaults do not fit.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from hashattn.base.checks import require
-from hashattn.selectors.describe import describe  # a function, else the name is the module
+from hashattn.base.checks import require_one_of
+from hashattn.selectors.describe import describe  # eagerly, or the name would be the module
 from hashattn.selectors.variants import HASH_VARIANTS
 
 if TYPE_CHECKING:
     from hashattn.selectors.usual import UsualContext
 
-# name: (module, class); imported when asked for, so that one method does not load them all
+# name: (module, class); imported on first use, so that one method does not load them all
 METHODS = {
     "dense": ("hashattn.selectors.dense", "DenseSelector"),
     "oracle": ("hashattn.selectors.oracle", "OracleSelector"),
@@ -69,7 +69,7 @@ __all__ = [
 
 def selector_class(name: str) -> Any:
     """The class of the method called `name`, a key of METHODS; ValueError for any other name."""
-    require(name in METHODS, "selector", name, f"one of {sorted(METHODS)}")
+    require_one_of("selector", name, sorted(METHODS))
     module, cls = METHODS[name]
     return getattr(import_module(module), cls)
 
@@ -90,14 +90,14 @@ def usual_selector(name: str, context: UsualContext) -> Any:
 def make_selector(name: str, **parameters: Any) -> Any:
     """The selector called `name` (a key of METHODS), built with its own parameters.
 
-    Raises ValueError for a name that no method has, or a parameter that the method does not take.
+    Raises ValueError for any other name, or a parameter that the method does not take.
     """
     cls = selector_class(name)
     try:
         return cls(**parameters)
     except TypeError as error:
-        given = sorted(parameters)
-        raise ValueError(f"selector {name!r} with parameters {given}: {error}") from error
+        names = sorted(parameters)
+        raise ValueError(f"selector {name!r} with parameters {names}: {error}") from error
 
 
 def __getattr__(name: str) -> Any:

@@ -1,8 +1,8 @@
 """The selector interface: a method that ranks cached tokens for a query.
 
-A selector ranks; it never has rules of its own for sink, local and heavy tokens. They are taken
-from its scores in one place (`hashattn_kernels.select`), or from its codes by `select_by_codes`,
-which is the same selection bit for bit, so all methods share one.
+A selector ranks; it has no rules of its own for sink, local and heavy tokens. All methods share one
+selection: from scores by `hashattn_kernels.select`, or from codes by `select_by_codes`, which is
+the same bit for bit.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from hashattn.models.heads import HeadSlice
     from hashattn.selectors.usual import MethodStyle, UsualContext
 
-NORM_BITS = 16  # of a stored norm, of a value or a key
+NORM_BITS = 16  # of the stored norm of a value or a key
 SETTINGS = (str, int, float, tuple, type(None))  # what a record can hold of a field
 
 
 class IndexStore(Protocol):
-    """What a cache layer keeps of one part of an index, and all it asks of it; axis 0 is the batch.
+    """One part of a selector's index, with all that a cache layer needs of it; axis 0 is the batch.
 
     value: what `scores` finds in KeyView.index, a tensor or the store itself.
     """
@@ -50,8 +50,8 @@ class KeyView:
     from `encode_keys` and `encode_values`, length n (codes may come as the store that holds them),
     and from `observe`, shorter by the tokens of this call. visible: (batch, n) bool, False for
     padding wherever it lies (a padded question may follow a padded prefix), or None when every
-    token is visible. positions: (q,) cache index of each query row, or
-    None when the query rows are the last q tokens.
+    token is visible. positions: (q,) cache index of each query row, or None when the query rows are
+    the last q tokens.
     """
 
     keys: Tensor
@@ -63,15 +63,15 @@ class KeyView:
     def places(self) -> Tensor:
         """How many visible tokens of its row come before each token: (batch or 1, n) int64.
 
-        What the cache index is to a row without padding. An invisible token has the place of the
-        visible one that follows it.
+        In a row without padding, the cache index. An invisible token has the place of the visible
+        one that follows it.
         """
         if self.visible is None:
             return torch.arange(self.keys.shape[2], device=self.keys.device)[None]
         return self.visible.cumsum(dim=-1) - self.visible.long()
 
     def real_queries(self, q_len: int) -> Tensor:
-        """Which query rows are no padding: (batch or 1, q_len) bool."""
+        """Which query rows are not padding: (batch or 1, q_len) bool."""
         positions = self.query_positions(q_len)
         if self.visible is None:
             return torch.ones_like(positions, dtype=torch.bool)[None]
@@ -80,18 +80,18 @@ class KeyView:
     def of_rows(self, score: Callable[[slice, Tensor | slice], Tensor]) -> Tensor:
         """Scores (batch, lists, q, n) of each row from its visible tokens alone, -inf elsewhere.
 
-        score(rows, tokens): (rows, lists, q, tokens) of some rows and the tokens that they see, all
-        rows at once where they see everything.
+        score(rows, tokens) gives (rows, lists, q, tokens) for the tokens that these rows see; it is
+        called row by row, or once for all rows where they see everything.
         """
         if self.visible is None or bool(self.visible.all()):
             return score(slice(None), slice(None))
-        found = []
-        for row, seen in enumerate(self.visible):
-            tokens = seen.nonzero()[:, 0]
+        rows = []
+        for row, visible in enumerate(self.visible):
+            tokens = visible.nonzero()[:, 0]
             scores = score(slice(row, row + 1), tokens)
-            whole = scores.new_full((*scores.shape[:3], len(seen)), -torch.inf)
-            found.append(whole.index_copy(3, tokens, scores))
-        return torch.cat(found)
+            hidden = scores.new_full((*scores.shape[:3], len(visible)), -torch.inf)
+            rows.append(hidden.index_copy(3, tokens, scores))
+        return torch.cat(rows)
 
     def query_positions(self, q_len: int) -> Tensor:
         """Cache index of each query row: (q_len,) int64."""
@@ -108,21 +108,21 @@ class KeyView:
 
 
 class Traits:
-    """What a method says of itself: class attributes, fields or properties of its own.
+    """What a method declares of itself: class attributes, fields or properties.
 
-    name: how the method is called in records. style: how figures draw it; None for a colour and a
-    marker that no other method has. sparse: False for a baseline that reads everything; its
-    attention is the model's own. kernel: whether the decode steps of such a baseline go through
-    this package's `dense_decode` instead, on a CPU. trained: False for hash weights that were
-    initialised at random. layout: "per_kv_head" gives one list of tokens per KV head,
-    "per_query_head" one per query head. needs: "nothing", "calibration" or "training" before it can
-    rank. ranks: False for methods whose `select` is not simply the best of their scores. evicts:
-    True for methods that drop tokens for good. observes: True for methods that decide from
-    attention they saw, see `observe`. value_norms: True for methods that weigh a token by the norm
-    of its value, see `encode_values`.
+    name: its name in records. style: how figures draw it; None for a colour and a marker that no
+    other method has. sparse: False for a baseline that reads everything; its attention is the
+    model's own. kernel: whether the decode steps of such a baseline go through this package's
+    `dense_decode` instead, on a CPU. trained: False for hash weights that were initialised at
+    random. layout: "per_kv_head" gives one list of tokens per KV head, "per_query_head" one per
+    query head. needs: "nothing", "calibration" or "training" before it can rank. ranks: False for
+    methods whose `select` is not simply the best of their scores. evicts: True for methods that
+    drop tokens for good. observes: True for methods that decide from attention they saw, see
+    `observe`. value_norms: True for methods that weigh a token by the norm of its value, see
+    `encode_values`.
     """
 
-    # apart from Selector, or its dataclass would put these before the fields of every method
+    # not in Selector, whose dataclass would put these before the fields of every method
     name: str
     style: MethodStyle | None = None
     sparse: bool = True
@@ -151,7 +151,7 @@ class Selector(Traits, ABC):
         return cls()
 
     def encode_keys(self, layer: int, keys: Tensor) -> dict[str, Tensor]:
-        """Data stored for new tokens, keys (batch, kv_heads, new, head_dim) -> token axis 2.
+        """Data stored for new tokens' keys (batch, kv_heads, new, head_dim), token axis 2.
 
         Called once per token; the attention appends the result to the cache layer.
         """
@@ -160,27 +160,28 @@ class Selector(Traits, ABC):
     def encode_values(self, layer: int, values: Tensor) -> dict[str, Tensor]:
         """Data stored for new tokens' values (batch, kv_heads, new, Dv), beside `encode_keys`'s.
 
-        Where `value_norms` is True {"value_norms": (batch, kv_heads, new, 1) bfloat16}, as what a
-        token adds to the output is its attention weight times its value (HashAttention, Lemma 4.1).
+        {"value_norms": (batch, kv_heads, new, 1) bfloat16} where `value_norms` is True, as a token
+        adds its attention weight times its value to the output (HashAttention, Lemma 4.1).
         """
         if not self.value_norms:
             return {}
         return {"value_norms": values.float().norm(dim=-1, keepdim=True).bfloat16()}
 
     def new_store(self, name: str, part: Tensor) -> IndexStore:
-        """An empty store for what `encode_keys` returns as `name`; part: its first tokens, (batch,
-        heads, new, ...)."""
+        """An empty store for the data that `encode_keys` or `encode_values` calls `name`; part
+        (batch, heads, new, ...): its first tokens."""
         return GrowableBuffer(axis=2)
 
     def observe(
         self, layer: int, queries: Tensor, view: KeyView, scaling: float, read: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """What is remembered of all n cached tokens after a call, token axis 2; replaces what was.
+        """What is remembered of all n cached tokens after a call, token axis 2; replaces the state
+        before it.
 
-        Called where `observes` is True, for every call of a layer: prefill chunks and dense steps
-        with read = None (every row reads all it sees), sparse calls after their selection with its
-        indices, read (batch, lists, q, m) int32. It lives beside the cache and is found in
-        view.index, then of the tokens before the call, as no key of it has been observed yet.
+        Called where `observes` is True, for every call of a layer with its queries (batch, heads,
+        q, head_dim): prefill chunks and dense steps with read = None (every row reads all it sees),
+        sparse calls after their selection with its indices, read (batch, lists, q, m) int32. The
+        cache keeps the state; during a call view.index has it, without the call's own tokens.
         """
         return {}
 
@@ -204,10 +205,10 @@ class Selector(Traits, ABC):
     def sample(
         self, layer: int, queries: Tensor, view: KeyView, scaling: float, plan: SelectionPlan
     ) -> tuple[Tensor, Tensor | None]:
-        """What attention reads: `select`'s indices, and what is added to their logits.
+        """What attention reads: `select`'s indices, and log weights to add to their logits.
 
-        The latter (batch, lists, q, m) float32 is minus the log of the probability with which a
-        token was sampled, or None for a method that does not sample.
+        Log weights (batch, lists, q, m) float32 are minus the log of the probability with which a
+        token was sampled; None for a method that does not sample.
         """
         return self.select(layer, queries, view, scaling, plan), None
 
@@ -228,44 +229,41 @@ class Selector(Traits, ABC):
     def nominal_bits(self, group: int, head_dim: int) -> float:
         """Bits per token per KV head that the method needs: what methods are compared at.
 
-        As its authors store it; this package may store more, in whole bytes, or nothing, and
-        compute it anew from the keys at each step. Then `auxiliary_bits` differs.
+        Counted as its authors store them. `auxiliary_bits` differs where this package stores more,
+        in whole bytes, or nothing and computes them from the keys at each step.
         """
         return self.auxiliary_bits(group, head_dim)
 
     def read_bits(self, group: int, head_dim: int) -> float:
         """Bits read per token per KV head to rank the tokens for one query of each of its heads:
-        what is needed, unless a method ranks by the cache itself or by a part of what it stores."""
+        `nominal_bits`, unless a method ranks by the cache itself or by a part of its data."""
         return self.nominal_bits(group, head_dim)
 
     def shard(self, part: HeadSlice) -> Self:
-        """This method for a process that holds a part of a model's heads; attach asks for it.
+        """This method for a process that holds a part of a model's heads; attach calls it.
 
-        The same object every time, as its index in a cache and its maps on a device are kept.
+        The same object every time, so that its index in a cache and its maps on a device are kept.
         ValueError where it was made for a model of other heads, UnsupportedModelError where it
         needs all heads at once.
         """
-        if part not in self._parts:
-            self._parts[part] = self._shard(part)
-        return self._parts[part]
+        shards = self.__dict__.setdefault("_shards", {})
+        if part not in shards:
+            shards[part] = self._shard(part)
+        return shards[part]
 
     def _shard(self, part: HeadSlice) -> Self:
-        """A copy with the state of these heads; the method itself where no state is of a head."""
+        """A copy with the state of these heads; the method itself where no state is by head."""
         return self
 
     def _with(self, **changes: Any) -> Self:
         """A shallow copy with other attributes, which are not checked again."""
         changed = copy.copy(self)
-        changed.__dict__.update(changes, _own_parts={}, _identity=uuid4().hex)
+        changed.__dict__.update(changes, _shards={}, _identity=uuid4().hex)
         return changed
 
     def _settle(self, **attributes: Any) -> None:
-        """For `__post_init__` alone: fields in their final form, and state that belongs to them."""
+        """For `__post_init__` alone: set fields in their final form, and state made from them."""
         self.__dict__.update(attributes)
-
-    @property
-    def _parts(self) -> dict[HeadSlice, Self]:
-        return self.__dict__.setdefault("_own_parts", {})
 
     def record(self) -> dict[str, Any]:
         """JSON-able description for receipts: name, parameters, weights_sha256 or None."""
@@ -285,7 +283,7 @@ class Selector(Traits, ABC):
             if not isinstance(value, SETTINGS):
                 raise TypeError(
                     f"selector {self.name!r}: its field {name!r} holds a {type(value).__name__}, "
-                    "which a record cannot; mark data by field(repr=False)"
+                    "which a record cannot hold; mark data by field(repr=False)"
                 )
         return settings
 
@@ -303,5 +301,5 @@ class Selector(Traits, ABC):
 
         A string rather than the object, so that deepcopy(cache) does not copy hash weights.
         """
-        # setdefault is one step: threads that ask at once get the same
+        # setdefault is atomic: threads that come at the same time get the same key
         return self.__dict__.setdefault("_identity", uuid4().hex)

@@ -18,9 +18,9 @@ class CodeSelector(Selector):
     """Ranks tokens by matching bits of codes, summed over the query heads that share a key's code.
 
     Subclasses encode: keys to {"codes": (batch, code heads, n, words) int32}, queries to codes of
-    the same bits, plain or graded. Codes are stored as the device's kernels read them, and selected
-    without scores.
-    by_codes: False where scores are more than matching bits, so that tokens are selected by them.
+    the same bits, plain or graded. Codes are stored as the device's kernels read them, and tokens
+    are selected from them without scores.
+    by_codes: False where scores are more than matching bits, so that tokens are selected by scores.
     """
 
     by_codes: ClassVar[bool] = True
@@ -31,7 +31,7 @@ class CodeSelector(Selector):
         graded ones (batch, lists, q, words, 1 + planes)."""
 
     def new_store(self, name: str, part: Tensor) -> GrowableBuffer | Codes:
-        """Codes in the layout of their device, parts (batch, heads, n, ...) else as they are."""
+        """Codes in the layout of their device; any other part (batch, heads, n, ...) as it is."""
         return layout_for(part.device)() if name == "codes" else super().new_store(name, part)
 
     def scores(self, layer: int, queries: Tensor, view: KeyView, scaling: float) -> Tensor:
@@ -42,8 +42,8 @@ class CodeSelector(Selector):
     def select(
         self, layer: int, queries: Tensor, view: KeyView, scaling: float, plan: SelectionPlan
     ) -> Tensor:
-        """Indices (batch, lists, q, m) int32, -1 padded: straight from the codes, if they decide
-        and every row sees an interval of tokens."""
+        """Indices (batch, lists, q, m) int32, -1 padded: straight from the codes, where they decide
+        and every row sees one interval of tokens."""
         if plan.spans is None or not self.by_codes:
             return super().select(layer, queries, view, scaling, plan)
         return select_by_codes(

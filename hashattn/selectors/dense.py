@@ -10,10 +10,10 @@ from hashattn.selectors.usual import MethodStyle
 
 @dataclass(frozen=True, eq=False)
 class DenseSelector(Selector):
-    """Reads everything; attention stays the model's own and is only counted.
+    """Reads everything: attention stays the model's own, and is only counted.
 
     kernel: decode steps on a CPU go through this package's `dense_decode` instead, which is faster
-    there than torch's attention: the fair baseline for speed.
+    than torch's attention there: the fair baseline for speed.
     """
 
     name = "dense"

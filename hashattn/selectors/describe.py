@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def describe(selector: Selector, group: int, head_dim: int) -> dict[str, Any]:
-    """What to know of a selector before it runs, JSON-able.
+    """What to know about a selector before it runs, JSON-able.
 
     Keys: name; nominal_bits and auxiliary_bits, needed and stored here per token per KV head for
     `group` query heads a KV head and `head_dim` channels; tokens, "evicts" (a token once dropped

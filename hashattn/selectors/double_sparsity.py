@@ -83,9 +83,9 @@ class DoubleSparsitySelector(Selector):
         Over all pairs that mean is mean |q_c| times mean |k_c|, so no pair is ever formed. Per KV
         head the group's query heads add up. Ties go to the lowest channel.
         """
-        kept = list(captured)
-        queries = mean_by_layer(kept, lambda c: c.queries.abs())
-        keys = mean_by_layer(kept, lambda c: c.keys.abs())
+        layers = list(captured)
+        queries = mean_by_layer(layers, lambda c: c.queries.abs())
+        keys = mean_by_layer(layers, lambda c: c.keys.abs())
         channels = {}
         for layer, strength in queries.items():
             channels[layer] = _strongest(
@@ -96,29 +96,29 @@ class DoubleSparsitySelector(Selector):
     def encode_keys(self, layer: int, keys: Tensor) -> dict[str, Tensor]:
         """Labels of keys (B, KV heads, n, D): uint8 (B, heads, n, r) with float16 "low" and "step"
         (B, heads, n, 1), or float16 labels alone at 16 bits."""
-        picked = self._pick(layer, keys)
+        reduced = self._reduce(layer, keys)
         if self.label_bits == 16:
-            return {"labels": picked.half()}
-        labels, low, step = quantise(picked, self.label_bits)
+            return {"labels": reduced.half()}
+        labels, low, step = quantise(reduced, self.label_bits)
         return {"labels": labels, "low": low, "step": step}
 
     def scores(self, layer: int, queries: Tensor, view: KeyView, scaling: float) -> Tensor:
         """Estimated q.k over the channels, float32 (B, lists, q, n)."""
-        picked = self._pick(layer, queries)
+        reduced = self._reduce(layer, queries)
         if self.label_bits < 16:
-            labels, low, step = quantise(picked, self.label_bits)
-            picked = low.float() + step.float() * labels.float()
-        batch, heads, rows, width = picked.shape
+            labels, low, step = quantise(reduced, self.label_bits)
+            reduced = low.float() + step.float() * labels.float()
+        batch, heads, rows, width = reduced.shape
         labels = view.index["labels"]
-        stored = labels.shape[1]
-        picked = picked.float().reshape(batch, stored, heads // stored * rows, width)
-        estimate = picked @ labels.float().transpose(-1, -2)
+        label_heads = labels.shape[1]
+        reduced = reduced.float().reshape(batch, label_heads, -1, width)
+        estimate = reduced @ labels.float().transpose(-1, -2)
         if self.label_bits < 16:  # q.(low + step label) = low sum(q) + step q.label
             low, step = (view.index[name].float().transpose(-1, -2) for name in ("low", "step"))
-            estimate = estimate * step + picked.sum(dim=-1, keepdim=True) * low
+            estimate = estimate * step + reduced.sum(dim=-1, keepdim=True) * low
         estimate = estimate.reshape(batch, heads, rows, -1)
         if self.layout == "per_kv_head":
-            estimate = estimate.reshape(batch, stored, heads // stored, rows, -1).sum(dim=2)
+            estimate = estimate.unflatten(1, (label_heads, -1)).sum(dim=2)
         return estimate
 
     def _shard(self, part: HeadSlice) -> DoubleSparsitySelector:
@@ -133,10 +133,10 @@ class DoubleSparsitySelector(Selector):
         labels per query head. The paper's own accounting leaves out the 32."""
         return self._bits(group, self.label_bits)
 
-    def _bits(self, group: int, of_label: int) -> float:
+    def _bits(self, group: int, label_bits: int) -> float:
         scales = 0 if self.label_bits == 16 else SCALE_BITS
-        stored = group if self.channel_layout == "per_query_head" else 1
-        return float(stored * (self.channels_per_head * of_label + scales))
+        copies = group if self.channel_layout == "per_query_head" else 1
+        return float(copies * (self.channels_per_head * label_bits + scales))
 
     def parameters(self) -> dict[str, Any]:
         """The channels' number, and the settings."""
@@ -146,7 +146,7 @@ class DoubleSparsitySelector(Selector):
         """Of the calibrated channels."""
         return tensors_sha256(self.channels)
 
-    def _pick(self, layer: int, x: Tensor) -> Tensor:
+    def _reduce(self, layer: int, x: Tensor) -> Tensor:
         """The channels of x (B, H, n, D) that this layer's heads look at: (B, heads, n, r)."""
         if layer not in self.channels:
             raise ValueError(
@@ -164,7 +164,7 @@ class DoubleSparsitySelector(Selector):
 def quantise(x: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
     """(uint8 labels, float16 low, float16 step) of x over its last axis: x ~ low + step * label.
 
-    low and step are first rounded to what is stored; the labels are the nearest to x given them.
+    low and step are rounded to what is stored first, and the labels are the nearest to x with them.
     """
     levels = 2**bits - 1
     x = x.float()

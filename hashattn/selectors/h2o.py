@@ -16,12 +16,12 @@ EVICTED = float("-inf")
 
 @dataclass(frozen=True, eq=False)
 class H2OSelector(ObservingSelector):
-    """score(token) = sum over the queries since it came of softmax(scaling q.k), group mean.
+    """score(token) = sum of softmax(scaling q.k) over the queries since it came, group mean.
 
     After the prefill, each call keeps what its last row read: sink, local and the best heavy
     tokens. The others are evicted, gather nothing more and never return; a token that leaves the
-    local window competes with what it gathered. Rows of one call choose from what was kept before
-    it. A dense call reads, as every dense call does, all that is cached.
+    local window competes with the attention it has gathered. Rows of one call choose from what was
+    kept before it. A dense call reads all that is cached, evicted tokens included.
     """
 
     name = "h2o"

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hashattn.base.checks import require
+from hashattn.base.checks import require_one_of
 from hashattn.base.layout import Layout, check_layout
 from hashattn.hashing.weights import HashWeights
 from hashattn.kernels import grade_bits, tokens_of, unpack_bits
@@ -18,7 +18,7 @@ from hashattn.selectors.codes import CodeSelector
 from hashattn.selectors.usual import MethodStyle, UsualContext
 
 SCORINGS = ("graded", "hamming", "asymmetric")
-GRADES = 3  # binary digits of a bit's weight: 1 % more output error than the real pre-activation
+GRADES = 3  # binary digits of a bit's weight: 1 % more output error than real pre-activations
 TOKENS_AT_ONCE = 1024  # activations of a long prefill stay in the processor's cache (1.7x on a CPU)
 
 
@@ -31,7 +31,7 @@ class HashSelector(CodeSelector):
 
     scoring: "hamming" counts matching bits (the paper's). "graded" weighs each bit by how sure the
     query's map is of it, in GRADES binary digits: the query is not stored, so this costs no memory,
-    only a popcount a digit. "asymmetric" weighs by the real pre-activations, in plain torch: the
+    only one popcount a digit. "asymmetric" weighs by the real pre-activations, in plain torch: the
     limit of many digits. layout: "per_query_head" selects for every query head, "per_kv_head" sums
     over the group and selects once for all its heads, which reads fewer rows of K and V. ValueError
     for another scoring or layout, or one selection per group by codes per query head.
@@ -46,7 +46,7 @@ class HashSelector(CodeSelector):
     layout: Layout = "per_query_head"
 
     def __post_init__(self) -> None:
-        require(self.scoring in SCORINGS, "scoring", self.scoring, f"one of {list(SCORINGS)}")
+        require_one_of("scoring", self.scoring, SCORINGS)
         check_layout(self.layout)
         if self._per_query_head and self.layout == "per_kv_head":
             raise ValueError(
@@ -65,17 +65,16 @@ class HashSelector(CodeSelector):
         matching bits (TrainRecipe.group "sum") and a selection per key map."""
         if weights.card["recipe"]["group"] == "each":
             return cls(weights)
-        shared = weights.config.layout == "per_kv_head"
-        return cls(weights, "hamming", "per_kv_head" if shared else "per_query_head")
+        return cls(weights, "hamming", weights.config.layout)
 
     @property
     def trained(self) -> bool:
-        """As the weights."""
+        """Whether the weights are."""
         return self.weights.trained
 
     @property
     def by_codes(self) -> bool:
-        """Real pre-activations are no codes."""
+        """False for real pre-activations, which are not codes."""
         return self.scoring != "asymmetric"
 
     @property
@@ -92,23 +91,23 @@ class HashSelector(CodeSelector):
         (B, lists, q, words, 1 + GRADES)."""
         if self.scoring == "hamming":
             return self.weights.encode_queries(layer, queries)
-        return grade_bits(self._real(layer, queries), GRADES)
+        return grade_bits(self._preactivations(layer, queries), GRADES)
 
     def scores(self, layer: int, queries: Tensor, view: KeyView, scaling: float) -> Tensor:
         """Matching bits, weighted or not, int32 (B, lists, q, n), or float32 if asymmetric."""
         if self.by_codes:
             return super().scores(layer, queries, view, scaling)
-        real, codes = self._real(layer, queries), tokens_of(view.index["codes"])
-        signs = unpack_bits(codes, real.shape[-1]).float() * 2 - 1
-        return real @ signs.repeat_interleave(real.shape[1] // signs.shape[1], dim=1).mT
+        pre, codes = self._preactivations(layer, queries), tokens_of(view.index["codes"])
+        signs = unpack_bits(codes, pre.shape[-1]).float() * 2 - 1
+        return pre @ signs.repeat_interleave(pre.shape[1] // signs.shape[1], dim=1).mT
 
     @torch.no_grad()
-    def _real(self, layer: int, queries: Tensor) -> Tensor:
+    def _preactivations(self, layer: int, queries: Tensor) -> Tensor:
         """Pre-activations (B, lists, q, bits) float32, summed over the heads that share a list."""
-        real = self.weights.preactivations_queries(layer, queries)
+        pre = self.weights.preactivations_queries(layer, queries)
         if self.layout == "per_query_head":
-            return real
-        return real.unflatten(1, (self.weights.config.kv_heads, -1)).sum(dim=2)
+            return pre
+        return pre.unflatten(1, (self.weights.config.kv_heads, -1)).sum(dim=2)
 
     def _shard(self, part: HeadSlice) -> HashSelector:
         return self._with(weights=self.weights.shard(part))

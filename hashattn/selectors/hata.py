@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from hashattn.hashing.capture import CapturedLayer
     from hashattn.models.heads import HeadSlice
 
-TOKENS_AT_ONCE = 1024  # as the hash selector: a long prefill's keys stay in the processor's cache
+TOKENS_AT_ONCE = 1024  # as in selectors.hash: a long prefill stays in the processor's cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,8 +32,8 @@ class HATASelector(CodeSelector):
 
     weights {layer: (KV heads, D, bits)}, bits a multiple of 32: one W for a KV head's keys and its
     group's queries, both after the rotary embedding. key_norm: score = |k| sum_g (1 - 2 d_g / bits)
-    with d_g the Hamming distance, which the authors' code has on by default and their paper does
-    not; scores are then no longer integers, so tokens are ranked without the packed-code selection.
+    with d_g the Hamming distance, which the authors' code does by default and their paper does not;
+    scores are then not integers, so tokens are selected by them and not by the codes alone.
     trained: False for weights that were drawn at random.
     """
 
@@ -72,7 +72,7 @@ class HATASelector(CodeSelector):
 
     @property
     def by_codes(self) -> bool:
-        """Key norms are beside the codes."""
+        """False with key norms, which are not in the codes."""
         return not self.key_norm
 
     @classmethod
@@ -105,13 +105,13 @@ class HATASelector(CodeSelector):
     def encode_keys(self, layer: int, keys: Tensor) -> dict[str, Tensor]:
         """{"codes": int32 (B, KV heads, n, bits / 32)} of keys (B, KV heads, n, D), and float16
         "norms" (B, KV heads, n, 1) if key_norm."""
-        maps = self._on(layer, keys)
+        maps = self._maps_of(layer, keys.device)
         codes = torch.cat([encode(part, maps) for part in keys.split(TOKENS_AT_ONCE, 2)], dim=2)
         return self._index(codes, keys)
 
     def encode_queries(self, layer: int, queries: Tensor, view: KeyView | None = None) -> Tensor:
         """Codes int32 (B, heads, q, bits / 32) of queries (B, heads, q, D)."""
-        maps = self._on(layer, queries)
+        maps = self._maps_of(layer, queries.device)
         codes = encode(self._by_kv_head(maps, queries), maps)
         return codes.reshape(*queries.shape[:3], -1)
 
@@ -145,18 +145,18 @@ class HATASelector(CodeSelector):
             return {"codes": codes}
         return {"codes": codes, "norms": keys.float().norm(dim=-1, keepdim=True).half()}
 
-    def _on(self, layer: int, x: Tensor) -> Maps:
-        """The layer's hash on the device of x, as a linear map of the kernels without a bias."""
+    def _maps_of(self, layer: int, device: torch.device) -> Maps:
+        """The layer's hash on a device, as a linear map of the kernels without a bias."""
         if layer not in self.weights:
             raise ValueError(
                 f"layer {layer} has no hash weights, only {sorted(self.weights)}; "
                 "train on a capture of it, or make it a dense layer"
             )
-        place = (layer, x.device)
-        if place not in self._maps:
-            weight = self.weights[layer].to(x.device)
-            self._maps[place] = Maps((weight,), (torch.zeros_like(weight[:, 0]),))
-        return self._maps[place]
+        key = (layer, device)
+        if key not in self._maps:
+            weight = self.weights[layer].to(device)
+            self._maps[key] = Maps((weight,), (torch.zeros_like(weight[:, 0]),))
+        return self._maps[key]
 
     @staticmethod
     def _by_kv_head(maps: Maps, queries: Tensor) -> Tensor:

@@ -41,9 +41,9 @@ class InfLLMSelector(ObservingSelector):
     window: int = 4096
 
     def __post_init__(self) -> None:
-        block, best = self.block, self.representatives
+        block, count = self.block, self.representatives
         require(block >= 1, "block", block, "at least 1 token")
-        require(1 <= best <= block, "representatives", best, f"within 1..{block}")
+        require(1 <= count <= block, "representatives", count, f"within 1..{block}")
         require(self.window >= 1, "window", self.window, "at least 1 token")
 
     def observe(
@@ -56,10 +56,10 @@ class InfLLMSelector(ObservingSelector):
     def scores(self, layer: int, queries: Tensor, view: KeyView, scaling: float) -> Tensor:
         """Block scores, (B, KV heads, q, n) float32; -inf where a row has no visible token."""
         gathered = self.remembered(view, "gathered", 0.0)
-        asked = self._asked(queries, view)
+        summed = self._summed(queries, view)
         scores = view.of_rows(
             lambda rows, tokens: self._of_blocks(
-                asked[rows], view.keys[rows][:, :, tokens], gathered[rows][:, :, tokens]
+                summed[rows], view.keys[rows][:, :, tokens], gathered[rows][:, :, tokens]
             )
         )
         return scores.expand(-1, view.keys.shape[1], queries.shape[2], -1)
@@ -71,7 +71,7 @@ class InfLLMSelector(ObservingSelector):
         )
 
     def auxiliary_bits(self, group: int, head_dim: int) -> float:
-        """The float32 attention gathered; representatives' keys are looked up in the cache."""
+        """The float32 attention gathered; representatives' keys are read from the cache."""
         return 32.0
 
     def nominal_bits(self, group: int, head_dim: int) -> float:
@@ -79,21 +79,22 @@ class InfLLMSelector(ObservingSelector):
         token's is needed only until its local window and its block are full."""
         return self.representatives * head_dim * KEY_BITS / self.block
 
-    def _asked(self, queries: Tensor, view: KeyView) -> Tensor:
-        """Queries (B, KV heads, D) summed over the call's rows, without padding, and the group."""
+    def _summed(self, queries: Tensor, view: KeyView) -> Tensor:
+        """Queries (B, KV heads, D), summed over the group and over all rows but padding."""
         real = view.real_queries(queries.shape[2])
         total = (queries.float() * real[:, None, :, None]).sum(dim=2)
         return total.unflatten(1, (view.keys.shape[1], -1)).sum(dim=2)
 
-    def _of_blocks(self, asked: Tensor, keys: Tensor, gathered: Tensor) -> Tensor:
-        """Scores (B, 1, 1, n) of keys (B, KV heads, n, D), the first block at their start."""
+    def _of_blocks(self, queries: Tensor, keys: Tensor, gathered: Tensor) -> Tensor:
+        """Scores (B, 1, 1, n) of keys (B, KV heads, n, D), the first of which begins a block, by
+        summed queries (B, KV heads, D) and the attention gathered (B, KV heads, n)."""
         n = keys.shape[2]
-        missing = -n % self.block
-        blocks = pad(gathered, (0, missing), value=-1.0)
-        blocks = blocks.unflatten(2, (-1, self.block)).sort(dim=-1, descending=True, stable=True)
-        # a short last block has representatives among what is missing: their keys are zero
-        keys = pad(keys.float(), (0, 0, 0, missing)).unflatten(2, (-1, self.block))
-        best = blocks.indices[..., : self.representatives, None].expand(*[-1] * 4, keys.shape[-1])
-        summed = keys.gather(3, best).sum(dim=3)
-        score = (summed @ asked[..., None])[..., 0].sum(dim=1)
+        padding = -n % self.block
+        blocks = pad(gathered, (0, padding), value=-1.0).unflatten(2, (-1, self.block))
+        order = blocks.argsort(dim=-1, descending=True, stable=True)
+        # a short last block may have representatives in the padding: their keys are zero
+        keys = pad(keys.float(), (0, 0, 0, padding)).unflatten(2, (-1, self.block))
+        best = order[..., : self.representatives, None].expand(*[-1] * 4, keys.shape[-1])
+        summed_keys = keys.gather(3, best).sum(dim=3)
+        score = (summed_keys @ queries[..., None])[..., 0].sum(dim=1)
         return score.repeat_interleave(self.block, dim=-1)[:, None, None, :n]

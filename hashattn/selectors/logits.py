@@ -20,8 +20,8 @@ def inner_products(queries: Tensor, keys: Tensor) -> Tensor:
 def listed_logits(queries: Tensor, keys: Tensor, indices: Tensor) -> Tensor:
     """q . k of listed tokens, float32 (B, lists, q, r, m), r query heads a list.
 
-    queries (B, heads, q, D), keys (B, KV heads, n, D), indices (B, lists, q, m); where these are
-    padded, the product with token 0.
+    queries (B, heads, q, D), keys (B, KV heads, n, D), indices (B, lists, q, m) int32, whose -1
+    padding gives the product with token 0.
     """
     batch, heads, q_len, dim = queries.shape
     lists = indices.shape[1]
@@ -30,9 +30,9 @@ def listed_logits(queries: Tensor, keys: Tensor, indices: Tensor) -> Tensor:
 
 
 def value_norms(view: KeyView) -> Tensor:
-    """Norms of the tokens' values, float32 (B, KV heads, 1, n), that the index holds.
+    """Norms of the tokens' values from the view's index, float32 (B, KV heads, 1, n).
 
-    ValueError where whoever made the view left them out.
+    ValueError if they are not there.
     """
     if "value_norms" not in view.index:
         raise ValueError(
@@ -43,7 +43,7 @@ def value_norms(view: KeyView) -> Tensor:
 
 
 def attention_weights(logits: Tensor, view: KeyView) -> Tensor:
-    """Softmax of logits (B, heads, q, n) over the tokens that each row may attend to."""
+    """Softmax of logits (B, heads, q, n), of this shape, over the tokens that each row may see."""
     # the lowest finite value, not -inf: a row of padding sees nothing and would become NaN
     hidden = ~view.causal(logits.shape[2])
     return logits.masked_fill(hidden, torch.finfo(logits.dtype).min).softmax(dim=-1)

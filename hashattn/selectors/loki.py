@@ -27,10 +27,10 @@ class LokiSelector(Selector):
     """logit(token) = (P^T q).(P^T k), P the first principal components of calibration keys.
 
     basis {layer: (KV heads, D, components)}: orthonormal columns per KV head, from keys after the
-    rotary embedding (the paper also tries them before it). P is of centred keys but projects q and
-    k as they are, as in the paper: rotating both leaves q.k alone, and of it the leading components
-    are kept. The paper stores K itself in the full rotated basis and needs nothing extra; here K
-    stays as the model made it, and its components are stored beside it in float16.
+    rotary embedding (the paper also tries them before it). As in the paper, P is of centred keys
+    but projects q and k as they are: rotating both does not change q.k, of which the leading
+    components are kept. The paper stores K itself in the full rotated basis and needs nothing
+    extra; here K stays as the model made it, with its components beside it in float16.
     layout "per_query_head" (official) selects per query head; "per_kv_head" once per group, by the
     sum of its softmax weights of these logits.
     """

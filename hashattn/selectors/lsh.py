@@ -34,13 +34,13 @@ class LSHSelector(CodeSelector):
     query head as in the official code's LSH baseline, which needs query_heads. seed and layer fix W
     on every device. centers {layer: (KV heads, D)}: subtracted from keys before hashing (MagicPIG
     centres keys; q.k ranks the same with or without), see calibrate. Unlike the official baseline
-    no norm coordinate is appended: its bound is the largest norm in the tensor at hand, which a
-    cache that grows token by token does not know.
+    no norm coordinate is appended: it needs the largest norm of all keys, which a cache that grows
+    token by token does not know.
     """
 
     name = "lsh"
     style = MethodStyle("#cc79a7", "D", "LSH")
-    part: ClassVar[HeadSlice | None] = None  # the copies of `shard` have their own
+    part: ClassVar[HeadSlice | None] = None  # set in the copies that `shard` makes
 
     bits: int = 32
     seed: int = 0
@@ -69,7 +69,7 @@ class LSHSelector(CodeSelector):
 
     @property
     def needs(self) -> str:
-        """Centers are calibrated."""
+        """Calibration, where keys are centred."""
         return "calibration" if self.centers else "nothing"
 
     @classmethod
@@ -111,7 +111,7 @@ class LSHSelector(CodeSelector):
         """Codes of x (B, H, n, D) under `sets` sets of hyperplanes: (B, max(H, sets), n, words)."""
         if self.part is None:
             planes = self._planes(layer, (sets, x.shape[-1], self.bits), x.device)
-        else:  # drawn for all heads, or every process would draw the first one's
+        else:  # drawn for all heads, or every process would draw those of the first one
             shape = (sets * self.part.ranks, x.shape[-1], self.bits)
             planes = self.part.of(self._planes(layer, shape, x.device))
         heads = x.shape[1]

@@ -21,7 +21,7 @@ from hashattn.selectors.usual import MethodStyle, UsualContext
 if TYPE_CHECKING:
     from hashattn.models.heads import HeadSlice
 
-LEAST = 1e-4  # a sampling probability counts as at least this, as in the paper's code
+LEAST = 1e-4  # sampling probabilities are at least this, as in the paper's code
 MOST_BITS = 15  # of a table's bucket number, stored as int16
 
 
@@ -33,8 +33,8 @@ class MagicPIGSelector(Selector):
     With p = 1 - angle(q, k) / pi for one hyperplane, that happens with probability
     u = 1 - (1 - p^K)^L - L p^K (1 - p^K)^(L - 1), and the sampled token's logit falls by log u
     (self-normalised importance sampling, section 4). Keys are centred by their calibrated mean, if
-    there is one, for the angles only. The method has no budget: where more than the heavy budget
-    collide, a uniform sample of them is read and weighs accordingly more. One list a query head.
+    there is one, for the angles only. The method has no budget: where more tokens than the heavy
+    budget collide, a uniform sample of them is read, with weights to match. One list a query head.
     centers {layer: (KV heads, D)}. ValueError for bits or tables out of range.
     """
 
@@ -65,12 +65,12 @@ class MagicPIGSelector(Selector):
 
     @property
     def needs(self) -> str:
-        """Centers are calibrated."""
+        """Calibration, where keys are centred."""
         return "calibration" if self.centers else "nothing"
 
     @classmethod
     def calibrate(cls, captured: Iterable[CapturedRows], **parameters: Any) -> MagicPIGSelector:
-        """Centres on the mean captured key of each layer and KV head."""
+        """A MagicPIGSelector centred on the mean captured key of each layer and KV head."""
         return cls(centers=mean_by_layer(captured, lambda c: c.keys), **parameters)
 
     def encode_keys(self, layer: int, keys: Tensor) -> dict[str, Tensor]:
@@ -79,13 +79,13 @@ class MagicPIGSelector(Selector):
 
     def scores(self, layer: int, queries: Tensor, view: KeyView, scaling: float) -> Tensor:
         """Tables in which query and key collide, int16 (B, query heads, q, n)."""
-        asked = self._buckets(layer, queries)
-        stored = view.index["buckets"].repeat_interleave(asked.shape[1] // view.keys.shape[1], 1)
-        found = torch.zeros(*asked.shape[:3], stored.shape[2], dtype=torch.int16,
-                            device=asked.device)  # fmt: skip
+        of_queries = self._buckets(layer, queries)
+        group = queries.shape[1] // view.keys.shape[1]
+        of_keys = view.index["buckets"].repeat_interleave(group, dim=1)
+        collisions = of_queries.new_zeros(*of_queries.shape[:3], of_keys.shape[2])
         for table in range(self.tables):  # one at a time: (B, heads, q, n) and no table axis
-            found += asked[..., table, None] == stored[:, :, None, :, table]
-        return found
+            collisions += of_queries[..., table, None] == of_keys[:, :, None, :, table]
+        return collisions
 
     def select(
         self, layer: int, queries: Tensor, view: KeyView, scaling: float, plan: SelectionPlan
@@ -97,25 +97,25 @@ class MagicPIGSelector(Selector):
         self, layer: int, queries: Tensor, view: KeyView, scaling: float, plan: SelectionPlan
     ) -> tuple[Tensor, Tensor]:
         """Indices (B, query heads, q, m) int32, -1 padded, and log weights of this shape, float32:
-        0 for sink and local tokens, -log of the probability of the others."""
+        0 for sink and local tokens, -log of the sampling probability for the others."""
         collided = (self.scores(layer, queries, view, scaling) >= 2) & plan.candidates
         count = collided.sum(dim=-1)
         room = plan.heavy.expand_as(count)
-        drawn = collided & (self.order.places(layer, queries, view, collided) < room[..., None])
-        indices = mask_to_indices(drawn | plan.mandatory)
+        sampled = collided & (self.order.places(layer, queries, view, collided) < room[..., None])
+        indices = mask_to_indices(sampled | plan.mandatory)
         at = indices.clamp(min=0).long()
         weights = -self._log_probability(layer, queries, view.keys, indices)
         weights = weights + (count / torch.minimum(count, room).clamp(min=1)).log()[..., None]
-        return indices, torch.where(drawn.gather(-1, at), weights, 0.0)
+        return indices, torch.where(sampled.gather(-1, at), weights, 0.0)
 
     def _log_probability(
         self, layer: int, queries: Tensor, keys: Tensor, indices: Tensor
     ) -> Tensor:
         """log u of the listed tokens, float32 (B, query heads, q, m)."""
-        picked = gather_tokens(self._centred(layer, keys), indices).float()
-        cosine = torch.cosine_similarity(picked, queries.float()[:, :, :, None], dim=-1)
-        same = (1 - cosine.clamp(-1, 1).arccos() / torch.pi) ** self.bits
-        none, one = (1 - same) ** self.tables, self.tables * same * (1 - same) ** (self.tables - 1)
+        listed = gather_tokens(self._centred(layer, keys), indices).float()
+        cosine = torch.cosine_similarity(listed, queries.float()[:, :, :, None], dim=-1)
+        hit = (1 - cosine.clamp(-1, 1).arccos() / torch.pi) ** self.bits  # p^K, in one table
+        none, one = (1 - hit) ** self.tables, self.tables * hit * (1 - hit) ** (self.tables - 1)
         return (1 - none - one).clamp(min=LEAST).log()
 
     def _centred(self, layer: int, keys: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What methods share that decide from attention they saw: weights, and their state of tokens."""
+"""For methods that decide from attention they saw: its weights, and their state by token."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class ObservingSelector(Selector):
     """A selector that ranks by what `observe` remembered, once for each KV head.
 
     Attention is observed as softmax(scaling q.k), without the logit cap or the learned sinks that
-    some models have. Cropping a cache takes tokens' memory away, not what cropped queries added to
-    others: an eviction stands.
+    some models have. Cropping a cache drops the state of cropped tokens, not what their queries
+    added to others: an eviction stands.
     """
 
     layout = "per_kv_head"
@@ -57,7 +57,7 @@ class ObservingSelector(Selector):
 
 
 def extended(state: Tensor, n: int, fill: float) -> Tensor:
-    """A copy of state (B, heads, tokens, ...) with n tokens, the new ones `fill`."""
+    """A copy of state (B, heads, tokens, ...) with n tokens, `fill` for the new ones."""
     shape = (*state.shape[:2], n - state.shape[2], *state.shape[3:])
     return torch.cat([state, state.new_full(shape, fill)], dim=2)
 
@@ -69,22 +69,23 @@ def attention_by_rows(
     read: Tensor | None = None,
     window: int | None = None,
 ) -> Iterator[Tensor]:
-    """Attention (B, KV heads, rows, n) float32 of some query rows after the other, group means.
+    """Attention (B, KV heads, rows, n) float32 of a few query rows at a time, group means.
 
-    The softmax runs over what a row reads: its `read` tokens (B, KV heads, q, m), -1 padded, or all
-    it sees, of these the last `window` if given. Rows that are padding, or see nothing, are zero.
+    queries (B, heads, q, D). The softmax is over what a row reads: its `read` tokens (B, KV heads,
+    q, m) int32, -1 padded, or all it sees, of these the last `window` if given. Rows that are
+    padding, or see nothing, are zero.
     """
     batch, heads, q_len, _ = queries.shape
     n = view.keys.shape[2]
     positions, places = view.query_positions(q_len), view.places[:, None, None]
     real = view.real_queries(q_len)[:, None, :, None]
     for rows in torch.arange(q_len).split(max(1, WEIGHTS_AT_ONCE // (batch * heads * n))):
-        here = positions[rows]
-        allowed = replace(view, positions=here).causal(len(rows)) & real[:, :, rows]
+        at = positions[rows]
+        allowed = replace(view, positions=at).causal(len(rows)) & real[:, :, rows]
         if read is not None:
             allowed = allowed & indices_to_mask(read[:, :, rows], n)
         if window is not None:
-            allowed = allowed & (places > places[..., here].mT - window)
+            allowed = allowed & (places > places[..., at].mT - window)
         yield _weights(queries[:, :, rows], view.keys, scaling, allowed)
 
 

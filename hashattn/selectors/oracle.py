@@ -28,7 +28,7 @@ class OracleSelector(Selector):
         check_layout(self.layout)
 
     def scores(self, layer: int, queries: Tensor, view: KeyView, scaling: float) -> Tensor:
-        """(batch, lists, q, n) float32, monotone in the attention weight of each list."""
+        """Float32 (B, lists, q, n), for each list monotone in the attention weight."""
         logits = inner_products(queries, view.keys) * scaling
         scores = scores_by_layout(logits, self.layout, view)
         if not self.value_norms:

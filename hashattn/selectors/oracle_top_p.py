@@ -19,8 +19,8 @@ from hashattn.selectors.usual import MethodStyle
 class OracleTopPSelector(Selector):
     """The fewest tokens whose exact attention, with sink and local, reaches p of the whole.
 
-    Nucleus selection (Twilight, Lin et al. 2025, ranks so over a cheaper selector's tokens): rows
-    that look at few tokens read few. SelectionPlan.heavy is a cap and no longer a count; where it
+    Nucleus selection (Twilight, Lin et al. 2025, does it among a cheaper selector's tokens): rows
+    that look at few tokens read few. SelectionPlan.heavy is a cap here and not a count; where it
     binds, the mass falls short of p. layout "per_query_head": p of each query head; "per_kv_head":
     p of the mean over a group's query heads. ValueError for a p outside (0, 1) or an unknown
     layout.
@@ -38,7 +38,7 @@ class OracleTopPSelector(Selector):
         check_layout(self.layout)
 
     def scores(self, layer: int, queries: Tensor, view: KeyView, scaling: float) -> Tensor:
-        """As the oracle's: exact logits, or a group's weights, float32 (batch, lists, q, n)."""
+        """As the oracle's: exact logits, or a group's weights, float32 (B, lists, q, n)."""
         logits = inner_products(queries, view.keys) * scaling
         return scores_by_layout(logits, self.layout, view)
 
@@ -55,14 +55,14 @@ class OracleTopPSelector(Selector):
         fixed = (mass * plan.mandatory).sum(dim=-1, keepdim=True)
         best = mass.masked_fill(~plan.candidates, -1).sort(dim=-1, descending=True, stable=True)
         gain = best.values.clamp(min=0)
-        before = fixed + pad(gain.cumsum(dim=-1)[..., :-1], (1, 0))  # read ahead of each token
+        before = fixed + pad(gain.cumsum(dim=-1)[..., :-1], (1, 0))  # mass read before each token
         place = torch.arange(plan.n, device=mass.device)
-        wanted = (before < self.p) & (place < plan.heavy[..., None])
-        heavy = torch.zeros_like(wanted).scatter_(-1, best.indices, wanted) & plan.candidates
+        needed = (before < self.p) & (place < plan.heavy[..., None])
+        heavy = torch.zeros_like(needed).scatter_(-1, best.indices, needed) & plan.candidates
         return mask_to_indices(heavy | plan.mandatory)
 
     def _mass(self, scores: Tensor, seen: Tensor) -> Tensor:
-        """Share of each list's attention, float64 (B, lists, q, n), 0 for what a row sees not."""
+        """Share of each list's attention, float64 (B, lists, q, n), 0 for tokens not `seen`."""
         scores = scores.double()
         if self.layout == "per_query_head":
             # the lowest finite value, not -inf: a row of padding would become NaN

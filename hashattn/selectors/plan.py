@@ -13,11 +13,11 @@ from torch import Tensor
 class SelectionPlan:
     """What may be selected for every query row of a call, the same for all layers of a step.
 
-    n: tokens cached. sink, local: first and last visible tokens, always read. heavy (batch, 1 or
-    lists, q) int64: tokens to choose from the other visible ones. visible (batch, q) int64: tokens
-    seen. spans (batch, q, 2) int64: the tokens [first, last) that a row sees, None where they are
-    no interval. mask (batch or 1, 1, q, n) bool: the same as a mask, None where spans say it.
-    width: the most tokens that a row may end up with.
+    n: tokens cached. sink, local: how many of the first and last visible tokens are always read.
+    heavy (batch, 1 or lists, q) int64: how many of the others to choose. visible (batch, q) int64:
+    how many a row sees. spans (batch, q, 2) int64: the tokens [first, last) that it sees, None if
+    they are not one interval. mask (batch or 1, 1, q, n) bool: the same as a mask, None with spans.
+    width: the most tokens that a row may read.
     """
 
     n: int
@@ -31,7 +31,7 @@ class SelectionPlan:
 
     @cached_property
     def visible_total(self) -> int | Tensor:
-        """`visible` summed over batch and rows; a tensor where reading it would mean to wait."""
+        """`visible` summed over batch and rows; a tensor where reading it would wait for a GPU."""
         total = self.visible.sum()
         return int(total) if total.is_cpu else total
 
@@ -45,11 +45,11 @@ class SelectionPlan:
 
     @cached_property
     def mandatory(self) -> Tensor:
-        """Sink and local tokens, counted over each row's visible ones, shaped like `seen`."""
+        """Sink and local tokens, counted over each row's visible ones, bool, shaped like `seen`."""
         rank = self.seen.cumsum(dim=-1, dtype=torch.int32)  # 1 = first visible token
         return self.seen & ((rank <= self.sink) | (rank > rank[..., -1:] - self.local))
 
     @cached_property
     def candidates(self) -> Tensor:
-        """Visible tokens that are not always read, shaped like `seen`."""
+        """Visible tokens that are not mandatory, bool, shaped like `seen`."""
         return self.seen & ~self.mandatory

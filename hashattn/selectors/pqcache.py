@@ -26,10 +26,10 @@ class PQCacheSelector(Selector):
     k-means finds 2**bits centroids c_j for every sequence, layer and KV head among the keys of that
     cache's prefill after the first `sink`, and later keys take the code of their nearest centroid,
     as in the paper. It runs once, on the first sparse call and not within the prefill, so padding
-    is known by then and chunks make no difference. Lloyd's algorithm, `iterations` steps, starts at
-    tokens at even distances and needs no seed; a centroid that loses all its keys stays where it
+    is known by then and chunks make no difference. Lloyd's algorithm, `iterations` steps, starts
+    from evenly spaced tokens and needs no seed; a centroid that loses all its keys stays where it
     is. Centroids live in the cache beside the codes and survive its crops. Queries of a capture
-    (view.positions) share centroids of all its keys.
+    (view.positions) share the centroids of all its keys.
     layout "per_kv_head" (official) selects once per group, by the sum of its softmax weights of
     these logits, here over all tokens a row sees; "per_query_head" per query head.
     """
@@ -64,18 +64,17 @@ class PQCacheSelector(Selector):
         Raises ValueError where the head dimension is no multiple of `parts`.
         """
         codes = view.index["codes"]
-        if not isinstance(codes, ProductCodes):  # keys that no cache has stored
+        if not isinstance(codes, ProductCodes):  # the keys, where no cache has stored them
             codes = self.new_store("codes", codes)
         if codes.centroids is None:
             new = 0 if view.positions is not None else queries.shape[2]
             end = max(view.keys.shape[2] - new, 1)
-            members = _members(view, end, self.sink)
-            codes.fit(view.keys, members, self.iterations)
+            codes.fit(view.keys, _members(view, end, self.sink), self.iterations)
         return scores_by_layout(codes.inner_products(queries) * scaling, self.layout, view)
 
     def auxiliary_bits(self, group: int, head_dim: int) -> float:
-        """A byte for each part's code. Not counted: a cache's centroids, 2**bits head_dim numbers
-        per KV head however long it is."""
+        """A byte for each part's code. The centroids are not counted: 2**bits head_dim numbers per
+        KV head, whatever the cache's length."""
         return 8.0 * self.parts
 
     def nominal_bits(self, group: int, head_dim: int) -> float:
@@ -86,12 +85,12 @@ class PQCacheSelector(Selector):
 class ProductCodes:
     """Codes of cached keys, uint8 (B, KV heads, n, parts), and the centroids they stand for.
 
-    centroids: float32 (B, KV heads, parts, 2**bits, D / parts), None before `fit`. Keys appended
-    before are not kept: `fit` is given all of them.
+    centroids: float32 (B, KV heads, parts, 2**bits, D / parts), None before `fit`, which encodes
+    all keys: those appended before it are not kept.
     """
 
     def __init__(self, parts: int, bits: int) -> None:
-        self._grown = GrowableBuffer(axis=2)
+        self._codes = GrowableBuffer(axis=2)
         self.parts, self.count = parts, 2**bits
         self.centroids: Tensor | None = None
 
@@ -103,28 +102,28 @@ class ProductCodes:
     @property
     def codes(self) -> Tensor:
         """uint8 (B, KV heads, n, parts)."""
-        return self._grown.value
+        return self._codes.value
 
     def append(self, keys: Tensor) -> None:
-        """IndexStore the codes of keys (B, KV heads, new, D), once there are centroids."""
+        """Store the codes of keys (B, KV heads, new, D), once there are centroids."""
         if self.centroids is not None:
-            for some in self._cut(keys).split(TOKENS_AT_ONCE, dim=3):
-                nearby = nearest(some, self.centroids).transpose(2, 3)
-                self._grown.append(nearby.to(torch.uint8))
+            for points in self._cut(keys).split(TOKENS_AT_ONCE, dim=3):
+                codes = nearest(points, self.centroids).transpose(2, 3)
+                self._codes.append(codes.to(torch.uint8))
 
     def crop(self, length: int) -> None:
-        """Forget the codes behind the first `length`; the centroids stay."""
-        self._grown.crop(length)
+        """Drop the codes after the first `length`; the centroids stay."""
+        self._codes.crop(length)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> None:
         """Reorder, repeat or pick the batch of codes and centroids."""
-        self._grown.map(change)
+        self._codes.map(change)
         if self.centroids is not None:
             self.centroids = change(self.centroids)
 
     def fit(self, keys: Tensor, members: Tensor, iterations: int) -> None:
-        """Codes of keys (B, KV heads, n, D) for the centroids of the `members` (B, up to n) bool
-        among their first tokens."""
+        """Find the centroids of the members (B, up to n) bool among the first of keys (B, KV heads,
+        n, D), and store the codes of all keys."""
         points = self._cut(keys[:, :, : members.shape[1]])
         self.centroids = kmeans(points, members, self.count, iterations)
         self.append(keys)
@@ -148,30 +147,30 @@ class ProductCodes:
 
 
 def _members(view: KeyView, end: int, sink: int) -> Tensor:
-    """The visible tokens before `end` whose centroids are sought, (B, end) bool: all but the first
+    """The visible tokens before `end` that k-means clusters, (B, end) bool: all but the first
     `sink`, and the last of them in any case."""
     batch = view.keys.shape[0]
-    seen = view.keys.new_ones(batch, end, dtype=torch.bool)
+    visible = view.keys.new_ones(batch, end, dtype=torch.bool)
     if view.visible is not None:
-        seen = view.visible[:, :end]
-    first = (seen.sum(dim=-1, keepdim=True) - 1).clamp(min=0, max=sink)
-    return seen & (view.places[:, :end] >= first)
+        visible = view.visible[:, :end]
+    first = (visible.sum(dim=-1, keepdim=True) - 1).clamp(min=0, max=sink)
+    return visible & (view.places[:, :end] >= first)
 
 
 def nearest(points: Tensor, centroids: Tensor) -> Tensor:
-    """Index of the centroid (..., count, d) next to each of points (..., n, d): (..., n) int64."""
+    """Index of the centroid (..., count, d) nearest to points (..., n, d): (..., n) int64."""
     # |p - c|^2 / 2 = |p|^2 / 2 - (p.c - |c|^2 / 2), and |p| is the same for all centroids
     closeness = points @ centroids.mT - centroids.square().sum(dim=-1)[..., None, :] / 2
     return closeness.argmax(dim=-1)
 
 
 def kmeans(points: Tensor, members: Tensor, count: int, iterations: int) -> Tensor:
-    """Centroids (B, H, parts, count, d) of the points (B, H, parts, n, d) that are members, (B, n)
-    bool."""
+    """Centroids (B, H, parts, count, d) of those points (B, H, parts, n, d) that are members (B, n)
+    bool: Lloyd's algorithm from evenly spaced members."""
     order = members.long().argsort(dim=-1, descending=True, stable=True)  # members first
     size = members.sum(dim=-1, keepdim=True)
-    even = torch.arange(count, device=points.device) * size // count
-    start = order.gather(-1, even)[:, None, None, :, None]
+    ranks = torch.arange(count, device=points.device) * size // count
+    start = order.gather(-1, ranks)[:, None, None, :, None]
     members = members.float()[:, None, None, :, None]
     shape = (*points.shape[:3], count, points.shape[4])
     centroids = points.gather(3, start.expand(shape))
@@ -181,13 +180,13 @@ def kmeans(points: Tensor, members: Tensor, count: int, iterations: int) -> Tens
 
 
 def _means(points: Tensor, members: Tensor, centroids: Tensor) -> Tensor:
-    """Mean of the points nearest to each centroid, or the centroid where there are none."""
+    """Mean of the members nearest to each centroid, the centroid itself where there are none."""
     total, size = torch.zeros_like(centroids), torch.zeros_like(centroids[..., :1])
-    for some, counted in zip(
+    for part, weight in zip(
         points.split(TOKENS_AT_ONCE, dim=3), members.split(TOKENS_AT_ONCE, dim=3), strict=True
     ):
         # a product, not scatter_add: the same sums in the same order on every run
-        belongs = one_hot(nearest(some, centroids), centroids.shape[3]) * counted
-        total += belongs.mT @ some
-        size += belongs.sum(dim=3)[..., None]
+        assignment = one_hot(nearest(part, centroids), centroids.shape[3]) * weight
+        total += assignment.mT @ part
+        size += assignment.sum(dim=3)[..., None]
     return torch.where(size > 0, total / size.clamp(min=1), centroids)

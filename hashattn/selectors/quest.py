@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hashattn.base.checks import require
+from hashattn.base.checks import require, require_one_of
 from hashattn.base.layout import Layout, check_layout
 from hashattn.selectors.base import KeyView, Selector
 from hashattn.selectors.usual import MethodStyle
@@ -22,10 +22,10 @@ class QuestSelector(Selector):
     A page is `page` of a row's visible tokens, one after another. All tokens of a page score the
     same, so selection takes whole pages, best bound first, and cuts the last one at the budget.
     bits 16: bounds as computed; 2, 4 or 8: quantised per page with one minimum and step, rounded
-    outwards, so they stay bounds (the benchmark's fake quantiser of q-adjusted bounds cannot be
-    stored). layout "per_query_head" (official) selects per query head, "per_kv_head" sums a group's
-    bounds. A page's bounds cover all its cached keys; with local >= page - 1 no candidate's page
-    holds a key later than the query.
+    outwards, so that they stay bounds (the authors' benchmark quantises bounds adjusted by q, which
+    cannot be stored). layout "per_query_head" (official) selects per query head, "per_kv_head" sums
+    a group's bounds. A page's bounds cover all its cached keys; with local >= page - 1 no
+    candidate's page holds a key later than the query.
     """
 
     name = "quest"
@@ -37,7 +37,7 @@ class QuestSelector(Selector):
 
     def __post_init__(self) -> None:
         require(self.page >= 1, "page", self.page, "at least 1 token")
-        require(self.bits in (2, 4, 8, 16), "bits", self.bits, "one of [2, 4, 8, 16]")
+        require_one_of("bits", self.bits, (2, 4, 8, 16))
         check_layout(self.layout)
 
     def scores(self, layer: int, queries: Tensor, view: KeyView, scaling: float) -> Tensor:
@@ -49,32 +49,32 @@ class QuestSelector(Selector):
     def nominal_bits(self, group: int, head_dim: int) -> float:
         """Two bounds a channel and page; below 16 bits also 64 for the page's minimum and step.
 
-        Nothing is stored here: the bounds are computed from the cached keys at each step, as where
-        a row's pages begin is known only with the mask.
+        Nothing is stored here: the bounds are computed from the cached keys at each step, since
+        only the mask tells where a row's pages begin.
         """
         scales = 0 if self.bits == 16 else SCALE_BITS
         return (2 * head_dim * self.bits + scales) / self.page
 
     def _of_pages(self, queries: Tensor, keys: Tensor) -> Tensor:
-        """Scores (B, lists, q, n) of keys (B, KV heads, n, D), the first page at their start."""
+        """Scores (B, lists, q, n) of keys (B, KV heads, n, D), the first of which begins a page."""
         low, high = page_bounds(keys.float(), self.page)
         if self.bits < 16:
             low, high = quantise_bounds(low, high, self.bits)
         batch, heads, rows, dim = queries.shape
-        shared = low.shape[1]
-        grouped = queries.float().reshape(batch, shared, heads // shared * rows, dim)
+        kv_heads = low.shape[1]
+        grouped = queries.float().reshape(batch, kv_heads, -1, dim)
         bound = grouped.clamp(min=0) @ high.mT + grouped.clamp(max=0) @ low.mT
         bound = bound.view(batch, heads, rows, -1)
         if self.layout == "per_kv_head":
-            bound = bound.view(batch, shared, heads // shared, rows, -1).sum(dim=2)
+            bound = bound.unflatten(1, (kv_heads, -1)).sum(dim=2)
         return bound.repeat_interleave(self.page, dim=-1)[..., : keys.shape[2]]
 
 
 def page_bounds(keys: Tensor, page: int) -> tuple[Tensor, Tensor]:
     """Channel minima and maxima (B, H, pages, D) of keys (B, H, n, D); a last page may be short."""
-    missing = -keys.shape[2] % page
-    last = keys[:, :, -1:].expand(-1, -1, missing, -1)  # repeats change neither bound
-    paged = torch.cat([keys, last], dim=2).unflatten(2, (-1, page))
+    padding = -keys.shape[2] % page
+    repeats = keys[:, :, -1:].expand(-1, -1, padding, -1)  # which change neither bound
+    paged = torch.cat([keys, repeats], dim=2).unflatten(2, (-1, page))
     return paged.amin(dim=3), paged.amax(dim=3)
 
 

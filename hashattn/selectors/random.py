@@ -25,7 +25,7 @@ class RandomSelector(Selector):
 
     name = "random"
     style = MethodStyle("#56b4e9", "X", "random")
-    _first: ClassVar[int] = 0  # KV head; the copies of `shard` have their own
+    _first_kv_head: ClassVar[int] = 0  # set in the copies that `shard` makes
 
     seed: int = 0
 
@@ -38,30 +38,31 @@ class RandomSelector(Selector):
         return cls(seed=context.seed)
 
     def scores(self, layer: int, queries: Tensor, view: KeyView, scaling: float) -> Tensor:
-        """(batch, kv_heads, q, n) int64, uniform in 0 .. 2^31 - 1."""
+        """Int64 (B, KV heads, q, n), uniform in 0..2^31 - 1."""
         kv_heads, n = view.keys.shape[1:3]
         device = view.keys.device
         places = view.places
         rows = places[:, view.query_positions(queries.shape[2])][:, None, :, None]
         tokens = places[:, None, None]
-        heads = torch.arange(self._first, self._first + kv_heads, device=device)
-        mixed = torch.full((), self.seed, dtype=torch.int64, device=device)
+        heads = self._first_kv_head + torch.arange(kv_heads, device=device)
+        hashes = torch.full((), self.seed, dtype=torch.int64, device=device)
         for part in (layer, heads[None, :, None, None], rows, tokens):
-            mixed = _mix(mixed + part)
+            hashes = _mix(hashes + part)
         shape = (view.keys.shape[0], kv_heads, queries.shape[2], n)
-        return (mixed >> 32 & 0x7FFFFFFF).expand(shape)
+        return (hashes >> 32 & 0x7FFFFFFF).expand(shape)
 
     def places(self, layer: int, queries: Tensor, view: KeyView, among: Tensor) -> Tensor:
-        """Place of each token of `among` (batch, lists, q, n) bool in this order, n for others."""
+        """Place in this order of each token of `among` (B, lists, q, n) bool, n for other tokens:
+        int64 of this shape."""
         order = self.scores(layer, queries, view, 1.0)
         order = order.repeat_interleave(among.shape[1] // order.shape[1], dim=1)
         order = order.masked_fill(~among, -1).argsort(dim=-1, descending=True, stable=True)
         place = torch.arange(among.shape[-1], device=order.device).expand_as(order)
-        placed = torch.empty_like(order).scatter_(-1, order, place)
-        return placed.masked_fill(~among, among.shape[-1])
+        places = torch.empty_like(order).scatter_(-1, order, place)
+        return places.masked_fill(~among, among.shape[-1])
 
     def _shard(self, part: HeadSlice) -> RandomSelector:
-        return self._with(_first=part.kv.start)
+        return self._with(_first_kv_head=part.kv.start)
 
 
 def _mix(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Over-fetch by a cheap selector, then keep the best by exact attention."""
+"""Over-fetch with a cheap selector, then keep the best by exact attention."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from hashattn.selectors.wrapper import WrapperSelector
 class RerankSelector(WrapperSelector):
     """`base` proposes `factor` times the heavy budget; q.k of the proposed tokens decides.
 
-    Reads the keys of all proposed tokens and the values of those that stay, so that a token of the
-    budget costs (factor + 1) / 2 times its bytes; density counts tokens attended. Lists per KV head
+    It reads the keys of all proposed tokens and the values of those that stay, so a token of the
+    budget costs (factor + 1) / 2 times its bytes; density counts attended tokens. Lists per KV head
     add up the attention weights of a group's query heads among the proposed tokens. value_norms:
     weights times the norms of the values, which are stored. ValueError for a factor below 2, or a
     base whose own selection is no ranking.
@@ -42,7 +42,7 @@ class RerankSelector(WrapperSelector):
     @classmethod
     def usual(cls, context: UsualContext) -> RerankSelector:
         """Twice the budget, proposed by the hash selector."""
-        from hashattn.selectors.hash import HashSelector  # the usual base, not every base
+        from hashattn.selectors.hash import HashSelector  # only the usual base needs it
 
         return cls(HashSelector.usual(context), factor=2)
 

@@ -1,8 +1,8 @@
 """A selector's top tokens plus a uniform sample of the rest (vAttention, Desai et al. 2025).
 
-What top-k leaves out has little weight each and may have much together. A sampled token stands for
-n_s / B tokens of the residual, n_s tokens of which B are sampled: its logit grows by log(n_s / B),
-and numerator and denominator of the softmax become unbiased estimates.
+The tokens that top-k leaves out have little weight each, but may have much together. Of these n_s
+tokens, the residual, B are sampled; each stands for n_s / B of them: its logit grows by
+log(n_s / B), and numerator and denominator of the softmax become unbiased estimates.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class ResidualSelector(WrapperSelector):
     all. With epsilon and delta the sample grows beyond the budget, row by row, until the softmax
     denominator is within a relative error of epsilon with probability 1 - delta, by the central
     limit theorem (vAttention, section 4): B = (z sigma n_s / (epsilon D))^2, z the normal quantile
-    at 1 - delta / 2, sigma and the denominator D estimated from `share` as the base sample and the
+    at 1 - delta / 2, sigma and the denominator D estimated from a base sample of `share` and the
     tokens that are read anyway. No token outside these is looked at. Sampling without replacement
     needs fewer: B / (1 + B / n_s). Lists per KV head take what the neediest head of a group needs.
     ValueError for a share, epsilon or delta outside (0, 1), or one without the other.
@@ -61,7 +61,7 @@ class ResidualSelector(WrapperSelector):
     @classmethod
     def usual(cls, context: UsualContext) -> ResidualSelector:
         """A quarter of the budget beside the hash selector's best tokens."""
-        from hashattn.selectors.hash import HashSelector  # the usual base, not every base
+        from hashattn.selectors.hash import HashSelector  # only the usual base needs it
 
         return cls(HashSelector.usual(context), share=0.25, seed=context.seed)
 
@@ -79,39 +79,42 @@ class ResidualSelector(WrapperSelector):
     ) -> tuple[Tensor, Tensor]:
         """Indices (B, lists, q, m) int32, -1 padded, and log weights of this shape, float32: 0 for
         what the base chose, log(n_s / B) for the sample."""
-        sampled = (plan.heavy * self.share).round().long()
-        fewer = replace(plan, heavy=plan.heavy - sampled)
-        kept = indices_to_mask(self.base.select(layer, queries, view, scaling, fewer), plan.n)
-        residual = plan.seen & ~kept
+        sample_size = (plan.heavy * self.share).round().long()
+        base_plan = replace(plan, heavy=plan.heavy - sample_size)
+        best = indices_to_mask(self.base.select(layer, queries, view, scaling, base_plan), plan.n)
+        residual = plan.seen & ~best
         rank = self.order.places(layer, queries, view, residual)
-        left = residual.sum(dim=-1)  # n_s, (batch, lists, q)
-        count = torch.minimum(sampled, left)
+        n_s = residual.sum(dim=-1)  # (B, lists, q)
+        count = torch.minimum(sample_size, n_s)
         if self.epsilon is not None:
-            needed = self._needed(queries, view.keys, scaling, kept, rank < count[..., None], left)
-            count = torch.minimum(torch.maximum(needed, count), left)
-        drawn = rank < count[..., None]
-        indices = mask_to_indices(kept | drawn)
-        weight = (left / count.clamp(min=1)).log()[..., None]
+            base_sample = rank < count[..., None]
+            needed = self._needed(queries, view.keys, scaling, best, base_sample, n_s)
+            count = torch.minimum(torch.maximum(needed, count), n_s)
+        sampled = rank < count[..., None]
+        indices = mask_to_indices(best | sampled)
+        weight = (n_s / count.clamp(min=1)).log()[..., None]
         at = indices.clamp(min=0).long()
-        return indices, torch.where(drawn.gather(-1, at), weight, 0.0).float()
+        return indices, torch.where(sampled.gather(-1, at), weight, 0.0).float()
 
     def _needed(
-        self, queries: Tensor, keys: Tensor, scaling: float, kept: Tensor, base: Tensor,
-        left: Tensor,
+        self, queries: Tensor, keys: Tensor, scaling: float, best: Tensor, base_sample: Tensor,
+        n_s: Tensor,
     ) -> Tensor:  # fmt: skip
-        """Sampled tokens (batch, lists, q) that epsilon and delta ask for."""
-        read = mask_to_indices(kept | base)
+        """Tokens to sample for epsilon and delta, B of the class's docstring: int64 (B, lists, q)
+        of masks best and base_sample (B, lists, q, n) and n_s (B, lists, q)."""
+        read = mask_to_indices(best | base_sample)
         at = read.clamp(min=0).long()
         logits = listed_logits(queries, keys, read) * scaling
         logits = logits.masked_fill((read < 0)[:, :, :, None], -torch.inf)
         weights = (logits - logits.amax(dim=-1, keepdim=True)).exp()
-        drawn = base.gather(-1, at)[:, :, :, None] & (read >= 0)[:, :, :, None]
-        count = drawn.sum(dim=-1).clamp(min=1)
-        mean = (weights * drawn).sum(dim=-1) / count
-        spread = ((weights - mean[..., None]) ** 2 * drawn).sum(dim=-1) / (count - 1).clamp(min=1)
-        left = left[..., None].double()
-        denominator = (weights * ~drawn).sum(dim=-1) + left * mean
+        sampled = base_sample.gather(-1, at)[:, :, :, None] & (read >= 0)[:, :, :, None]
+        count = sampled.sum(dim=-1).clamp(min=1)
+        mean = (weights * sampled).sum(dim=-1) / count
+        squares = (weights - mean[..., None]) ** 2 * sampled
+        variance = squares.sum(dim=-1) / (count - 1).clamp(min=1)
+        n_s = n_s[..., None].double()
+        denominator = (weights * ~sampled).sum(dim=-1) + n_s * mean
         z = NormalDist().inv_cdf(1 - self.delta / 2)
-        wanted = (z * spread.double().sqrt() * left / (self.epsilon * denominator)) ** 2
-        wanted = wanted / (1 + wanted / left.clamp(min=1))
-        return wanted.amax(dim=-1).ceil().long()
+        size = (z * variance.double().sqrt() * n_s / (self.epsilon * denominator)) ** 2
+        size = size / (1 + size / n_s.clamp(min=1))  # without replacement
+        return size.amax(dim=-1).ceil().long()

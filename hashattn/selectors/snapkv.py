@@ -8,14 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool1d, max_pool1d
 
-from hashattn.base.checks import require
+from hashattn.base.checks import require, require_one_of
 from hashattn.kernels import indices_to_mask
 from hashattn.selectors.base import KeyView
-from hashattn.selectors.observed import (
-    ObservingSelector,
-    attention_by_rows,
-    extended,
-)
+from hashattn.selectors.observed import ObservingSelector, attention_by_rows, extended
 from hashattn.selectors.usual import MethodStyle
 
 POOLS = {"max": max_pool1d, "avg": avg_pool1d}
@@ -29,9 +25,9 @@ class SnapKVSelector(ObservingSelector):
     The votes for the prefix before the window, group means, are pooled over `kernel` tokens ("max"
     or "avg", zeros beyond the prefix); the window itself ranks above it. The first sparse call
     keeps what its last row reads, sink, local and the best heavy tokens, and evicts the rest;
-    tokens generated later stay readable while they are local. Tokens that come several to a sparse
-    call are a prompt's question and rank with the window. A later dense call, a prompt's next turn,
-    votes again among what is left.
+    tokens generated later stay readable while they are local. Several tokens of one sparse call are
+    a prompt's question and rank with the window. A later dense call, the next turn's prompt, votes
+    again among the tokens that are left.
     """
 
     name = "snapkv"
@@ -43,20 +39,20 @@ class SnapKVSelector(ObservingSelector):
     pooling: str = "max"
 
     def __post_init__(self) -> None:
-        window, kernel, pooling = self.window, self.kernel, self.pooling
+        window, kernel = self.window, self.kernel
         require(window >= 1, "window", window, "at least 1 query")
         require(kernel >= 1 and kernel % 2, "kernel", kernel, "a positive odd number of tokens")
-        require(pooling in POOLS, "pooling", pooling, f"one of {sorted(POOLS)}")
+        require_one_of("pooling", self.pooling, sorted(POOLS))
 
     def observe(
         self, layer: int, queries: Tensor, view: KeyView, scaling: float, read: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """{"rank": (B, KV heads, n) float32}, -inf for evicted tokens; while a prompt comes also
+        """{"rank": (B, KV heads, n) float32}, -inf for evicted tokens; during a prompt also
         "votes" (B, KV heads, n, window) float32 of its last queries, oldest first."""
         n = view.keys.shape[2]
         if read is not None:
-            newcomers = self._certain if queries.shape[2] > 1 else EVICTED
-            rank = self.remembered(view, "rank", newcomers)
+            rank_of_new = self._certain if queries.shape[2] > 1 else EVICTED
+            rank = self.remembered(view, "rank", rank_of_new)
             kept = indices_to_mask(read[:, :, -1:], n)[:, :, 0]
             return {"rank": rank.masked_fill(~kept, EVICTED)}
         votes = self._votes(queries, view, scaling)
@@ -72,36 +68,33 @@ class SnapKVSelector(ObservingSelector):
         return rank[:, :, None].expand(-1, -1, queries.shape[2], -1)
 
     def auxiliary_bits(self, group: int, head_dim: int) -> float:
-        """The float32 rank, in which -inf marks evicted tokens; votes are gone after the prompt."""
+        """The float32 rank, in which -inf marks evicted tokens; votes do not outlive the prompt."""
         return 32.0
 
     @property
     def _certain(self) -> float:
-        """Above every rank by votes: each query of the window gives a token at most 1."""
+        """A rank above all votes: each query of the window gives a token at most 1."""
         return self.window + 1.0
 
     def _votes(self, queries: Tensor, view: KeyView, scaling: float) -> Tensor:
-        """Attention of the last `window` queries so far, for earlier tokens and these alike.
-
-        Padding is no query.
-        """
-        batch, shared, n, _ = view.keys.shape
+        """Attention (B, KV heads, n, window) that all tokens got from the last `window` queries so
+        far, padding left out."""
+        batch, kv_heads, n, _ = view.keys.shape
         recent = queries[:, :, -self.window :]
         rows = recent.shape[2]
-        here = KeyView(view.keys, visible=view.visible,
-                       positions=view.query_positions(queries.shape[2])[-rows:])  # fmt: skip
-        fresh = torch.cat(list(attention_by_rows(recent, here, scaling)), dim=2).mT
-        real = here.real_queries(rows)
-        if "votes" in view.index:  # these queries came before the new tokens and gave them nothing
+        positions = view.query_positions(queries.shape[2])[-rows:]
+        recent_view = KeyView(view.keys, visible=view.visible, positions=positions)
+        votes = torch.cat(list(attention_by_rows(recent, recent_view, scaling)), dim=2).mT
+        real = recent_view.real_queries(rows)
+        if "votes" in view.index:  # those queries came before the new tokens and gave them nothing
             earlier = extended(view.index["votes"], n, 0.0)
         else:
-            earlier = fresh.new_zeros(batch, shared, n, self.window)
-        kept = torch.cat([real.new_ones(len(real), self.window), real], dim=-1)
-        order = kept.long().argsort(dim=-1, stable=True)[
-            :, rows:
-        ]  # the last `window` that are kept
-        every = torch.cat([earlier, fresh], dim=-1)
-        return every.gather(-1, order[:, None, None].expand(batch, shared, n, -1))
+            earlier = votes.new_zeros(batch, kv_heads, n, self.window)
+        real = torch.cat([real.new_ones(len(real), self.window), real], dim=-1)
+        # a stable sort puts padding first, so that the last `window` are real
+        order = real.long().argsort(dim=-1, stable=True)[:, rows:]
+        votes = torch.cat([earlier, votes], dim=-1)
+        return votes.gather(-1, order[:, None, None].expand(batch, kv_heads, n, -1))
 
     def _pooled(self, votes: Tensor, visible: Tensor | None) -> Tensor:
         """Ranks (B, KV heads, n) by votes (B, KV heads, n), the last `window` tokens certain.
@@ -115,8 +108,8 @@ class SnapKVSelector(ObservingSelector):
         return torch.zeros_like(rank).scatter(-1, order, rank)
 
     def _pooled_in_order(self, votes: Tensor) -> Tensor:
-        inside = max(0, votes.shape[2] - self.window)
-        votes[:, :, inside:] = 0.0
+        start = max(0, votes.shape[2] - self.window)  # of the window
+        votes[:, :, start:] = 0.0
         rank = POOLS[self.pooling](votes, self.kernel, stride=1, padding=self.kernel // 2)
-        rank[:, :, inside:] = self._certain
+        rank[:, :, start:] = self._certain
         return rank

@@ -52,9 +52,9 @@ class SocketSelector(Selector):
         self._settle(_planes=Hyperplanes(self.seed))
 
     def encode_keys(self, layer: int, keys: Tensor) -> dict[str, Tensor]:
-        """{"buckets": (B, KV heads, n, tables)} of keys (B, KV heads, n, D), a number per table.
+        """{"buckets": (B, KV heads, n, tables)} of keys (B, KV heads, n, D), an id per table.
 
-        uint8 up to 8 hyperplanes, int16 above. Hyperplane i of a table has weight 2**i.
+        uint8 up to 8 hyperplanes, int16 above. Hyperplane i of a table adds 2**i to the id.
         """
         dtype = torch.uint8 if self._bucket_bits == 8 else torch.int16
         weights = 2 ** torch.arange(self.hyperplanes, device=keys.device)
@@ -65,7 +65,7 @@ class SocketSelector(Selector):
         return {"buckets": torch.cat(parts, dim=2)}
 
     def scores(self, layer: int, queries: Tensor, view: KeyView, scaling: float) -> Tensor:
-        """Expected collisions, float32 (B, lists, q, n), times the value norms if asked for."""
+        """Expected collisions, float32 (B, lists, q, n), times the value norms if `value_norms`."""
         batch, heads, rows, dim = queries.shape
         buckets = view.index["buckets"]
         kv_heads, n = buckets.shape[1:3]
@@ -75,9 +75,9 @@ class SocketSelector(Selector):
         pull = pull.reshape(batch, kv_heads, -1, self.tables, self.hyperplanes)
         collisions = pull.new_zeros(batch, kv_heads, pull.shape[2], n)
         for table in range(self.tables):  # one at a time: 2**K probabilities a row
-            chances = (pull[:, :, :, table] @ corners).softmax(dim=-1)
-            hit = buckets[..., table].long()[:, :, None]
-            collisions += chances.gather(-1, hit.expand_as(collisions))
+            probabilities = (pull[:, :, :, table] @ corners).softmax(dim=-1)
+            bucket = buckets[..., table].long()[:, :, None]
+            collisions += probabilities.gather(-1, bucket.expand_as(collisions))
         if self.value_norms:
             collisions = collisions * value_norms(view)
         collisions = collisions.reshape(batch, heads, rows, n)
@@ -90,7 +90,7 @@ class SocketSelector(Selector):
         return 8 if self.hyperplanes <= 8 else 16
 
     def auxiliary_bits(self, group: int, head_dim: int) -> float:
-        """A bucket's number for each table, in whole bytes, and 16 for a value norm."""
+        """A bucket id for each table, in whole bytes, and 16 for a value norm."""
         return float(self.tables * self._bucket_bits + NORM_BITS * self.value_norms)
 
     def nominal_bits(self, group: int, head_dim: int) -> float:
@@ -98,7 +98,7 @@ class SocketSelector(Selector):
         return float(self.tables * self.hyperplanes + NORM_BITS * self.value_norms)
 
     def _project(self, layer: int, x: Tensor) -> Tensor:
-        """w.x of x (B, H, n, D): (B, H, n, tables, hyperplanes) float32."""
+        """w.x of x (B, H, n, D) for every hyperplane: (B, H, n, tables, hyperplanes) float32."""
         planes = self._planes(layer, (x.shape[-1], self.tables * self.hyperplanes), x.device)
         return (x.float() @ planes).unflatten(-1, (self.tables, self.hyperplanes))
 

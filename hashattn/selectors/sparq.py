@@ -48,8 +48,8 @@ class SparQSelector(Selector):
         lists = self.lists(queries.shape[1], view.keys.shape[1])
         reduced = queries * self._largest(queries, lists)
         tiny = torch.finfo(queries.dtype).tiny  # a query of zeros scores zero, not NaN
-        whole = queries.abs().sum(dim=-1, keepdim=True).clamp(min=tiny)
-        coverage = (reduced.abs().sum(dim=-1, keepdim=True) / whole).clamp(min=tiny)
+        total = queries.abs().sum(dim=-1, keepdim=True).clamp(min=tiny)
+        coverage = (reduced.abs().sum(dim=-1, keepdim=True) / total).clamp(min=tiny)
         logits = inner_products(reduced, view.keys) * scaling / coverage.sqrt()
         return scores_by_layout(logits, self.layout, view)
 
@@ -64,12 +64,11 @@ class SparQSelector(Selector):
         return float(KEY_BITS * min(sets * self.channels, head_dim))
 
     def _largest(self, queries: Tensor, lists: int) -> Tensor:
-        """Which channels count, like queries (B, heads, q, D), bool; ties to the lowest channel."""
+        """Bool mask of the largest channels, like queries (B, heads, q, D); ties to the lowest."""
         dim = queries.shape[-1]
-        count = self.channels
-        require(count <= dim, "channels", count, f"within 1..{dim}, the head_dim")
+        require(self.channels <= dim, "channels", self.channels, f"within 1..{dim}, the head_dim")
         magnitude = queries.abs().unflatten(1, (lists, -1)).sum(dim=2)
         order = magnitude.argsort(dim=-1, descending=True, stable=True)
-        chosen = torch.zeros_like(magnitude, dtype=torch.bool)
-        chosen.scatter_(-1, order[..., : self.channels], True)
-        return chosen.repeat_interleave(queries.shape[1] // lists, dim=1)
+        mask = torch.zeros_like(magnitude, dtype=torch.bool)
+        mask.scatter_(-1, order[..., : self.channels], True)
+        return mask.repeat_interleave(queries.shape[1] // lists, dim=1)

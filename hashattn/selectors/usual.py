@@ -1,4 +1,4 @@
-"""What a method brings to comparisons: what its usual setting is made from, its look in figures."""
+"""What comparisons need of a method: what its usual setting is made from, its look in figures."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class UsualContext:
     """What `Selector.usual` may be made from.
 
     calibrated: captured layers of training sequences. group, head_dim: query heads that share a KV
-    head, and their channels. weights: the comparison's hash weights, None where it has none; no
-    method that needs training is made there. codes: other hash weights by name ("hash 128 bits").
-    seed: of methods that draw.
+    head, and their channels. weights: the comparison's hash weights, None where it has none and
+    makes no method that needs training. codes: other hash weights by name ("hash 128 bits").
+    seed: for methods that draw.
     """
 
     calibrated: Sequence[CapturedLayer]

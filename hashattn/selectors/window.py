@@ -14,8 +14,8 @@ from hashattn.selectors.usual import MethodStyle
 class WindowSelector(Selector):
     """Selects no heavy token: what remains is the budget's sink and local tokens.
 
-    That is StreamingLLM, which evicts every other token; it reads keys with the positions they were
-    cached with, where StreamingLLM counts them within its window.
+    That is StreamingLLM, which evicts every other token, but for positions: keys keep those they
+    were cached with, where StreamingLLM counts within its window.
     """
 
     name = "window"
@@ -29,11 +29,11 @@ class WindowSelector(Selector):
         return torch.full(shape, -torch.inf, device=queries.device)
 
     def parameters(self) -> dict[str, Any]:
-        """The method that this is."""
+        """The published method's name."""
         return {"method": "streaming_llm"}
 
     def record(self) -> dict[str, Any]:
-        """Also that it evicts."""
+        """Also whether it evicts."""
         return super().record() | {"evicts": self.evicts}
 
 

@@ -1,4 +1,4 @@
-"""A selector that stands on another one, and leaves to it what is stored of the keys."""
+"""A selector on top of another one, which stores what is needed of the keys."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 class WrapperSelector(Selector):
     """Encodes, observes and scores as `base`; subclasses select in their own way.
 
-    What the base says of itself (layout, trained, needs, sparse, kernel, evicts, observes) is so of
-    the wrapper.
+    It has the base's traits: layout, trained, needs, sparse, kernel, evicts, observes.
     """
 
     ranks = False
@@ -26,8 +25,8 @@ class WrapperSelector(Selector):
     base: Selector = field(repr=False)
 
     def __post_init__(self) -> None:
-        same = ("layout", "trained", "needs", "sparse", "kernel", "evicts", "observes")
-        self._settle(**{name: getattr(self.base, name) for name in same})
+        traits = ("layout", "trained", "needs", "sparse", "kernel", "evicts", "observes")
+        self._settle(**{name: getattr(self.base, name) for name in traits})
 
     def _shard(self, part: HeadSlice) -> Self:
         return self._with(base=self.base.shard(part))
@@ -47,7 +46,7 @@ class WrapperSelector(Selector):
     def observe(
         self, layer: int, queries: Tensor, view: KeyView, scaling: float, read: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """What the base remembers of queries (B, heads, q, D): token axis 2."""
+        """What the base remembers after queries (B, heads, q, D): token axis 2."""
         return self.base.observe(layer, queries, view, scaling, read)
 
     def scores(self, layer: int, queries: Tensor, view: KeyView, scaling: float) -> Tensor:
@@ -56,16 +55,18 @@ class WrapperSelector(Selector):
 
     def auxiliary_bits(self, group: int, head_dim: int) -> float:
         """As the base, and a value norm where only the wrapper stores one."""
-        own = self.value_norms and not self.base.value_norms
-        return self.base.auxiliary_bits(group, head_dim) + NORM_BITS * own
+        return self.base.auxiliary_bits(group, head_dim) + self._added_bits
 
     def nominal_bits(self, group: int, head_dim: int) -> float:
-        """The same of what the base needs."""
-        own = self.value_norms and not self.base.value_norms
-        return self.base.nominal_bits(group, head_dim) + NORM_BITS * own
+        """As the base, and a value norm where only the wrapper needs one."""
+        return self.base.nominal_bits(group, head_dim) + self._added_bits
+
+    @property
+    def _added_bits(self) -> int:
+        return NORM_BITS * (self.value_norms and not self.base.value_norms)
 
     def read_bits(self, group: int, head_dim: int) -> float:
-        """As the base, to rank; tokens that the wrapper looks at come on top."""
+        """As the base; what the wrapper reads of single tokens is not counted."""
         return self.base.read_bits(group, head_dim)
 
     def parameters(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A profile with a stand-in model folder, and small notebooks to drive."""
+"""A profile with a stand-in model folder, and small notebooks to run."""
 
 import nbformat
 import pytest
@@ -7,7 +7,7 @@ import yaml
 
 @pytest.fixture
 def profile_file(tmp_path, results):
-    """A valid profile whose model folder is complete but empty of sense."""
+    """A valid profile whose model folder has all files, each without content."""
     model = tmp_path / "model"
     model.mkdir()
     for name in ("config.json", "tokenizer.json", "model.safetensors"):

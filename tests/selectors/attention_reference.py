@@ -19,19 +19,19 @@ def random_qk(n, seed=7):
 
 
 def attention(queries, keys, b, kv, position, tokens):
-    """{token: weight} of the query at `position` over `tokens`, mean over a group."""
-    found = dict.fromkeys(tokens, 0.0)
+    """{token: weight} over `tokens` for the queries at `position`, mean over a group."""
+    weights = dict.fromkeys(tokens, 0.0)
     for head in range(kv * GROUP, (kv + 1) * GROUP):
         q = queries[b, head, position].double()
         terms = {t: math.exp(float(q @ keys[b, kv, t].double()) * SCALING) for t in tokens}
         total = sum(terms.values())
         for t, term in terms.items():
-            found[t] += term / total / GROUP
-    return found
+            weights[t] += term / total / GROUP
+    return weights
 
 
 def observe(selector, queries, keys, first, last, state, read=None, visible=None):
-    """The state after the tokens [first, last) came in one call."""
-    seen = None if visible is None else visible[:, :last]
-    view = KeyView(keys[:, :, :last], state, seen)
+    """The selector's state after one call with the tokens [first, last)."""
+    visible = None if visible is None else visible[:, :last]
+    view = KeyView(keys[:, :, :last], state, visible)
     return selector.observe(0, queries[:, :, first:last], view, SCALING, read)

@@ -1,6 +1,6 @@
-"""Where cells of an evaluation and layers of a hash training are computed: here, or on Ray.
+"""Where an evaluation's cells and a hash training's layers are computed: here, or on Ray.
 
-HASHATTN_ENGINE says which: "in_process" (the default) or "ray". Results are the same.
+HASHATTN_ENGINE names one: "in_process" (the default) or "ray". Results are the same.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from importlib.util import find_spec
 
-from hashattn.base.checks import require
+from hashattn.base.checks import require_one_of
 from hashattn.base.engines.base import RETRY, Engine, EngineError, InProcess
 
 ENGINES = ("in_process", "ray")
@@ -35,9 +35,9 @@ def chosen_engine(name: str | None = None) -> Engine:
 
 
 def require_engine(name: str | None = None) -> str:
-    """The name of the engine that is asked for; EngineError if there is none, or not here."""
+    """The engine's name, by default HASHATTN_ENGINE's; EngineError if unknown or not installed."""
     name = name or os.environ.get(VARIABLE) or ENGINES[0]
-    require(name in ENGINES, VARIABLE, name, f"one of {', '.join(ENGINES)}", EngineError)
+    require_one_of(VARIABLE, name, ENGINES, EngineError)
     if name == "ray" and not _importable("ray"):
         raise EngineError(
             f"{VARIABLE} = 'ray' needs the package ray: pip install '.[ray]', or leave it unset"
@@ -48,5 +48,5 @@ def require_engine(name: str | None = None) -> str:
 def _importable(package: str) -> bool:
     try:
         return find_spec(package) is not None
-    except ValueError:  # it was put out of reach
+    except ValueError:  # a stand-in among sys.modules, which has no spec
         return False

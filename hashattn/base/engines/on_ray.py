@@ -1,8 +1,8 @@
-"""The engine on a Ray cluster: actors that hold the work, each in a place of its own.
+"""The engine on a Ray cluster: actors that hold the work, each on CPUs or a GPU of its own.
 
 RAY_ADDRESS names a cluster; without it one is started on this machine and ends with the process.
-The driver hands out jobs and takes results one by one, so that a worker that dies costs the item in
-its hands: what is left of its job goes to another.
+The driver hands out jobs and takes results one by one, so that a worker that dies loses only the
+item it was computing: the rest of its job goes to another.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ import torch
 from hashattn.base.engines.base import PAUSE, EngineError, Work
 from hashattn.base.source import packages, sources_sha256
 
-ATTEMPTS = 3  # workers that one item may take with it
+ATTEMPTS = 3  # workers that may die at one item
 PATIENCE = 180.0  # seconds without any worker: nodes may have to start first
 
 
 class RayEngine:
     """Jobs on the nodes of a Ray cluster, each worker with as many threads as this process.
 
-    address: of the cluster; by default RAY_ADDRESS's, or "local". Every node needs the packages of
+    address: of the cluster; by default RAY_ADDRESS, or "local". Every node needs the packages of
     this environment, hashattn in the same version: installed, or at the same path. Work on a GPU
     gets a GPU for each worker. Raises EngineError without a cluster.
     """
@@ -43,7 +43,7 @@ class RayEngine:
     def run(self, work: Work, jobs: Iterable[Sequence[Any] | None]) -> Iterator[Any]:
         """See Engine.run; the results of jobs that run at the same time are interleaved.
 
-        EngineError when an item took ATTEMPTS workers with it, or no worker starts.
+        EngineError when ATTEMPTS workers died at one item, or no worker starts.
         """
         pool = _Pool(self.ray, work)
         try:
@@ -89,13 +89,13 @@ class _Actor:
 
 
 class _Worker:
-    """An actor, and what is awaited of it: its start, or a job's next result; else it is idle."""
+    """An actor, and what is awaited from it: its start or a job's next result; None: it is idle."""
 
     def __init__(self, actor: Any) -> None:
         self.actor = actor
         self.starting = True
         self.awaited = actor.ready.remote()
-        self.rest: Sequence[Any] = ()  # items of the job without a result
+        self.rest: Sequence[Any] = ()  # items of its job that have no result yet
 
     @property
     def idle(self) -> bool:
@@ -112,18 +112,18 @@ class _Pool:
     def __init__(self, ray: Any, work: Work) -> None:
         self.ray, threads = ray, torch.get_num_threads()
         on_gpu = str(getattr(work, "device", "cpu")).startswith("cuda")
-        self.needs = ("GPU", 1) if on_gpu else ("CPU", threads)
+        self.resource = ("GPU", 1) if on_gpu else ("CPU", threads)
         options = {"num_gpus": 1} if on_gpu else {"num_cpus": threads}
-        self._make = ray.remote(**options)(_Actor)
+        self._actor_class = ray.remote(**options)(_Actor)
         self._arguments = (ray.put(work), threads, sources_sha256())
         self.workers: list[_Worker] = []
         self.waiting: deque[Sequence[Any]] = deque()
-        self.more = True  # whether jobs has more of them
-        self.died: Counter[int] = Counter()  # by id of the item in hand, 0 for starts
-        self._last_sign, self._last_look = time.monotonic(), -math.inf
+        self.more = True  # whether there may be more jobs to take
+        self.deaths: Counter[int] = Counter()  # by id of the item at hand, 0 before the start
+        self._last_sign_of_life, self._last_count = time.monotonic(), -math.inf
 
     def run(self, jobs: Iterator[Sequence[Any] | None]) -> Iterator[Any]:
-        """Results as they come, until no job is left."""
+        """The results as they come, until no job is left."""
         while True:
             self._hand_out(jobs)
             if not self.more and not self.waiting and not any(w.rest for w in self.workers):
@@ -137,21 +137,21 @@ class _Pool:
             self.ray.kill(worker.actor)
 
     def _hand_out(self, jobs: Iterator[Sequence[Any] | None]) -> None:
-        """A job for every idle worker, and a new worker for every job that finds none, while the
+        """Give every idle worker a job, and start a worker for every job without one, while the
         cluster has room."""
         for worker in self.workers:
-            if worker.idle and (job := self._job(jobs)) is not None:
+            if worker.idle and (job := self._next_job(jobs)) is not None:
                 worker.begin(job)
         idle = any(worker.idle for worker in self.workers)
         for _ in range(0 if idle else self._room()):
             if len(self.waiting) <= sum(worker.starting for worker in self.workers):
-                job = self._job(jobs, fresh=True)
+                job = self._next_job(jobs, fresh=True)
                 if job is None:
                     return
                 self.waiting.append(job)
-            self.workers.append(_Worker(self._make.remote(*self._arguments)))
+            self.workers.append(_Worker(self._actor_class.remote(*self._arguments)))
 
-    def _job(
+    def _next_job(
         self, jobs: Iterator[Sequence[Any] | None], fresh: bool = False
     ) -> Sequence[Any] | None:
         if self.waiting and not fresh:
@@ -164,19 +164,19 @@ class _Pool:
         return job if self.more else None
 
     def _room(self) -> int:
-        """How many more workers the cluster's living nodes hold, asked once a second."""
-        if not self.more and not self.waiting or time.monotonic() < self._last_look + 1:
+        """How many more workers the cluster's nodes have room for, counted once a second."""
+        if not self.more and not self.waiting or time.monotonic() < self._last_count + 1:
             return 0
-        self._last_look = time.monotonic()
-        name, amount = self.needs
+        self._last_count = time.monotonic()
+        name, amount = self.resource
         nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
         return sum(int(node.get(name, 0) // amount) for node in nodes) - len(self.workers)
 
     def _ready(self) -> list[_Worker]:
-        """Workers with something to take, after a pause at most."""
+        """Workers that have something to take, after waiting PAUSE at most."""
         busy = [worker for worker in self.workers if not worker.idle]
         if all(worker.starting for worker in busy):
-            self._require_patience()
+            self._check_patience()
         if not busy:
             time.sleep(PAUSE)
             return []
@@ -185,18 +185,18 @@ class _Pool:
         ready, _ = self.ray.wait(awaited, num_returns=len(awaited), timeout=0)
         return [worker for worker in busy if any(worker.awaited is one for one in ready)]
 
-    def _require_patience(self) -> None:
+    def _check_patience(self) -> None:
         if self.more and not self.waiting or any(worker.idle for worker in self.workers):
-            self._last_sign = time.monotonic()  # there is nothing to do
-        elif time.monotonic() > self._last_sign + PATIENCE:
-            name, amount = self.needs
+            self._last_sign_of_life = time.monotonic()  # there is nothing to do
+        elif time.monotonic() > self._last_sign_of_life + PATIENCE:
+            name, amount = self.resource
             raise EngineError(
                 f"no worker has started in {PATIENCE:.0f} s: no node of the cluster has {amount} "
                 f"{name} free; add a node, or set OMP_NUM_THREADS to fewer threads"
             )
 
     def _take(self, worker: _Worker) -> Iterator[Any]:
-        """The worker's next result, if that is what it was awaited for."""
+        """The worker's next result, if that was awaited from it."""
         from ray import exceptions
 
         try:
@@ -211,24 +211,22 @@ class _Pool:
         except exceptions.RayTaskError as error:
             raise error.cause from error
         except exceptions.RayError as error:
-            self._bury(worker, error)
+            self._remove_dead(worker, error)
             return
         finally:
-            self._last_sign = time.monotonic()
-        self.died.pop(id(worker.rest[0]), None)
+            self._last_sign_of_life = time.monotonic()
+        self.deaths.pop(id(worker.rest[0]), None)
         worker.rest = worker.rest[1:]
         yield result
 
-    def _bury(self, worker: _Worker, error: Exception) -> None:
-        """Takes a dead worker out; what it had not done waits for another."""
+    def _remove_dead(self, worker: _Worker, error: Exception) -> None:
+        """Remove a dead worker; the rest of its job waits for another."""
         self.workers.remove(worker)
         self.ray.kill(worker.actor)
         item = id(worker.rest[0]) if worker.rest else 0
-        self.died[item] += 1
-        if self.died[item] >= ATTEMPTS:
-            what = "the same item" if item else "their start"
-            raise EngineError(
-                f"{ATTEMPTS} workers died at {what}; the last one: {error}"
-            ) from error
+        self.deaths[item] += 1
+        if self.deaths[item] >= ATTEMPTS:
+            place = "at the same item" if item else "before they had started"
+            raise EngineError(f"{ATTEMPTS} workers died {place}; the last one: {error}") from error
         if worker.rest:
             self.waiting.appendleft(worker.rest)

@@ -1,8 +1,8 @@
-"""The engine of one machine's cores: processes of one thread each, that need no other package.
+"""The engine of one machine's cores: processes of one thread each, which need no other package.
 
-Each is started as a command of its own (base.engines.worker), neither forked, which is unsafe
-beside torch's threads, nor spawned by multiprocessing, which would run the caller's script again:
-notebooks, and scripts without a main guard, may use it.
+Each is started as a command of its own (base.engines.worker): forking is unsafe beside torch's
+threads, and multiprocessing's spawn would run the caller's script again, so that notebooks, and
+scripts without a main guard, could not use it.
 """
 
 from __future__ import annotations
@@ -20,14 +20,16 @@ from typing import Any
 
 import torch
 
+from hashattn.base.checks import require
 from hashattn.base.engines.base import PAUSE, RETRY, EngineError, Work
 from hashattn.base.engines.threads import VARIABLES
 from hashattn.base.progress import ReportedProgress
 
-PROCESS_BYTES = 2**30  # of torch, the packages and what a step needs beside its data
+WORKER = "hashattn.base.engines.worker"
+PROCESS_BYTES = 2**30  # for torch, the packages and what a step needs besides its data
 LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-SHOWN_BYTES = 2000  # of what a worker that died wrote
-END = object()  # instead of a job: there is none any more
+SHOWN_BYTES = 2000  # of a dead worker's stderr
+END = object()  # in place of a job: there are no more
 
 
 class Processes:
@@ -40,15 +42,14 @@ class Processes:
     local = True
 
     def __init__(self, count: int) -> None:
-        if count < 1:
-            raise ValueError(f"count = {count}: must be at least 1")
+        require(count >= 1, "count", count, "at least 1")
         self.count = count
 
     def run(self, work: Work, jobs: Iterable[Sequence[Any] | None]) -> Iterator[Any]:
         """See Engine.run; results of jobs that run at the same time are interleaved.
 
-        What a worker raises is raised here, with a note of its traceback. EngineError when one ends
-        without a word. All are ended when no job is left or the caller looks no further.
+        What a worker raises is raised here, with its traceback as a note; EngineError when one ends
+        without saying why. All are ended when no job is left or the caller stops iterating.
         """
         team, progress = _Team(pickle.dumps(work), self.count), ReportedProgress()
         jobs, more = iter(jobs), True
@@ -74,7 +75,7 @@ class Processes:
 
 
 def processes_that_fit(jobs: int, job_bytes: int) -> int:
-    """How many processes the jobs, torch's threads here and free memory are enough for, at least 1.
+    """How many processes the jobs, torch's threads and free memory allow, at least 1.
 
     job_bytes: what a job holds in memory.
     """
@@ -86,50 +87,50 @@ def processes_that_fit(jobs: int, job_bytes: int) -> int:
 
 
 class _Worker:
-    """A process, and what it has not yet given results of; None: it is idle."""
+    """A process, and the items of its job that have no result yet; None: it is idle."""
 
     def __init__(self) -> None:
-        self.connection, theirs = Pipe()
+        self.connection, worker_end = Pipe()
         self.items: Sequence[Any] | None = None
-        self._written = tempfile.TemporaryFile()
+        self._stderr = tempfile.TemporaryFile()
         paths = [path or os.getcwd() for path in sys.path]  # "" is the current folder
-        with theirs:
+        with worker_end:
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "hashattn.base.engines.worker", str(theirs.fileno())],
+                [sys.executable, "-P", "-m", WORKER, str(worker_end.fileno())],
                 env=os.environ
                 | dict.fromkeys(VARIABLES, "1")
                 | {"PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))},
-                pass_fds=[theirs.fileno()],
+                pass_fds=[worker_end.fileno()],
                 stdin=subprocess.DEVNULL,
-                stderr=self._written,
+                stderr=self._stderr,
                 start_new_session=True,  # Ctrl-C is the caller's, who then ends the workers
             )
 
     def begin(self, job: Sequence[Any]) -> None:
-        """Hands out a job, to an idle worker."""
+        """Give the job to this worker, which is idle."""
         self.items = job
         self.send(pickle.dumps(job))
 
     def send(self, message: bytes) -> None:
-        """What the process waits for: first the work, then a job; EngineError if it has ended."""
+        """Send what the process waits for: the work, then jobs; EngineError if it has ended."""
         try:
             self.connection.send_bytes(message)
         except ConnectionError as error:
             raise self._death() from error
 
     def receive(self) -> tuple[str, Any]:
-        """The next message; EngineError if the process has ended instead."""
+        """The process's next message; EngineError if it has ended instead."""
         try:
             return pickle.loads(self.connection.recv_bytes())
         except (EOFError, ConnectionError) as error:
             raise self._death() from error
 
     def end(self) -> None:
-        """Ends the process, which has nothing of its own to put in order."""
+        """End the process, which has nothing to clean up."""
         self.process.kill()
         self.process.wait()
         self.connection.close()
-        self._written.close()
+        self._stderr.close()
 
     def _death(self) -> EngineError:
         code = self.process.wait()
@@ -140,8 +141,8 @@ class _Worker:
                 "out: run fewer at a time, by a smaller number in OMP_NUM_THREADS or "
                 "torch.set_num_threads (1 needs the least), or on less data"
             )
-        self._written.seek(max(0, self._written.seek(0, os.SEEK_END) - SHOWN_BYTES))
-        written = self._written.read().decode(errors="replace").strip()
+        self._stderr.seek(max(0, self._stderr.seek(0, os.SEEK_END) - SHOWN_BYTES))
+        written = self._stderr.read().decode(errors="replace").strip()
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
         return EngineError(f"a worker process {job} {how}; it wrote: {written or 'nothing'}")
 
@@ -157,18 +158,18 @@ class _Team:
         return [worker for worker in self.workers if worker.items is not None]
 
     def hand_out(self, jobs: Iterator[Sequence[Any] | None]) -> bool:
-        """A job for everyone who is idle or may still start; whether there may be more jobs."""
+        """Give jobs to idle workers and to new ones up to `count`; False if no job is left."""
         while len(self.busy()) < self.count:
             job = next(jobs, END)
             if job is END:
                 return False
             if job is RETRY:
                 return True
-            self._idle().begin(job)
+            self._idle_worker().begin(job)
         return True
 
     def ready(self) -> list[_Worker]:
-        """Workers with a message, after a pause at most."""
+        """Workers that have sent a message, after waiting PAUSE at most."""
         ready = wait([worker.connection for worker in self.workers], PAUSE)
         return [worker for worker in self.workers if worker.connection in ready]
 
@@ -176,7 +177,7 @@ class _Team:
         for worker in self.workers:
             worker.end()
 
-    def _idle(self) -> _Worker:
+    def _idle_worker(self) -> _Worker:
         for worker in self.workers:
             if worker.items is None:
                 return worker
@@ -187,13 +188,13 @@ class _Team:
 
 
 def _free_bytes() -> int | None:
-    """Memory that this process and its children may still take; None where it is not told."""
-    found = []
+    """Memory that this process and its children may still take; None if the system does not say."""
+    amounts = []
     meminfo, *limits = map(Path, ("/proc/meminfo", *LIMITS))
     if meminfo.is_file():
         fields = dict(line.split(":") for line in meminfo.read_text().splitlines())
         if "MemAvailable" in fields:
-            found.append(int(fields["MemAvailable"].split()[0]) * 1024)
-    found += [int(text) for path in limits if path.is_file()
-              and (text := path.read_text().strip()).isdigit()]  # fmt: skip
-    return min(found, default=None)
+            amounts.append(int(fields["MemAvailable"].split()[0]) * 1024)
+    texts = [path.read_text().strip() for path in limits if path.is_file()]
+    amounts += [int(text) for text in texts if text.isdigit()]
+    return min(amounts, default=None)

@@ -1,8 +1,8 @@
 """python -m hashattn.base.engines.worker DESCRIPTOR: a process of hashattn.base.engines.processes.
 
-It gets the work and then one job after the other through the connection of that file descriptor,
+It receives the work and then one job after another through the connection of that file descriptor,
 and sends back (kind, value): "result" for each item, "done" after each job, "progress", or "error"
-as the last one. It ends as soon as the process at the other end does.
+as its last message. It ends as soon as the process at the other end does.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from hashattn.base.progress import report_to
 
 
 def main(descriptor: int) -> int:
-    """Works until the other end is gone; 1 after an error of the work."""
+    """Work until the other end is gone; returns 1 after an error of the work."""
     torch.set_num_threads(1)
     connection, received, lock = Connection(descriptor), SimpleQueue(), threading.Lock()
 
@@ -49,18 +49,18 @@ def _receive(connection: Connection, received: SimpleQueue[bytes]) -> None:
         try:
             received.put(connection.recv_bytes())
         except (EOFError, OSError):
-            os._exit(1)  # nobody waits for the work any more
+            os._exit(1)  # nobody waits for the results any more
 
 
 def _sendable(error: Exception) -> Exception:
     """The error, with a note of where it was raised; an EngineError if it cannot be pickled."""
-    where = f"in a worker process:\n{''.join(traceback.format_exception(error))}"
+    note = f"in a worker process:\n{''.join(traceback.format_exception(error))}"
     try:
-        found = pickle.loads(pickle.dumps(error))
+        copy = pickle.loads(pickle.dumps(error))
     except Exception:
-        found = EngineError(f"{type(error).__name__}: {error}")
-    found.add_note(where)
-    return found
+        copy = EngineError(f"{type(error).__name__}: {error}")
+    copy.add_note(note)
+    return copy
 
 
 if __name__ == "__main__":

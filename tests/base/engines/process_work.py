@@ -1,4 +1,4 @@
-"""Work for processes: in a module of its own, so that they start without the tests' imports."""
+"""Work for processes, in a module of its own so that they start without the tests' imports."""
 
 import os
 import signal
@@ -10,14 +10,14 @@ from hashattn.base.progress import progress_bar, say
 
 
 class Unsendable(Exception):
-    """Loses a part of itself when it is pickled."""
+    """Cannot be unpickled: its message does not give back both arguments."""
 
     def __init__(self, first, second):
         super().__init__(f"{first} and {second}")
 
 
 class Noting:
-    """Gives (item, its process, its threads), at least `pause` seconds apart; some items end it."""
+    """Yields (item, process, threads) every `pause` seconds or more; some items end the process."""
 
     def __init__(self, pause=0.0):
         self.pause = pause
