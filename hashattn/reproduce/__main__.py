@@ -24,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; what finished is kept, run again to go on", file=sys.stderr)
+        print("interrupted; finished notebooks are kept, run again to resume", file=sys.stderr)
         return 130
     print(f"done in {elapsed(start)}")
     return 0

@@ -1,7 +1,7 @@
-"""Is everything that a profile needs on this machine? Asked before any work is done.
+"""Is everything that a profile needs on this machine? Checked before any work is done.
 
 Nothing is downloaded here: models of tens of gigabytes, some behind a licence, are the reader's
-own decision, so an absent one ends with the command that brings it.
+own decision, so the error for a missing one gives the command that downloads it.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class AccessError(HashAttnError, FileNotFoundError):
 
 
 def missing_model_files(folder: Path) -> list[str]:
-    """What `folder` lacks to be loaded as a model and tokenizer: file names, empty if complete.
+    """File names that a model and tokenizer need and `folder` lacks; empty if it is complete.
 
-    Raises AccessError for an index of weights that is damaged.
+    Raises AccessError for a damaged weight index.
     """
     missing = [] if (folder / "config.json").is_file() else ["config.json"]
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
@@ -50,19 +50,19 @@ def missing_model_files(folder: Path) -> list[str]:
 def model_folder(profile: Profile) -> Path:
     """The local folder of the profile's model.
 
-    A path in the repository is taken as it is. For a hub id: HASHATTN_MODEL_DIR (the model's
+    A path is relative to the repository. For a hub id: HASHATTN_MODEL_DIR (the model's
     folder, or one that holds it under its name), else the hub's local cache.
     Raises AccessError saying what is missing and how to get it.
     """
-    inside = repository() / profile.model
-    if inside.is_dir() or not is_hub_id(profile.model):
-        missing = missing_model_files(inside)
+    path = repository() / profile.model
+    if path.is_dir() or not is_hub_id(profile.model):
+        missing = missing_model_files(path)
         if missing:
             raise AccessError(
-                f"profile {profile.name}: {inside} lacks {', '.join(missing)}. "
-                + _how_to_restore(inside)
+                f"profile {profile.name}: {path} lacks {', '.join(missing)}. "
+                + _how_to_restore(path)
             )
-        return inside
+        return path
     folder = _named_folder(profile.model) or _cached_folder(profile.model)
     if folder is None:
         raise AccessError(_how_to_get_model(profile, "is not on this machine"))
@@ -76,21 +76,21 @@ def data_folder(profile: Profile) -> Path | None:
     """The folder with one LongBench-format <task>.jsonl per task, in itself or in its data/; None
     when records are generated.
 
-    A hub id is looked for in HASHATTN_DATA_DIR, a folder where the profile says. Raises AccessError
+    A hub id's files are looked for in HASHATTN_DATA_DIR, those of a path there. Raises AccessError
     naming the missing files.
     """
     if profile.data is None:
         return None
     folder = repository() / profile.data
-    own = folder.is_dir() or not is_hub_id(profile.data)
-    if not own and (chosen := os.environ.get("HASHATTN_DATA_DIR")):
-        folder = Path(chosen)
+    local = folder.is_dir() or not is_hub_id(profile.data)
+    if not local and (downloaded := os.environ.get("HASHATTN_DATA_DIR")):
+        folder = Path(downloaded)
     missing = [f"{task}.jsonl" for task in profile.tasks if find_file(folder, task) is None]
-    if missing and own:
+    if missing and local:
         raise AccessError(
             f"profile {profile.name} evaluates on the files of {folder}, which "
-            f"{'lacks ' + ', '.join(missing) if folder.is_dir() else 'is no folder'}.\n"
-            "  Each task has a <task>.jsonl there, one record a line (data/longbench/README.md): "
+            f"{'lacks ' + ', '.join(missing) if folder.is_dir() else 'is not a folder'}.\n"
+            "  Each task needs a <task>.jsonl there, one record a line (data/longbench/README.md): "
             "add the files, or correct `data` and `tasks` in the profile"
         )
     if missing:
@@ -104,8 +104,8 @@ def data_folder(profile: Profile) -> Path | None:
 
 
 def require_access(profile: Profile) -> None:
-    """Raise AccessError, before any work, if the model, the data or the device is not here, or this
-    process cannot place the model as the profile says."""
+    """Raise AccessError if the model, the data or the device is missing, or this process cannot
+    place the model as the profile says."""
     model_folder(profile)
     data_folder(profile)
     _require_placement(profile)
@@ -122,23 +122,23 @@ def require_access(profile: Profile) -> None:
 def load_model(profile: Profile) -> tuple[Any, Any]:
     """(model, tokenizer) of the profile, placed as it says and in its dtype, ready for inference.
 
-    Placement "device_map" needs accelerate and is one process. "tensor_parallel" needs it too, and
-    that torchrun started the process: all processes have to do the same then, sampling with the
-    same seed, and each attaches the same selector. Raises AccessError where one of these lacks,
-    UnsupportedModelError for KV heads that the processes cannot share evenly.
+    Placement "device_map" runs in one process and needs accelerate. "tensor_parallel" needs it too,
+    and a process started by torchrun: all processes must then do the same, sample with the same
+    seed and attach the same selector. Raises AccessError where something is missing,
+    UnsupportedModelError for KV heads that do not divide evenly among the processes.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
     require_access(profile)
-    logging.disable_progress_bar()  # a bar would be stored in the notebook
+    logging.disable_progress_bar()  # a notebook would store the bar
     folder = model_folder(profile)
     model = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=getattr(torch, profile.dtype),
         local_files_only=True,
-        **_placed(profile, folder),
+        **_placement_options(profile, folder),
     )
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     if profile.placement == "single":
@@ -159,18 +159,18 @@ def _require_placement(profile: Profile) -> None:
         return
     if find_spec("accelerate") is None:
         raise AccessError(
-            f"profile {profile.name}: placement {profile.placement!r} needs the package "
-            "accelerate, with which transformers places models:  pip install accelerate"
+            f"profile {profile.name}: placement {profile.placement!r} needs accelerate, which "
+            "transformers uses to place models:  pip install accelerate"
         )
     if profile.placement == "tensor_parallel" and _processes() == 1:
         raise AccessError(
             f"profile {profile.name}: placement 'tensor_parallel' needs a process for each GPU. "
-            "Run a script of your own by  torchrun --nproc-per-node <GPUs> script.py  ; "
-            "`make reproduce` is one process, for which a profile says `placement: device_map`."
+            "Run your own script with  torchrun --nproc-per-node <GPUs> script.py  ; "
+            "`make reproduce` is one process, which needs `placement: device_map`."
         )
 
 
-def _placed(profile: Profile, folder: Path) -> dict[str, Any]:
+def _placement_options(profile: Profile, folder: Path) -> dict[str, Any]:
     """Arguments of from_pretrained that place the model."""
     if profile.placement == "single":
         return {}
@@ -184,28 +184,29 @@ def _placed(profile: Profile, folder: Path) -> dict[str, Any]:
 
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     plan = tensor_parallel_plan(config)
-    planned_heads(config, plan, int(os.environ["RANK"]), _processes())  # before the weights load
+    # raises for heads that do not divide, before minutes go into loading weights
+    planned_heads(config, plan, int(os.environ["RANK"]), _processes())
     if "tp_plan" in {field.name for field in dataclasses.fields(DistributedConfig)}:
         return {"distributed_config": DistributedConfig(tp_plan="auto")}
     return {"tp_plan": "auto"}  # transformers 5.17 and before
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a profile's model or data is "org/name" of the hub, not a folder."""
+    """Whether a profile's model or data is a hub id ("org/name"), not a folder."""
     return name.count("/") == 1 and not name.startswith((".", "/", "data/"))
 
 
 def _named_folder(model: str) -> Path | None:
-    """HASHATTN_MODEL_DIR itself, or its subfolder called like the model."""
-    chosen = os.environ.get("HASHATTN_MODEL_DIR")
-    if not chosen:
+    """HASHATTN_MODEL_DIR itself, or its subfolder with the model's name; None if it is not set."""
+    folder = os.environ.get("HASHATTN_MODEL_DIR")
+    if not folder:
         return None
-    below = Path(chosen) / model.split("/")[1]
-    return below if below.is_dir() else Path(chosen)
+    subfolder = Path(folder) / model.split("/")[1]
+    return subfolder if subfolder.is_dir() else Path(folder)
 
 
 def _cached_folder(model: str) -> Path | None:
-    """The model's snapshot in the hub's local cache; the network is not asked."""
+    """The model's snapshot in the hub's local cache, without a network request."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -227,6 +228,6 @@ def _how_to_get_model(profile: Profile, problem: str) -> str:
         f"profile {profile.name} runs {profile.model}: {problem}.\n"
         f"  download:  hf download {profile.model}   (accept the model's licence on its page and "
         "run `hf auth login` first if it asks for one)\n"
-        f"  or, with a copy at hand:  export HASHATTN_MODEL_DIR=<folder>   (the model's folder, "
+        f"  or, if you have a copy:  export HASHATTN_MODEL_DIR=<folder>   (the model's folder, "
         f"or one that holds it as {name}/)"
     )

@@ -1,7 +1,7 @@
 """Figures and tables of the notebooks: one style, and files that are the same for the same numbers.
 
-Each method has one colour and one marker in every figure, which its class names; those of the main
-methods are Okabe and Ito's, which readers with colour vision deficiencies can tell apart.
+Each method has one colour and one marker in every figure, set by its class; the main methods use
+Okabe and Ito's colours, which readers with colour vision deficiencies can tell apart.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hashattn.base.checks import require_one_of
 from hashattn.base.files import replacing, write_text
 from hashattn.evaluation.measures.selection_map import KINDS
 from hashattn.reproduce.profiles import load_profile
@@ -24,25 +25,24 @@ if TYPE_CHECKING:
 
     from hashattn.evaluation.measures.selection_map import SelectionMap
 
-
-# of selection_map.KINDS: white, then Okabe and Ito's for what was read and what was missed
+# one for each of selection_map.KINDS: white, greys, then Okabe and Ito's
 SELECTION_COLORS = ("#ffffff", "#eeeeee", "#bbbbbb", "#0072b2", "#e69f00", "#d55e00")
-SVG_SALT = "hashattn"  # fixes the ids inside an SVG, random otherwise
+SVG_SALT = "hashattn"  # fixes the ids inside an SVG, which are random otherwise
 METADATA = {"png": {"Software": None}, "svg": {"Date": None}}
-GOLDEN = 0.618034  # of a turn from one default hue to the next: none comes close to an earlier one
+GOLDEN = 0.618034  # of a turn between successive default hues: none comes close to an earlier one
 
 
 def method_styles() -> dict[str, MethodStyle]:
     """The style of every method and hash variant by name, no colour or marker twice.
 
-    Of its class; a free default one where the class has none, or an earlier name has that style.
+    The class's style, or an unused default where the class has none or an earlier name has taken
+    it.
     """
-    own = {name: selector_class(name).style for name in METHODS}
-    own |= {name: variant.style for name, variant in HASH_VARIANTS.items()}
-    named = [style for style in own.values() if style is not None]
-    defaults = _free_styles({style.color for style in named})
+    declared = {name: selector_class(name).style for name in METHODS}
+    declared |= {name: variant.style for name, variant in HASH_VARIANTS.items()}
+    defaults = _free_styles({style.color for style in declared.values() if style is not None})
     styles: dict[str, MethodStyle] = {}
-    for name, style in own.items():
+    for name, style in declared.items():
         if style is None or style in styles.values():
             style = next(defaults)._replace(label=name.replace("_", " "))
         styles[name] = style
@@ -50,7 +50,7 @@ def method_styles() -> dict[str, MethodStyle]:
 
 
 def _free_styles(colors: set[str]) -> Iterator[MethodStyle]:
-    """Styles without a label, always the same: stars of ever more points, in none of `colors`."""
+    """Styles without a label, in a fixed order: stars with ever more points, none in `colors`."""
     for number in count():
         rgb = hls_to_rgb(number * GOLDEN % 1, 0.4, 0.6)
         color = "#" + "".join(f"{round(255 * part):02x}" for part in rgb)
@@ -59,13 +59,12 @@ def _free_styles(colors: set[str]) -> Iterator[MethodStyle]:
 
 
 def method_style(name: str) -> MethodStyle:
-    """The style of a method, also of a variant called "<method> ..." ("lsh 256 bits").
+    """The style of a method or of a setting of it, "<method> ..." ("lsh 256 bits").
 
-    Raises ValueError for a method without a style.
+    Raises ValueError for an unknown method.
     """
     method, styles = name.split(" ")[0], method_styles()
-    if method not in styles:
-        raise ValueError(f"method {name!r} has no style: start it with {', '.join(styles)}")
+    require_one_of("method", method, styles)
     return styles[method]
 
 
@@ -100,16 +99,16 @@ def use_style() -> None:
 
 
 def log_axis(axis: Axes, values: Iterable[float], labels: Iterable[str]) -> None:
-    """A logarithmic x axis with these ticks and no others, whose labels would overlap."""
+    """A logarithmic x axis with these ticks alone."""
     from matplotlib.ticker import NullLocator
 
     axis.set_xscale("log")
     axis.set_xticks(list(values), list(labels))
-    axis.xaxis.set_minor_locator(NullLocator())
+    axis.xaxis.set_minor_locator(NullLocator())  # the labels of minor ticks would overlap ours
 
 
 def method_lines(axis: Axes, table: pd.DataFrame, x: str, y: str, hue: str = "method") -> None:
-    """One line a method in its own style, dashed for a code per query head, legend at the right."""
+    """One line per method in its style, dashed for codes per query head, legend at the right."""
     import seaborn
 
     names = list(dict.fromkeys(table[hue]))
@@ -122,7 +121,7 @@ def method_lines(axis: Axes, table: pd.DataFrame, x: str, y: str, hue: str = "me
 
 
 def draw_selection(axis: Axes, selected: SelectionMap) -> None:
-    """A picture of what a selector reads: a row for each query, a column for each token."""
+    """A picture of what a selector reads: a row per query, a column per token."""
     from matplotlib.colors import ListedColormap
     from matplotlib.patches import Patch
 
@@ -144,7 +143,7 @@ def draw_selection(axis: Axes, selected: SelectionMap) -> None:
 def save_figure(figure: Figure, name: str, results: Path | None = None) -> tuple[Path, Path]:
     """Write figures/<name>.png and .svg in the profile's results; returns both paths.
 
-    The same figure gives the same bytes: neither file says when or by what it was written.
+    The same figure gives the same bytes: neither file says when or by which version it was written.
     """
     import matplotlib
 
@@ -159,9 +158,9 @@ def save_figure(figure: Figure, name: str, results: Path | None = None) -> tuple
 
 
 def save_table(table: pd.DataFrame, name: str, results: Path | None = None) -> Path:
-    """Write tables/<name>.csv in the profile's results, numbers to six digits; returns its path.
+    """Write tables/<name>.csv in the profile's results, six significant digits; returns its path.
 
-    A table of contexts that were cut (attrs["cut"], evaluation.tables) says so: in print, and in a
+    If contexts were cut (attrs["cut"], set by evaluation.tables), that is printed and written as a
     column of the file.
     """
     path = _folder(results, "tables") / f"{name}.csv"

@@ -1,7 +1,7 @@
 """Profiles: which model, hash weights, data and amounts the notebooks run with.
 
-A profile is data/profiles/<name>.yaml, or any YAML file of the same fields. `HASHATTN_PROFILE`
-names it and `HASHATTN_RESULTS` the folder of all profiles' results, so a notebook needs neither.
+A profile is data/profiles/<name>.yaml, or any YAML file with the same fields. HASHATTN_PROFILE
+names it and HASHATTN_RESULTS the folder of all profiles' results, so notebooks contain neither.
 """
 
 from __future__ import annotations
@@ -54,31 +54,31 @@ def _check(owner: object, rules: Mapping[str, tuple[bool, str]]) -> None:
 
 
 def _as_tuples(owner: object, *fields: str) -> None:
-    """Lists become tuples; ProfileError for what is neither."""
+    """Turn lists, as YAML gives them, into tuples; ProfileError for any other type."""
     for field in fields:
         value = getattr(owner, field)
         _check(owner, {field: (isinstance(value, list | tuple), "a list")})
         object.__setattr__(owner, field, tuple(value))
 
 
-def _counts(values: tuple) -> bool:
+def _are_counts(values: tuple) -> bool:
     return bool(values) and all(is_count(value, most=INT32_MAX) for value in values)
 
 
-def _names(values: tuple) -> bool:
+def _are_names(values: tuple) -> bool:
     return bool(values) and all(map(is_file_name, values)) and len(set(values)) == len(values)
 
 
-def _some_of(values: tuple, allowed: tuple) -> bool:
+def _are_some_of(values: tuple, allowed: tuple) -> bool:
     return bool(values) and all(value in allowed for value in values)
 
 
 class _FromLengths(int):
-    """A length that was not given: it follows `lengths`, in dataclasses.replace too."""
+    """A default derived from `lengths`: dataclasses.replace(lengths=...) derives it again."""
 
 
 class _FromData(str):
-    """A benchmark that was not given: it follows `data`, in dataclasses.replace too."""
+    """A default derived from `data`: dataclasses.replace(data=...) derives it again."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,8 @@ class HashTraining:
     """How much hash training a profile asks for.
 
     recipe: "default" or "official" (hashattn.hashing.TrainRecipe); layout, bits, depth, hidden:
-    the maps' shapes; sequences: training sequences of `length` tokens; steps: at most this many
-    per layer, None for the recipe's own number.
+    of the hash maps; sequences: training sequences, the longest of `length` tokens; steps: at most
+    this many per layer, None for the recipe's own number. Raises ProfileError.
     """
 
     recipe: str = "default"
@@ -116,9 +116,10 @@ class HashTraining:
 
 @dataclass(frozen=True)
 class RulerRuns:
-    """How much of RULER a profile runs: `samples` of each task at each length (tokens, with the
-    answer's). style: the wording, a key of evaluation.benchmarks.ruler.STYLES; "facts" for a model
-    that reads the patterns of the generated tasks alone, as the embedded one."""
+    """How much of RULER a profile runs: `samples` of each task at each length (tokens, the answer
+    included). style: the wording, a key of evaluation.benchmarks.ruler.STYLES; "facts" for a model
+    that knows only the patterns of the generated tasks, as the embedded one. Raises ProfileError.
+    """
 
     tasks: tuple[str, ...] = tuple(RULER_TASKS)
     lengths: tuple[int, ...] = (4096,)
@@ -129,11 +130,11 @@ class RulerRuns:
         _as_tuples(self, "tasks", "lengths")
         rules = {
             "tasks": (
-                _some_of(self.tasks, tuple(RULER_TASKS)),
+                _are_some_of(self.tasks, tuple(RULER_TASKS)),
                 f"some of {', '.join(RULER_TASKS)}",
             ),
             "lengths": (
-                _counts(self.lengths) and min(self.lengths) >= 1024,
+                _are_counts(self.lengths) and min(self.lengths) >= 1024,
                 "integers of at least 1024",
             ),
             "samples": (is_count(self.samples), "a positive integer"),
@@ -147,22 +148,22 @@ class Profile:
     """One scale of the whole reproduction.
 
     model, hash_weights, data: a path in the repository, an absolute path or, for model and data,
-    a hub id ("org/name"); hash_weights None means that notebook 01 trains them.
-    benchmark: what is asked and how it is scored, a key of evaluation.benchmarks.registry; by
-    default "folder", the files of `data`, and "generated" without them. tasks: of the benchmark, or
+    a hub id ("org/name"); hash_weights None: notebook 01 trains them.
+    benchmark: the questions and how answers are scored, a key of evaluation.benchmarks.registry; by
+    default "folder", the files of `data`, or "generated" without data. tasks: of the benchmark, or
     names of files; lengths: context lengths in tokens; frontier_length, longest_length: those
-    of them at which all methods are compared and at which the main ones are (after construction
-    never None; by default the second longest, or the only one, and the longest);
-    densities: attended / cached tokens, sink and local counted; methods: names of selectors or of
-    HASH_VARIANTS; samples_per_task: records per task and length; template, metric: how own and
-    generated records are asked and scored (hashattn.evaluation.Protocol); prompt_limit: tokens of
-    LongBench's longest prompt, None for the length at hand; chat: whether it uses the chat
-    template, no for base models; memory: nominal bits per token and KV head at which methods
-    are compared; sequences: held-out sequences per length of that comparison; ruler: what of RULER
-    runs; contexts: cached tokens of the latency figures; repeats: timings per latency point.
-    placement: how many GPUs hold the model: "single", one of `device`; "device_map", layer by layer
-    over all GPUs of this machine, then its memory; "tensor_parallel", each layer over the processes
-    that torchrun started, a GPU each (see hashattn.reproduce.access.load_model).
+    at which all methods and at which only the main ones are compared (after construction never
+    None; by default the second longest, or the only one, and the longest); densities: attended /
+    cached tokens, sink and local included; methods: names of selectors or of HASH_VARIANTS;
+    samples_per_task: records per task and length; template, metric: prompt and score of generated
+    records and of files in a folder (hashattn.evaluation.Protocol); prompt_limit: tokens of
+    LongBench's longest prompt, None for the length at hand; chat: whether LongBench's prompts use
+    the chat template, false for base models; memory: nominal bits per token and KV head at which
+    methods are compared, on `sequences` held-out sequences per length; ruler: the part of RULER
+    that runs; contexts: cached tokens of the latency figures; repeats: timings per latency point.
+    placement: how many GPUs hold the model: "single", one `device`; "device_map", layer by layer
+    over all GPUs of this machine, then its memory; "tensor_parallel", each layer split over the
+    processes that torchrun started, one GPU each (see hashattn.reproduce.access.load_model).
     Raises ProfileError naming the field, its value and what is allowed.
     """
 
@@ -210,37 +211,39 @@ class Profile:
             object.__setattr__(self, "benchmark", _FromData(usual_benchmark(self.data)))
         known = " or ".join(BENCHMARKS)
         _check(self, {"benchmark": (self.benchmark in tuple(BENCHMARKS), known)})
-        asked = BENCHMARKS[self.benchmark]
+        benchmark = BENCHMARKS[self.benchmark]
         rules = {
             "data": (
-                (self.data is not None) == asked.reads_files,
+                (self.data is not None) == benchmark.reads_files,
                 f"the folder or hub id of what benchmark {self.benchmark!r} reads"
-                if asked.reads_files
+                if benchmark.reads_files
                 else f"null, as benchmark {self.benchmark!r} generates its records",
             ),
             "prompt_limit": (
-                self.prompt_limit is None or (asked.limited and is_count(self.prompt_limit)),
+                self.prompt_limit is None or (benchmark.limited and is_count(self.prompt_limit)),
                 "a positive integer where the benchmark is LongBench, else null",
             ),
             "chat": (type(self.chat) is bool, "true or false"),
             "tasks": (
-                _some_of(self.tasks, asked.tasks) if asked.tasks else _names(self.tasks),
-                f"some of {', '.join(asked.tasks)}"
-                if asked.tasks
+                _are_some_of(self.tasks, benchmark.tasks)
+                if benchmark.tasks
+                else _are_names(self.tasks),
+                f"some of {', '.join(benchmark.tasks)}"
+                if benchmark.tasks
                 else "names of datasets, each once",
             ),
-            "lengths": (_counts(self.lengths), "positive integers"),
-            "contexts": (_counts(self.contexts), "positive integers"),
+            "lengths": (_are_counts(self.lengths), "positive integers"),
+            "contexts": (_are_counts(self.contexts), "positive integers"),
             "densities": (
                 bool(self.densities) and all(is_number(d) and 0 < d <= 1 for d in self.densities),
                 "numbers above 0 and at most 1",
             ),
             "methods": (
-                _some_of(self.methods, (*METHODS, *HASH_VARIANTS)),
+                _are_some_of(self.methods, (*METHODS, *HASH_VARIANTS)),
                 f"some of {', '.join((*METHODS, *HASH_VARIANTS))}",
             ),
             "memory": (
-                all(map(is_count, self.memory)) and _some_of(self.memory, MEMORY),
+                all(map(is_count, self.memory)) and _are_some_of(self.memory, MEMORY),
                 f"some of {', '.join(map(str, MEMORY))}",
             ),
             "sequences": (is_count(self.sequences), "a positive integer"),
@@ -256,18 +259,18 @@ class Profile:
         if self.placement in PLACEMENTS[1:] and self.device == "cpu":
             rules["device"] = (False, f"auto or cuda with placement {self.placement!r}")
         _check(self, rules)
-        in_order = sorted(set(self.lengths))
+        ascending = sorted(set(self.lengths))
         for field, place in (("frontier_length", -2), ("longest_length", -1)):
             value = getattr(self, field)
             if value is None or isinstance(value, _FromLengths):
-                value = _FromLengths(in_order[max(place, -len(in_order))])
+                value = _FromLengths(ascending[max(place, -len(ascending))])
                 object.__setattr__(self, field, value)
-            listed = is_count(value) and value in in_order
-            _check(self, {field: (listed, f"one of lengths, {', '.join(map(str, in_order))}")})
+            listed = is_count(value) and value in ascending
+            _check(self, {field: (listed, f"one of lengths, {', '.join(map(str, ascending))}")})
 
     @property
     def results(self) -> Path:
-        """Where this profile's results go: <results_root()>/<name>."""
+        """The folder of this profile's results: <results_root()>/<name>."""
         return results_root() / self.name
 
     @property
@@ -314,18 +317,17 @@ def load_profile(name: str | None = None) -> Profile:
     if not isinstance(fields, dict):
         raise ProfileError(f"{path} must hold the fields of a profile, one a line")
     try:
-        made = {
-            "name": path.stem,
-            "training": _made(HashTraining, fields.get("training"), "training."),
-            "ruler": _made(RulerRuns, fields.get("ruler"), "ruler."),
+        sections = {
+            "training": _built(HashTraining, fields.get("training"), "training."),
+            "ruler": _built(RulerRuns, fields.get("ruler"), "ruler."),
         }
-        return _made(Profile, made | fields | {k: made[k] for k in ("training", "ruler")}, "")
+        return _built(Profile, {"name": path.stem} | fields | sections, "")
     except ProfileError as error:
         raise ProfileError(f"{path}: {error}") from error
 
 
-def _made(kind: type, fields: Any, prefix: str) -> Any:
-    """An instance of a dataclass, by default its own defaults; ProfileError says `prefix`, field
+def _built(kind: type, fields: Any, prefix: str) -> Any:
+    """An instance of a dataclass, its defaults for fields None; ProfileError names `prefix`, field
     and what is wrong with it."""
     fields = {} if fields is None else fields
     section = prefix.removesuffix(".")
@@ -334,11 +336,11 @@ def _made(kind: type, fields: Any, prefix: str) -> Any:
     for field in fields:
         if field not in known:
             near = get_close_matches(str(field), known, n=1)
-            meant = f"did you mean {prefix}{near[0]}?" if near else f"use {', '.join(known)}"
-            raise ProfileError(f"{prefix}{field} is no field of a profile; {meant}")
+            hint = f"did you mean {prefix}{near[0]}?" if near else f"use {', '.join(known)}"
+            raise ProfileError(f"{prefix}{field} is not a field of a profile; {hint}")
     for name, field in known.items():
         if name not in fields and field.default is dataclasses.MISSING:
-            raise ProfileError(f"{prefix}{name} is missing: a profile has to give it")
+            raise ProfileError(f"{prefix}{name} is missing: every profile needs it")
     try:
         return kind(**fields)
     except ProfileError as error:

@@ -21,7 +21,7 @@ from hashattn.reproduce.access import AccessError, missing_model_files
 from hashattn.reproduce.bench.record import load as load_bench
 from hashattn.reproduce.notebooks.claims import ClaimError, load_claims
 from hashattn.reproduce.notebooks.execute import State
-from hashattn.reproduce.notebooks.files import read_kept
+from hashattn.reproduce.notebooks.files import read_or_none
 from hashattn.reproduce.notebooks.progress import cells_done
 from hashattn.reproduce.profiles import ProfileError, load_profile
 from hashattn.reproduce.published.measured import read_records
@@ -218,8 +218,8 @@ def test_damaged_records_of_a_run_are_like_none(tmp_path, content, message):
         path.write_bytes(damaged)
         assert State.load(tmp_path, "01") is None
     path.write_bytes(content)
-    assert read_kept(path) is None and cells_done(path) == ""
-    assert read_kept(tmp_path) is None and read_kept(tmp_path / "none") is None
+    assert read_or_none(path) is None and cells_done(path) == ""
+    assert read_or_none(tmp_path) is None and read_or_none(tmp_path / "none") is None
 
 
 @pytest.mark.parametrize("content", ["5", "[5]", '[{"claim": "x"}]', '[{"ours": "many"}]'])

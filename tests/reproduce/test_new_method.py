@@ -83,9 +83,9 @@ def test_it_is_measured_beside_all_others_of_the_frontier(tiny):
     profile, model, tokenizer, _ = tiny
     own = replace(with_knorm(profile), memory=(32,))
     calibrated = experiments.captured(own, model, tokenizer, 512, split="train")
-    compared = contenders.others(own, calibrated)
+    compared = contenders.other_methods(own, calibrated)
     assert isinstance(compared["knorm"], KNormSelector)
-    without = contenders.others(replace(own, methods=("dense", "hash")), calibrated)
+    without = contenders.other_methods(replace(own, methods=("dense", "hash")), calibrated)
     assert {*compared} - {*without} == {"knorm"}
     table = experiments.recall(own, model, tokenizer, {"knorm": compared["knorm"]}, [512])
     assert set(table["bits"]) == {NORM_BITS} and table["recall@32"].between(0, 1).all()

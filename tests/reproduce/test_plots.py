@@ -93,7 +93,7 @@ def test_methods_without_a_style_of_their_own_get_free_ones(monkeypatch):
 
 def test_variants_share_a_style_and_unknown_methods_are_refused():
     assert method_style("lsh 256 bits") == method_styles()["lsh"]
-    with pytest.raises(ValueError, match="'magic' has no style"):
+    with pytest.raises(ValueError, match="method = 'magic': must be one of"):
         palette(["hash", "magic"])
 
 

@@ -99,13 +99,13 @@ def test_an_unknown_profile_names_the_known_ones():
         ({"ruler": {"tasks": ["niah"]}}, r"ruler.tasks = \('niah',\): must be some of niah_sin"),
         ({"ruler": {"lengths": [512]}}, "integers of at least 1024"),
         ({"ruler": {"samples": 0}}, "ruler.samples = 0: must"),
-        ({"training": {"layers": 2}}, "training.layers is no field of a profile; "),
+        ({"training": {"layers": 2}}, "training.layers is not a field of a profile; "),
         ({"training": {"depth": True}}, "training.depth = True: must be 1, 2 or 3"),
         ({"training": [1]}, r"training = \[1\]: must be fields, one a line"),
         ({"training": False}, "training = False: must be fields"),
         ({"ruler": "all"}, "ruler = 'all': must be fields"),
         ({"ruler": {"style": "poems"}}, "ruler.style = 'poems': must be plain or facts"),
-        ({1: 2}, "1 is no field of a profile"),
+        ({1: 2}, "1 is not a field of a profile"),
         ({"densities": ["a"]}, r"densities = \('a',\): must be numbers"),
         ({"densities": [float("nan")]}, r"densities = \(nan,\): must be numbers"),
         ({"densities": [True]}, r"densities = \(True,\): must be numbers"),
@@ -125,7 +125,7 @@ def test_an_unknown_profile_names_the_known_ones():
             ({"name": name}, "name = .* must be a name for a folder")
             for name in NO_NAMES
         ),
-        ({"lenghts": [4096]}, "lenghts is no field of a profile; did you mean lengths"),
+        ({"lenghts": [4096]}, "lenghts is not a field of a profile; did you mean lengths"),
         ({"model": None}, "model = None"),
         ({"benchmark": "mine"}, "benchmark = 'mine': must be generated or folder or longbench or"),
         ({"benchmark": "longbench", "data": "x"}, "tasks = .* must be some of narrativeqa, qasper"),
@@ -294,7 +294,7 @@ def test_missing_files_of_one_s_own_are_no_download(tmp_path, monkeypatch, folde
 
 def test_a_folder_that_is_not_there_says_so(tmp_path):
     profile = dataclasses.replace(load_profile("tiny"), data=str(tmp_path / "none"))
-    with pytest.raises(AccessError, match="none, which is no folder") as error:
+    with pytest.raises(AccessError, match="none, which is not a folder") as error:
         data_folder(profile)
     assert "hf download" not in str(error.value)
 

@@ -11,16 +11,16 @@ from hashattn.base.repository import repository
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a benchmark; 2 for an error that the user can mend."""
+    """Run a benchmark. Exit status: 0 done, 2 failed (the reason is on stderr)."""
     parser = argparse.ArgumentParser(prog="python -m hashattn.reproduce.bench", description=__doc__)
     parser.add_argument("device", choices=("cpu", "gpu"))
     parser.add_argument(
         "--output", type=Path, help="result file, default results/bench/DEVICE.json"
     )
-    asked = parser.parse_args(arguments)
-    path = asked.output or repository() / "results" / "bench" / f"{asked.device}.json"
+    options = parser.parse_args(arguments)
+    path = options.output or repository() / "results" / "bench" / f"{options.device}.json"
     try:
-        if asked.device == "cpu":
+        if options.device == "cpu":
             from hashattn.reproduce.bench.cpu import bench
         else:
             from hashattn.reproduce.bench.gpu import bench

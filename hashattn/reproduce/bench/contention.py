@@ -3,7 +3,7 @@
 `python -m hashattn.reproduce.bench.contention`.
 
 Shapes are the embedded model's. With all threads, each small operation waits for the thread whose
-core is shared; with one, nothing waits.
+core is shared; with one thread, nothing waits.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def contention(
     """Milliseconds of a training step: threads, busy (whether another process was), ms, q1, q3.
 
     With one and with `threads` threads (by default torch's number), alone and beside a process that
-    is busy all the time. length: tokens of the sequence that is trained on.
+    never rests. length: tokens of the training sequence.
     """
     threads = threads or torch.get_num_threads()
     trainer, rows = _trainer(steps, length), []
@@ -56,28 +56,28 @@ def _trainer(steps: int, length: int) -> LayerTrainer:
     )
     captured = CapturedLayer(0, queries, torch.arange(length - ROWS, length), keys, HEAD_DIM**-0.5)
     config = HashConfig((0,), HEADS, KV_HEADS, HEAD_DIM)
-    recipe = TrainRecipe.default().vary(steps=steps, schedule="constant")  # as many as are asked
+    recipe = TrainRecipe.default().vary(steps=steps, schedule="constant")
     return LayerTrainer([captured], config, recipe, seed=0)
 
 
 def _seconds(trainer: LayerTrainer) -> list[float]:
-    """Of each step of the recipe, after one that is not counted."""
-    found = []
+    """Seconds of each step of the recipe, after a first that warms up and is not counted."""
+    seconds = []
     for number in range(-1, trainer.recipe.steps):
         start = time.perf_counter()
         trainer.step(max(number, 0))
-        found.append(time.perf_counter() - start)
-    return found[1:]
+        seconds.append(time.perf_counter() - start)
+    return seconds[1:]
 
 
 @contextmanager
 def _busy_process() -> Iterator[None]:
-    """A process that never rests, kept to one core where the system can."""
+    """A process that never rests, pinned to one core where the system allows it."""
     process = subprocess.Popen([sys.executable, "-S", "-c", _BUSY], stdout=subprocess.PIPE)
     try:
         if hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(process.pid, {min(os.sched_getaffinity(0))})
-        process.stdout.read(1)  # it has begun
+        process.stdout.read(1)  # wait until it runs
         yield
     finally:
         process.kill()

@@ -31,10 +31,10 @@ from hashattn.reproduce.profiles import load_profile
 
 CONTEXTS = (1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
 DTYPES = (torch.bfloat16, torch.float32)
-SINK = LOCAL = 128  # the paper's; with n / 32 heavy tokens
-FRACTION = 32
+SINK = LOCAL = 128  # the paper's
+FRACTION = 32  # n / 32 heavy tokens
 MODEL_CONTEXTS = (32768, 131072)
-MODELS = {  # how to make it, tokens to decode, whether on one thread as well
+MODELS = {  # how to build it, tokens to decode, whether to measure on one thread as well
     "embedded": (lambda: load_model(load_profile("embedded"))[0], 8, False),
     "random Llama 1B": (lambda: random_llama(LLAMA_1B), 4, False),
     "two random layers of Llama 8B": (lambda: random_llama(TWO_LAYERS_OF_8B), 8, True),
@@ -42,15 +42,15 @@ MODELS = {  # how to make it, tokens to decode, whether on one thread as well
 
 
 def budget(n: int) -> Budget:
-    """n / 32 tokens beside 128 sink and 128 local ones."""
+    """n / 32 heavy tokens beside 128 sink and 128 local ones."""
     return Budget(SINK, LOCAL, heavy=n // FRACTION)
 
 
 def bench(path: Path, contexts: tuple[int, ...] = CONTEXTS, models: bool = True) -> dict[str, Any]:
     """Measure everything, print the tables, write `path`; returns what was written.
 
-    Peers of one length and dtype run interleaved in one process; one thread first, then as many as
-    this process may use.
+    Variants of one length and dtype run interleaved in one process; one thread first, then torch's
+    number of threads.
     """
     threads = torch.get_num_threads()
     rows, start = [], start_seconds() if available("numba") else None
@@ -79,9 +79,9 @@ def bench(path: Path, contexts: tuple[int, ...] = CONTEXTS, models: bool = True)
 def whole_models() -> list[dict[str, Any]]:
     """model_latency of the embedded model and of random ones of Llama's shapes."""
     rows, threads = [], torch.get_num_threads()
-    for name, (make, steps, alone) in MODELS.items():
-        model = make()
-        for number in sorted({1, threads}) if alone else [threads]:
+    for name, (build, steps, one_thread) in MODELS.items():
+        model = build()
+        for number in sorted({1, threads}) if one_thread else [threads]:
             torch.set_num_threads(number)
             for n in MODEL_CONTEXTS:
                 print(f"{name}, {number} thread(s), {n} tokens", flush=True)
@@ -115,18 +115,19 @@ print(time.perf_counter() - start)
 
 
 def start_seconds() -> dict[str, float]:
-    """Seconds from importing the kernels to the first step's end: compiling, and from the disk."""
-    found = {}
+    """Seconds from importing the kernels to the end of the first step: "cold" compiles them, "warm"
+    loads them from the disk."""
+    seconds = {}
     with tempfile.TemporaryDirectory() as folder:
         settings = os.environ | {"XDG_CACHE_HOME": folder, "PYTHONPATH": os.pathsep.join(sys.path)}
         settings.pop("NUMBA_CACHE_DIR", None)
         for name in ("cold", "warm"):
-            done = subprocess.run(
+            process = subprocess.run(
                 [sys.executable, "-c", _FIRST_STEP],
                 env=settings, capture_output=True, text=True, check=True,
             )  # fmt: skip
-            found[name] = float(json.loads(done.stdout))
-    return found
+            seconds[name] = float(json.loads(process.stdout))
+    return seconds
 
 
 def report(record: dict[str, Any]) -> None:
@@ -143,7 +144,7 @@ def report(record: dict[str, Any]) -> None:
     }
     if record["models"]:
         sections["whole models"] = tables.models(record["models"])
-        sections["stages of a layer inside of a model"] = tables.model_stages(record["models"])
+        sections["stages of a layer inside a model"] = tables.model_stages(record["models"])
     for title, table in sections.items():
         if table is not None and len(table):
             print(f"\n{title}\n{table.round(3).to_string()}")
@@ -151,7 +152,7 @@ def report(record: dict[str, Any]) -> None:
         cost = record["receipt"]
         print(
             f"\nthe receipt: {cost['receipt_us']:.0f} us a token, {cost['receipt_share']:.2%} of "
-            f"it; with everything that listens {cost['everything_us']:.0f} us, "
+            f"its time; with all listeners {cost['everything_us']:.0f} us, "
             f"{cost['everything_share']:.2%}"
         )
     if record["start"]:

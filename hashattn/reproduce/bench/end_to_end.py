@@ -1,7 +1,7 @@
-"""Decoding of whole Hugging Face models from a long cache, and the share attention has in it.
+"""Decoding of whole Hugging Face models from a long cache, and attention's share of the time.
 
-The cache is filled with random keys and values, not by a prefill: a token costs the same. What a
-faster attention can gain at most is 1 / (1 - its share): the ceiling beside every speed-up.
+The cache is filled with random keys and values, not by a prefill: a token costs the same. The most
+that a faster attention can gain is 1 / (1 - its share): the ceiling beside every speed-up.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from hashattn.reproduce.bench.timing import spread
 from hashattn.selectors.dense import DenseSelector
 from hashattn.selectors.hash import HashSelector
 
-ROWS_AT_ONCE = 4096  # tokens of random cache made at a time
+ROWS_AT_ONCE = 4096  # tokens of random cache drawn at a time: float32 copies stay small
 STOCK, TIMED = "sdpa", "hashattn_timed_sdpa"
 STAGES = ("encode", "select", "attend")
 
@@ -59,7 +59,7 @@ def random_llama(shape: dict[str, Any], dtype: torch.dtype = torch.bfloat16) -> 
 
 
 def filled_cache(model: PreTrainedModel, n: int, seed: int = 0) -> DynamicCache:
-    """A DynamicCache of n random tokens in every layer."""
+    """A DynamicCache whose layers hold random K and V (1, KV heads, n, D) in the model's dtype."""
     config, generator = model.config, torch.Generator().manual_seed(seed)
     cache = DynamicCache(config=config)
     for layer in range(config.num_hidden_layers):
@@ -79,12 +79,12 @@ def model_latency(
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Milliseconds of one token with n cached ones, a row for each way to attend.
 
-    Variants: "transformers" (as the model comes: SDPA, a cache that concatenates), "dense" (this
-    package's dense kernel and cache), "hash". Columns ms (median of `steps` tokens after one), q1,
-    q3, attention_ms (median), attention_share, ceiling (1 / (1 - share): the most that any
+    Variants: "transformers" (the model as it comes: SDPA, a cache that concatenates), "dense" (this
+    package's dense kernel and cache), "hash". Columns ms (median of `steps` tokens after a first),
+    q1, q3, attention_ms (median), attention_share, ceiling (1 / (1 - share): the most that any
     attention could gain over this variant), density (counted), encode_ms, select_ms and attend_ms
-    (of "hash", medians over layers and tokens: with the caches as a real step leaves them), and the
-    protocol.
+    (of "hash", medians over layers and tokens, with the processor's caches as a real step leaves
+    them), and the protocol.
     """
     weights = HashWeights.for_model(model, seed=seed, depth=depth, hidden=hidden).rounded()
     selectors = {
@@ -113,7 +113,7 @@ def model_latency(
 
 
 class StageTimes:
-    """Listens to an attached model: seconds of attention and its stages, by token and by layer."""
+    """Listens to an attached model: seconds of attention and of its stages, one entry per layer."""
 
     timed = True
 
@@ -121,7 +121,7 @@ class StageTimes:
         self.spent: dict[str, list[float]] = {name: [] for name in ("attention", *STAGES)}
 
     def saw(self, step: LayerStep) -> None:
-        """Note a layer's times; stages of sparse calls alone."""
+        """Note a layer's times; those of stages only where the call was sparse."""
         self.spent["attention"].append(step.seconds["total"])
         if step.reason is None:
             for name in STAGES:
@@ -131,7 +131,7 @@ class StageTimes:
 def _decode(
     model: PreTrainedModel, cache: DynamicCache, selector: Any, budget: Budget, steps: int
 ) -> tuple[dict[str, list[float]], float]:
-    """Seconds of every token, of the attention in it and of its stages; the density that was read.
+    """Seconds of every token, of the attention in it and of its stages; the counted density.
 
     The first token is left out: it encodes the cache and warms up.
     """
@@ -144,9 +144,9 @@ def _decode(
                 seconds.clear()
             start = time.perf_counter()
             model(token, past_key_values=cache, use_cache=True)
-            whole = time.perf_counter() - start
+            token_seconds = time.perf_counter() - start
             if number:
-                spent["token"].append(whole)
+                spent["token"].append(token_seconds)
                 spent["attention"].append(sum(times.spent["attention"]))
                 for name in STAGES:
                     spent[name] += times.spent[name]

@@ -22,7 +22,7 @@ STYLES = {
 
 
 def step_times(axis: Axes, speedups: pd.DataFrame) -> None:
-    """Milliseconds of a step over cached tokens; speedups of one thread count and dtype."""
+    """Milliseconds of a step over cached tokens; `speedups` of one thread count and dtype."""
     _lines(axis, speedups, {name: f"{name} ms" for name in STYLES})
     axis.set(yscale="log", xlabel="cached tokens", ylabel="ms per step and layer (median)")
 
@@ -49,7 +49,7 @@ def stage_bars(axis: Axes, stages: pd.DataFrame) -> None:
 
 
 def legend(figure: Figure, axis: Axes) -> None:
-    """The lines of `axis` named below all axes of a figure, where they cover nothing."""
+    """The legend of `axis` below all axes of a figure, where it covers nothing."""
     handles, labels = axis.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncol=len(labels), frameon=False)
 

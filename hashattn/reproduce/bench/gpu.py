@@ -1,8 +1,8 @@
 """`make gpu`: every kernel's tests, then one layer's decode step over the grid on a CUDA GPU.
 
 Steps run as they would in a served model: memory reserved, sizes in device memory. "graph" rows
-replay a captured CUDA graph behind other work, so that no launch is waited for; the others launch
-from an idle device and include what the host takes.
+replay a captured CUDA graph queued behind other work, so that launches cost nothing; the others
+launch on an idle device and include the host's time.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ SHAPES = {"GQA": Shape(), "MHA": Shape(kv_heads=32)}
 FLUSH_BYTES = 256 * 2**20  # more than the second-level cache of any GPU so far
 COPY_BYTES = 2**30
 ROOM = 2**30  # bytes that stay free
-CHECKED = 32768  # tokens up to which selections are compared with the reference's
-VARIANTS = {  # layout of the codes, further options of DecodeStep
+CHECKED = 32768  # longest context whose selections are compared with the reference's
+VARIANTS = {  # layout of the codes, other options of DecodeStep
     "hash": ("per_kv_head", {}),
     "hash_query_lists": ("per_query_head", {}),
     "hash_union": ("per_query_head", {"union": True}),
 }
-TESTS = (  # run side by side: compiling takes most of their time
+TESTS = (  # run in parallel: compiling takes most of their time
     ["tests/kernels/gpu", "tests/kernels/test_attention_error.py"],
     ["tests/kernels/test_attend.py", "tests/kernels/test_non_finite.py"],
     ["tests/kernels/test_encode.py"],
@@ -55,14 +55,14 @@ Call = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Grid:
-    """What is measured: every context and batch, each with all densities (1 / divisor)."""
+    """What is measured: every context and batch, at all densities (1 / divisor)."""
 
     shapes: dict[str, Shape] = field(default_factory=lambda: dict(SHAPES))
     contexts: tuple[int, ...] = tuple(1024 * k for k in (8, 32, 128, 512, 1024))
-    batches: tuple[int, ...] = (1, 32, 4)  # in order of interest, if time runs out
+    batches: tuple[int, ...] = (1, 32, 4)  # most interesting first, in case time runs out
     divisors: tuple[int, ...] = (32, 16, 64)
     repeats: int = 15
-    seconds: float = 330  # no cell is begun later
+    seconds: float = 330  # no cell starts later
 
 
 class GpuClock:
@@ -84,7 +84,7 @@ class GpuClock:
         return graph.replay
 
     def measure(self, calls: dict[Any, Call], repeats: int, wait: bool) -> dict[Any, dict]:
-        """{name: median and quartiles in ms}; wait: the device is idle before each call."""
+        """{name: median and quartiles in ms}; wait: for an idle device before each call."""
         seconds: dict[Any, list[float]] = {name: [] for name in calls}
         for number in range(-1, repeats):
             marks = {}
@@ -107,8 +107,8 @@ class GpuClock:
         """Bytes read and written by a copy, per second."""
         source = torch.ones(COPY_BYTES, dtype=torch.int8, device="cuda")
         target = torch.empty_like(source)
-        found = self.measure({"copy": partial(target.copy_, source)}, repeats, wait=False)
-        return 2 * COPY_BYTES / found["copy"]["ms"] * 1e3
+        times = self.measure({"copy": partial(target.copy_, source)}, repeats, wait=False)
+        return 2 * COPY_BYTES / times["copy"]["ms"] * 1e3
 
 
 def bench(path: Path, grid: Grid | None = None) -> dict[str, Any]:
@@ -120,7 +120,7 @@ def bench(path: Path, grid: Grid | None = None) -> dict[str, Any]:
     if not torch.cuda.is_available():
         raise HashAttnError(
             "make gpu needs an NVIDIA GPU and a CUDA build of torch; torch "
-            f"{torch.__version__} sees none. make bench measures the CPU"
+            f"{torch.__version__} sees none: use make bench to measure the CPU"
         )
     start = time.perf_counter()
     correctness = check_kernels()
@@ -146,15 +146,15 @@ def bench(path: Path, grid: Grid | None = None) -> dict[str, Any]:
 
 
 def check_kernels() -> dict[str, Any]:
-    """The inline assembly's self-test, and pytest of all kernels on this GPU."""
+    """The inline assembly's self-test and pytest (HashAttnError without it) of all kernels."""
     from hashattn_kernels.triton_gpu.self_test import self_test
 
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     environment.pop("TRITON_INTERPRET", None)
-    chosen = ["-q", "-k", "(triton or gpu) and not gate", "-p", "no:cacheprovider"]
+    options = ["-q", "-k", "(triton or gpu) and not gate", "-p", "no:cacheprovider"]
     runs = [
         subprocess.Popen(
-            [sys.executable, "-m", "pytest", *chosen, *tests],
+            [sys.executable, "-m", "pytest", *options, *tests],
             cwd=repository(), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             text=True,
         )
@@ -165,7 +165,7 @@ def check_kernels() -> dict[str, Any]:
         if run.returncode:
             print(output[-4000:])
     if any("No module named pytest" in output for output in outputs):
-        raise HashAttnError("make gpu runs the kernels' tests: pip install pytest")
+        raise HashAttnError("make gpu runs the kernels' tests with pytest: pip install pytest")
     return {
         "self_test": self_test("cuda"),
         "passed": all(run.returncode == 0 for run in runs),
@@ -186,24 +186,24 @@ def protocol(grid: Grid) -> dict[str, Any]:
 
 
 def measure_grid(grid: Grid, clock: Any, device: torch.device) -> tuple[list[dict], list[str]]:
-    """Rows of all cells, and a sentence for each cell or variant that was left out."""
+    """Rows of all cells, and a line for each cell or variant that was left out."""
     rows, missing, start = [], [], time.perf_counter()
     for batch in grid.batches:
         for name, shape in grid.shapes.items():
             for n in grid.contexts:
-                cell = f"{name}, batch {batch}, {n} tokens"
+                label = f"{name}, batch {batch}, {n} tokens"
                 needed = bytes_of(shape, batch, n)
                 if time.perf_counter() - start > grid.seconds:
-                    missing.append(f"{cell}: out of time")
+                    missing.append(f"{label}: out of time")
                 elif needed > free_bytes(device):
-                    missing.append(f"{cell}: needs {needed / 2**30:.0f} GiB")
+                    missing.append(f"{label}: needs {needed / 2**30:.0f} GiB")
                 else:
-                    print(f"{time.perf_counter() - start:4.0f} s: {cell}", flush=True)
-                    step = Cell(shape, batch, n, device)
-                    made, failed = step.measure(grid.divisors, clock, grid.repeats)
-                    rows += [{"heads": name} | row for row in made]
-                    missing += [f"{cell}: {reason}" for reason in failed]
-                    del step
+                    print(f"{time.perf_counter() - start:4.0f} s: {label}", flush=True)
+                    cell = Cell(shape, batch, n, device)
+                    measured, failed = cell.measure(grid.divisors, clock, grid.repeats)
+                    rows += [{"heads": name} | row for row in measured]
+                    missing += [f"{label}: {reason}" for reason in failed]
+                    del cell
                     if device.type == "cuda":
                         torch.cuda.empty_cache()
     return rows, missing
@@ -222,7 +222,11 @@ def free_bytes(device: torch.device) -> float:
 
 
 class Cell:
-    """Caches of `batch` sequences of n tokens with their codes, and all ways to attend to them."""
+    """Caches of `batch` sequences of n tokens with their codes, and all ways to attend to them.
+
+    bfloat16: keys, values (batch, KV heads, n, D); q (batch, query heads, 1, D); key (batch,
+    KV heads, 1, D), the newest token's.
+    """
 
     def __init__(self, shape: Shape, batch: int, n: int, device: torch.device) -> None:
         self.shape, self.batch, self.n, self.device = shape, batch, n, device
@@ -251,14 +255,17 @@ class Cell:
     def measure(
         self, divisors: tuple[int, ...], clock: Any, repeats: int
     ) -> tuple[list[dict], list[str]]:
-        """Rows of this cell, and what failed in it and why."""
+        """Rows of this cell, and what failed in it with the reason.
+
+        Raises RuntimeError if lists or outputs of a sparse variant are not the reference's.
+        """
         calls: dict[tuple, Call] = {}
         failed: list[str] = []
         expected = None
         for name, call in self._dense():
             try:
                 out = call().reshape(self.q.shape)
-            except Exception as error:  # a peer that cannot run here is left out and named
+            except Exception as error:  # a peer that cannot run on this machine is reported
                 failed.append(f"{name}: {type(error).__name__}: {str(error)[:200]}")
                 continue
             expected = out.float() if expected is None else expected
@@ -272,7 +279,7 @@ class Cell:
                 step = self.sparse(name, divisor)
                 step(self.q, self.key)
                 self.check(name, step)
-                parts = self._parts(name, step)
+                bytes_read = self._stage_bytes(name, step)
                 stages = {"total": partial(step, self.q, self.key)}
                 if divisor == divisors[0]:
                     stages |= {
@@ -282,7 +289,7 @@ class Cell:
                     }
                 for stage, call in stages.items():
                     calls[name, stage, divisor] = call
-                    sizes[name, stage, divisor] = parts[stage]
+                    sizes[name, stage, divisor] = bytes_read[stage]
         calls["topk", "total", divisors[0]] = self._topk(divisors[0])
         return self._time(calls, sizes, clock, repeats, failed), failed
 
@@ -290,7 +297,7 @@ class Cell:
         self, calls: dict[tuple, Call], sizes: dict[tuple, int], clock: Any, repeats: int,
         failed: list[str],
     ) -> list[dict]:  # fmt: skip
-        """Each call as a graph, and whole steps launched one by one."""
+        """Times each call as a graph, and whole steps also launched one by one."""
         replays = {}
         for key, call in calls.items():
             try:
@@ -299,8 +306,8 @@ class Cell:
                 failed.append(f"{key[0]}: no CUDA graph: {str(error)[:200]}")
         whole = {key: call for key, call in calls.items() if key[1] == "total"}
         rows = []
-        for graph, chosen in ((True, replays), (False, whole)):
-            for key, times in clock.measure(chosen, repeats, wait=not graph).items():
+        for graph, timed in ((True, replays), (False, whole)):
+            for key, times in clock.measure(timed, repeats, wait=not graph).items():
                 variant, stage, divisor = key
                 rows.append({
                     "batch": self.batch, "n": self.n, "variant": variant, "stage": stage,
@@ -309,7 +316,7 @@ class Cell:
         return rows
 
     def sparse(self, name: str, divisor: int) -> Any:
-        """The DecodeStep of a variant that chooses n / divisor tokens."""
+        """The DecodeStep of a variant that selects n / divisor heavy tokens."""
         from hashattn_kernels.triton_gpu.step import DecodeStep
 
         layout, options = VARIANTS[name]
@@ -323,19 +330,19 @@ class Cell:
         return step
 
     def check(self, name: str, step: Any) -> None:
-        """RuntimeError unless lists and output are the reference's, on the first sequence."""
+        """RuntimeError unless lists and output of a step that ran are the reference's, on the first
+        sequence; longer contexts than CHECKED are not compared."""
         if self.n > CHECKED:
             return
-        maps = self.maps[VARIANTS[name][0]]
-        lists = step.indices.shape[1]
-        width = step.indices.shape[3]
-        query = encode(self.q[:1], maps.query)
-        codes = self.codes[VARIANTS[name][0]].to_tokens()[:1]
-        wanted = select_by_codes(
+        layout = VARIANTS[name][0]
+        _, lists, _, width = step.indices.shape
+        query = encode(self.q[:1], self.maps[layout].query)
+        codes = self.codes[layout].to_tokens()[:1]
+        expected = select_by_codes(
             query, codes, step.heavy[:1], SINK, LOCAL, lists=lists, width=width,
             backend="reference",
         )  # fmt: skip
-        if not torch.equal(step.indices[:1], wanted):
+        if not torch.equal(step.indices[:1], expected):
             raise RuntimeError(f"{name}: lists differ from the reference's at {self.n} tokens")
         read = (step.indices if step.union is None else step.union)[:1]
         out = attend(self.q[:1], self.keys[:1], self.values[:1], read, self.scaling,
@@ -348,17 +355,17 @@ class Cell:
         """K and V of a token."""
         return 2 * self.shape.kv_heads * self.shape.head_dim * self.keys.element_size()
 
-    def _parts(self, name: str, step: Any) -> dict[str, int]:
+    def _stage_bytes(self, name: str, step: Any) -> dict[str, int]:
         """Bytes that each stage must read."""
         maps = self.maps[VARIANTS[name][0]]
         read = step.indices if step.union is None else step.union
         row = 2 * self.shape.head_dim * self.keys.element_size()
-        parts = {
+        sizes = {
             "encode": weight_bytes(maps),
             "select": self.batch * maps.key.heads * self.n * self.shape.bits // 8,
             "attend": int((read >= 0).sum()) * row,
         }
-        return parts | {"total": sum(parts.values())}
+        return sizes | {"total": sum(sizes.values())}
 
     def _topk(self, divisor: int) -> Call:
         """torch's top-k of as many scores as one list per query head has."""
@@ -367,7 +374,7 @@ class Cell:
         return partial(torch.topk, scores, max(1, self.n // divisor), sorted=False)
 
     def _dense(self) -> Iterator[tuple[str, Call]]:
-        """Dense attention by each peer, ours first: the outputs are compared with the first."""
+        """Dense attention by each peer, ours first: its output is what the others must give."""
         from hashattn_kernels.triton_gpu.step import DenseStep
 
         shape, q, keys, values = self.shape, self.q, self.keys, self.values

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -37,12 +37,12 @@ def layer_latency(
     """Milliseconds of one decode step with n cached tokens, a row for each variant and stage.
 
     Variants: torch's dense calls (TORCH_DENSE), "dense" (ours), "hash" (one list per KV head) and
-    "hash_query_lists" (one per query head), these with stages encode, select, attend and total; and
-    those of `peers`: "roofline" (reading what dense and hash read, computing nothing), "fallback"
-    (hash without numba), "union" (the union of a group's lists), "selection" (torch.topk and
-    FAISS). Rows hold ms (median), q1, q3, bytes (what the stage must read) and the protocol. budget
-    defaults to a density of 1/16. clock: "wall", or "cpu" for the process's own time. Raises
-    ValueError for an unknown peer, RuntimeError if a variant's output is wrong.
+    "hash_query_lists" (one per query head), the last two with stages encode, select, attend and
+    total; and those of `peers`: "roofline" (reading what dense and hash read, computing nothing),
+    "fallback" (hash without numba), "union" (the union of a group's lists), "selection" (torch.topk
+    and FAISS). Rows hold ms (median), q1, q3, bytes (what the stage must read) and the protocol.
+    budget defaults to a density of 1/16. clock: "wall", or "cpu" for the process's own time. Raises
+    ValueError for an unknown peer or clock, RuntimeError if a variant's output is wrong.
     """
     unknown = sorted(set(peers) - set(PEERS))
     require(not unknown, "peers", unknown, f"some of {', '.join(PEERS)}")
@@ -65,16 +65,17 @@ def layer_latency(
 def encode_latency(
     shapes: Mapping[str, tuple[Shape, str]], repeats: int = 15, seed: int = 0
 ) -> list[dict[str, Any]]:
-    """Milliseconds to encode one token's queries and key, interleaved: {name: (shape, precision)}.
+    """Milliseconds to encode one token's queries and keys, all `shapes` interleaved.
 
-    A row each: variant, ms (median), q1, q3, bytes of the maps of a layer.
+    shapes: {name: (shape, precision of the maps)}. A row each: variant, ms (median), q1, q3, bytes
+    of a layer's maps.
     """
     variants, sizes = {}, {}
     for name, (shape, precision) in shapes.items():
         maps = shape.maps("per_kv_head", seed, precision)
         queries = torch.randn(1, shape.query_heads, 1, shape.head_dim, dtype=torch.bfloat16)
         keys = torch.randn(1, shape.kv_heads, 1, shape.head_dim, dtype=torch.bfloat16)
-        variants[name] = lambda number, clock, q=queries, k=keys, m=maps: _drop(
+        variants[name] = lambda number, clock, q=queries, k=keys, m=maps: _no_stages(
             encode_pair(q, m.query, k, m.key)
         )
         sizes[name] = weight_bytes(maps)
@@ -83,40 +84,43 @@ def encode_latency(
 
 
 def weight_bytes(maps: LayerMaps) -> int:
-    """Bytes of a layer's maps as they are read: two a weight where that is exact, else four."""
+    """Bytes of a layer's maps as kernels read them: two a weight where that is exact, else four."""
     sides = (maps.key, maps.query)
     return sum((2 if side.half else 4) * w.numel() for side in sides for w in side.weights)
 
 
 def check(step: DecodeStep) -> None:
-    """RuntimeError unless the dense variants agree, and sparse ones with every token are dense."""
+    """RuntimeError unless all dense variants, and attending to a list of all tokens, agree."""
     query = step.queries[0]
     tolerance = 1e-4 if query.dtype == torch.float32 else 2e-2
     expected = step.sdpa_grouped(query).float()
-    every = torch.arange(step.n, dtype=torch.int32).expand(1, step.shape.kv_heads, 1, -1)
-    found = {name: dense(step, query) for name, dense in TORCH_DENSE.items()}
-    found |= {"dense": step.dense(query), "attend to all": step.attend(query, every)}
-    for name, out in found.items():
+    all_tokens = torch.arange(step.n, dtype=torch.int32).expand(1, step.shape.kv_heads, 1, -1)
+    outputs = {name: dense(step, query) for name, dense in TORCH_DENSE.items()}
+    outputs |= {"dense": step.dense(query), "attend to all": step.attend(query, all_tokens)}
+    for name, out in outputs.items():
         if not torch.allclose(out.float(), expected, atol=tolerance, rtol=tolerance):
             raise RuntimeError(f"{name} disagrees with sdpa_grouped on this machine")
 
 
 def bytes_read(step: DecodeStep, lists: dict[str, Tensor]) -> dict[tuple[str, str], int]:
-    """Bytes that a variant and stage must read: K and V, codes, listed rows, maps."""
+    """Bytes that each (variant, stage) must read: K and V, codes, listed rows, maps.
+
+    lists: by variant (1, lists, 1, m) int32, -1 for padding.
+    """
     shape, itemsize = step.shape, step.keys.element_size()
     row = 2 * shape.head_dim * itemsize
-    everything = shape.kv_heads * step.n * row
-    sizes = {(name, "total"): everything for name in (*TORCH_DENSE, "dense", "read")}
+    cache_bytes = shape.kv_heads * step.n * row
+    sizes = {(name, "total"): cache_bytes for name in (*TORCH_DENSE, "dense", "read")}
     for name, layout in LISTS.items():
         maps = step.maps[layout]
         heads = step.codes[layout].shape[1]
-        parts = {
+        stages = {
             "encode": weight_bytes(maps),
             "select": heads * step.n * shape.bits // 8,
             "attend": int((lists[name] >= 0).sum()) * row,
         }
-        sizes |= {(name, stage): size for stage, size in parts.items()}
-        sizes[name, "total"] = sum(parts.values())
+        sizes |= {(name, stage): size for stage, size in stages.items()}
+        sizes[name, "total"] = sum(stages.values())
     sizes["gather", "total"] = sizes["hash", "attend"]
     return sizes
 
@@ -131,22 +135,22 @@ def _variants(
         return lambda number, clock: step.sparse(layout, query(number), clock, backend)[1]
 
     dense = TORCH_DENSE | {"dense": DecodeStep.dense}
-    found: dict[str, Variant] = {
-        name: lambda number, clock, call=call: _drop(call(step, query(number)))
+    variants: dict[str, Variant] = {
+        name: lambda number, clock, call=call: _no_stages(call(step, query(number)))
         for name, call in dense.items()
     }
-    found |= {name: sparse(layout) for name, layout in LISTS.items()}
+    variants |= {name: sparse(layout) for name, layout in LISTS.items()}
     if "fallback" in peers:
-        found |= {f"{name}_numpy": sparse(layout, "numpy") for name, layout in LISTS.items()}
+        variants |= {f"{name}_numpy": sparse(layout, "numpy") for name, layout in LISTS.items()}
     if "union" in peers:
-        found["hash_union"] = lambda number, clock: step.union(query(number), clock)[1]
+        variants["hash_union"] = lambda number, clock: step.union(query(number), clock)[1]
     if "roofline" in peers and available("numba"):
-        found |= _roofline(step, lists["hash"])
-    return found | (_selection(step) if "selection" in peers else {})
+        variants |= _roofline(step, lists["hash"])
+    return variants | (_selection(step) if "selection" in peers else {})
 
 
-def _drop(result: Any) -> None:
-    """A variant's result is not its stages."""
+def _no_stages(output: Any) -> None:
+    """Drops a call's output, since `measure` takes what a variant returns for its stages."""
 
 
 def _roofline(step: DecodeStep, indices: Tensor) -> dict[str, Variant]:
@@ -163,17 +167,17 @@ def _roofline(step: DecodeStep, indices: Tensor) -> dict[str, Variant]:
 
 
 def _selection(step: DecodeStep) -> dict[str, Variant]:
-    """The selection step alone by its peers, one list per KV head (FAISS: per query head)."""
+    """The selection step alone beside its peers, one list per KV head (FAISS: per query head)."""
     query = step.encode("per_kv_head", step.queries[0])
     scores = hamming_scores(query, step.codes["per_kv_head"])
     heavy = int(step.plan.heavy)
     distances = (int(scores.max()) - scores).to(torch.int32)
 
-    found: dict[str, Variant] = {
-        "topk": lambda number, clock: _drop(
+    variants: dict[str, Variant] = {
+        "topk": lambda number, clock: _no_stages(
             distances.topk(heavy, dim=-1, largest=False, sorted=False)
         ),
-        "select_shared_codes": lambda number, clock: _drop(
+        "select_shared_codes": lambda number, clock: _no_stages(
             step.select("per_kv_head", query, lists=step.shape.query_heads)
         ),
     }
@@ -181,8 +185,8 @@ def _selection(step: DecodeStep) -> dict[str, Variant]:
         from hashattn_kernels.numba_cpu.backend import smallest
 
         levels = distances[0, :, 0].to(torch.uint8)
-        found["threshold"] = lambda number, clock: _drop(smallest(levels, heavy))
-    return found | _faiss(step, query, heavy)
+        variants["threshold"] = lambda number, clock: _no_stages(smallest(levels, heavy))
+    return variants | _faiss(step, query, heavy)
 
 
 def _faiss(step: DecodeStep, query: Tensor, heavy: int) -> dict[str, Variant]:
@@ -198,7 +202,7 @@ def _faiss(step: DecodeStep, query: Tensor, heavy: int) -> dict[str, Variant]:
     indexes = []
     for head in codes:
         index = faiss.IndexBinaryFlat(step.shape.bits)
-        index.use_heap = False  # counting: three times as fast here
+        index.use_heap = False  # counting by distance is three times as fast here
         index.add(head)
         indexes.append(index)
 
@@ -207,8 +211,3 @@ def _faiss(step: DecodeStep, query: Tensor, heavy: int) -> dict[str, Variant]:
             index.search(group, heavy)
 
     return {"faiss": search}
-
-
-def contexts_of(rows: list[dict[str, Any]]) -> Iterator[tuple[str, int]]:
-    """(dtype, n) of rows, each once, in order."""
-    return iter(dict.fromkeys((row["dtype"], row["n"]) for row in rows))

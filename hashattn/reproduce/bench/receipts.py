@@ -1,4 +1,4 @@
-"""What the receipt costs: the share of a token's time that goes into counting and listening."""
+"""What the receipt costs: the share of a token's time spent counting and listening."""
 
 from __future__ import annotations
 
@@ -13,16 +13,15 @@ from hashattn.attention.attachment import attach
 from hashattn.attention.budget import Budget
 from hashattn.attention.observer import Clock, LayerStep
 from hashattn.hashing.weights import HashWeights
-from hashattn.reproduce.bench.end_to_end import StageTimes, filled_cache
+from hashattn.reproduce.bench.end_to_end import STAGES, StageTimes, filled_cache
 from hashattn.reproduce.bench.record import protocol_of
 from hashattn.selectors.hash import HashSelector
 
-KEPT = 1000  # recent steps that the receipt with everything keeps
-STAGES = ("encode", "select", "attend")
+KEPT = 1000  # recent steps that the receipt of "everything" keeps
 
 
 class _LastSteps:
-    """Keeps each layer's last step, for counting it again."""
+    """Keeps each layer's last step, to count it again."""
 
     timed = False
 
@@ -37,15 +36,15 @@ class _LastSteps:
 def receipt_cost(
     model: PreTrainedModel, n: int, budget: Budget, steps: int = 20, seed: int = 0
 ) -> dict[str, Any]:
-    """Microseconds a token of counting alone, and of all that can listen, beside the token's own.
+    """Microseconds per token of counting alone and of every listener, and their shares of a token.
 
-    The default method decodes `steps` tokens behind n cached ones; then the calls of one token are
-    counted again by a receipt ("receipt"), and by one that keeps its last steps, beside a clock and
-    a listener for the stages ("everything"). Shares are of the median token, receipt included.
+    The default method decodes `steps` tokens after n cached ones; then the calls of one token are
+    counted again by a receipt ("receipt"), and by one that keeps its last steps, with a clock and a
+    listener for the stages ("everything"). Shares are of the median token, receipt included.
     """
     selector = HashSelector(HashWeights.for_model(model, seed=seed).rounded())
     cache, token = filled_cache(model, n, seed), torch.zeros(1, 1, dtype=torch.long)
-    tokens = []
+    token_seconds = []
     with (
         attach(model, selector, budget, allow_dense=True, allow_untrained=True) as attached,
         attached.listen(_LastSteps()) as last,
@@ -53,7 +52,7 @@ def receipt_cost(
         for _ in range(steps + 1):
             start = time.perf_counter()
             model(token, past_key_values=cache, use_cache=True)
-            tokens.append(time.perf_counter() - start)
+            token_seconds.append(time.perf_counter() - start)
     calls = list(last.of_layer.values())
     plain, full, stages = attached.receipt.fresh(), attached.receipt.fresh(), StageTimes()
     full.keep_steps = KEPT
@@ -72,7 +71,7 @@ def receipt_cost(
             full.saw(timed)
             stages.saw(timed)
 
-    whole = median(tokens[1:])
+    whole = median(token_seconds[1:])
     costs = {"receipt": _seconds(count), "everything": _seconds(everything)}
     return {
         "n": n, "token_ms": whole * 1e3,

@@ -1,4 +1,4 @@
-"""Where a number comes from: machine, versions, protocol, kept beside it."""
+"""Result files: measured numbers with the machine, versions and protocol they come from."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def protocol_of(clock: str, seed: int) -> dict[str, Any]:
 
 
 def environment() -> dict[str, Any]:
-    """Device, system and the versions of the packages that are installed."""
+    """Device, system and the versions of those PACKAGES that are installed."""
     packages = {name: version for name, version in package_versions(PACKAGES).items() if version}
     return {"device": device_name(), "system": system_name(), "python": python_version(),
             "packages": packages}  # fmt: skip
 
 
 def save(path: Path, **content: Any) -> None:
-    """Write a result file: environment, date, and the given parts."""
+    """Write a result file: environment, date and `content`."""
     record = {"format": FORMAT, "date": str(date.today()), "environment": environment()} | content
     write_text(path, json.dumps(record, indent=1, sort_keys=True) + "\n")
 

@@ -1,4 +1,4 @@
-"""Results that come with the repository, measured elsewhere and labelled so."""
+"""Results that come with the repository, labelled with the machine that measured them."""
 
 from __future__ import annotations
 

@@ -26,13 +26,16 @@ from hashattn.kernels import (
 )
 from hashattn.reproduce.bench.timing import Clock, Stages
 
-QUERIES = 4  # different queries in rotation, so that no selection is warm from the last sample
+QUERIES = 4  # queries in rotation, so that no selection is still cached from the last sample
 ENCODED_AT_ONCE = 4096  # tokens
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Attention heads of one layer and its hash maps; the heads' defaults are Llama-3.1-8B's."""
+    """Attention heads of one layer and its hash maps; the heads are Llama-3.1-8B's by default.
+
+    Raises ValueError unless query_heads is a multiple of kv_heads.
+    """
 
     query_heads: int = 32
     kv_heads: int = 8
@@ -52,22 +55,23 @@ class Shape:
         return self.query_heads // self.kv_heads
 
     def maps(self, layout: Layout, seed: int, precision: str = "bfloat16") -> LayerMaps:
-        """Random maps of a layout, rounded to bfloat16 as trained ones are, or not."""
+        """Random maps of a layout; precision "bfloat16" rounds them, as trained ones are."""
         config = HashConfig(
             (0,), self.query_heads, self.kv_heads, self.head_dim, layout, self.bits, self.depth,
             self.hidden,
         )  # fmt: skip
-        made = random_maps(config, torch.Generator().manual_seed(seed))
-        return made.rounded() if precision == "bfloat16" else made
+        maps = random_maps(config, torch.Generator().manual_seed(seed))
+        return maps.rounded() if precision == "bfloat16" else maps
 
 
 class DecodeStep:
     """One layer's cache of n tokens with codes in both layouts, and queries to decode from it.
 
     Random keys, values and maps: the selected rows are scattered over the cache, the worst case for
-    gathering them. keys, values (1, KV heads, n, head_dim) are dense tensors, as torch's attention
-    likes them; near_keys, near_values the same numbers as the package's cache holds them, K and V
-    rows of a token side by side.
+    gathering them. keys, values (1, KV heads, n, D) are contiguous, the fastest layout for torch's
+    attention; near_keys, near_values hold the same numbers as the package's cache does, K and V
+    rows of a token side by side. queries (QUERIES, 1, query heads, 1, D): methods take one of them,
+    query (1, query heads, 1, D), and attention returns that shape.
     """
 
     def __init__(
@@ -95,22 +99,23 @@ class DecodeStep:
         return store
 
     def encode(self, layout: Layout, query: Tensor, backend: str | None = None) -> Tensor:
-        """Codes of the query; those of the one new key are made as well, and dropped."""
+        """Codes of the query (1, query heads, 1, words) int32."""
+        # a real step encodes its new key too: its codes are computed, and dropped
         maps, key = self.maps[layout], self.near_keys[:, :, -1:]
         return encode_pair(query, maps.query, key, maps.key, backend=backend)[0]
 
     def select(
         self, layout: Layout, codes: Tensor, lists: int | None = None, backend: str | None = None
     ) -> Tensor:
-        """The index lists (1, lists, 1, m) of one query from its codes."""
-        chosen = self.plan
+        """Index lists (1, lists, 1, m) int32, -1 for padding; lists: default one per key code."""
+        plan = self.plan
         return select_by_codes(
-            codes, self.codes[layout], chosen.heavy, chosen.sink, chosen.local, spans=chosen.spans,
-            lists=lists, width=chosen.width, backend=backend,
+            codes, self.codes[layout], plan.heavy, plan.sink, plan.local, spans=plan.spans,
+            lists=lists, width=plan.width, backend=backend,
         )  # fmt: skip
 
     def attend(self, query: Tensor, indices: Tensor, backend: str | None = None) -> Tensor:
-        """Attention over the lists."""
+        """Attention over index lists (1, lists, 1, m) int32."""
         return attend(
             query, self.near_keys, self.near_values, indices, self.scaling, backend=backend
         )
@@ -118,7 +123,7 @@ class DecodeStep:
     def sparse(
         self, layout: Layout, query: Tensor, clock: Clock, backend: str | None = None
     ) -> tuple[Tensor, Stages]:
-        """The output (1, query heads, 1, D) and the seconds of encode, select, attend and total."""
+        """The output, and the seconds of encode, select, attend and total."""
         marks = [clock()]
         codes = self.encode(layout, query, backend)
         marks.append(clock())
@@ -129,7 +134,7 @@ class DecodeStep:
         return out, stages(marks, ("encode", "select", "attend"))
 
     def union(self, query: Tensor, clock: Clock) -> tuple[Tensor, Stages]:
-        """One selection per query head, then the union of each group's lists."""
+        """`sparse` with a selection per query head, then the union of each group's lists."""
         marks = [clock()]
         codes = self.encode("per_query_head", query)
         marks.append(clock())
@@ -168,7 +173,7 @@ def stages(marks: list[float], names: tuple[str, ...]) -> Stages:
     return dict(zip(names, spans, strict=True)) | {"total": marks[-1] - marks[0]}
 
 
-# dense attention as torch computes it: the fastest of these is what sparse is measured against
+# torch's dense attention: sparse is measured against the fastest of these
 TORCH_DENSE: dict[str, Callable[[DecodeStep, Tensor], Tensor]] = {
     "sdpa_gqa": DecodeStep.sdpa_gqa,
     "sdpa_grouped": DecodeStep.sdpa_grouped,

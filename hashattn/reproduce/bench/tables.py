@@ -12,11 +12,11 @@ from hashattn.reproduce.bench.step import TORCH_DENSE
 SPARSE = ("hash", "hash_query_lists")
 GPU_SPARSE = (*SPARSE, "hash_union")
 GPU_DENSE = ("dense", "sdpa_grouped", "sdpa_gqa", "flex", "flashinfer")
-NEVER = float("nan")  # a break-even beyond every length that was measured
+NEVER = float("nan")  # no break-even at any measured length
 
 
 def totals(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
-    """Milliseconds of whole steps: a line a (threads, dtype, n), a column a variant."""
+    """Milliseconds of whole steps: a line per (threads, dtype, n), a column per variant."""
     frame = pd.DataFrame(rows)
     frame = frame[frame["stage"] == "total"]
     keys = ["threads", "dtype", "n"]
@@ -26,25 +26,25 @@ def totals(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
 def speedups(rows: Iterable[dict[str, Any]], variants: Iterable[str] = SPARSE) -> pd.DataFrame:
     """Each variant against the fastest torch call and against our dense step, losses included.
 
-    A line a (threads, dtype, n): the fastest torch call and its ms, ours, and for every variant its
-    ms and both ratios (above 1: faster).
+    A line per (threads, dtype, n): the fastest torch call and its ms, our dense step's ms, and for
+    every variant its ms and both ratios (above 1: faster).
     """
     table = totals(rows)
     peers = table[[name for name in TORCH_DENSE if name in table]]
-    found = pd.DataFrame({"torch": peers.idxmin(axis=1), "torch ms": peers.min(axis=1)})
-    found["dense ms"] = table["dense"]
+    ratios = pd.DataFrame({"torch": peers.idxmin(axis=1), "torch ms": peers.min(axis=1)})
+    ratios["dense ms"] = table["dense"]
     for name in variants:
         if name in table:
-            found[f"{name} ms"] = table[name]
-            found[f"{name} / torch"] = found["torch ms"] / table[name]
-            found[f"{name} / dense"] = table["dense"] / table[name]
-    return found
+            ratios[f"{name} ms"] = table[name]
+            ratios[f"{name} / torch"] = ratios["torch ms"] / table[name]
+            ratios[f"{name} / dense"] = table["dense"] / table[name]
+    return ratios
 
 
 def break_even(rows: Iterable[dict[str, Any]], variants: Iterable[str] = SPARSE) -> pd.DataFrame:
-    """Shortest measured length from which on a variant is never slower; NaN if there is none.
+    """Shortest measured length from which a variant is never slower; NaN if there is none.
 
-    A line a (threads, dtype, variant), columns "torch" (its fastest call) and "dense" (ours).
+    A line per (threads, dtype, variant), columns "torch" (its fastest call) and "dense" (ours).
     """
     table = speedups(rows, variants)
     lines = []
@@ -60,18 +60,18 @@ def break_even(rows: Iterable[dict[str, Any]], variants: Iterable[str] = SPARSE)
 
 
 def won_from(ratio: pd.Series) -> float:
-    """The shortest length (its index) from which on a ratio stays at 1 or above; NaN for none."""
+    """The shortest length (its index) from which a ratio stays at 1 or above; NaN for none."""
     lost = ratio[ratio < 1].index
     won = ratio.index[ratio.index > (lost.max() if len(lost) else 0)]
     return won.min() if len(won) else NEVER
 
 
 def roofline(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
-    """How near the dense and sparse steps come to the speed at which memory is read.
+    """How close the dense and sparse steps come to the speed at which memory is read.
 
-    A line a (threads, dtype, n): read GB/s, share of it that the dense step reaches, and for each
-    sparse variant the time of select and attend over the time to read their bytes at that speed;
-    the last also for reading the listed rows without computing ("gather").
+    A line per (threads, dtype, n): read GB/s, the share of it that the dense step reaches, and for
+    each sparse variant the time of select and attend over the time to read their bytes at that
+    speed; the same for reading the listed rows without computing ("gather").
     """
     frame = pd.DataFrame(rows)
     lines = []
@@ -102,35 +102,33 @@ def stages(rows: Iterable[dict[str, Any]], variant: str = "hash") -> pd.DataFram
 
 
 def scaling(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
-    """Speed of several threads over one: a line a (dtype, n, threads), a column a variant; empty
-    where only one thread was measured."""
+    """Speed of several threads over one: a line per (dtype, n, threads), a column per variant;
+    empty where only one thread was measured."""
     table = totals(rows)
     one = table.xs(1, level="threads")
     lines = {}
     for threads in table.index.unique("threads"):
         if threads != 1:
             many = table.xs(threads, level="threads")
-            common = many.index.intersection(one.index)
-            for key in common:
+            for key in many.index.intersection(one.index):
                 lines[*key, threads] = one.loc[key] / many.loc[key]
-    found = pd.DataFrame(lines).T
-    return found.rename_axis(["dtype", "n", "threads"]) if lines else found
+    ratios = pd.DataFrame(lines).T
+    return ratios.rename_axis(["dtype", "n", "threads"]) if lines else ratios
 
 
 def selection(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
-    """Milliseconds of the selection step by its peers, one list per KV head, and ratios.
+    """Milliseconds of the selection step and its peers, one list per KV head, and ratios.
 
-    "threshold" is our threshold and compaction of the very scores that "topk" sorts; "select"
-    scores as well. "select_shared_codes" and "faiss" choose for every query head from codes per KV
-    head.
+    "threshold" is our threshold and compaction of the same distances as "topk"; "select" computes
+    them too. "select_shared_codes" and "faiss" select for every query head from codes per KV head.
     """
     frame = pd.DataFrame(rows)
     names = ["topk", "threshold", "select_shared_codes", "faiss"]
     keys = ["threads", "dtype", "n"]
     table = totals(rows)
     table = table[[name for name in names if name in table]].copy()
-    scored = frame[(frame["variant"] == "hash") & (frame["stage"] == "select")]
-    table["select"] = scored.set_index(keys)["ms"]
+    select = frame[(frame["variant"] == "hash") & (frame["stage"] == "select")]
+    table["select"] = select.set_index(keys)["ms"]
     if "threshold" in table:
         table["topk / threshold"] = table["topk"] / table["threshold"]
     table["topk / select"] = table["topk"] / table["select"]
@@ -140,20 +138,20 @@ def selection(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
 
 
 def models(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
-    """Whole models: ms a token, attention's share, and the speed-up beside the ceiling it allows.
+    """Whole models: ms a token, attention's share, and the speed-up beside its ceiling.
 
     speed-up: over "dense", our kernel and cache, the fairer peer; "transformers" is the model as it
-    comes. ceiling: what attention that takes no time would give over that variant.
+    comes. ceiling: the speed-up over that variant if attention took no time.
     """
     frame, keys = pd.DataFrame(rows), ["model", "threads", "n"]
     table = frame.set_index([*keys, "variant"])[["ms", "q1", "q3", "attention_share"]]
     dense = frame[frame["variant"] == "dense"].set_index(keys)["ms"]
-    ours = dense.reindex(frame.set_index(keys).index).to_numpy()
-    return table.assign(**{"speed-up": ours / table["ms"], "ceiling": frame["ceiling"].to_numpy()})
+    peer = dense.reindex(frame.set_index(keys).index).to_numpy()
+    return table.assign(**{"speed-up": peer / table["ms"], "ceiling": frame["ceiling"].to_numpy()})
 
 
 def model_stages(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
-    """Milliseconds of a layer's stages inside of a model, and encode over select and attend."""
+    """Milliseconds of a layer's stages inside a model, and encode over select and attend."""
     frame = pd.DataFrame(rows)
     frame = frame[frame["variant"] == "hash"].set_index(["model", "threads", "n"])
     table = frame[["encode_ms", "select_ms", "attend_ms"]]
@@ -164,7 +162,7 @@ def model_stages(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
 def gpu_speedups(record: dict[str, Any], graph: bool = True) -> pd.DataFrame:
     """Each sparse variant on a GPU over the fastest dense call of its cell, losses included.
 
-    A line a (heads, batch, 1 / density, n): the fastest dense call, its ms and share of the copy
+    A line per (heads, batch, divisor, n): the fastest dense call, its ms and share of the copy
     bandwidth, and for every variant its ms and the ratio (above 1: faster). graph: CUDA graphs.
     """
     frame = pd.DataFrame(record["rows"])
@@ -176,26 +174,26 @@ def gpu_speedups(record: dict[str, Any], graph: bool = True) -> pd.DataFrame:
     sparse = sparse.astype({"divisor": int})
     table = sparse.pivot_table(index=["heads", "batch", "divisor", "n"], columns="variant",
                                values="ms").sort_index()  # fmt: skip
-    here = fastest.reindex(table.reset_index().set_index(cell).index)
-    speed = here["bytes"] / here["ms"] * 1e3
-    found = pd.DataFrame(
+    dense = fastest.reindex(table.reset_index().set_index(cell).index)
+    speed = dense["bytes"] / dense["ms"] * 1e3
+    ratios = pd.DataFrame(
         {
-            "dense": here["variant"].to_numpy(),
-            "dense ms": here["ms"].to_numpy(),
+            "dense": dense["variant"].to_numpy(),
+            "dense ms": dense["ms"].to_numpy(),
             "dense / copy": (speed / record["copy_bytes_per_second"]).to_numpy(),
         },
         index=table.index,
     )
     for name in GPU_SPARSE:
         if name in table:
-            found[f"{name} ms"] = table[name]
-            found[f"{name} / dense"] = found["dense ms"] / table[name]
-    return found
+            ratios[f"{name} ms"] = table[name]
+            ratios[f"{name} / dense"] = ratios["dense ms"] / table[name]
+    return ratios
 
 
 def gpu_break_even(record: dict[str, Any]) -> pd.DataFrame:
-    """Shortest measured length from which on a variant is never slower than the fastest dense call,
-    as CUDA graphs; NaN if there is none. A line a (heads, batch, 1 / density)."""
+    """Shortest measured length from which a variant is never slower than the fastest dense call, as
+    CUDA graphs; NaN if there is none. A line per (heads, batch, divisor)."""
     table = gpu_speedups(record)
     names = [name for name in GPU_SPARSE if f"{name} / dense" in table]
     lines = {}
@@ -208,7 +206,7 @@ def gpu_break_even(record: dict[str, Any]) -> pd.DataFrame:
 def gpu_stages(record: dict[str, Any]) -> pd.DataFrame:
     """Stages as CUDA graphs: microseconds, TB/s of the bytes that they must read, share of copy.
 
-    A line a (heads, batch, n, variant, stage); "topk" is torch's of the scores of one list per
+    A line per (heads, batch, n, variant, stage); "topk" is torch's, on the scores of one list per
     query head.
     """
     frame = pd.DataFrame(record["rows"])

@@ -1,7 +1,7 @@
 """Timing that compares fairly: peers interleaved in one process, caches cold, medians with spread.
 
-A large buffer is read before every sample, since in a real step the other layers push this one out
-of the processor's caches, its Python included.
+A large buffer is read before every sample: in a real step the other layers evict this one from the
+processor's caches, its Python included.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def measure(
     """Milliseconds of every variant and stage: variant, stage, ms (median), q1, q3.
 
     Every round calls each variant once, with cold caches; a first round only warms up. A variant
-    may return the seconds of its stages; "total" is timed around it in any case, or taken from the
-    stages it returns. Raises ValueError for repeats < 1 or an unknown clock.
+    may return the seconds of its stages; "total" is timed around it unless it returns one.
+    Raises ValueError for repeats < 1 or an unknown clock.
     """
     require_numbers({"repeats": repeats}, counts={"repeats": 1})
     require_one_of("clock", clock, CLOCKS)
@@ -49,7 +49,7 @@ def measure(
 
 
 def spread(seconds: list[float]) -> dict[str, float]:
-    """Median and quartiles in milliseconds."""
+    """Median (ms) and quartiles (q1, q3) in milliseconds."""
     marks = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
     low, middle, high = (torch.tensor(seconds, dtype=torch.float64) * 1e3).quantile(marks).tolist()
     return {"ms": middle, "q1": low, "q3": high}

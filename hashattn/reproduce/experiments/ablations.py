@@ -1,4 +1,4 @@
-"""Notebook 01's comparisons: recipes one option apart, and hashes that never saw a task kind."""
+"""Notebook 01's comparisons: recipes that differ in one option, hashes that never saw a task."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from hashattn.reproduce.access import load_model
 from hashattn.reproduce.bench.layer import encode_latency
 from hashattn.reproduce.bench.step import Shape
 from hashattn.reproduce.experiments.common import sequences, train_hashes
-from hashattn.reproduce.experiments.contenders import ours
+from hashattn.reproduce.experiments.contenders import hash_selectors
 from hashattn.reproduce.profiles import Profile
 from hashattn.selectors import make_selector
 from hashattn.selectors.base import Selector
@@ -44,20 +44,20 @@ def training_curves(weights: HashWeights) -> pd.DataFrame:
 
 
 def training_contenders(profile: Profile, model, retrained: HashWeights) -> dict[str, Selector]:
-    """Retrained weights, the shipped ones if there are any, and SimHash of as many bits."""
-    found = {"hash retrained": make_selector("hash", weights=retrained)}
+    """Retrained weights, the shipped ones if there are any, and SimHash with as many bits."""
+    selectors = {"hash retrained": make_selector("hash", weights=retrained)}
     folder = profile.hash_weights_path
     if folder is not None and folder.is_dir():
-        found["hash shipped"] = make_selector("hash", weights=HashWeights.load(folder, model))
-    found["lsh"] = make_selector("lsh", bits=retrained.config.bits, seed=profile.seed)
-    return found
+        selectors["hash shipped"] = make_selector("hash", weights=HashWeights.load(folder, model))
+    selectors["lsh"] = make_selector("lsh", bits=retrained.config.bits, seed=profile.seed)
+    return selectors
 
 
 def variants() -> dict[str, dict]:
     """Arguments of train_hashes: the default, its choices undone one at a time, and the paper's."""
     default = TrainRecipe.default()
     official = {"recipe": TrainRecipe.official(), "depth": 3, "hidden": 128}
-    changed = {
+    recipes = {
         "default": default,
         "loss: weighted BCE": default.vary(loss="bce"),
         "loss: cross-entropy": default.vary(loss="cross_entropy"),
@@ -69,11 +69,12 @@ def variants() -> dict[str, dict]:
         "labels: by the output's loss": default.vary(weigh="output"),
         "ranked by the group's sum, by bits": default.vary(group="sum"),
     }
-    found = {name: {"recipe": recipe} for name, recipe in changed.items()}
-    found["official recipe"] = official
-    found["default recipe, code per query head"] = {"recipe": default, "layout": "per_query_head"}
-    found["official recipe, code per query head"] = official | {"layout": "per_query_head"}
-    return found
+    by_query_head = {"layout": "per_query_head"}
+    return {name: {"recipe": recipe} for name, recipe in recipes.items()} | {
+        "official recipe": official,
+        "default recipe, code per query head": {"recipe": default} | by_query_head,
+        "official recipe, code per query head": official | by_query_head,
+    }
 
 
 def map_shapes() -> dict[str, tuple[int, int, str]]:
@@ -88,15 +89,15 @@ def map_shapes() -> dict[str, tuple[int, int, str]]:
 
 
 def map_costs(profile: Profile, model, tokenizer, layer: int, length: int) -> pd.DataFrame:
-    """What smaller maps save and cost: selection quality of one layer at n/32, and the kilobytes
-    and milliseconds of a token's codes in one layer of Llama-3.1-8B's shape."""
+    """What smaller maps cost and save: selection quality of one layer at n/32, and the kilobytes
+    and milliseconds to encode a token in one layer of Llama-3.1-8B's shape."""
     default = TrainRecipe.default()
     shapes = map_shapes()
-    asked = {
+    variants = {
         name: {"recipe": default.vary(precision=precision), "depth": depth, "hidden": hidden}
         for name, (depth, hidden, precision) in shapes.items()
     }
-    table = _trained_and_measured(profile, model, tokenizer, layer, length, asked)
+    table = _train_and_measure(profile, model, tokenizer, layer, length, variants)
     sizes = {name: (Shape(depth=depth, hidden=hidden), precision)
              for name, (depth, hidden, precision) in shapes.items()}  # fmt: skip
     costs = pd.DataFrame(encode_latency(sizes)).set_index("variant")
@@ -106,27 +107,27 @@ def map_costs(profile: Profile, model, tokenizer, layer: int, length: int) -> pd
 
 def ablation(profile: Profile, model, tokenizer, layer: int, length: int) -> pd.DataFrame:
     """Held-out selection quality at n/32 of one layer's hashes, by recipe and layout."""
-    return _trained_and_measured(profile, model, tokenizer, layer, length, variants())
+    return _train_and_measure(profile, model, tokenizer, layer, length, variants())
 
 
-def _trained_and_measured(
-    profile: Profile, model, tokenizer, layer: int, length: int, asked: dict[str, dict]
+def _train_and_measure(
+    profile: Profile, model, tokenizer, layer: int, length: int, variants: dict[str, dict]
 ) -> pd.DataFrame:
-    """One row a variant. All train on the same half of the profile's sequences, as many steps."""
+    """One row per variant, all trained on half of the profile's sequences for as many steps."""
     trainer = VariantTrainer(profile, layer)
-    first, *others = asked.items()
+    first, *others = variants.items()
     trained = {first[0]: trainer.train(model, tokenizer, *first)}
-    processes = 1  # each variant trains on one thread, so that as many train as there are cores
+    processes = 1  # each trains on one thread, so that as many train at once as there are cores
     if others and model.device.type == "cpu" and require_engine() == "in_process":
         processes = processes_that_fit(len(others), PROCESS_BYTES)
     if processes > 1:
         trained |= dict(Processes(processes).run(trainer, ([item] for item in others)))
     else:
         trained |= {item[0]: trainer.train(model, tokenizer, *item) for item in others}
-    chosen = {name: HashSelector.as_trained(trained[name]) for name in asked}
-    asked = sequences(profile, tokenizer, 2, length=length, split="eval", questions=2)
-    found = [capture(model, ids, rows=rows, layers=[layer])[layer] for ids, rows in asked]
-    table = selection_metrics(found, chosen, [length // 32], profile.sink, profile.local)
+    selectors = {name: HashSelector.as_trained(trained[name]) for name in variants}
+    held_out = sequences(profile, tokenizer, 2, length=length, split="eval", questions=2)
+    captured = [capture(model, ids, rows=rows, layers=[layer])[layer] for ids, rows in held_out]
+    table = selection_metrics(captured, selectors, [length // 32], profile.sink, profile.local)
     return pd.DataFrame(table).groupby("method", sort=False)[["bits", *MEASURES]].mean()
 
 
@@ -134,20 +135,20 @@ def _trained_and_measured(
 class VariantTrainer:
     """Trains variants (a name, arguments of train_hashes) of one layer's hashes into the results.
 
-    All learn from the same captures, which the first of them makes. In another process it loads the
-    profile's model itself.
+    All learn from the same captures, stored by the first. In another process it loads the profile's
+    model itself.
     """
 
     profile: Profile
     layer: int
 
     def __call__(self, variants: Sequence[tuple[str, dict]]) -> Iterator[tuple[str, HashWeights]]:
-        """Trains them in a worker process; the name and weights of each."""
+        """Train variants in a worker process; yields the name and weights of each."""
         for name, arguments in variants:
             yield name, self.train(*_loaded(self.profile), name, arguments)
 
     def train(self, model, tokenizer, name: str, arguments: dict) -> HashWeights:
-        """The weights of a variant; those that lie in the results already are taken from there."""
+        """The weights of a variant, loaded from the results if an earlier run trained them."""
         folder = "ablation/" + "".join(c if c.isalnum() else "-" for c in name)
         arguments = arguments | {"recipe": arguments["recipe"].vary(steps=ABLATION_STEPS)}
         return train_hashes(self.profile, model, tokenizer, folder, layers=[self.layer],
@@ -164,22 +165,22 @@ def _loaded(profile: Profile) -> tuple:
 def transfer(profile: Profile, model, tokenizer, held_out: str, length: int) -> pd.DataFrame:
     """Selection quality at n/32 on questions of one task kind, with and without it in training.
 
-    Both hashes train on half of the profile's sequences, so that only the tasks differ.
+    Both hashes train on half as many sequences as the profile says, so that only the tasks differ.
     """
     count = max(2, profile.training.sequences // 2)
     others = tuple(task for task in TASKS if task != held_out)
-    chosen = {}
+    selectors = {}
     for name, tasks in (("all_tasks", TASKS), (f"without_{held_out}", others)):
         weights = train_hashes(profile, model, tokenizer, f"transfer/{name}", tasks=tasks,
                                count=count)  # fmt: skip
-        chosen[f"hash {name.replace('_', ' ')}"] = make_selector("hash", weights=weights)
-    chosen["lsh"] = make_selector("lsh", bits=profile.training.bits, seed=profile.seed)
+        selectors[f"hash {name.replace('_', ' ')}"] = make_selector("hash", weights=weights)
+    selectors["lsh"] = make_selector("lsh", bits=profile.training.bits, seed=profile.seed)
     tables = {}
     for task in (held_out, others[0]):
-        asked = sequences(profile, tokenizer, 2, length=length, split="eval", tasks=(task,),
-                          seed=HELD_OUT_SEED)  # fmt: skip
-        found = [c for ids, rows in asked for c in capture(model, ids, rows=rows).values()]
-        rows = selection_metrics(found, chosen, [length // 32], profile.sink, profile.local)
+        questions = sequences(profile, tokenizer, 2, length=length, split="eval", tasks=(task,),
+                              seed=HELD_OUT_SEED)  # fmt: skip
+        captured = [c for ids, rows in questions for c in capture(model, ids, rows=rows).values()]
+        rows = selection_metrics(captured, selectors, [length // 32], profile.sink, profile.local)
         tables[f"on {task}"] = pd.DataFrame(rows).groupby("method", sort=False)[MEASURES].mean()
     return pd.concat(tables)
 
@@ -190,26 +191,27 @@ def bit_variants(
     calibrated: list[CapturedLayer],
     lsh_bits: list[int],
 ) -> dict[str, Selector]:
-    """Every method at several sizes of its index: "<method> at <setting>" to selector.
+    """Every method at several sizes of its index, by "<method> at <setting>".
 
     codes: hash weights by name (hashattn.reproduce.experiments.contenders.our_codes).
     """
-    found = {}
-    for name, selector in ours(codes).items():
+    selectors: dict[str, Selector] = {}
+    for name, selector in hash_selectors(codes).items():
         config = selector.weights.config
         family = "hash_official" if name == "hash official" else "hash"
         bits = selector.nominal_bits(config.group, config.head_dim)
-        found[f"{family} at {bits:g} bits"] = selector
+        selectors[f"{family} at {bits:g} bits"] = selector
     dim = calibrated[0].keys.shape[-1]
     for bits in lsh_bits:
-        found[f"lsh at {bits} bits"] = make_selector("lsh", bits=bits, seed=profile.seed)
+        selectors[f"lsh at {bits} bits"] = make_selector("lsh", bits=bits, seed=profile.seed)
     for page, bits in ((32, 4), (16, 4), (16, 16), (8, 16), (4, 16)):
-        found[f"quest at page {page}, {bits} bit"] = make_selector("quest", page=page, bits=bits)
+        name = f"quest at page {page}, {bits} bit"
+        selectors[name] = make_selector("quest", page=page, bits=bits)
     for width, bits in ((dim // 16, 4), (dim // 8, 4), (dim // 4, 4), (dim // 2, 4)):
         for layout in LAYOUTS:
-            made = DoubleSparsity.calibrate(calibrated, width, bits, layout, layout)
-            found[f"double_sparsity {layout} at {width} channels"] = made
-    return found
+            name = f"double_sparsity {layout} at {width} channels"
+            selectors[name] = DoubleSparsity.calibrate(calibrated, width, bits, layout, layout)
+    return selectors
 
 
 def bits_to_match(table: pd.DataFrame, family: str, ours: str, measure: str) -> float:

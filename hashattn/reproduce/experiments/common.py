@@ -1,4 +1,4 @@
-"""What the notebooks run, for whatever model and scale the profile names."""
+"""What several notebooks run, for whatever model and scale the profile names."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ VARIANTS: dict[str, dict] = {
     "official": {"recipe": TrainRecipe.official(), "layout": "per_query_head", "depth": 3},
 }
 VALIDATION_SHARE = 6  # one validation sequence for every six that train
-MIXTURE = (1, 2, 4, 1)  # training sequences, in turn: parts of the profile's length
-CALIBRATION = 2  # training sequences that the calibrated baselines look at
+MIXTURE = (1, 2, 4, 1)  # divisors of the profile's length, for training sequences in turn
+CALIBRATION = 2  # training sequences that calibrate baselines
 SHORTEST = 512  # tokens of a generated training sequence
-# methods that neither the longest context nor RULER is asked with: each costs as much as another
+# methods left out at the longest context and in RULER, where each adds its full cost
 FRONTIER_ALONE = ("random", "oracle_top_p", "streaming_llm", "h2o", "snapkv", "infllm", "socket",
                   "hata", "magicpig", "rerank", "sparq", "loki", "pqcache")  # fmt: skip
 DATA_NOTE = (
@@ -60,25 +60,25 @@ def sequences(
     profile: Profile, tokenizer, count: int, *, length: int, split: str = "train", seed: int = 0,
     tasks: tuple[str, ...] = TASKS, questions: int = 8,
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:  # fmt: skip
-    """(token ids, query positions) of `count` generated sequences of `length` tokens."""
-    made = make_sequences(
+    """(token ids (length,), query positions (rows,)) of `count` generated sequences, int64."""
+    generated = make_sequences(
         tokenizer, length, count, seed=profile.seed + seed, split=split, tasks=tasks,
         questions_per_task=questions,
     )  # fmt: skip
-    return [(torch.tensor(ids), torch.tensor(rows)) for ids, rows in made]
+    return [(torch.tensor(ids), torch.tensor(rows)) for ids, rows in generated]
 
 
 def training_sequences(
     profile: Profile, tokenizer, count: int, seed: int = 0, tasks: tuple[str, ...] = TASKS
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """`count` training sequences, by MIXTURE half of the profile's length, a quarter each of a half
-    and a quarter of it: a budget of n/32 is a different task at every n. The longest come first."""
-    found = []
-    for share, part in sorted(Counter(islice(cycle(MIXTURE), count)).items()):
-        length = max(SHORTEST, profile.training.length // share)
-        found += sequences(profile, tokenizer, part, length=length, seed=seed + share,
+    """`count` training sequences, of the profile's length over MIXTURE's divisors in turn, since a
+    budget of n/32 is a different task at every n. Longest first."""
+    mixed = []
+    for divisor, part in sorted(Counter(islice(cycle(MIXTURE), count)).items()):
+        length = max(SHORTEST, profile.training.length // divisor)
+        mixed += sequences(profile, tokenizer, part, length=length, seed=seed + divisor,
                            tasks=tasks)  # fmt: skip
-    return found
+    return mixed
 
 
 def train_hashes(
@@ -89,16 +89,16 @@ def train_hashes(
 ) -> HashWeights:  # fmt: skip
     """Hash weights trained as the profile says, under <results>/hash_training/<name>.
 
-    Finished layers found there are reused. recipe, tasks, the maps' shape, layers and count
-    (training sequences) override the profile, for ablations; those that train on the same sequences
-    may share captures under a name.
+    Finished layers there are reused. recipe, tasks, the maps' shape, layers and count (training
+    sequences) override the profile, for ablations; variants that train on the same sequences may
+    share captures, in the folder shared_captures.
     """
-    asked = profile.training
-    recipe = recipe or getattr(TrainRecipe, asked.recipe)()
+    training = profile.training
+    recipe = recipe or getattr(TrainRecipe, training.recipe)()
     recipe = recipe.vary(sink=profile.sink, local=profile.local)
-    if asked.steps is not None:
-        recipe = recipe.vary(steps=min(recipe.steps, asked.steps))
-    count = count or asked.sequences
+    if training.steps is not None:
+        recipe = recipe.vary(steps=min(recipe.steps, training.steps))
+    count = count or training.sequences
     whole = count // VALIDATION_SHARE // len(MIXTURE) * len(MIXTURE)
     held_out = max(len(set(MIXTURE)), whole)  # whole mixtures, or one sequence of each length
     folder = profile.results / "hash_training"
@@ -109,9 +109,9 @@ def train_hashes(
         validation=training_sequences(profile, tokenizer, held_out, seed=1000, tasks=tasks),
         out_dir=folder / name,
         capture_dir=folder / shared_captures if shared_captures else None,
-        layout=layout or asked.layout, bits=bits or asked.bits, depth=depth or asked.depth,
-        hidden=hidden or asked.hidden, layers=layers, seed=profile.seed, data_note=DATA_NOTE,
-        benchmarks={}, progress=progress,
+        layout=layout or training.layout, bits=bits or training.bits,
+        depth=depth or training.depth, hidden=hidden or training.hidden, layers=layers,
+        seed=profile.seed, data_note=DATA_NOTE, benchmarks={}, progress=progress,
     )  # fmt: skip
 
 
@@ -124,8 +124,8 @@ def shipped_or_trained(profile: Profile, model, tokenizer) -> HashWeights:
 
 
 def hash_weights(profile: Profile, model, tokenizer, variant: str) -> HashWeights:
-    """Weights of a key of VARIANTS: shipped beside the profile's own, else trained into the results
-    as much as those."""
+    """Weights of a key of VARIANTS: those shipped beside the profile's own, else trained into the
+    results like those."""
     folder = shipped_variant(profile, variant)
     if folder is not None:
         return HashWeights.load(folder, model)
@@ -133,7 +133,7 @@ def hash_weights(profile: Profile, model, tokenizer, variant: str) -> HashWeight
 
 
 def shipped_variant(profile: Profile, variant: str) -> Path | None:
-    """The folder of a variant that comes with the profile's model, None if it has to be trained."""
+    """The folder of a variant shipped with the profile's model; None if it has to be trained."""
     if profile.hash_weights_path is None:
         return None
     folder = profile.hash_weights_path.parent / "hash_variants" / variant
@@ -144,17 +144,15 @@ def captured(
     profile: Profile, model, tokenizer, length: int, count: int = 1, *, split: str = "eval",
     seed: int = 0, values: bool = False,
 ) -> list[CapturedLayer]:  # fmt: skip
-    """Queries, keys and, if asked, values of all layers of `count` sequences of `length` tokens."""
-    found = []
-    asked = sequences(profile, tokenizer, count, length=length, split=split, seed=seed,
-                      questions=QUESTIONS_PER_CONTEXT)  # fmt: skip
-    for ids, rows in asked:
-        found += capture(model, ids, rows=rows, values=values).values()
-    return found
+    """Queries, keys and, if asked for, values of all layers of `count` sequences of a split."""
+    tokens = sequences(profile, tokenizer, count, length=length, split=split, seed=seed,
+                       questions=QUESTIONS_PER_CONTEXT)  # fmt: skip
+    return [layer for ids, rows in tokens
+            for layer in capture(model, ids, rows=rows, values=values).values()]  # fmt: skip
 
 
 def calibration(profile: Profile, model, tokenizer) -> list[CapturedLayer]:
-    """What calibrated baselines and budgets learn from: training sequences, as the hashes do."""
+    """What calibrated baselines and budgets learn from: training sequences, as for the hashes."""
     return captured(
         profile, model, tokenizer, profile.training.length, CALIBRATION, split="train", seed=2000,
         values=True,
@@ -178,18 +176,16 @@ def selectors(
     return {name: usual_selector(name, context) for name in profile.methods if name != "dense"}
 
 
-def methods(profile: Profile, chosen: Mapping[str, Selector]) -> list[Method]:
+def methods(profile: Profile, selectors: Mapping[str, Selector]) -> list[Method]:
     """Every selector at every density of the profile; dense and the window alone need just one."""
-    found = [Method("dense")] if "dense" in profile.methods else []
-    for name, selector in chosen.items():
-        if name in ("window", "streaming_llm"):
-            budget = Budget(profile.sink, profile.local, heavy=0)
-            found.append(Method(name, selector, budget))
-            continue
-        for density in profile.densities:
-            budget = Budget(profile.sink, profile.local, density=density)
-            found.append(Method(name, selector, budget))
-    return found
+    window = [Budget(profile.sink, profile.local, heavy=0)]
+    budgets = [Budget(profile.sink, profile.local, density=d) for d in profile.densities]
+    dense = [Method("dense")] if "dense" in profile.methods else []
+    return dense + [
+        Method(name, selector, budget)
+        for name, selector in selectors.items()
+        for budget in (window if name in ("window", "streaming_llm") else budgets)
+    ]
 
 
 def protocol(profile: Profile, length: int) -> Protocol:
@@ -198,76 +194,73 @@ def protocol(profile: Profile, length: int) -> Protocol:
 
 
 def records(profile: Profile, tokenizer, length: int, samples: int | None = None) -> list[Record]:
-    """`samples` records a task of the profile's benchmark, by default the profile's number."""
+    """`samples` records per task of the profile's benchmark, by default the profile's number."""
     samples = samples or profile.samples_per_task
-    ask = BENCHMARKS[profile.benchmark].records
-    return ask(profile, tokenizer, length, samples, data_folder(profile))
+    load = BENCHMARKS[profile.benchmark].records
+    return load(profile, tokenizer, length, samples, data_folder(profile))
 
 
 def quality(
-    profile: Profile, model, tokenizer, chosen: list[Method], length: int,
+    profile: Profile, model, tokenizer, methods: list[Method], length: int,
     samples: int | None = None, progress: bool = True,
 ) -> pd.DataFrame:  # fmt: skip
     """evaluate() on the profile's records at one length, in both setups; results resume in
     <results>/records."""
     path: Path = profile.results / "records" / f"length_{length}.jsonl"
     return evaluate(
-        model, tokenizer, records(profile, tokenizer, length, samples), chosen,
+        model, tokenizer, records(profile, tokenizer, length, samples), methods,
         protocol(profile, length), path, progress=progress,
     )  # fmt: skip
 
 
 def ruler(
-    profile: Profile, model, tokenizer, chosen: Iterable[Method], progress: bool = True
+    profile: Profile, model, tokenizer, methods: Iterable[Method], progress: bool = True
 ) -> pd.DataFrame:  # fmt: skip
-    """evaluate() on what profile.ruler names, in both setups, with a column of the length asked for
-    ("tokens"); results resume in <results>/records."""
+    """evaluate() on what profile.ruler names, in both setups; column tokens: the context length
+    asked for. Results resume in <results>/records."""
     runs = profile.ruler
-    asked = replace(profile, benchmark="ruler", tasks=runs.tasks, data=None, prompt_limit=None)
+    of_ruler = replace(profile, benchmark="ruler", tasks=runs.tasks, data=None, prompt_limit=None)
     frames = []
     for length in runs.lengths:
-        found = evaluate(
-            model, tokenizer, records(asked, tokenizer, length, runs.samples), list(chosen),
-            protocol(asked, length), profile.results / "records" / f"ruler_{length}.jsonl",
+        frame = evaluate(
+            model, tokenizer, records(of_ruler, tokenizer, length, runs.samples), list(methods),
+            protocol(of_ruler, length), profile.results / "records" / f"ruler_{length}.jsonl",
             progress=progress,
         )  # fmt: skip
-        frames.append(found.assign(tokens=length))
+        frames.append(frame.assign(tokens=length))
     return pd.concat(frames, ignore_index=True)
 
 
 def recall(
-    profile: Profile, model, tokenizer, chosen: Mapping[str, Selector], lengths: Iterable[int],
+    profile: Profile, model, tokenizer, selectors: Mapping[str, Selector], lengths: Iterable[int],
     fractions: Iterable[int] = (32,), count: int = 1,
 ) -> pd.DataFrame:  # fmt: skip
-    """selection_metrics of held-out sequences, a heavy budget of length / fraction for each.
-
-    Selectors that observe are left out: only the questions' queries are captured here, not those of
-    the context before them.
-    """
-    chosen = {name: selector for name, selector in chosen.items() if not selector.observes}
+    """selection_metrics of held-out sequences, a heavy budget of length / fraction for each."""
+    # those that observe need the queries of the context too, and only the questions' are captured
+    selectors = {name: s for name, s in selectors.items() if not s.observes}
     rows = []
     for length in lengths:
-        found = captured(profile, model, tokenizer, length, count)
+        layers = captured(profile, model, tokenizer, length, count)
         for fraction in fractions:
-            made = selection_metrics(
-                found, chosen, [length // fraction], profile.sink, profile.local
+            metrics = selection_metrics(
+                layers, selectors, [length // fraction], profile.sink, profile.local
             )
-            rows += [row | {"fraction": fraction, "context": length} for row in made]
+            rows += [row | {"fraction": fraction, "context": length} for row in metrics]
     return pd.DataFrame(rows)
 
 
-def long_context_methods(profile: Profile, chosen: Iterable[Method]) -> list[Method]:
-    """What the longest context and RULER are asked with: the main methods and new ones at 16x and
-    64x, or at every density of a profile that has neither."""
-    main = [method for method in chosen if method.name not in FRONTIER_ALONE]
+def long_context_methods(profile: Profile, methods: Iterable[Method]) -> list[Method]:
+    """The methods of the longest context and RULER: the main and new ones at 16x and 64x, or at
+    every density of a profile that has neither."""
+    main = [method for method in methods if method.name not in FRONTIER_ALONE]
     few = {"16x", "64x"} & {method.budget_label for method in main}
     budgets = {"dense", "0 tokens", *few}
     return [method for method in main if not few or method.budget_label in budgets]
 
 
 def long_samples(profile: Profile) -> int:
-    """Samples a task at the longest context, where each costs the most: a third, of whole contexts
-    where they are generated."""
+    """Samples per task at the longest context, where each costs the most: a third of the profile's,
+    rounded down to whole contexts where they are generated."""
     third = max(1, profile.samples_per_task // 3)
     whole = third // QUESTIONS_PER_CONTEXT * QUESTIONS_PER_CONTEXT
     return whole if whole and profile.benchmark == "generated" else third
@@ -287,11 +280,11 @@ def latency(profile: Profile, dtypes: Iterable[str]) -> list[dict]:
 def quality_claims(
     claims: Claims, scores: pd.DataFrame, far_scores: pd.DataFrame, profile: Profile
 ) -> None:
-    """What notebook 03 claims of its score tables (points; methods by budgets).
+    """What notebook 03 claims about its score tables (points; methods by budgets).
 
-    How well dense attention answers is claimed of the generated tasks alone, whose answers are
-    certain. Where it does not answer, or sink and local alone do as well (nothing_at_stake), what
-    is measured against it is not judged.
+    How well dense attention answers is claimed for the generated tasks alone, whose answers are
+    certain. Where it does not answer, or sink and local alone answer as well (nothing_at_stake),
+    comparisons with it are not judged.
     """
     dense, ours = float(scores.loc["dense", "dense"]), scores.loc["hash"]
     unjudged = nothing_at_stake(scores)

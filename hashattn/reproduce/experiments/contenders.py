@@ -18,33 +18,33 @@ from hashattn.selectors.loki import LokiSelector
 from hashattn.selectors.magicpig import MagicPIGSelector
 from hashattn.selectors.wrapper import WrapperSelector
 
-HATA_STEPS = 150  # 300 steps of 8 queries, ten times the work: 5 % less error at 1/8 at most
-BUCKET_BITS = 8  # hyperplanes of a table of SOCKET and MagicPIG
+HATA_STEPS = 150  # 300 steps of 8 queries, ten times the work, give at most 5 % less error at 1/8
+BUCKET_BITS = 8  # hyperplanes per table of SOCKET and MagicPIG
 CODE_BITS = 6  # of a PQCache sub-vector: 64 centroids, as its authors' default
-SLACK = 1.125  # of a size that a method may take: Quest's quantised pages bring a scale each
+SLACK = 1.125  # of a memory size that a method may use: Quest's quantised pages add a scale each
 PAGE = 16  # tokens of a Quest page, as its authors' default
-# methods that `others` leaves out: bounds and floors, this package's own, those that drop tokens or
-# decide from attention they saw, and SparQ, which needs a second copy of K
+# methods that `other_methods` leaves out: bounds and floors, this package's own, those that drop
+# tokens or decide from attention they saw, and SparQ, which needs a second copy of K
 ELSEWHERE = ("dense", "oracle", "oracle_top_p", "window", "streaming_llm", "random", "hash",
              "rerank", "residual", "h2o", "snapkv", "infllm", "sparq")  # fmt: skip
 SIZED = ("lsh", "hata", "socket", "quest", "pqcache", "double_sparsity", "loki", "magicpig")
 
 
 def our_codes(profile: Profile, model, tokenizer, weights: HashWeights) -> dict[str, HashWeights]:
-    """Hash weights of every size in profile.memory by their name, and the official ones."""
-    found = {
+    """Hash weights of every size in profile.memory by name, and the official ones."""
+    codes = {
         f"hash {bits} bits": weights
         if bits == weights.config.bits
         else hash_weights(profile, model, tokenizer, f"{bits}_bits")
         for bits in profile.memory
     }
-    return found | {"hash official": hash_weights(profile, model, tokenizer, "official")}
+    return codes | {"hash official": hash_weights(profile, model, tokenizer, "official")}
 
 
-def every_size(
+def all_codes(
     profile: Profile, model, tokenizer, codes: dict[str, HashWeights]
 ) -> dict[str, HashWeights]:
-    """`our_codes` and all other sizes that are shipped with the model: none is trained for this."""
+    """`our_codes` and all other sizes that are shipped with the model; nothing is trained."""
     more = {
         f"hash {bits} bits": hash_weights(profile, model, tokenizer, f"{bits}_bits")
         for bits in MEMORY
@@ -53,13 +53,13 @@ def every_size(
     return codes | more
 
 
-def ours(codes: dict[str, HashWeights]) -> dict[str, Selector]:
-    """Each as its recipe meant: the official ones compare bits with bits."""
+def hash_selectors(codes: dict[str, HashWeights]) -> dict[str, Selector]:
+    """A selector for each, scoring as it was trained: official codes compare bits with bits."""
     return {name: HashSelector.as_trained(weights) for name, weights in codes.items()}
 
 
 def tricks(weights: HashWeights, seed: int) -> dict[str, Selector]:
-    """The same codes from the paper's scoring on, one trick after the other."""
+    """The same codes with the paper's scoring, then one trick after the other."""
 
     def scored(scoring: str, layout: Layout) -> Selector:
         return make_selector("hash", weights=weights, scoring=scoring, layout=layout)
@@ -81,7 +81,7 @@ def tricks(weights: HashWeights, seed: int) -> dict[str, Selector]:
 
 
 def oracles() -> dict[str, Selector]:
-    """The bounds: per query head, per group, and with value norms in the score."""
+    """Exact top-k: per query head, per group, and with value norms in the score."""
     return {
         "oracle": make_selector("oracle"),
         "oracle per group": make_selector("oracle", layout="per_kv_head"),
@@ -89,55 +89,53 @@ def oracles() -> dict[str, Selector]:
     }
 
 
-def others(profile: Profile, calibrated: list[CapturedLayer]) -> dict[str, Selector]:
-    """Every other method that keeps all tokens, at each size of profile.memory that it can have,
-    for its best layout at equal memory; Quest and PQCache also at their authors' settings. A method
-    of the profile that has no sizes here (SIZED) is there in its usual setting.
+def other_methods(profile: Profile, calibrated: list[CapturedLayer]) -> dict[str, Selector]:
+    """Every other method that keeps all tokens, at each size of profile.memory that it can have, in
+    its best layout at equal memory; Quest and PQCache also at their authors' settings. The
+    profile's methods without sizes (SIZED) come in their usual setting.
 
-    Calibrated and trained on `calibrated`, which the hashes' training sequences are like.
+    Calibrated and trained on `calibrated`, sequences like those that train the hashes.
     """
     dim = calibrated[0].keys.shape[-1]
-    seed, found = profile.seed, {"pqcache official": make_selector("pqcache")}
+    seed, selectors = profile.seed, {"pqcache official": make_selector("pqcache")}
     for bits in profile.memory:
-        found[f"lsh {bits} bits"] = make_selector("lsh", bits=bits, seed=seed)
-        found[f"hata {bits} bits"] = HATASelector.train(
+        selectors[f"lsh {bits} bits"] = make_selector("lsh", bits=bits, seed=seed)
+        selectors[f"hata {bits} bits"] = HATASelector.train(
             calibrated, bits=bits, steps=HATA_STEPS, rows_per_step=2, seed=seed, progress=False
         )
         tables = {"hyperplanes": BUCKET_BITS, "tables": bits // BUCKET_BITS, "seed": seed}
-        found[f"socket {bits} bits"] = make_selector("socket", **tables)
+        selectors[f"socket {bits} bits"] = make_selector("socket", **tables)
         for page, bound in quest_pages(bits, dim):
             name = f"quest page {page}, {bound} bits"
-            found[name] = make_selector("quest", page=page, bits=bound)
-        # bits a token that the centroids take
-        codebook = 2**CODE_BITS * dim * 16 / profile.frontier_length
+            selectors[name] = make_selector("quest", page=page, bits=bound)
+        codebook = 2**CODE_BITS * dim * 16 / profile.frontier_length  # centroids' bits per token
         parts = _at_most(dim, (bits - codebook) / CODE_BITS)
         if parts:
             name = f"pqcache {parts} parts"
-            found[name] = make_selector(
+            selectors[name] = make_selector(
                 "pqcache", parts=parts, bits=CODE_BITS, layout="per_query_head"
             )
         if bits > 32:  # a label's scale and offset take 32
             label_bits = 2 if bits - 32 <= 2 * dim else 4
             channels = min(dim, (bits - 32) // label_bits)
-            found[f"double_sparsity {channels} channels"] = DoubleSparsity.calibrate(
+            selectors[f"double_sparsity {channels} channels"] = DoubleSparsity.calibrate(
                 calibrated, channels_per_head=channels, label_bits=label_bits,
                 channel_layout="per_kv_head", layout="per_query_head",
             )  # fmt: skip
-            found[f"loki {bits // 16} components"] = LokiSelector.calibrate(
+            selectors[f"loki {bits // 16} components"] = LokiSelector.calibrate(
                 calibrated, components=bits // 16
             )
         if bits >= 256:  # with fewer tables too few tokens collide twice: error 0.65 at 128 bits
-            found[f"magicpig {bits} bits"] = MagicPIGSelector.calibrate(
+            selectors[f"magicpig {bits} bits"] = MagicPIGSelector.calibrate(
                 calibrated, bits=BUCKET_BITS, tables=bits // BUCKET_BITS, seed=seed
             )
-    return found | _new_methods(profile, calibrated)
+    return selectors | _new_methods(profile, calibrated)
 
 
 def _new_methods(profile: Profile, calibrated: list[CapturedLayer]) -> dict[str, Selector]:
-    """The profile's methods that nobody gave sizes, as they are usually run.
+    """The profile's methods without sizes, in their usual setting.
 
-    Those that need hash weights, or stand on a method that does, are not among them: there are none
-    here.
+    Without those that need hash weights or wrap a method that may: there are no weights here.
     """
     queries, keys = calibrated[0].queries, calibrated[0].keys
     context = UsualContext(calibrated, len(queries) // len(keys), keys.shape[-1], seed=profile.seed)
@@ -152,10 +150,10 @@ def _new_methods(profile: Profile, calibrated: list[CapturedLayer]) -> dict[str,
 
 
 def quest_pages(bits: int, head_dim: int) -> list[tuple[int, int]]:
-    """Quest's (tokens of a page, bits of a bound) that need `bits` a token, SLACK included.
+    """Quest's (tokens per page, bits per bound) that fit into `bits` a token, SLACK included.
 
-    Bounds as they are, where the authors' page is enough for them; and quantised to 4 bits, or to 8
-    where that would leave pages of fewer than 4 tokens. Each has the shortest page that fits.
+    Exact bounds, if they fit with pages no longer than the authors'; and bounds quantised to 4
+    bits, or to 8 where 4 would leave pages of fewer than 4 tokens. Each with its shortest page.
     """
 
     def shortest(bound: int, limit: float) -> int:
@@ -169,6 +167,6 @@ def quest_pages(bits: int, head_dim: int) -> list[tuple[int, int]]:
 
 
 def _at_most(dim: int, limit: float) -> int:
-    """The largest divisor of dim up to limit, 0 if there is none."""
+    """The largest divisor of `dim` up to `limit`, 0 if there is none."""
     return max((parts for parts in range(1, dim + 1) if dim % parts == 0 and parts <= limit),
                default=0)  # fmt: skip

@@ -1,11 +1,10 @@
-"""Notebook 01's fine-tuning: hashes that learned from plain text, and 25 samples of one task.
+"""Notebook 01's fine-tuning: hashes that learned from plain text, then from 25 samples of a task.
 
 The paper's hashes learn from web text, and its 32x claim adds the last 25 samples of each LongBench
-dataset. Here the text is the corpus' training paragraphs without any fact or question in them, and
-the task one of the generated kinds; a profile with data gives its own records by
-`fine_tuning_split`, where it has enough of them. Of what text teaches, most is the spectral start:
-three of four layers of the embedded model keep the maps they began with. What is scored shares no
-context with what trains.
+dataset. Here the text is the corpus' training paragraphs, without facts or questions, and the task
+one of the generated kinds, or of the profile's own data where a task has records enough for
+`fine_tuning_split`. Most of what text teaches is the spectral start: three of four layers of the
+embedded model keep their initial maps. Scored records share no context with training.
 """
 
 from __future__ import annotations
@@ -43,23 +42,23 @@ from hashattn.reproduce.profiles import Profile
 from hashattn.selectors import make_selector
 from hashattn.selectors.hash import HashSelector
 
-USUAL_TASK = "multihop"  # of the generated tasks, where generic hashes lose most
+USUAL_TASK = "multihop"  # the generated task where generic hashes lose most
 GENERIC, CONTROL, TUNED = "text only", "text, more steps", "text, then the task"
 MEASURES = ["recall@4", "recall@32", "heavy_mass", "output_error"]
-TEXT_STEPS = 100  # at the fine-tuning rate: at the default's, so few lose what they start with
+TEXT_STEPS = 100  # at fine-tuning's rate: at the default's, so few undo the spectral start
 TEXT_SEED, SCORED_SEED = 4000, 5000
-TEXT_ROWS = 32  # every 32nd position of a text is learned from
+TEXT_ROWS = 32  # every 32nd position of a text is a training query
 SPARSITIES = (32, 64, 100)
 SHORTER = 2  # generated contexts train at half the scored length: capturing is most of the work
-LEAST_HEAVY = 8  # a budget of fewer tokens beside sink and local is not asked
+LEAST_HEAVY = 8  # budgets of fewer tokens beside sink and local are left out
 MEASURED = 8  # held-out records whose selections are measured
-WHOLE = 10**9  # more records than a dataset has
+WHOLE = 10**9  # more records than any dataset has: all of them
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Records that fine-tune, records of the same task that are scored, and some of other tasks;
-    protocol: how they are asked."""
+    """Records of a task to train on and others of it to score, some of other tasks, and how all are
+    asked (protocol)."""
 
     task: str
     protocol: Protocol
@@ -70,13 +69,14 @@ class Samples:
 
 def samples(profile: Profile, tokenizer, length: int, task: str | None = None) -> Samples:
     """25 records of `task` to fine-tune on (fewer where the profile trains on few sequences), and
-    profile.samples_per_task to score. None: USUAL_TASK where the profile has it, else its first
-    with enough records, else USUAL_TASK's generated ones.
+    profile.samples_per_task to score. None: USUAL_TASK if the profile has it, else its first task
+    with enough records, else generated records of USUAL_TASK.
 
-    Generated records train on the training split at half the length and score on the other: no fact
-    line or paragraph is in both. A profile's own data is split as the paper does, at the same 1 to
-    7 where a task has fewer than 200 records; scored records whose context trains too are left out.
-    ValueError for a `task` that the profile does not have, or one with too few records to be split.
+    Generated training records are half as long and from the training split, which shares no fact
+    line or paragraph with the scored one. A profile's own data is split as the paper does, or at
+    the same 1 to 7 where a task has fewer than 200 records; scored records whose context is also
+    trained on are left out.
+    ValueError for a `task` that is not the profile's, or that has too few records to split.
     """
     if task is not None:
         require_one_of("task", task, profile.tasks)
@@ -85,11 +85,11 @@ def samples(profile: Profile, tokenizer, length: int, task: str | None = None) -
         return _generated(profile, tokenizer, task or usual[0], length)
     for name in [task] if task else usual:
         try:
-            return _own(profile, tokenizer, name, length)
+            return _split(profile, tokenizer, name, length)
         except _TooFewError:
             if task:
                 raise
-    say(f"no task of {profile.data} has records enough to fine-tune on: {USUAL_TASK} is generated")
+    say(f"no task of {profile.data} has enough records to fine-tune on: {USUAL_TASK} is generated")
     generated = replace(
         profile, data=None, benchmark="generated", prompt_limit=None, tasks=TASKS,
         template=Profile.template, metric=Profile.metric,
@@ -98,19 +98,19 @@ def samples(profile: Profile, tokenizer, length: int, task: str | None = None) -
 
 
 class _TooFewError(ValueError):
-    """A task has not enough records to be split."""
+    """A task has too few records to split."""
 
 
-def _own(profile: Profile, tokenizer, task: str, length: int) -> Samples:
-    """Samples of the profile's own data."""
-    found = experiments.records(replace(profile, tasks=(task,)), tokenizer, length, WHOLE)
-    trained = min(TRAINED, max(2, len(found) * TRAINED // (TRAINED + SCORED)))
-    split = fine_tuning_split(found, trained, min(SCORED, max(0, len(found) - trained)))
+def _split(profile: Profile, tokenizer, task: str, length: int) -> Samples:
+    """Samples from the profile's own data."""
+    records = experiments.records(replace(profile, tasks=(task,)), tokenizer, length, WHOLE)
+    trained = min(TRAINED, max(2, len(records) * TRAINED // (TRAINED + SCORED)))
+    split = fine_tuning_split(records, trained, min(SCORED, max(0, len(records) - trained)))
     scored = [r for r in split.score if r not in split.shared_contexts]
     if not split.train or not scored:
         raise _TooFewError(
-            f"task = {task!r} has {len(found)} records, too few to train on some and score others "
-            "of other contexts: use another task"
+            f"task = {task!r} has {len(records)} records, too few to train on some and score "
+            "others with other contexts: use another task"
         )
     rest = tuple(other for other in profile.tasks if other != task)
     others = experiments.records(replace(profile, tasks=rest), tokenizer, length) if rest else []
@@ -134,7 +134,7 @@ def _generated(profile: Profile, tokenizer, task: str, length: int) -> Samples:
 
 
 def _spread(records: list[Record]) -> tuple[Record, ...]:
-    """At most MEASURED records, as many of each dataset as they divide into."""
+    """At most MEASURED records, equally many of each dataset."""
     groups: dict[str, list[Record]] = {}
     for record in records:
         groups.setdefault(record.dataset, []).append(record)
@@ -145,42 +145,42 @@ def _spread(records: list[Record]) -> tuple[Record, ...]:
 def text_sequences(
     tokenizer, length: int, count: int, *, split: str = "train", seed: int = 0
 ) -> list[tuple[Tensor, Tensor]]:
-    """(token ids, rows) of `count` runs of `length` tokens of the corpus' paragraphs alone; rows
-    are every TEXT_ROWS-th position. Half are as long, a quarter each a half and a quarter of it."""
-    found, prose = [], paragraphs(split)
+    """(token ids (n,), rows (n / TEXT_ROWS,)), int64, of `count` texts of the corpus' paragraphs
+    alone; rows: every TEXT_ROWS-th position. n is `length` for half of them, a half and a quarter
+    of it for a quarter each."""
+    texts, prose = [], paragraphs(split)
     for number in range(count):
-        share = (1, 2, 1, 4)[number % 4]
-        drawn = random.Random(f"text/{split}/{length}/{seed}/{number}")
+        n = length // (1, 2, 1, 4)[number % 4]
+        generator = random.Random(f"text/{split}/{length}/{seed}/{number}")
         ids = tokenizer("")["input_ids"]
-        while len(ids) < length // share:
-            line = drawn.choice(prose) + "\n"
+        while len(ids) < n:
+            line = generator.choice(prose) + "\n"
             ids = ids + tokenizer(line, add_special_tokens=False)["input_ids"]
-        rows = torch.arange(TEXT_ROWS - 1, length // share, TEXT_ROWS)
-        found.append((torch.tensor(ids[: length // share]), rows))
-    return found
+        texts.append((torch.tensor(ids[:n]), torch.arange(TEXT_ROWS - 1, n, TEXT_ROWS)))
+    return texts
 
 
 def train(
-    profile: Profile, model, tokenizer, made: Samples, length: int, progress: bool = True
+    profile: Profile, model, tokenizer, samples: Samples, length: int, progress: bool = True
 ) -> dict[str, HashWeights]:
-    """Weights by name: GENERIC learned from text alone; CONTROL from as many steps more of the same
-    text as fine-tuning takes; TUNED from GENERIC and the task's samples.
+    """Weights by name: GENERIC, trained on text alone; CONTROL, GENERIC after as many more steps on
+    the same text as fine-tuning takes; TUNED, GENERIC after training on the task's samples.
 
-    Under <results>/hash_training/finetuning; finished layers found there are reused.
+    Under <results>/hash_training/finetuning; finished layers there are reused.
     """
-    asked = profile.training
+    training = profile.training
     folder = profile.results / "hash_training" / "finetuning"
-    shape = {"layout": asked.layout, "bits": asked.bits, "depth": asked.depth,
-             "hidden": asked.hidden}  # fmt: skip
-    count = max(4, asked.sequences // 4)
+    shape = {"layout": training.layout, "bits": training.bits, "depth": training.depth,
+             "hidden": training.hidden}  # fmt: skip
+    count = max(4, training.sequences // 4)
     longest = length // SHORTER
     text = text_sequences(tokenizer, longest, count, seed=TEXT_SEED)
     held_out = text_sequences(tokenizer, longest, 2, seed=TEXT_SEED + 1)
-    tuning = fine_tuning_sequences(made.train, made.protocol, tokenizer)
+    tuning = fine_tuning_sequences(samples.train, samples.protocol, tokenizer)
 
-    def trained(name: str, recipe: TrainRecipe, sequences, validation=None, start=None, note="",
+    def weights(name: str, recipe: TrainRecipe, sequences, validation=None, start=None, note="",
                 records=()):  # fmt: skip
-        steps = min(recipe.steps, asked.steps or recipe.steps)
+        steps = min(recipe.steps, training.steps or recipe.steps)
         return train_hash_weights(
             model, sequences, recipe.vary(sink=profile.sink, local=profile.local, steps=steps),
             validation=validation, start=start, seed=profile.seed, data_note=note,
@@ -190,38 +190,39 @@ def train(
 
     plain = "paragraphs of the corpus, training split, no task"
     tune = TrainRecipe.fine_tuning()
-    generic = trained("generic", tune.vary(steps=TEXT_STEPS), text, held_out, note=plain)
-    control = trained("control", tune, text, held_out, generic, plain)
-    note = f"{len(made.train)} samples of {made.task}; scored ones share no context with them"
-    tuned = trained("tuned", tune, tuning, None, generic, note, made.train)
+    generic = weights("generic", tune.vary(steps=TEXT_STEPS), text, held_out, note=plain)
+    control = weights("control", tune, text, held_out, generic, plain)
+    note = f"{len(samples.train)} samples of {samples.task}; scored ones share no context with them"
+    tuned = weights("tuned", tune, tuning, None, generic, note, samples.train)
     return {GENERIC: generic, CONTROL: control, TUNED: tuned}
 
 
 def selection(
-    profile: Profile, model, tokenizer, weights: Mapping[str, HashWeights], made: Samples,
+    profile: Profile, model, tokenizer, weights: Mapping[str, HashWeights], samples: Samples,
     length: int, fraction: int = 128,
 ) -> pd.DataFrame:  # fmt: skip
     """MEASURES at a heavy budget of length / fraction by (what is asked, weights): held-out samples
     of the task, of other tasks, and text. The oracle bounds them all."""
-    asked = {
-        made.task: fine_tuning_sequences(made.scored[:MEASURED], made.protocol, tokenizer),
-        "other tasks": fine_tuning_sequences(made.others, made.protocol, tokenizer),
+    sequences = {
+        samples.task: fine_tuning_sequences(samples.scored[:MEASURED], samples.protocol, tokenizer),
+        "other tasks": fine_tuning_sequences(samples.others, samples.protocol, tokenizer),
         "text": text_sequences(tokenizer, length, 1, split="eval", seed=TEXT_SEED),
     }
-    chosen = _selectors(weights)
+    selectors = _selectors(weights)
     tables = {}
-    for name, sequences in ((name, part) for name, part in asked.items() if part):
-        captured = (c for ids, rows in sequences
+    for name, part in sequences.items():
+        if not part:
+            continue
+        captured = (c for ids, rows in part
                     for c in capture(model, ids, rows=rows, values=True).values())  # fmt: skip
-        found = selection_metrics(
-            captured, chosen, [length // fraction], profile.sink, profile.local
-        )
-        tables[name] = pd.DataFrame(found).groupby("method", sort=False)[MEASURES].mean()
+        heavy = [length // fraction]
+        metrics = selection_metrics(captured, selectors, heavy, profile.sink, profile.local)
+        tables[name] = pd.DataFrame(metrics).groupby("method", sort=False)[MEASURES].mean()
     return pd.concat(tables, names=["asked", "method"])
 
 
 def answers(
-    profile: Profile, model, tokenizer, weights: Mapping[str, HashWeights], made: Samples,
+    profile: Profile, model, tokenizer, weights: Mapping[str, HashWeights], samples: Samples,
     length: int, progress: bool = True,
 ) -> pd.DataFrame:  # fmt: skip
     """Points on the task's held-out samples by method and sparsity (SPARSITIES), question and
@@ -235,7 +236,7 @@ def answers(
         for budget in budgets
     ]
     frame = evaluate(
-        model, tokenizer, made.scored, methods, made.protocol,
+        model, tokenizer, samples.scored, methods, samples.protocol,
         profile.results / "records" / "finetuning.jsonl", progress=progress, setups="B",
     )  # fmt: skip
     return score_table(frame)
@@ -244,7 +245,7 @@ def answers(
 def fine_tuning_claims(
     claims: Claims, caught: pd.DataFrame, points: pd.DataFrame, task: str
 ) -> None:
-    """What notebook 01 claims of `selection`'s and `answers`' tables."""
+    """What notebook 01 claims about the tables of `selection` and `answers`."""
     mass = caught["heavy_mass"].unstack("method")
     what = "attention mass caught on held-out samples of the task (ratio)"
     claims.goal(f"fine-tuned / text only: {what}",
@@ -265,5 +266,5 @@ def fine_tuning_claims(
 
 
 def _selectors(weights: Mapping[str, HashWeights]) -> dict:
-    found = {name: HashSelector.as_trained(made) for name, made in weights.items()}
-    return {"oracle": make_selector("oracle")} | found
+    trained = {name: HashSelector.as_trained(hashes) for name, hashes in weights.items()}
+    return {"oracle": make_selector("oracle")} | trained

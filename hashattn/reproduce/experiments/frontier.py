@@ -27,15 +27,15 @@ from hashattn.selectors.base import Selector
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-VARIANTS, LINES = "os^vDPX", ("-", "--", ":", "-.")
-FAMILY_SEED = 4000  # sequences that no other measurement of the notebooks uses
+VARIANTS, LINES = "os^vDPX", ("-", "--", ":", "-.")  # markers and lines of a method's variants
+FAMILY_SEED = 4000  # seed of sequences that no other measurement of the notebooks uses
 PAIRED = ["sequence", "layer", "head"]
 BOUNDS = ("oracle", "dense")
 OURS = ("hash", "rerank", "residual")  # first words of this package's methods in notebook 03
 
 
 def frontier(
-    profile: Profile, model, tokenizer, chosen: Mapping[str, Selector], lengths: Iterable[int],
+    profile: Profile, model, tokenizer, selectors: Mapping[str, Selector], lengths: Iterable[int],
     densities: Iterable[float], shares: tuple[tuple[float, ...], ...] | None = None,
 ) -> pd.DataFrame:  # fmt: skip
     """selection_metrics by KV head, with output error, of profile.sequences held-out sequences of
@@ -49,18 +49,18 @@ def frontier(
             n, fixed = layers[0].keys.shape[1], profile.sink + profile.local
             heavy = {density: max(0, int(density * n) - fixed) for density in densities}
             budgets = sorted(set(heavy.values()))
-            made = selection_metrics(layers, chosen, budgets, profile.sink, profile.local,
-                               by_head=True, shares=shares)  # fmt: skip
+            metrics = selection_metrics(layers, selectors, budgets, profile.sink, profile.local,
+                                        by_head=True, shares=shares)  # fmt: skip
             rows += [
                 row | {"sequence": sequence, "context": length, "budget": density}
                 for density, tokens in heavy.items()
-                for row in made
+                for row in metrics
                 if row["heavy"] == tokens
             ]
     return pd.DataFrame(rows)
 
 
-def divided(
+def budget_shares(
     profile: Profile, calibrated: list[CapturedLayer], selector: Selector, density: float
 ) -> tuple[tuple[float, ...], ...]:
     """Budget.shares of a selector, allocated at one density on the calibration sequences."""
@@ -69,7 +69,7 @@ def divided(
 
 
 def summary(rows: pd.DataFrame, measure: str = "output_error") -> pd.DataFrame:
-    """A measure by method (lines, with bits) and budget (columns "1/8", ...), all contexts."""
+    """A measure's mean over all contexts, by method (with bits) and budget (columns "1/8", ...)."""
     table = rows.groupby(["method", "bits", "budget"], sort=False)[measure].mean().unstack()
     table = table[sorted(table, reverse=True)]
     return table.rename(columns=label)
@@ -83,23 +83,23 @@ def label(density: float) -> str:
 def first_layer_dense(rows: pd.DataFrame, method: str) -> pd.DataFrame:
     """What a dense first layer would change: density and output error of `method` at each budget,
     as it is and with layer 0 read whole."""
-    own = rows[rows["method"] == method]
-    spared = own.assign(
-        output_error=own["output_error"].where(own["layer"] > 0, 0.0),
-        density=own["density"].where(own["layer"] > 0, 1.0),
+    sparse = rows[rows["method"] == method]
+    later = sparse["layer"] > 0
+    first_dense = sparse.assign(
+        output_error=sparse["output_error"].where(later, 0.0),
+        density=sparse["density"].where(later, 1.0),
     )
-    parts = {"as it is": own, "first layer dense": spared}
     measures = {
         name: part.groupby("budget")[["density", "output_error"]].mean()
-        for name, part in parts.items()
+        for name, part in {"as it is": sparse, "first layer dense": first_dense}.items()
     }
     return pd.concat(measures, axis=1).sort_index(ascending=False).rename(index=label)
 
 
 def by_head(rows: pd.DataFrame, method: str, budget: float) -> pd.DataFrame:
     """Mean output error of a method, layers by KV heads, at one budget."""
-    here = rows[(rows["budget"] == budget) & (rows["method"] == method)]
-    return here.groupby(["layer", "head"])["output_error"].mean().unstack()
+    part = rows[(rows["budget"] == budget) & (rows["method"] == method)]
+    return part.groupby(["layer", "head"])["output_error"].mean().unstack()
 
 
 def verdicts(rows: pd.DataFrame, ours: str) -> pd.DataFrame:
@@ -108,74 +108,68 @@ def verdicts(rows: pd.DataFrame, ours: str) -> pd.DataFrame:
     A line each: the other method, its bits, whether these are as many as ours or more, both mean
     output errors, their difference (ours minus theirs, below 0: ours is better) with the ends of a
     paired bootstrap interval over sequences, layers and KV heads, taken as independent, and the
-    verdict: "better", "worse" or "not distinguishable". Oracles are no methods.
+    verdict: "better", "worse" or "not distinguishable". Oracles and dense are left out.
     """
-    own = rows[rows["method"] == ours]
-    least = own["bits"].iloc[0]
+    our_rows = rows[rows["method"] == ours]
+    our_bits = our_rows["bits"].iloc[0]
     lines = []
     for (method, context, budget), part in rows.groupby(["method", "context", "budget"]):
         family = method.split()[0]
         if family in (*BOUNDS, ours.split()[0]):
             continue
-        here = own[(own["context"] == context) & (own["budget"] == budget)]
-        pairs = here.merge(part, on=PAIRED, suffixes=("", " theirs"))
-        found = paired_bootstrap(
+        our_part = our_rows[(our_rows["context"] == context) & (our_rows["budget"] == budget)]
+        pairs = our_part.merge(part, on=PAIRED, suffixes=("", " theirs"))
+        difference = paired_bootstrap(
             pairs["output_error"].tolist(), pairs["output_error theirs"].tolist()
         )
         bits = part["bits"].iloc[0]
         lines.append({
-            "method": method, "bits": bits, "as_many_bits": bits >= least, "context": context,
-            "budget": label(budget), "ours": here["output_error"].mean(),
-            "theirs": part["output_error"].mean(), **_outcome(found, better=BELOW),
+            "method": method, "bits": bits, "as_many_bits": bits >= our_bits, "context": context,
+            "budget": label(budget), "ours": our_part["output_error"].mean(),
+            "theirs": part["output_error"].mean(), **_outcome(difference, better=BELOW),
         })  # fmt: skip
     return pd.DataFrame(lines)
 
 
 def task_verdicts(results: pd.DataFrame, ours: str) -> pd.DataFrame:
-    """The same for task quality: `ours` against every method at each budget they share, over the
-    results of `evaluate`.
+    """`verdicts` for task quality, from the results of `evaluate`: `ours` against every method of
+    others at each budget they share.
 
     Scores, difference, low and high in points averaged over datasets, from a paired bootstrap over
-    contexts; above 0: ours is better.
+    contexts; above 0: ours is better. Raises ValueError where `results` mix protocols.
     """
     require_one_protocol(results)
-    own, lines = results[results["method"] == ours], []
-    least = own["nominal_bits"].max()
+    our_rows, lines = results[results["method"] == ours], []
+    our_bits = our_rows["nominal_bits"].max()
     for (method, budget), part in results.groupby(["method", "budget"], sort=False):
-        bits, here = part["nominal_bits"].max(), own[own["budget"] == budget]
-        if method.split("_")[0] in (*BOUNDS, *OURS) or here.empty:
+        bits, our_part = part["nominal_bits"].max(), our_rows[our_rows["budget"] == budget]
+        if method.split("_")[0] in (*BOUNDS, *OURS) or our_part.empty:
             continue
-        found = difference_to(here, part.set_index("sample"), n=2000, seed=0).scaled(100)
-        weighted = [100 * (x["score"] * dataset_weights(x)).mean() for x in (here, part)]
+        difference = difference_to(our_part, part.set_index("sample"), n=2000, seed=0)
+        points = [100 * (x["score"] * dataset_weights(x)).mean() for x in (our_part, part)]
         lines.append({
-            "method": method, "bits": bits, "as_many_bits": bits >= least, "budget": budget,
-            "ours": weighted[0], "theirs": weighted[1], **_outcome(found, better=ABOVE),
+            "method": method, "bits": bits, "as_many_bits": bits >= our_bits, "budget": budget,
+            "ours": points[0], "theirs": points[1],
+            **_outcome(difference.scaled(100), better=ABOVE),
         })  # fmt: skip
     return note_cuts(pd.DataFrame(lines), results)
 
 
-def _outcome(found: Difference, better: str) -> dict[str, float | str]:
-    """Columns of a difference of ours: itself, its interval and the verdict in our terms."""
-    verdict = {SAME: SAME, better: "better"}.get(found.verdict, "worse")
-    return {
-        "difference": found.difference,
-        "low": found.low,
-        "high": found.high,
-        "verdict": verdict,
-    }
+def _outcome(ours: Difference, better: str) -> dict[str, float | str]:
+    """Columns of our difference from a method: itself, its interval, and our verdict; `better` is
+    the side on which we win."""
+    verdict = {SAME: SAME, better: "better"}.get(ours.verdict, "worse")
+    return {"difference": ours.difference, "low": ours.low, "high": ours.high, "verdict": verdict}
 
 
 def counts(table: pd.DataFrame) -> pd.DataFrame:
-    """How often each verdict fell on each method."""
-    found = table.groupby(["bits", "method"])["verdict"].value_counts().unstack(fill_value=0)
-    return found.reindex(columns=["better", "not distinguishable", "worse"], fill_value=0)
+    """How often each method got each verdict."""
+    table = table.groupby(["bits", "method"])["verdict"].value_counts().unstack(fill_value=0)
+    return table.reindex(columns=["better", "not distinguishable", "worse"], fill_value=0)
 
 
 def losses(rows: pd.DataFrame, tables: Mapping[str, pd.DataFrame], method: str) -> str:
-    """Where `method` loses, as Markdown, all from the records.
-
-    rows: of `frontier`. tables: {our method: its verdicts}.
-    """
+    """Where `method` loses, as Markdown; rows: of `frontier`; tables: verdicts by our method."""
     lines = []
     for ours, table in tables.items():
         lost = table[table["verdict"] != "better"]
@@ -196,27 +190,28 @@ def losses(rows: pd.DataFrame, tables: Mapping[str, pd.DataFrame], method: str) 
                                   zip(worse["context"], worse["budget"], strict=True))  # fmt: skip
                 text += f" worse in {len(worse)} ({where}), error up to {gap:.2f} times theirs;"
             lines.append(f"{text} not distinguishable in {same}.")
-    own, bound = (
+    errors, bound = (
         rows[rows["method"] == name].groupby("budget")["output_error"].mean()
         for name in (method, "oracle")
     )
     ends = [
-        f"{own[budget]:.3f} at {label(budget)} (oracle {bound[budget]:.3f})"
-        for budget in (max(own.index), min(own.index))
+        f"{errors[budget]:.3f} at {label(budget)} (oracle {bound[budget]:.3f})"
+        for budget in (max(errors.index), min(errors.index))
     ]
     lines.append(f"- Tiny budgets: its mean error grows from {ends[0]} to {ends[1]}.")
-    return "\n".join([*lines, _spread(rows, method)])
+    return "\n".join([*lines, _aggregation(rows, method)])
 
 
-def _spread(rows: pd.DataFrame, method: str) -> str:
-    """The heads that aggregate: their attention lies on more tokens than the budget holds."""
+def _aggregation(rows: pd.DataFrame, method: str) -> str:
+    """Errors of heads that aggregate, whose attention is spread over more tokens than the budget,
+    beside those of focused heads."""
     budget = sorted(rows["budget"].unique())[len(rows["budget"].unique()) // 2]
-    here = rows[rows["budget"] == budget].set_index(["context", *PAIRED])
-    bound, own = (here[here["method"] == name] for name in ("oracle", method))
-    most = bound["heavy_mass"].rank(pct=True)
+    heads = rows[rows["budget"] == budget].set_index(["context", *PAIRED])
+    oracle, measured = (heads[heads["method"] == name] for name in ("oracle", method))
+    focus = oracle["heavy_mass"].rank(pct=True)
     errors = {
-        name: (own["output_error"][chosen].mean(), bound["output_error"][chosen].mean())
-        for name, chosen in (("spread", most <= 0.25), ("focused", most > 0.75))
+        name: (measured["output_error"][quarter].mean(), oracle["output_error"][quarter].mean())
+        for name, quarter in (("spread", focus <= 0.25), ("focused", focus > 0.75))
     }
     return (
         f"- Aggregation: in the quarter of heads whose attention is spread the most, at "
@@ -228,21 +223,21 @@ def _spread(rows: pd.DataFrame, method: str) -> str:
 
 def at_memory(table: pd.DataFrame, bits: int) -> list[str]:
     """Methods of `summary` for a panel: the oracle, ours, and of every other family the best that
-    stores no more than `bits`, an eighth more allowed for what pages and labels need."""
-    found = table.reset_index("bits")
-    found = found[found["bits"] <= SLACK * bits]
-    mean = found.drop(columns="bits").mean(axis=1)
+    stores at most `bits`, plus an eighth for what pages and labels add."""
+    table = table.reset_index("bits")
+    table = table[table["bits"] <= SLACK * bits]
+    mean = table.drop(columns="bits").mean(axis=1)
     best: dict[str, str] = {}
     for name in mean.sort_values().index:
         family = name.split()[0]
         if family not in ("oracle", "hash"):
             best.setdefault(family, name)
-    own = [name for name in (f"hash {bits} bits", "hash official") if name in found.index]
-    return ["oracle", *own, *sorted(best.values())]
+    ours = [name for name in (f"hash {bits} bits", "hash official") if name in table.index]
+    return ["oracle", *ours, *sorted(best.values())]
 
 
 def head_map(axis: Axes, table: pd.DataFrame) -> None:
-    """A table of `by_head` as colours with numbers."""
+    """A heat map of `by_head`'s table."""
     import seaborn
 
     seaborn.heatmap(table, annot=True, fmt=".3f", cmap="viridis", cbar=False, ax=axis)
@@ -251,15 +246,15 @@ def head_map(axis: Axes, table: pd.DataFrame) -> None:
 
 def error_lines(axis: Axes, table: pd.DataFrame, names: Iterable[str]) -> None:
     """Output error over density for some methods of `summary`, their bits in the legend."""
-    labels, seen = list(table.columns), Counter()
+    labels, drawn = list(table.columns), Counter()  # drawn: lines of each colour so far
     for name in names:
         line = table.xs(name, level="method")
         bits, style = line.index[0], plots.method_style(name)
         # variants of a method share its colour and differ by marker and line
-        family = seen[style.color]
-        seen[style.color] += 1
-        axis.plot(range(len(labels)), line.iloc[0], marker=VARIANTS[family % len(VARIANTS)],
-                  color=style.color, linestyle=LINES[family % len(LINES)],
+        variant = drawn[style.color]
+        drawn[style.color] += 1
+        axis.plot(range(len(labels)), line.iloc[0], marker=VARIANTS[variant % len(VARIANTS)],
+                  color=style.color, linestyle=LINES[variant % len(LINES)],
                   label=f"{name} ({bits:g} bits)")  # fmt: skip
     axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncol=2, fontsize=8)
     axis.set_xticks(range(len(labels)), labels)

@@ -1,9 +1,9 @@
 """Claims: what a notebook says the numbers show, checked where they are measured.
 
 A notebook records each measurement with the band it must stay in, then ends with two cells:
-`claims.table()` shows the numbers (they differ between machines) and `claims.verdict()` prints
-what must not differ and raises when a measurement left its band. A comparison whose yardstick
-failed (dense attention answers nothing) is not judged, whatever the number: it says why instead.
+`claims.table()` shows the numbers, which differ between machines; `claims.verdict()` prints what
+must not differ and raises when a measurement left its band. A comparison with a baseline that
+failed (dense attention answers nothing) is not judged, whatever the number, and says why.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from hashattn.base.errors import HashAttnError
 from hashattn.base.files import FileError, read_json, write_json
 from hashattn.reproduce.notebooks.environment import leave_environment
-from hashattn.reproduce.notebooks.files import read_kept
+from hashattn.reproduce.notebooks.files import read_or_none
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,7 +31,10 @@ class ClaimError(HashAttnError, AssertionError):
 
 @dataclass(frozen=True)
 class Band:
-    """The values a claim allows, both ends included; None leaves an end open."""
+    """The values a claim allows, both ends included; None leaves an end open.
+
+    Raises ValueError without ends, for NaN, or for low above high.
+    """
 
     low: float | None = None
     high: float | None = None
@@ -60,7 +63,7 @@ class Band:
 @dataclass(frozen=True)
 class Claim:
     """One line of the final table. `goal` claims report met or not met; others must hold. reason:
-    why the verdict is NOT_JUDGED, else "". main: what a reader is told first."""
+    why the verdict is NOT_JUDGED, else "". main: whether a report begins with it."""
 
     notebook: str
     claim: str
@@ -104,7 +107,7 @@ class Claims:
         """Record a measurement that has to lie in [low, high]; `verdict` raises if one does not.
 
         paper: the paper's value as text, with its setting if that differs ("" if it has none).
-        unjudged: why this measurement decides nothing, in words; "" where it does.
+        unjudged: why this measurement decides nothing, in words; "" if it does decide.
         """
         self._record(claim, ours, Band(low, high), paper, goal=False, reason=unjudged)
 
@@ -126,8 +129,8 @@ class Claims:
         self._record(claim, ours, Band(low, high), paper, goal=True, reason=unjudged, main=main)
 
     def caution(self, text: str) -> None:
-        """Print and record what a reader must know before any claim; "" is nothing. The terminal
-        and the report of a run say it again."""
+        """Print and record what a reader must know before any claim, for the summary and report of
+        a run; "" is ignored."""
         if text:
             print(text)
             self.cautions.append(text)
@@ -137,7 +140,7 @@ class Claims:
         self, claim: str, ours: float, band: Band, paper: str, *, goal: bool, reason: str,
         main: bool = False,
     ) -> None:  # fmt: skip
-        if any(claim == made.claim for made in self.records):
+        if any(claim == record.claim for record in self.records):
             raise ValueError(f"claim {claim!r} is made twice in {self.notebook}: word each once")
         inside = float(ours) in band
         if reason:
@@ -153,7 +156,8 @@ class Claims:
         self._save()
 
     def _save(self) -> None:
-        records = [asdict(made) | {"ours": repr(made.ours)} for made in self.records]  # NaN too
+        # JSON has no NaN, and repr keeps all digits
+        records = [asdict(record) | {"ours": repr(record.ours)} for record in self.records]
         write_json(self.path, records)
         write_json(_cautions_path(self.path.parents[1], self.notebook), self.cautions)
 
@@ -171,14 +175,15 @@ class Claims:
         Raises ClaimError naming every measurement outside the band it must stay in, and
         ValueError when nothing was claimed.
         """
-        leave_environment(self.path.parents[1], self.notebook)  # as it was when all was measured
+        # again: cells may have imported or changed what __init__ recorded
+        leave_environment(self.path.parents[1], self.notebook)
         if not self.records:
             raise ValueError(f"{self.notebook} makes no claim: record one with claims.must_hold")
-        broken = [c for c in self.records if c.verdict == VIOLATED]
-        if broken:
+        violated = [c for c in self.records if c.verdict == VIOLATED]
+        if violated:
             raise ClaimError("; ".join(
                 f"{c.claim}: measured {format_value(c.ours)}, must be {c.tolerance}"
-                for c in broken
+                for c in violated
             ))  # fmt: skip
         for c in self.records:
             if c.verdict == NOT_JUDGED:
@@ -193,7 +198,7 @@ def format_value(value: float) -> str:
 
 
 def load_claims(results: Path, notebooks: list[str]) -> list[Claim]:
-    """The claims that `notebooks` left in a results folder, in order."""
+    """The claims that `notebooks` left in a results folder, in order; ClaimError for damage."""
     claims = []
     for notebook in notebooks:
         path = results / "claims" / f"{notebook}.json"
@@ -209,31 +214,31 @@ def load_claims(results: Path, notebooks: list[str]) -> list[Claim]:
 
 def load_cautions(results: Path, notebooks: list[str]) -> list[str]:
     """What `notebooks` warned of (Claims.caution), in order, each once."""
-    found = (read_kept(_cautions_path(results, notebook)) or [] for notebook in notebooks)
-    return list(dict.fromkeys(text for texts in found for text in texts))
+    cautions = (read_or_none(_cautions_path(results, notebook)) or [] for notebook in notebooks)
+    return list(dict.fromkeys(text for texts in cautions for text in texts))
 
 
 def _cautions_path(results: Path, notebook: str) -> Path:
     return results / "claims" / f"{notebook}.cautions.json"
 
 
-def counted(claims: list[Claim]) -> str:
-    """`8 of 8 claims hold, 22 of 25 goals met`, and how many were not judged if some were not."""
+def tally(claims: list[Claim]) -> str:
+    """`8 of 8 claims hold, 22 of 25 goals met`, and how many were not judged, if any."""
     judged = [c for c in claims if c.verdict != NOT_JUDGED]
     goals, bound = [c for c in judged if c.goal], [c for c in judged if not c.goal]
     held, met = sum(c.verdict == HOLDS for c in bound), sum(c.verdict == MET for c in goals)
     text = f"{held} of {len(bound)} claims hold, {met} of {len(goals)} goals met"
-    left = len(claims) - len(judged)
-    return f"{text}, {left} not judged" if left else text
+    unjudged = len(claims) - len(judged)
+    return f"{text}, {unjudged} not judged" if unjudged else text
 
 
 def not_judged(claims: list[Claim]) -> dict[str, list[Claim]]:
     """{reason: the claims that were not judged for it}."""
-    found: dict[str, list[Claim]] = {}
+    by_reason: dict[str, list[Claim]] = {}
     for c in claims:
         if c.verdict == NOT_JUDGED:
-            found.setdefault(c.reason, []).append(c)
-    return found
+            by_reason.setdefault(c.reason, []).append(c)
+    return by_reason
 
 
 def claims_text(claims: list[Claim], width: int = 52) -> str:

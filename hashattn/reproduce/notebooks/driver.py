@@ -18,10 +18,10 @@ from hashattn.reproduce.notebooks.claims import (
     VIOLATED,
     Claim,
     claims_text,
-    counted,
     load_cautions,
     load_claims,
     not_judged,
+    tally,
 )
 from hashattn.reproduce.notebooks.execute import (
     State,
@@ -41,8 +41,7 @@ class ReproductionError(HashAttnError, RuntimeError):
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finished run: the profile, each notebook's state in order, the claims they made and what
-    they warned of."""
+    """A finished run: the profile, each notebook's state in order, their claims and cautions."""
 
     profile: Profile
     states: dict[str, State]
@@ -51,20 +50,23 @@ class Outcome:
 
 
 def find_notebooks(folder: Path | None = None) -> list[Path]:
-    """The numbered notebooks (NN_name.ipynb) of `folder`, in order; default: notebooks/."""
+    """The numbered notebooks (NN_name.ipynb) of `folder`, in order; default: notebooks/.
+
+    Raises ReproductionError if there is none.
+    """
     folder = (folder or repository() / "notebooks").resolve()
-    found = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
-    found = [path for path in found if not path.name.endswith(".partial.ipynb")]
-    if not found:
+    paths = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
+    paths = [path for path in paths if not path.name.endswith(".partial.ipynb")]
+    if not paths:
         raise ReproductionError(f"no notebook called NN_name.ipynb in {folder}")
-    return found
+    return paths
 
 
 def reproduce(name: str | None = None, notebooks: Path | None = None) -> Outcome:
     """Run the notebooks of profile `name`; write figures, tables, report and manifest.
 
-    Raises AccessError before any work when the model, data or device is not here, EngineError when
-    HASHATTN_ENGINE's engine is not, and KernelError when this interpreter cannot run notebooks;
+    Raises, before any work, AccessError when the model, data or device is missing, EngineError when
+    HASHATTN_ENGINE's engine is, and KernelError when this interpreter cannot run notebooks;
     NotebookFailed when a notebook fails; ReproductionError, after the report, when a claim that
     must hold does not or a comparison could not be judged.
     """
@@ -81,13 +83,14 @@ def reproduce(name: str | None = None, notebooks: Path | None = None) -> Outcome
         claims = load_claims(results, list(states))
         outcome = Outcome(profile, states, claims, load_cautions(results, list(states)))
         write_summary(outcome)
-    broken = [c.claim for c in claims if c.verdict == VIOLATED]
-    if broken:
-        raise ReproductionError(f"did not hold: {'; '.join(broken)}")
-    for reason, left in not_judged(claims).items():
+    violated = [c.claim for c in claims if c.verdict == VIOLATED]
+    if violated:
+        raise ReproductionError(f"did not hold: {'; '.join(violated)}")
+    for reason, unjudged in not_judged(claims).items():
         raise ReproductionError(
-            f"{len(left)} of {len(claims)} claims could not be judged, {left[0].claim!r} first: "
-            f"{reason}. Give tasks that the model can answer, or a model that can answer them"
+            f"{len(unjudged)} of {len(claims)} claims could not be judged, "
+            f"{unjudged[0].claim!r} first: {reason}. Use tasks that the model can answer, or a "
+            "model that can answer them"
         )
     return outcome
 
@@ -116,9 +119,9 @@ def write_summary(outcome: Outcome) -> None:
     write_json(results / "manifest.json", manifest)
     write_text(results / "report.html", render_report(outcome, manifest))
     print(f"\n{claims_text(outcome.claims)}\n")
-    print(counted(outcome.claims))
-    for reason, left in not_judged(outcome.claims).items():
-        print(f"{len(left)} not judged: {reason}")
+    print(tally(outcome.claims))
+    for reason, unjudged in not_judged(outcome.claims).items():
+        print(f"{len(unjudged)} not judged: {reason}")
     for text in outcome.cautions:
         print(f"caution: {text}")
     print(f"report: {results / 'report.html'}")
@@ -126,15 +129,15 @@ def write_summary(outcome: Outcome) -> None:
 
 @contextmanager
 def only_run(results: Path) -> Iterator[None]:
-    """Hold a results folder alone; the lock goes with the process, however it ends."""
+    """Lock a results folder, while the process lives; ReproductionError if another run has it."""
     results.mkdir(parents=True, exist_ok=True)
     with open(results / ".lock", "a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ReproductionError(
-                f"another run is writing to {results}: wait for it, or give this one another "
-                "folder with HASHATTN_RESULTS"
+                f"another run is writing to {results}: wait for it, or set HASHATTN_RESULTS to "
+                "another folder for this one"
             ) from None
         yield
 

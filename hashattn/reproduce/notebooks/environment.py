@@ -1,4 +1,4 @@
-"""Where a notebook ran: interpreter, package versions and machine, recorded by its own kernel."""
+"""Where a notebook ran: interpreter, package versions and machine, recorded by its kernel."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 from hashattn.base.environment import machine, package_versions, python_version
 from hashattn.base.files import write_json
 from hashattn.base.repository import repository
-from hashattn.reproduce.notebooks.files import read_kept
+from hashattn.reproduce.notebooks.files import read_or_none
 
 
 def environment() -> dict[str, Any]:
-    """This process: python (version), executable, packages (those of the lock) and machine."""
+    """This process's python (version), executable, packages (those of the lock) and machine."""
     return {
         "python": python_version(),
         "executable": sys.executable,
@@ -33,8 +33,8 @@ def forget_environment(results: Path, notebook: str) -> None:
 
 
 def load_environment(results: Path, notebook: str) -> dict[str, Any] | None:
-    """What the kernel that ran a notebook left; None where it makes no claims."""
-    return read_kept(_path(results, notebook))
+    """What the kernel that ran a notebook left; None if the notebook makes no claims."""
+    return read_or_none(_path(results, notebook))
 
 
 def _path(results: Path, notebook: str) -> Path:

@@ -1,6 +1,6 @@
 """Run one notebook with papermill: into a partial file first, renamed when every cell succeeded.
 
-Its kernel is the interpreter that runs the driver, whatever kernelspecs Jupyter finds elsewhere.
+The kernel is the driver's own interpreter, whatever kernelspecs Jupyter finds elsewhere.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from hashattn.base.files import write_json
 from hashattn.base.hashes import sha256_file
 from hashattn.base.progress import VARIABLE
 from hashattn.reproduce.notebooks.environment import forget_environment
-from hashattn.reproduce.notebooks.files import produced_files, read_kept
+from hashattn.reproduce.notebooks.files import produced_files, read_or_none
 from hashattn.reproduce.notebooks.progress import Heartbeat
 from hashattn.reproduce.profiles import Profile, repository, results_root
 
-# Messages of the kernel about its transport and shutdown, which no reader can act on.
+# hides messages about transport and shutdown, which no reader can act on
 QUIET_KERNEL = ["--IPKernelApp.log_level=50"]
 QUIET_LIBRARIES = {
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
@@ -30,8 +30,6 @@ QUIET_LIBRARIES = {
     "TOKENIZERS_PARALLELISM": "false",
     "PYTHONWARNINGS": "ignore:IProgress not found",
 }
-
-
 NEEDED = ("papermill", "nbclient", "ipykernel")  # to run a notebook at all
 
 
@@ -54,9 +52,9 @@ class State:
 
     @classmethod
     def load(cls, results: Path, notebook: str) -> State | None:
-        kept = read_kept(results / "state" / f"{notebook}.json")
-        whole = isinstance(kept, dict) and set(kept) == {field.name for field in fields(cls)}
-        return cls(**kept) if whole else None
+        record = read_or_none(results / "state" / f"{notebook}.json")
+        whole = isinstance(record, dict) and set(record) == {field.name for field in fields(cls)}
+        return cls(**record) if whole else None
 
     def save(self, results: Path, notebook: str) -> None:
         write_json(results / "state" / f"{notebook}.json", asdict(self))
@@ -67,7 +65,7 @@ class State:
 
 
 def require_kernel() -> None:
-    """KernelError where this interpreter lacks what runs a notebook."""
+    """KernelError if this interpreter lacks a package that runs notebooks."""
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
         raise KernelError(
@@ -91,7 +89,7 @@ def own_kernel() -> type:
 
 
 def kernel_environment(profile: Profile, profile_file: Path) -> dict[str, str]:
-    """The variables that a notebook's kernel reads, beside the caller's own."""
+    """The variables that a notebook's kernel needs besides the caller's own."""
     root = repository()
     paths = [str(root), str(root / "kernels"), os.environ.get("PYTHONPATH", "")]
     return QUIET_LIBRARIES | {
@@ -117,12 +115,12 @@ def run_notebook(source: Path, results: Path, fingerprint: str) -> State:
     with Heartbeat(source.stem, partial, results / "progress.txt"):
         _execute(source, partial)
     partial.replace(executed)
-    made = [path for path, stamp in _times(results).items() if before.get(path) != stamp]
+    written = [path for path, stamp in _times(results).items() if before.get(path) != stamp]
     state = State(
         fingerprint,
         round(time.monotonic() - start, 1),
         time.strftime("%Y-%m-%d %H:%M"),
-        {path.relative_to(results).as_posix(): sha256_file(path) for path in made},
+        {path.relative_to(results).as_posix(): sha256_file(path) for path in written},
     )
     state.save(results, source.stem)
     return state
@@ -158,5 +156,5 @@ def _execute(source: Path, partial: Path) -> None:
 def _failure(source: Path, partial: Path, cause: str) -> NotebookFailed:
     return NotebookFailed(
         f"{source.name} failed in {' '.join(cause.split())[:400]}\n"
-        f"see {partial}; what finished before is kept, run again to go on"
+        f"see {partial}; earlier notebooks are kept, run again to resume"
     )

@@ -7,11 +7,11 @@ from typing import Any
 
 from hashattn.base.files import PARTIAL, FileError, read_json
 
-KEPT_OUT = {".lock", "progress.txt", "manifest.json", "report.html"}  # about results, not results
+NO_RESULTS = {"state", ".lock", "progress.txt", "manifest.json", "report.html"}  # about the run
 
 
-def read_kept(path: Path) -> Any:
-    """The JSON value in `path`, or None where there is none or it is damaged."""
+def read_or_none(path: Path) -> Any:
+    """The JSON value in `path`; None if the file is missing or damaged."""
     try:
         return read_json(path)
     except FileError:
@@ -26,6 +26,6 @@ def produced_files(results: Path) -> list[Path]:
         path
         for path in results.rglob("*")
         if path.is_file()
-        and path.relative_to(results).parts[0] not in KEPT_OUT | {"state"}
+        and path.relative_to(results).parts[0] not in NO_RESULTS
         and not path.name.endswith((PARTIAL, ".tmp", ".partial.ipynb"))
     )

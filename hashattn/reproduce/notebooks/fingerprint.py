@@ -1,7 +1,7 @@
 """What a notebook's results depend on, as one hash: when it is unchanged the results are reused.
 
-Its own cells, the code of earlier notebooks (they write what later ones read), the package's
-source, the profile, the model and data, and the versions of what computes and draws.
+Its cells, the code of earlier notebooks (which write what later ones read), the package's source,
+the profile, the model and data, and the versions of the libraries that compute and draw.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from hashattn.reproduce.access import data_folder, model_folder
 from hashattn.reproduce.profiles import Profile, repository
 
 LIBRARIES = ("torch", "transformers", "numpy", "matplotlib", "seaborn", "pandas")
-LARGE = 256 * 2**20  # bytes from which a file outside the repository is known by name and size
+LARGE = 256 * 2**20  # bytes from which only a file's name and size count: hashing takes minutes
 
 
 def notebook_source(path: Path, code_only: bool = False) -> str:
     """The cells of a notebook as one text, without outputs, counts and ids."""
     cells = read_json(path)["cells"]
-    kept = [
+    sources = [
         [cell["cell_type"], sorted(cell["metadata"].get("tags", [])), "".join(cell["source"])]
         for cell in cells
         if cell["cell_type"] == "code" or not code_only
     ]
-    return json.dumps(kept)
+    return json.dumps(sources)
 
 
 def folder_hash(folder: Path) -> str:
-    """Hash of a model or data folder; a file of 256 MiB or more counts with name and size only."""
+    """Hash of a model or data folder; of files of LARGE bytes or more only name and size."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     small = [path for path in files if path.stat().st_size < LARGE]
     large = [f"{p.relative_to(folder)} {p.stat().st_size}" for p in files if p not in small]
@@ -40,17 +40,15 @@ def folder_hash(folder: Path) -> str:
 
 
 def input_hashes(profile: Profile) -> dict[str, str]:
-    """Hash of each input folder: model, hash weights, data, corpus, prompts, reference results."""
-    corpus = repository() / "data" / "corpus"
+    """Hash of each input folder: model, data, corpus, prompts, reference results, hash weights."""
     folders = {
         "model": model_folder(profile),
         "data": data_folder(profile),
-        "corpus": corpus,
+        "corpus": repository() / "data" / "corpus",
         "prompts": repository() / "data" / "longbench",
         "reference": repository() / "data" / "reference",
+        "hash_weights": profile.hash_weights_path,
     }
-    weights = profile.hash_weights_path
-    folders["hash_weights"] = weights
     return {name: folder_hash(path) for name, path in folders.items() if path and path.is_dir()}
 
 
@@ -66,9 +64,9 @@ def shared_fingerprint(profile: Profile) -> str:
 
 
 def notebook_fingerprints(notebooks: list[Path], shared: str) -> dict[str, str]:
-    """{notebook name: fingerprint}: own cells, code of the earlier ones, and `shared`."""
-    earlier, result = shared, {}
+    """{notebook name: fingerprint} of its cells, the code of earlier notebooks, and `shared`."""
+    earlier, fingerprints = shared, {}
     for path in notebooks:
-        result[path.stem] = sha256_text(earlier + notebook_source(path))
+        fingerprints[path.stem] = sha256_text(earlier + notebook_source(path))
         earlier = sha256_text(earlier + notebook_source(path, code_only=True))
-    return result
+    return fingerprints

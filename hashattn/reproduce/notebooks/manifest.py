@@ -19,11 +19,11 @@ from hashattn.reproduce.profiles import Profile, repository
 def build_manifest(profile: Profile, states: dict[str, State]) -> dict[str, Any]:
     """Versions, machine, git commit, seeds, input hashes, seconds and every file's SHA-256.
 
-    environments: what each notebook's kernel said of itself (None for one that makes no claims);
-    python, executable, packages and machine are those of the last that did.
+    environments: of each notebook's kernel (None for a notebook without claims); python,
+    executable, packages and machine are those of the last one known.
     """
-    ran_in = {name: load_environment(profile.results, name) for name in states}
-    last = next((found for found in reversed(ran_in.values()) if found), {})
+    environments = {name: load_environment(profile.results, name) for name in states}
+    last = next((known for known in reversed(environments.values()) if known), {})
     return {
         "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "profile": profile.to_dict(),
@@ -32,7 +32,7 @@ def build_manifest(profile: Profile, states: dict[str, State]) -> dict[str, Any]
         "package_sha256": sources_sha256(),
         "inputs_sha256": input_hashes(profile),
         **{name: last.get(name) for name in ("python", "executable", "packages", "machine")},
-        "environments": ran_in,
+        "environments": environments,
         "seconds": {name: state.seconds for name, state in states.items()},
         "fingerprints": {name: state.fingerprint for name, state in states.items()},
         "files_sha256": {

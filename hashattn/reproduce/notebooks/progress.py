@@ -1,7 +1,7 @@
 """What a long cell is doing, shown in the terminal of `make reproduce` and nowhere else.
 
-Work that runs in a kernel writes its progress to a small file (base.progress); the driver shows
-the newest bar, and keeps the lines that were meant to stay.
+Work in a kernel writes its progress to a small file (base.progress); the driver shows the newest
+bar, and prints the lines of say() to stay.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from hashattn.base.progress import MARK
 
 
 def last_line(path: Path, size: int = 4096) -> str:
-    """The newest line of a progress file, where a bar's updates are separated by returns."""
+    """The newest line of a progress file; carriage returns separate a bar's updates."""
     if not path.is_file():
         return ""
     with open(path, "rb") as file:
@@ -27,7 +27,7 @@ def last_line(path: Path, size: int = 4096) -> str:
 
 
 def cells_done(partial: Path) -> str:
-    """`3/12`: executed and all code cells of a notebook being run, "" while it is being written."""
+    """`3/12`: executed of all code cells of a running notebook, "" while it is being written."""
     try:
         cells = read_json(partial)["cells"]
     except FileError:
@@ -37,7 +37,7 @@ def cells_done(partial: Path) -> str:
 
 
 class Heartbeat:
-    """Shows a running notebook's seconds, cells and innermost progress bar until it is left.
+    """Shows a running notebook's seconds, cells and innermost progress bar until it exits.
 
     On a terminal one line is rewritten every second; in a log a line is added every `pause`
     seconds.
@@ -47,8 +47,8 @@ class Heartbeat:
         self.name, self.partial, self.progress = name, partial, progress
         self.live = sys.stderr.isatty()
         self.pause = 1 if self.live else pause
-        self.read = 0  # bytes of the progress file that were read
-        self.rest = b""  # of them, the last line as far as it is there
+        self.read = 0  # bytes of the progress file read so far
+        self.rest = b""  # of them, the last line, still incomplete
         self.done = threading.Event()
         self.thread = threading.Thread(target=self._run, daemon=True)
 
@@ -88,5 +88,5 @@ class Heartbeat:
                 sys.stderr.write(f"{self._clear()}{self.name}: {line.removeprefix(MARK)}\n")
 
     def _clear(self) -> str:
-        """What empties the rewritten line of a terminal."""
+        """The escape sequence that clears a terminal's line; "" in a log."""
         return "\r\x1b[K" if self.live else ""

@@ -1,6 +1,6 @@
 """report.html: what a run found, in words first, then its claims, figures and tables.
 
-One file that opens without a network, on a phone too: rows of tables stack where it is narrow.
+One file that opens without a network, and on a phone, where the cells of a row stack.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from hashattn.reproduce.notebooks.claims import (
     NOT_JUDGED,
     VIOLATED,
     Claim,
-    counted,
     format_value,
     not_judged,
+    tally,
 )
 
 if TYPE_CHECKING:
@@ -60,13 +60,13 @@ figcaption, caption { color: #555; font-size: 13px; text-align: left; }
 {% for text in alarms %}<p class="alarm">{{ text }}</p>
 {% endfor %}
 <h2>What was found</h2>
-{% for text in found %}<p>{{ text }}</p>
+{% for text in findings %}<p>{{ text }}</p>
 {% endfor %}
 {% for text in cautions %}<p class="caution">{{ text }}</p>
 {% endfor %}
 <p>{{ where }} <a href="manifest.json">manifest.json</a> holds everything else.</p>
 <h2>Claims</h2>
-<p>Claims must hold; goals are met or not. The paper's value stands beside where it has one.</p>
+<p>Claims must hold; goals are met or not. The paper's value is given where it has one.</p>
 {% for part in parts if part.claims.rows %}<h3>{{ part.title }}</h3>
 {{ grid(part.claims) }}
 {% endfor %}
@@ -129,7 +129,7 @@ def render_report(outcome: Outcome, manifest: dict[str, Any]) -> str:
     return page.from_string(GRID + TEMPLATE).render(
         title=f"HashAttention: profile {outcome.profile.name}",
         alarms=alarms(outcome.claims),
-        found=findings(outcome.claims),
+        findings=findings(outcome.claims),
         cautions=outcome.cautions,
         where=_where(outcome, manifest),
         parts=[_part(outcome, name, state) for name, state in outcome.states.items()],
@@ -139,45 +139,45 @@ def render_report(outcome: Outcome, manifest: dict[str, Any]) -> str:
 
 def alarms(claims: list[Claim]) -> list[str]:
     """What makes a run fail, in sentences: claims that did not hold, comparisons not judged."""
-    told = [
+    sentences = [
         f"Did not hold: {c.claim}: measured {format_value(c.ours)}, must be {c.tolerance}."
         for c in claims
         if c.verdict == VIOLATED
     ]
-    for reason, left in not_judged(claims).items():
-        names = "; ".join(c.claim for c in left)
-        told.append(f"Not judged, because {reason}: {names}.")
-    return told
+    for reason, unjudged in not_judged(claims).items():
+        names = "; ".join(c.claim for c in unjudged)
+        sentences.append(f"Not judged, because {reason}: {names}.")
+    return sentences
 
 
 def findings(claims: list[Claim]) -> list[str]:
     """What a run found, in sentences: how many claims held, the main comparisons, goals missed."""
     if not claims:
         return ["No notebook of this run makes a claim."]
-    told = [f"{counted(claims)}."]
+    sentences = [f"{tally(claims)}."]
     for c in claims:
         if c.main and c.verdict != NOT_JUDGED:
             paper = f"; the paper has {c.paper}" if c.paper else ""
-            told.append(
+            sentences.append(
                 f"{c.claim}: {format_value(c.ours)}, where {c.tolerance} was the goal, which is "
                 f"{c.verdict}{paper}."
             )
     missed = [f"{c.claim} ({format_value(c.ours)}, goal {c.tolerance})"
               for c in claims if c.verdict == "not met" and not c.main]  # fmt: skip
     if missed:
-        told.append(f"Goals that were not met: {'; '.join(missed)}.")
-    return told
+        sentences.append(f"Goals that were not met: {'; '.join(missed)}.")
+    return sentences
 
 
 def _where(outcome: Outcome, manifest: dict[str, Any]) -> str:
-    """The run in a sentence: model, commit, machines and versions of the kernels, time."""
+    """The run in a sentence: model, commit, machines and versions of its kernels, time."""
     git = manifest["git"]
     commit = (git["commit"] or "unknown")[:12] + (" with local changes" if git["dirty"] else "")
-    places = dict.fromkeys(_place(found) for found in manifest["environments"].values() if found)
+    places = dict.fromkeys(_place(known) for known in manifest["environments"].values() if known)
     minutes = sum(manifest["seconds"].values()) / 60
-    told = [f"Model {outcome.profile.model}", f"commit {commit}", *places,
-            f"{minutes:.1f} minutes in notebooks", manifest["written"]]  # fmt: skip
-    return "; ".join(told) + "."
+    parts = [f"Model {outcome.profile.model}", f"commit {commit}", *places,
+             f"{minutes:.1f} minutes in notebooks", manifest["written"]]  # fmt: skip
+    return "; ".join(parts) + "."
 
 
 def _place(environment: dict[str, Any]) -> str:
@@ -204,7 +204,7 @@ def _part(outcome: Outcome, notebook: str, state: State) -> Part:
 
 
 def _age(path: Path) -> tuple[int, str]:
-    """Files in the order in which a notebook made them."""
+    """A key that sorts files in the order in which a notebook wrote them."""
     return path.stat().st_mtime_ns, path.name
 
 
@@ -217,7 +217,7 @@ def claims_grid(claims: list[Claim]) -> Grid:
 
 
 def _title(notebook: Path) -> str:
-    """The first heading of a notebook, its name where it has none."""
+    """The first heading of a notebook, or its name without one."""
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     texts = ("".join(c["source"]).strip() for c in cells if c["cell_type"] == "markdown")
     heading = next((text for text in texts if text.startswith("# ")), "")
@@ -236,7 +236,7 @@ def _image(path: Path) -> Image:
 
 
 def _table(path: Path, results: Path) -> Grid:
-    """A CSV, its first rows if it is long, numbers to four digits."""
+    """A CSV's first MAX_ROWS rows, numbers to four significant digits."""
     with open(path, newline="", encoding="utf-8") as file:
         head, *rows = list(csv.reader(file)) or [[]]
     more = f", first {MAX_ROWS} of {len(rows)} rows" if len(rows) > MAX_ROWS else ""

@@ -2,7 +2,7 @@
 README's picture with them.
 
 A committed notebook keeps sources, tags, outputs and counts 1..N and nothing that differs from
-run to run, so that `git diff` shows changed results only.
+run to run, so that `git diff` shows only changed results.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def tidy(notebook: Any) -> Any:
 
 
 def _joined_streams(outputs: list[Any]) -> list[Any]:
-    """Neighbouring prints as one output: how they were cut depends on timing."""
+    """Neighbouring prints as one output: where they are split depends on timing."""
     joined: list[Any] = []
     for output in outputs:
         last = joined[-1] if joined else None
@@ -55,7 +55,7 @@ def _joined_streams(outputs: list[Any]) -> list[Any]:
 def store(executed: Path, target: Path) -> bool:
     """Write `executed`, tidied, to `target`; True if that changed it.
 
-    Raises ReproductionError when the run is not of this source, or is not fit to commit.
+    Raises ReproductionError without a run, or when it is not of this source or not fit to commit.
     """
     import nbformat
 
@@ -66,9 +66,9 @@ def store(executed: Path, target: Path) -> bool:
             f"{target.name} is not the notebook that was run: run make reproduce again"
         )
     notebook = tidy(nbformat.read(executed, as_version=4))
-    found = problems(notebook)
-    if found:
-        raise ReproductionError(f"{executed} is not fit to be stored: {'; '.join(found)}")
+    reasons = problems(notebook)
+    if reasons:
+        raise ReproductionError(f"{executed} is not fit to be stored: {'; '.join(reasons)}")
     text = nbformat.writes(notebook) + "\n"
     if target.read_text(encoding="utf-8") == text:
         return False
@@ -78,10 +78,10 @@ def store(executed: Path, target: Path) -> bool:
 
 def store_picture(results: Path, notebooks: Path) -> None:
     """Copy the README's picture from a run's figures to notebooks/figures."""
-    made = results / "figures" / f"03_{PICTURE}"
-    if made.is_file():
+    figure = results / "figures" / f"03_{PICTURE}"
+    if figure.is_file():
         (notebooks / "figures").mkdir(exist_ok=True)
-        shutil.copyfile(made, notebooks / "figures" / PICTURE)
+        shutil.copyfile(figure, notebooks / "figures" / PICTURE)
 
 
 def main(arguments: list[str] | None = None) -> int:

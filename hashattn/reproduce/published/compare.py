@@ -1,11 +1,11 @@
-"""The paper's numbers beside ours where a profile's records are at hand, else the command.
+"""The paper's numbers beside ours, or the command that measures ours.
 
 A published score and ours come from different prompts, kernels and, for hashes, trainings, on the
 same questions. How far apart they may be is fixed by the published number alone, before any run:
 two standard errors of a mean as high over as many samples. A score from 0 to 1 with mean v has a
-variance of v (1 - v) at most, so that the tolerance is 2 sqrt(v (1 - v) / samples); means of the
-datasets' means have no more. Differences of two methods are paired by sample: two standard errors
-of ours. Bounds (a relation other than "=") hold or do not.
+variance of at most v (1 - v), so the tolerance is 2 sqrt(v (1 - v) / samples); a mean of datasets'
+means has no more. Differences of two methods are paired by sample: two standard errors of ours.
+Bounds (a relation other than "=") hold or do not.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 WITHIN, ABOVE, BELOW = "within tolerance", "above", "below"
 NOT_RUN = "not run here"
-ERRORS = 2  # standard errors that a number of ours may be off
+ERRORS = 2  # standard errors by which ours may be off
 HOLDS = {
     ">": lambda ours, value: ours > value,
     ">=": lambda ours, value: ours >= value,
@@ -34,13 +34,13 @@ HOLDS = {
 }
 
 
-def beside_ours(
+def compare_with_paper(
     paper: pd.DataFrame | None = None, results: str | Path | None = None
 ) -> pd.DataFrame:
-    """Every published number beside ours, a line for each of our methods that stands for the row's.
+    """Every published number beside ours, a line for each of our methods that matches the row's.
 
-    paper: rows of load_paper(), all by default. results: the folder that holds a results folder for
-    each profile; results_root() by default.
+    paper: rows of load_paper(), all by default. results: the folder of all profiles' results,
+    results_root() by default.
     Columns: id, table, benchmark, dataset, model, method, budget ("16x", "512 tokens", "dense"),
     paper, unit, ours, difference (ours minus the paper's), tolerance (NaN where it needs our
     samples), verdict (within tolerance, above, below, not run here), our_method, our_bits
@@ -48,22 +48,22 @@ def beside_ours(
     that fills the line, or why there is none). Averages are means of the datasets' means: a run
     that lacks one of the row's datasets counts as not run.
     Raises PaperError when records mix protocols, hold more samples of a dataset than the paper
-    scored, or are not whole lines.
+    scored, or have damaged lines.
     """
     import pandas as pd
 
     paper = load_paper() if paper is None else paper
-    found = Results(Path(results) if results is not None else results_root())
+    all_results = Results(Path(results) if results is not None else results_root())
     lines = []
     for id, row in paper.iterrows():
         run = run_of(row)
         for method in OUR_METHODS.get(row["method"], ("",)):
-            ours = found.measured(row, run, method)
+            ours = all_results.measured(row, run, method)
             lines.append(
                 {"id": id}
                 | {name: row[name] for name in ("table", "benchmark", "dataset", "model", "method")}
                 | {"budget": budget_label(row), "paper": row["value"], "unit": row["unit"]}
-                | judged(row, ours)
+                | judge(row, ours)
                 | {
                     "our_method": method if run.profile else "",
                     "our_bits": ours.bits if ours else math.nan,
@@ -76,7 +76,7 @@ def beside_ours(
     return pd.DataFrame(lines)
 
 
-def judged(row: Mapping[str, Any], ours: Measured | None) -> dict[str, float | str]:
+def judge(row: Mapping[str, Any], ours: Measured | None) -> dict[str, float | str]:
     """Columns ours, difference, tolerance and verdict of a published row."""
     value = float(row["value"])
     allowed = tolerance(row, ours)
@@ -92,10 +92,8 @@ def judged(row: Mapping[str, Any], ours: Measured | None) -> dict[str, float | s
 
 
 def tolerance(row: Mapping[str, Any], ours: Measured | None = None) -> float:
-    """How far ours may be from a published number, in its unit; NaN where nothing says (see above).
-
-    samples: those of our run, else those that the paper's row names.
-    """
+    """How far ours may be from a published number, in its unit (the formula is above); NaN where
+    neither our run nor the paper's row gives the samples."""
     if row["relation"] != "=":
         return 0.0
     if row["metric"] == DIFFERENCE:

@@ -1,4 +1,4 @@
-"""A published number measured on the records, or claims, that a profile's run left."""
+"""A published number measured from the records or claims that a profile's run left."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ SAMPLE = ["dataset", "sample"]
 
 @dataclass(frozen=True)
 class Measured:
-    """One number of ours: in the published row's unit, with its standard error (of differences; NaN
-    else), samples by dataset and nominal bits per token and KV head (NaN for claims)."""
+    """One number of ours: in the published row's unit, with its standard error (differences only,
+    else NaN), samples by dataset and nominal bits per token and KV head (NaN for claims)."""
 
     value: float
     error: float = math.nan
@@ -43,7 +43,10 @@ class Results:
         self.profile = cache(load_profile)
 
     def measured(self, row: pd.Series, run: Run, method: str) -> Measured | None:
-        """Ours of a row by one of our methods; None where it was not run, or not all of it."""
+        """Our number for a row by one of our methods; None if it was not run, or only in part.
+
+        Raises PaperError as compare_with_paper does.
+        """
         import pandas as pd
 
         if run.profile is None:
@@ -52,9 +55,9 @@ class Results:
         folder = self.root / profile.name
         if run.claim:
             notebook, text = run.claim
-            made = [c.ours for c in load_claims(folder, [notebook])
-                    if c.claim == text and c.verdict != NOT_JUDGED]  # fmt: skip
-            return Measured(made[0]) if made else None
+            values = [c.ours for c in load_claims(folder, [notebook])
+                      if c.claim == text and c.verdict != NOT_JUDGED]  # fmt: skip
+            return Measured(values[0]) if values else None
         ruler = row["benchmark"] == "RULER"
         name = f"ruler_{row['length']:.0f}" if ruler else f"length_{profile.frontier_length}"
         path = folder / "records" / f"{name}.jsonl"
@@ -62,14 +65,14 @@ class Results:
         if frame is None:
             return None
         datasets = datasets_of(row, profile)
-        own = _lines(frame, method, budget_label(row), datasets, row, path)
+        lines = _lines(frame, method, budget_label(row), datasets, row, path)
         if row["metric"] != DIFFERENCE:
-            _require_one_protocol(own, path)
-            return _mean(own, datasets)
-        other = "dense" if row["minus"] == FULL else budget_label(row)
-        theirs = _lines(frame, OUR_METHODS[row["minus"]][0], other, datasets, row, path)
-        _require_one_protocol(pd.concat([own, theirs]), path)
-        return _difference(own, theirs, datasets)
+            _require_one_protocol(lines, path)
+            return _mean(lines, datasets)
+        budget = "dense" if row["minus"] == FULL else budget_label(row)
+        subtracted = _lines(frame, OUR_METHODS[row["minus"]][0], budget, datasets, row, path)
+        _require_one_protocol(pd.concat([lines, subtracted]), path)
+        return _difference(lines, subtracted, datasets)
 
 
 def budget_label(row: Mapping[str, Any]) -> str:
@@ -93,7 +96,7 @@ def read_records(path: Path) -> pd.DataFrame | None:
     for number, line in enumerate(read_bytes(path, PaperError).split(b"\n")[:-1], 1):
         where = f"{path}:{number}"
         row = parse_json(decode(line, where, PaperError, whole=number == 1), where, PaperError)
-        # older versions say less, and their answers are made again
+        # rows of older versions lack it; a new run answers these records again
         if isinstance(row, dict) and "protocol_fields" in row:
             rows.append(row)
     if not rows:
@@ -103,7 +106,7 @@ def read_records(path: Path) -> pd.DataFrame | None:
 
 
 def datasets_of(row: Mapping[str, Any], profile: Profile) -> tuple[str, ...]:
-    """The datasets of a row: its own, or for an average the profile's, less what it is without."""
+    """The datasets of a row: its own, or for an average the profile's less those left out."""
     name = row["dataset"]
     if not name.startswith("average"):
         return (name,)
@@ -115,14 +118,14 @@ def _lines(
     frame: pd.DataFrame, method: str, budget: str, datasets: tuple[str, ...],
     row: Mapping[str, Any], path: Path,
 ) -> pd.DataFrame:  # fmt: skip
-    """A method's lines of the row's datasets and setup; dense attention has but one setup."""
+    """A method's records for the row's datasets and setup; dense attention has only one setup."""
     part = frame[(frame["method"] == method) & (frame["budget"] == budget)]
     part = part[part["dataset"].isin(datasets)]
     if method != "dense":
         part = part[part["setup"] == (row["setup"] or "B")]
     part = part.drop_duplicates(SAMPLE, keep="last")
     sizes = part.groupby("dataset").size()
-    if (sizes > row["samples"]).any():  # False where the row does not say
+    if (sizes > row["samples"]).any():  # False for NaN, where the paper gives no number
         name = sizes.idxmax()
         raise PaperError(
             f"{path} holds {sizes[name]} samples of {name}, and the paper scored its first "
@@ -133,10 +136,10 @@ def _lines(
 
 def _require_one_protocol(frame: pd.DataFrame, path: Path) -> None:
     """PaperError if lines of a dataset differ in protocol, or datasets in more than they may."""
-    # one setup was picked, and dense attention is the same in both
-    asked = [{k: v for k, v in f.items() if k != "question"} for f in frame["protocol_fields"]]
+    # without the setup: one was picked, and dense attention is the same in both
+    fields = [{k: v for k, v in f.items() if k != "question"} for f in frame["protocol_fields"]]
     try:
-        require_one_protocol(frame.assign(protocol_fields=asked))
+        require_one_protocol(frame.assign(protocol_fields=fields))
     except ValueError as error:
         raise PaperError(
             f"{path}: {error}: move the file away and run the profile again"
@@ -153,18 +156,18 @@ def _mean(part: pd.DataFrame, datasets: tuple[str, ...]) -> Measured | None:
 
 
 def _difference(
-    own: pd.DataFrame, theirs: pd.DataFrame, datasets: tuple[str, ...]
+    lines: pd.DataFrame, subtracted: pd.DataFrame, datasets: tuple[str, ...]
 ) -> Measured | None:
     """The mean of the datasets' mean differences, paired by sample, with its standard error; None
-    if a dataset or a partner is missing, or a dataset has one sample alone."""
-    pairs = own.merge(theirs[[*SAMPLE, "score"]], on=SAMPLE, suffixes=("", " of the other"))
+    if a dataset or half of a pair is missing, or a dataset has only one sample."""
+    pairs = lines.merge(subtracted[[*SAMPLE, "score"]], on=SAMPLE, suffixes=("", " of the other"))
     gaps = (pairs["score"] - pairs["score of the other"]).groupby(pairs["dataset"])
     sizes = gaps.size()
-    paired = len(pairs) == len(own) == len(theirs)
+    paired = len(pairs) == len(lines) == len(subtracted)
     if not paired or set(sizes.index) != set(datasets) or sizes.min() < 2:
         return None
     error = math.sqrt(float((gaps.var() / sizes).sum())) / len(sizes)
-    return Measured(POINTS * float(gaps.mean().mean()), POINTS * error, tuple(sizes), _bits(own))
+    return Measured(POINTS * float(gaps.mean().mean()), POINTS * error, tuple(sizes), _bits(lines))
 
 
 def _bits(part: pd.DataFrame) -> float:

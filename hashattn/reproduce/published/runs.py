@@ -1,4 +1,4 @@
-"""Which run of ours would give a published number: a profile, or what no profile can do yet."""
+"""Which profile's run measures a published number of the paper, or why none does yet."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FULL = "full attention"
-# the paper's name of a method: ours, that of the same recipe first
+# the paper's name of a method: our names, the one with the same recipe first
 OUR_METHODS: dict[str, tuple[str, ...]] = {
     FULL: ("dense",),
     "HashAttention": ("hash_official", "hash"),
@@ -35,11 +35,11 @@ LLAMA = "meta-llama/Llama-3.1-8B-Instruct"
 
 @dataclass(frozen=True)
 class Run:
-    """How rows of paper.csv that have these values come about here.
+    """How rows of paper.csv are measured with this package.
 
-    rows: {column: value}, all of which a row has. profile: whose records hold the scores, None
-    where no profile can give them, with the reason. claim: (notebook, claim) that measures it, for
-    numbers that are no scores.
+    rows: {column: value}, which a row must all have. profile: whose records hold the scores, None
+    if no profile can measure them, with the reason. claim: (notebook, claim) that measures a
+    number that is not a score. Raises PaperError unless there is either a profile or a reason.
     """
 
     rows: Mapping[str, str]
@@ -51,15 +51,15 @@ class Run:
         if (self.profile is None) != bool(self.reason):
             raise PaperError(f"a run of {dict(self.rows)} needs either a profile or a reason")
 
-    def gives(self, row: pd.Series) -> bool:
-        """Whether this is how `row` comes about."""
+    def measures(self, row: pd.Series) -> bool:
+        """Whether this run measures `row`."""
         return all(row[column] == value for column, value in self.rows.items())
 
 
 AUTHORS, OWN_BOOK = "llama-3.1-8b-authors", "llama-3.1-8b-longbench-e"
 RULER_32K = "llama-3.1-8b-ruler"
 SKYLIGHT = {"table": "Skylight leaderboard", "model": LLAMA}
-RUNS = (  # the first that fits decides
+RUNS = (  # the first that measures a row counts
     Run({"table": "Table 2"}, AUTHORS),
     Run({"table": "abstract of the first version", "metric": "difference"}, AUTHORS),
     Run({"table": "HATA LongBench-E", "method": FULL, "model": LLAMA}, OWN_BOOK),
@@ -101,23 +101,23 @@ RUNS = (  # the first that fits decides
 
 
 def run_of(row: pd.Series) -> Run:
-    """How a row of load_paper() comes about here; PaperError if nobody thought of it."""
+    """The run that measures a row of load_paper(); PaperError if RUNS has no entry for it."""
     for run in RUNS:
-        if run.gives(row):
+        if run.measures(row):
             return run
     raise PaperError(
-        f"{row.name}: no entry of reproduce.published.runs.RUNS says how it comes about; add "
+        f"{row.name}: no entry of reproduce.published.runs.RUNS says how to measure it; add "
         "a profile or the reason why there is none"
     )
 
 
-def command(profile: str) -> str:
-    """The command line that runs a profile, with the variables that a model or data set from the
-    hub needs; /path/to/... stands for the reader's own folders (hashattn.reproduce.access)."""
-    asked = load_profile(profile)
-    parts = [f"make reproduce PROFILE={profile}"]
-    if asked.data is not None and is_hub_id(asked.data):
+def command(name: str) -> str:
+    """The command line that runs the profile `name`, with the variables that a model or data set
+    from the hub needs; /path/to/... stands for the reader's folders (hashattn.reproduce.access)."""
+    profile = load_profile(name)
+    parts = [f"make reproduce PROFILE={name}"]
+    if profile.data is not None and is_hub_id(profile.data):
         parts.insert(0, "HASHATTN_DATA_DIR=/path/to/LongBench")
-    if is_hub_id(asked.model):
+    if is_hub_id(profile.model):
         parts.insert(0, "HASHATTN_MODEL_DIR=/path/to/models")
     return " ".join(parts)

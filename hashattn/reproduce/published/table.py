@@ -35,7 +35,7 @@ COLUMNS = frozenset((*TEXTS, *NUMBERS))
 
 
 class PaperError(HashAttnError, ValueError):
-    """The table of published numbers, or what is set beside it, is not what it has to be."""
+    """The table of published numbers, or what is compared with it, is not valid."""
 
 
 def paper_path() -> Path:
@@ -46,9 +46,9 @@ def paper_path() -> Path:
 def load_paper(path: str | Path | None = None) -> pd.DataFrame:
     """Every published number, a row each, indexed by id; columns as in data/reference/README.md.
 
-    Texts that are not known are "", numbers NaN. path: a CSV file of the same columns, by default
-    the repository's. Raises PaperError with the row and the first thing that is wrong: columns,
-    an id used twice, a row without source or mark, an unknown mark, a number that is none.
+    Unknown texts are "", unknown numbers NaN. path: a CSV file with the same columns, by default
+    the repository's. Raises PaperError naming the first problem and its row: columns, an empty
+    REQUIRED field, an id used twice, a value that is not allowed, a number that is not one.
     """
     import pandas as pd
 
@@ -58,11 +58,11 @@ def load_paper(path: str | Path | None = None) -> pd.DataFrame:
     text = read_text(path, PaperError)
     try:
         table = pd.read_csv(StringIO(text), dtype=str, keep_default_na=False)
-    except ValueError as error:  # pandas' parser errors: a row with more fields than the first
+    except ValueError as error:  # pandas' parser errors, as for a row with too many fields
         raise PaperError(f"{path} is not a table: {error}") from error
-    odd = sorted(COLUMNS ^ set(table.columns))
-    if odd:
-        raise PaperError(f"{path}: columns {odd} are missing or unknown; use {sorted(COLUMNS)}")
+    names = sorted(COLUMNS ^ set(table.columns))
+    if names:
+        raise PaperError(f"{path}: columns {names} are missing or unknown; use {sorted(COLUMNS)}")
     for field in REQUIRED:
         _refuse(path, table, table[field].str.strip() == "", f"no {field}: every row needs one")
     _refuse(path, table, table["id"].duplicated(), "an id that another row has: make it its own")
@@ -73,8 +73,8 @@ def load_paper(path: str | Path | None = None) -> pd.DataFrame:
         wrong = numbers.isna() & ((table[field].str.strip() != "") | (field == "value"))
         _refuse(path, table, wrong, f"{field} that is not a number")
         table[field] = numbers
-    lost = (table["metric"] == DIFFERENCE) != (table["minus"] != "")
-    _refuse(path, table, lost, f"minus without metric {DIFFERENCE!r}, or the other way round")
+    unmatched = (table["metric"] == DIFFERENCE) != (table["minus"] != "")
+    _refuse(path, table, unmatched, f"minus without metric {DIFFERENCE!r}, or the other way round")
     return table.set_index("id")
 
 
@@ -89,11 +89,6 @@ def _refuse(path: Path, table: pd.DataFrame, wrong: pd.Series, problem: str) -> 
 @cache
 def _loaded(path: Path) -> pd.DataFrame:
     return load_paper(path)
-
-
-def paper_value(id: str, paper: pd.DataFrame | None = None) -> float:
-    """The number of a row, in the row's unit; PaperError if there is no such row."""
-    return float(_row(id, paper)["value"])
 
 
 def cite(*ids: str, paper: pd.DataFrame | None = None) -> str:

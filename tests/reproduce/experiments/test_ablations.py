@@ -32,9 +32,7 @@ def test_variants_train_side_by_side_as_one_after_the_other(tmp_path, monkeypatc
     for threads in (1, 2):
         monkeypatch.setenv("HASHATTN_RESULTS", str(tmp_path / str(threads)))
         with thread_count(threads):
-            tables[threads] = ablations._trained_and_measured(
-                profile, model, tokenizer, 1, 512, asked
-            )
+            tables[threads] = ablations._train_and_measure(profile, model, tokenizer, 1, 512, asked)
     assert list(tables[1].index) == list(asked) and tables[1]["bits"].tolist() == [32, 32, 64]
     pd.testing.assert_frame_equal(tables[1], tables[2], rtol=1e-4)
     assert len(here) == 3 + 1  # with two threads all but the first trained elsewhere

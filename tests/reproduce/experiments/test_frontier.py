@@ -12,9 +12,9 @@ from hashattn.reproduce.experiments import contenders
 from hashattn.reproduce.experiments.contenders import SLACK, quest_pages
 from hashattn.reproduce.experiments.frontier import (
     at_memory,
+    budget_shares,
     by_head,
     counts,
-    divided,
     error_lines,
     first_layer_dense,
     frontier,
@@ -46,8 +46,8 @@ def codes(profile, loaded):
 @pytest.fixture(scope="module")
 def rows(profile, loaded, codes):
     calibrated = experiments.captured(profile, *loaded, 512, 1, split="train")
-    chosen = contenders.oracles() | contenders.ours(codes)
-    chosen |= contenders.others(profile, calibrated)
+    chosen = contenders.oracles() | contenders.hash_selectors(codes)
+    chosen |= contenders.other_methods(profile, calibrated)
     return frontier(profile, *loaded, chosen, [1024], [1 / 4, 1 / 8])
 
 
@@ -86,7 +86,7 @@ def test_every_trick_pays_where_it_should(profile, loaded, codes):
     assert error["hash re-ranked 4x"] < error["hash re-ranked 2x"] < error["hash graded"]
     assert error["oracle"] < error["hash re-ranked 4x"]
     calibrated = experiments.calibration(profile, *loaded)
-    shares = divided(profile, calibrated, chosen["hash graded"], 1 / 8)
+    shares = budget_shares(profile, calibrated, chosen["hash graded"], 1 / 8)
     assert sum(map(sum, shares)) == pytest.approx(8)
     moved = frontier(
         profile, *loaded, {"hash graded": chosen["hash graded"]}, [1024], [1 / 8], shares

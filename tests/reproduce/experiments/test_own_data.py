@@ -93,9 +93,9 @@ def test_notebook_02(profile, loaded, weights, monkeypatch):
     monkeypatch.setattr(contenders, "HATASelector", type("HATA", (), {
         "train": lambda *_, **__: make_selector("lsh", bits=32)
     }))  # fmt: skip
-    others = contenders.others(profile, calibrated)
+    others = contenders.other_methods(profile, calibrated)
     assert "lsh 32 bits" in others
-    chosen = contenders.ours(codes) | {"lsh": others["lsh 32 bits"]}
+    chosen = contenders.hash_selectors(codes) | {"lsh": others["lsh 32 bits"]}
     measured = experiments.recall(profile, *loaded, chosen, profile.lengths, [32])
     assert set(measured.context) == {LENGTH}
     held_out = experiments.captured(profile, *loaded, profile.frontier_length, 1, seed=4000)
@@ -130,5 +130,5 @@ def test_notebook_03(profile, loaded, weights, results, tmp_path):
     claims = Claims("03_longbench", tmp_path)
     experiments.quality_claims(claims, scores, score_table(far[far.setup == "B"]), profile)
     assert isinstance(claims.table(), pd.DataFrame)
-    lines = (results / "records" / f"length_{LENGTH}.jsonl").read_text().splitlines()
+    lines = (profile.results / "records" / f"length_{LENGTH}.jsonl").read_text().splitlines()
     assert len({json.loads(line)["key"] for line in lines}) == len(lines)

@@ -3,7 +3,7 @@ import subprocess
 
 from hashattn.base.files import PARTIAL, write_json, write_text
 from hashattn.reproduce.notebooks.environment import lock_versions
-from hashattn.reproduce.notebooks.files import produced_files, read_kept
+from hashattn.reproduce.notebooks.files import produced_files, read_or_none
 from hashattn.reproduce.notebooks.fingerprint import notebook_fingerprints
 from hashattn.reproduce.notebooks.manifest import git_state
 from hashattn.reproduce.notebooks.progress import last_line
@@ -41,9 +41,9 @@ def test_profile_is_json():
 
 def test_damaged_json_is_like_none(tmp_path):
     path = write_json(tmp_path / "deep" / "state.json", {"b": 1, "a": [2]})
-    assert read_kept(path) == {"a": [2], "b": 1}
+    assert read_or_none(path) == {"a": [2], "b": 1}
     path.write_text(path.read_text()[:-4])
-    assert read_kept(path) is None and read_kept(tmp_path / "absent.json") is None
+    assert read_or_none(path) is None and read_or_none(tmp_path / "absent.json") is None
 
 
 def test_produced_files_leave_out_what_is_about_the_run(tmp_path):

@@ -14,13 +14,13 @@ from hashattn.reproduce.published.compare import (
     BELOW,
     NOT_RUN,
     WITHIN,
-    beside_ours,
-    judged,
+    compare_with_paper,
+    judge,
     tolerance,
 )
 from hashattn.reproduce.published.measured import Measured, datasets_of, read_records
 from hashattn.reproduce.published.runs import OUR_METHODS, RUNS, Run, command, run_of
-from hashattn.reproduce.published.table import PaperError, load_paper, paper_value
+from hashattn.reproduce.published.table import PaperError, load_paper
 
 PROFILE = "llama-3.1-8b-authors"
 FULL, HASH = "table2.average.full", "table2.average.hashattention_16x"
@@ -58,7 +58,7 @@ def write(path, *parts):
 
 
 def by_id(paper, tmp_path, *ids):
-    table = beside_ours(paper.loc[list(ids)], tmp_path)
+    table = compare_with_paper(paper.loc[list(ids)], tmp_path)
     return table.set_index(["id", "our_method"])
 
 
@@ -134,15 +134,15 @@ def test_tolerances_come_from_the_published_number_and_the_samples(paper):
     ],
 )
 def test_bounds_hold_or_do_not(paper, id, ours, verdict):
-    assert judged(paper.loc[id], Measured(ours))["verdict"] == verdict
+    assert judge(paper.loc[id], Measured(ours))["verdict"] == verdict
 
 
 def test_a_claim_fills_in_what_is_no_score(paper, tmp_path):
     folder = tmp_path / "llama-3.1-8b"
-    assert beside_ours(paper.loc[["table8.lsh_bits"]], tmp_path).verdict[0] == NOT_RUN
+    assert compare_with_paper(paper.loc[["table8.lsh_bits"]], tmp_path).verdict[0] == NOT_RUN
     notebook, text = run_of(paper.loc["table8.lsh_bits"]).claim
     Claims(notebook, folder).goal(text, 2048, low=256)
-    line = beside_ours(paper.loc[["table8.lsh_bits"]], tmp_path).iloc[0]
+    line = compare_with_paper(paper.loc[["table8.lsh_bits"]], tmp_path).iloc[0]
     assert (line["ours"], line["verdict"]) == (2048, WITHIN)
 
 
@@ -169,7 +169,7 @@ def test_a_missing_or_partial_run_shows_its_command(paper, tmp_path, path):
 
 
 def test_every_number_has_a_profile_or_a_reason(paper):
-    table = beside_ours(paper, "no such folder")
+    table = compare_with_paper(paper, "no such folder")
     assert set(table["id"]) == set(paper.index) and set(table["verdict"]) == {NOT_RUN}
     ready = table[table["run"].str.contains("make reproduce")]
     assert len(ready) > 20
@@ -213,7 +213,7 @@ def test_ruler_rows_are_filled_from_the_records_of_their_length(paper, tmp_path)
     write(folder / "length_16384.jsonl", lines("dense", "dense", 0.1, datasets=["qa_1"]))
     write(folder / "ruler_32768.jsonl", lines("dense", "dense", 0.84, datasets=["qa_1", "qa_2"]),
           lines("hash_official", "20x", 0.5, datasets=["qa_1"]))  # fmt: skip
-    table = beside_ours(paper, tmp_path)
+    table = compare_with_paper(paper, tmp_path)
     filled = table[table.verdict != NOT_RUN].set_index(["id", "our_method"])
     assert set(filled["dataset"]) == {"qa_1", "qa_2"}
     dense = filled.loc[("skylight.full.qa_1", "dense")]
@@ -306,9 +306,9 @@ def test_results_are_read_where_the_environment_says(paper, monkeypatch, tmp_pat
     write(path, lines("dense", "dense", 0.5))
     monkeypatch.setenv("HASHATTN_RESULTS", str(tmp_path))
     monkeypatch.setenv("HASHATTN_PROFILE", "tiny")  # another profile than the one that has run
-    assert beside_ours(paper.loc[[FULL]]).ours[0] == pytest.approx(50)
+    assert compare_with_paper(paper.loc[[FULL]]).ours[0] == pytest.approx(50)
     monkeypatch.setenv("HASHATTN_RESULTS", str(tmp_path / "empty"))
-    assert beside_ours(paper.loc[[FULL]]).verdict[0] == NOT_RUN
+    assert compare_with_paper(paper.loc[[FULL]]).verdict[0] == NOT_RUN
 
 
 def test_a_row_that_nobody_thought_of_is_an_error(paper):
@@ -326,5 +326,5 @@ def test_commands_ask_for_folders_only_where_they_are_needed():
 
 
 def test_the_number_that_is_shown_is_the_tables(paper):
-    shown = beside_ours(paper.loc[[FULL]], "nowhere")
-    assert shown.paper[0] == paper_value(FULL) and shown.unit[0] == "points"
+    shown = compare_with_paper(paper.loc[[FULL]], "nowhere")
+    assert shown.paper[0] == paper.loc[FULL, "value"] == 48.78 and shown.unit[0] == "points"
