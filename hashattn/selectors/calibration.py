@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
@@ -29,10 +28,16 @@ def mean_by_layer(
 
     Raises ValueError when nothing was captured.
     """
-    means = _means(captured, values, lambda _, tokens: tokens.sum(dim=1))
-    if not means:
+    sums: dict[int, Tensor] = {}
+    counts: dict[int, int] = {}
+    for rows in captured:
+        tokens = values(rows)
+        total = tokens.double().sum(dim=1)
+        sums[rows.layer] = sums.get(rows.layer, torch.zeros_like(total)) + total
+        counts[rows.layer] = counts.get(rows.layer, 0) + tokens.shape[1]
+    if not sums:
         raise ValueError("calibration got no captured layers; capture at least one sequence")
-    return {layer: mean.float() for layer, mean in means.items()}
+    return {layer: (sums[layer] / counts[layer]).float() for layer in sorted(sums)}
 
 
 def covariance_by_layer(
@@ -42,12 +47,14 @@ def covariance_by_layer(
     sequences. Raises ValueError when nothing was captured."""
     layers = list(captured)
     means = mean_by_layer(layers, values)
-
-    def products(layer: int, tokens: Tensor) -> Tensor:
-        centred = tokens - means[layer].double()[:, None]
-        return centred.mT @ centred
-
-    return _means(layers, values, products)
+    sums: dict[int, Tensor] = {}
+    counts: dict[int, int] = {}
+    for rows in layers:
+        centred = values(rows).double() - means[rows.layer].double()[:, None]
+        total = centred.mT @ centred
+        sums[rows.layer] = sums.get(rows.layer, torch.zeros_like(total)) + total
+        counts[rows.layer] = counts.get(rows.layer, 0) + centred.shape[1]
+    return {layer: sums[layer] / counts[layer] for layer in means}
 
 
 def tensors_sha256(tensors: Mapping[int, Tensor]) -> str:
@@ -58,19 +65,3 @@ def tensors_sha256(tensors: Mapping[int, Tensor]) -> str:
         digest.update(f"{layer} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _means(
-    captured: Iterable[CapturedRows],
-    values: Callable[[CapturedRows], Tensor],
-    total: Callable[[int, Tensor], Tensor],
-) -> dict[int, Tensor]:
-    """{layer: float64}: total(layer, tokens (heads, tokens, D) float64), summed over all sequences,
-    by the number of tokens."""
-    sums: dict[int, Tensor] = {}
-    counts: Counter[int] = Counter()
-    for rows in captured:
-        tokens = values(rows).double()
-        sums[rows.layer] = sums.get(rows.layer, 0) + total(rows.layer, tokens)
-        counts[rows.layer] += tokens.shape[1]
-    return {layer: sums[layer] / counts[layer] for layer in sorted(sums)}

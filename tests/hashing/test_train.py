@@ -455,7 +455,7 @@ def test_a_start_shares_captures_with_training_from_scratch(tmp_path, monkeypatc
 @pytest.mark.parametrize(
     "made, asked, message",
     [
-        ({}, {"bits": 64}, "bits 32, not 64.*ask for the start's own"),
+        ({}, {"bits": 64}, "bits 32, not 64.*ask for the shapes in start"),
         ({}, {"layout": "per_query_head"}, "layout 'per_kv_head', not 'per_query_head'"),
         ({"layers": [1]}, {}, r"no maps for layers \[0\], only for \[1\]: train some of those"),
     ],
