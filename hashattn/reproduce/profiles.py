@@ -113,6 +113,10 @@ class HashTraining:
         }
         _check(self, rules)
 
+    def at_most(self, steps: int) -> int:
+        """`steps`, or this profile's number where that is smaller."""
+        return min(steps, self.steps or steps)
+
 
 @dataclass(frozen=True)
 class RulerRuns:

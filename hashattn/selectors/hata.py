@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from hashattn.hashing.capture import CapturedLayer
     from hashattn.models.heads import HeadSlice
 
+STEPS = 300  # of training
 TOKENS_AT_ONCE = 1024  # as in selectors.hash: a long prefill stays in the processor's cache
 
 
@@ -62,7 +63,11 @@ class HATASelector(CodeSelector):
     def usual(cls, context: UsualContext) -> HATASelector:
         """Trained on the comparison's captures, with as many bits as its hashes."""
         return cls.train(
-            context.calibrated, bits=context.weights.config.bits, seed=context.seed, progress=False
+            context.calibrated,
+            bits=context.weights.config.bits,
+            steps=min(STEPS, context.steps or STEPS),
+            seed=context.seed,
+            progress=False,
         )
 
     @property
@@ -80,7 +85,7 @@ class HATASelector(CodeSelector):
         cls,
         captured: Iterable[CapturedLayer],
         bits: int = 128,
-        steps: int = 300,
+        steps: int = STEPS,
         seed: int = 0,
         key_norm: bool = False,
         progress: bool = True,

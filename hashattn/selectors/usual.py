@@ -26,7 +26,8 @@ class UsualContext:
     calibrated: captured layers of training sequences. group, head_dim: query heads that share a KV
     head, and their channels. weights: the comparison's hash weights, None where it has none and
     makes no method that needs training. codes: other hash weights by name ("hash 128 bits").
-    seed: for methods that draw.
+    seed: for methods that draw. steps: at most this many of training, None for a method's own
+    number.
     """
 
     calibrated: Sequence[CapturedLayer]
@@ -35,3 +36,4 @@ class UsualContext:
     weights: HashWeights | None = None
     codes: Mapping[str, HashWeights] = field(default_factory=dict)
     seed: int = 0
+    steps: int | None = None

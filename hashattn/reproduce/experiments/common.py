@@ -95,9 +95,8 @@ def train_hashes(
     """
     training = profile.training
     recipe = recipe or getattr(TrainRecipe, training.recipe)()
-    recipe = recipe.vary(sink=profile.sink, local=profile.local)
-    if training.steps is not None:
-        recipe = recipe.vary(steps=min(recipe.steps, training.steps))
+    steps = training.at_most(recipe.steps)
+    recipe = recipe.vary(sink=profile.sink, local=profile.local, steps=steps)
     count = count or training.sequences
     whole = count // VALIDATION_SHARE // len(MIXTURE) * len(MIXTURE)
     held_out = max(len(set(MIXTURE)), whole)  # whole mixtures, or one sequence of each length
@@ -171,7 +170,7 @@ def selectors(
     config = weights.config
     context = UsualContext(
         calibrated=calibrated, group=config.group, head_dim=config.head_dim, weights=weights,
-        codes=codes or {}, seed=profile.seed,
+        codes=codes or {}, seed=profile.seed, steps=profile.training.steps,
     )  # fmt: skip
     return {name: usual_selector(name, context) for name in profile.methods if name != "dense"}
 

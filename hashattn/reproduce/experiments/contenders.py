@@ -98,10 +98,11 @@ def other_methods(profile: Profile, calibrated: list[CapturedLayer]) -> dict[str
     """
     dim = calibrated[0].keys.shape[-1]
     seed, selectors = profile.seed, {"pqcache official": make_selector("pqcache")}
+    steps = profile.training.at_most(HATA_STEPS)
     for bits in profile.memory:
         selectors[f"lsh {bits} bits"] = make_selector("lsh", bits=bits, seed=seed)
         selectors[f"hata {bits} bits"] = HATASelector.train(
-            calibrated, bits=bits, steps=HATA_STEPS, rows_per_step=2, seed=seed, progress=False
+            calibrated, bits=bits, steps=steps, rows_per_step=2, seed=seed, progress=False
         )
         tables = {"hyperplanes": BUCKET_BITS, "tables": bits // BUCKET_BITS, "seed": seed}
         selectors[f"socket {bits} bits"] = make_selector("socket", **tables)
@@ -138,7 +139,13 @@ def _new_methods(profile: Profile, calibrated: list[CapturedLayer]) -> dict[str,
     Without those that need hash weights or wrap a method that may: there are no weights here.
     """
     queries, keys = calibrated[0].queries, calibrated[0].keys
-    context = UsualContext(calibrated, len(queries) // len(keys), keys.shape[-1], seed=profile.seed)
+    context = UsualContext(
+        calibrated,
+        len(queries) // len(keys),
+        keys.shape[-1],
+        seed=profile.seed,
+        steps=profile.training.steps,
+    )
     names = [name for name in profile.methods if name not in (*ELSEWHERE, *SIZED, *HASH_VARIANTS)]
     classes = {name: selector_class(name) for name in names}
     return {

@@ -180,7 +180,7 @@ def train(
 
     def weights(name: str, recipe: TrainRecipe, sequences, validation=None, start=None, note="",
                 records=()):  # fmt: skip
-        steps = min(recipe.steps, training.steps or recipe.steps)
+        steps = training.at_most(recipe.steps)
         return train_hash_weights(
             model, sequences, recipe.vary(sink=profile.sink, local=profile.local, steps=steps),
             validation=validation, start=start, seed=profile.seed, data_note=note,
