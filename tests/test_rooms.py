@@ -1,8 +1,11 @@
 """Which room may import which; `import hashattn` loads no room above attention."""
 
 import ast
+import importlib
+import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ import pytest
 from hashattn.base.source import packages
 
 PACKAGE, KERNELS = packages()
+ROOT = PACKAGE.parent
 # from the ground up: a room imports its own modules and those of rooms before it
 ROOMS = ("base", "models", "hashing", "selectors", "attention", "evaluation", "reproduce")
 OUTSIDE = {"__init__", "kernels"}  # the names that users import, and the kernels' own
@@ -144,3 +148,42 @@ def test_importing_the_package_opens_no_room_above_attention():
     light, everything = (set(part.split()) for part in done.stdout.split("|"))
     assert light == set()
     assert "attention" in everything and everything <= {*ROOMS[:5], "kernels"}
+
+
+PACKAGES = ("selectors", "hashing", "evaluation", "kernels", "reproduce")
+PUBLIC = ("hashattn", *(f"hashattn.{name}" for name in PACKAGES))
+
+
+def test_public_names_are_listed_in_one_place():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    section = text[text.index("## What is public") :].split("\n## ")[0]
+    rows = dict(re.findall(r"^\| `(hashattn\S*)` \| (.+) \|$", section, flags=re.MULTILINE))
+    listed = {name: sorted(re.findall(r"`(\w+)`", names)) for name, names in rows.items()}
+    assert listed == {name: sorted(importlib.import_module(name).__all__) for name in PUBLIC}
+    for name, names in listed.items():
+        assert all(hasattr(importlib.import_module(name), each) for each in names)
+
+
+def test_what_only_its_module_reads_is_private():
+    """Functions and constants; a class or an alias may name what others only receive."""
+    paths = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+    for folder in ("hashattn", "kernels", "tests", "data", "notebooks"):
+        paths += [p for p in (ROOT / folder).rglob("*") if p.suffix in (".py", ".ipynb")]
+    texts = {path: path.read_text() for path in paths}
+    readers = Counter(word for text in texts.values() for word in set(re.findall(r"\w+", text)))
+    alone = [
+        f"{path.relative_to(PACKAGE)}: {name}"
+        for path in sorted(PACKAGE.rglob("*.py"))
+        for name in defined(ast.parse(texts[path]))
+        if readers[name] == 1 and not name.startswith("_")
+    ]
+    assert alone == []
+
+
+def defined(tree: ast.Module) -> set[str]:
+    """Functions and constants (no aliases of types) at the top of a module."""
+    names = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    for node in tree.body:
+        targets = node.targets if isinstance(node, ast.Assign) else []
+        names |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return {name for name in names if not re.match("[A-Z][a-z]", name)}

@@ -18,7 +18,7 @@ from hashattn.base.errors import AttachmentError
 from hashattn.models.families import CACHE_ARGUMENTS
 from hashattn.models.structure import attention_modules
 
-INPUTS = ("input_ids", "inputs_embeds")
+_INPUTS = ("input_ids", "inputs_embeds")
 # attributes of a cache: length of the prompt that began it, as far as read; and, while a model
 # runs, whether it reads that prompt
 PROMPT, IN_PROMPT = "_hashattn_prompt", "_hashattn_in_prompt"
@@ -86,7 +86,7 @@ class _BeforeModel:
         cache = _cache(kwargs)
         if cache is None:
             return
-        inputs = [*args[:1], *(kwargs.get(name) for name in INPUTS)]
+        inputs = [*args[:1], *(kwargs.get(name) for name in _INPUTS)]
         rows = next((tokens.shape[1] for tokens in inputs if tokens is not None), 1)
         before = int(cache.get_seq_length())
         continues = vars(cache).get(PROMPT) == before and rows > 1

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from hashattn.selectors.base import Selector
 
 FORMAT = 2
-NO_STEPS = ("prefill", "no_cache")  # calls that begin a context: counted, but in no density
-SEVERAL_ROWS = "several_rows"
+_NO_STEPS = ("prefill", "no_cache")  # calls that begin a context: counted, but in no density
+_SEVERAL_ROWS = "several_rows"
 _ADDING = threading.Lock()  # threads may share a receipt
 
 
@@ -188,14 +188,14 @@ class Receipt:
         longest: int = 0,
     ) -> None:
         """Count a call; the arguments are the fields of Count, for this call alone."""
-        if reason in NO_STEPS:
+        if reason in _NO_STEPS:
             cached = read = 0
         with _ADDING:
             count = self._counts.get((layer, reason))
             if count is None:
                 count = self._counts[layer, reason] = Count(layer, reason, lists)
             count.add(rows, most, longest, cached, read)
-            if self.keep_steps and reason not in NO_STEPS:
+            if self.keep_steps and reason not in _NO_STEPS:
                 self._keep_step(layer, rows, float(cached), float(read) / lists, reason)
 
     def _keep_step(
@@ -204,7 +204,7 @@ class Receipt:
         number = sum(
             count.calls
             for count in self._counts.values()
-            if count.layer == layer and count.reason not in NO_STEPS
+            if count.layer == layer and count.reason not in _NO_STEPS
         )
         self._recent.append(Step(layer, number - 1, rows, cached / rows, read / rows, reason))
         while len(self._recent) > self.keep_steps:
@@ -227,7 +227,7 @@ class Receipt:
         return sum(
             getattr(count, name)
             for count in self.counts
-            if (count.reason not in NO_STEPS if reasons is None else count.reason in reasons)
+            if (count.reason not in _NO_STEPS if reasons is None else count.reason in reasons)
         )
 
     @property
@@ -265,7 +265,7 @@ class Receipt:
 
         These are the sparse calls, and dense ones with too many rows at once ("several_rows").
         """
-        reasons = [None, SEVERAL_ROWS]
+        reasons = [None, _SEVERAL_ROWS]
         return _ratio(self._sum("read", reasons), self._sum("cached", reasons))
 
     @property
@@ -283,7 +283,7 @@ class Receipt:
         """One row per layer: steps, sparse steps, mean tokens cached and read, density."""
         by_layer: dict[int, list[Count]] = {}
         for count in self.counts:
-            if count.reason not in NO_STEPS:
+            if count.reason not in _NO_STEPS:
                 by_layer.setdefault(count.layer, []).append(count)
         rows = []
         for layer, counts in by_layer.items():
@@ -343,7 +343,7 @@ class Receipt:
 
     def _rows_line(self) -> list[str]:
         """What to do where steps were dense because of their rows."""
-        most = max((c.most for c in self.counts if c.reason == SEVERAL_ROWS), default=0)
+        most = max((c.most for c in self.counts if c.reason == _SEVERAL_ROWS), default=0)
         if not most:
             return []
         return [

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 def refuse_call(call: LayerCall, inputs: Inputs) -> None:
     """UnsupportedModelError for what no call may have: paged caches, other heads than planned."""
-    refuse_paged(inputs.others)
+    _refuse_paged(inputs.others)
     if call.run.heads is not None and call.indexed:
-        refuse_other_heads(call.layer, call.run.heads, inputs.query, inputs.key)
+        _refuse_other_heads(call.layer, call.run.heads, inputs.query, inputs.key)
 
 
-def refuse_paged(kwargs: dict[str, Any]) -> None:
+def _refuse_paged(kwargs: dict[str, Any]) -> None:
     """UnsupportedModelError for continuous batching, whose caches are paged."""
     if kwargs.get("cache") is not None or kwargs.get("block_table") is not None:
         raise UnsupportedModelError(
@@ -48,7 +48,7 @@ def refuse_training(module: nn.Module, query: Tensor, kwargs: dict[str, Any]) ->
         )
 
 
-def refuse_other_heads(layer: int, part: HeadSlice, query: Tensor, key: Tensor) -> None:
+def _refuse_other_heads(layer: int, part: HeadSlice, query: Tensor, key: Tensor) -> None:
     """UnsupportedModelError unless there are as many heads as the model's plan gives this process.
 
     Only for tensor parallelism: some families attend with other heads than their configuration has.

@@ -10,7 +10,7 @@ from typing import Any
 
 INT32_MAX = 2**31 - 1  # token indices are int32, so no number of tokens is larger
 
-SHOWN = 200  # characters of a value that a message repeats
+_SHOWN = 200  # characters of a value that a message repeats
 
 
 def require(
@@ -19,7 +19,7 @@ def require(
     """Unless valid, raise `error` naming the field, its value (shortened) and what it must be."""
     if not valid:
         text = repr(value)
-        shown = text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+        shown = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
         raise error(f"{field} = {shown}: must be {allowed}")
 
 

@@ -19,7 +19,7 @@ def python_version() -> str:
 
 
 @cache
-def package_version(name: str) -> str | None:
+def _package_version(name: str) -> str | None:
     """The installed version of a package, None if it is not installed."""
     try:
         return version(name)
@@ -28,8 +28,8 @@ def package_version(name: str) -> str | None:
 
 
 def package_versions(names: Iterable[str]) -> dict[str, str | None]:
-    """`package_version` of each name."""
-    return {name: package_version(name) for name in names}
+    """`_package_version` of each name."""
+    return {name: _package_version(name) for name in names}
 
 
 def machine() -> dict[str, Any]:
@@ -42,7 +42,7 @@ def machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "gpu": gpu_name(),
+        "gpu": _gpu_name(),
     }
 
 
@@ -50,7 +50,7 @@ def device_name() -> str:
     """The GPU's name, or the processor's and the number of threads torch uses."""
     import torch
 
-    return gpu_name() or f"{processor()}, {torch.get_num_threads()} threads"
+    return _gpu_name() or f"{processor()}, {torch.get_num_threads()} threads"
 
 
 def system_name() -> str:
@@ -58,7 +58,7 @@ def system_name() -> str:
     return f"{platform.system()} {platform.machine()}"
 
 
-def gpu_name() -> str | None:
+def _gpu_name() -> str | None:
     """The name of torch's current GPU, None without one."""
     import torch
 

@@ -18,12 +18,12 @@ from typing import Any
 from hashattn.base.errors import HashAttnError
 
 PARTIAL = ".partial"  # ends the name of a file that is being written
-UNPACK = "unpack it first"
-SIGNATURES = {  # first bytes of a file that is not UTF-8 text: (what it is, what to do)
-    b"\x1f\x8b": ("gzip", UNPACK),
-    b"BZh": ("bzip2", UNPACK),
-    b"\xfd7zXZ\0": ("xz", UNPACK),
-    b"\x28\xb5\x2f\xfd": ("zstd", UNPACK),
+_UNPACK = "unpack it first"
+_SIGNATURES = {  # first bytes of a file that is not UTF-8 text: (what it is, what to do)
+    b"\x1f\x8b": ("gzip", _UNPACK),
+    b"BZh": ("bzip2", _UNPACK),
+    b"\xfd7zXZ\0": ("xz", _UNPACK),
+    b"\x28\xb5\x2f\xfd": ("zstd", _UNPACK),
     b"PK\x03\x04": ("a zip archive or an Office document", "unpack it, or save it as text"),
     b"%PDF": ("PDF", "save its text"),
     b"PAR1": ("Parquet", "save it as JSON lines"),
@@ -33,7 +33,7 @@ SIGNATURES = {  # first bytes of a file that is not UTF-8 text: (what it is, wha
     b"\xfe\xff": ("UTF-16", "convert it: iconv -f UTF-16 -t UTF-8"),
     b"\x1b$": ("ISO-2022-JP", "convert it: iconv -f ISO-2022-JP -t UTF-8"),
 }
-KANA = range(0x3041, 0x30FF)  # found in nearly every Japanese text
+_KANA = range(0x3041, 0x30FF)  # found in nearly every Japanese text
 
 
 class FileError(HashAttnError, ValueError):
@@ -134,7 +134,7 @@ def decode(
 def looks_like(content: bytes) -> tuple[str, str] | None:
     """(what it is, what to do) of a file that begins with these bytes and is not UTF-8 text; None
     if they tell nothing."""
-    for signature, guess in SIGNATURES.items():
+    for signature, guess in _SIGNATURES.items():
         if content.startswith(signature):
             return guess
     start = content[:4096]
@@ -199,7 +199,7 @@ def _encoding(content: bytes) -> str | None:
         return None  # damaged UTF-8, which other encodings may decode to words
     for name, codec in (("SHIFT_JIS", "cp932"), ("EUC-JP", "euc_jp"), ("UTF-16LE", "utf-16-le")):
         text = content.decode(codec, errors="replace")
-        if any(ord(character) in KANA for character in text) and text.count("\ufffd") <= 1:
+        if any(ord(character) in _KANA for character in text) and text.count("\ufffd") <= 1:
             return name
     return None
 

@@ -35,25 +35,25 @@ class _AppendedFile:
         """Does nothing: every write closes the file."""
 
 
-def progress_stream() -> TextIO | _AppendedFile:
+def _progress_stream() -> TextIO | _AppendedFile:
     """Where progress belongs: the driver's file under `make reproduce`, else stderr."""
     path = os.environ.get(VARIABLE)
     return _AppendedFile(path) if path else sys.stderr
 
 
 def progress_bar(*arguments: Any, **options: Any) -> tqdm:
-    """A tqdm bar on progress_stream(), or where report_to() says; tqdm's own arguments."""
+    """A tqdm bar on _progress_stream(), or where report_to() says; tqdm's own arguments."""
     if _report is not None:
         return _ReportedBar(*arguments, file=io.StringIO(), **options)
-    return tqdm(*arguments, file=progress_stream(), **options)
+    return tqdm(*arguments, file=_progress_stream(), **options)
 
 
 def say(message: str) -> None:
-    """Add a line to progress_stream() that outlives the bar."""
+    """Add a line to _progress_stream() that outlives the bar."""
     if _report is not None:
         _report(message)
         return
-    stream = progress_stream()
+    stream = _progress_stream()
     stream.write(f"\n{MARK}{message}\n")
     stream.flush()
 
@@ -104,7 +104,7 @@ class ReportedProgress:
             self._bars.pop(key).close()
             return
         if key not in self._bars:
-            on_terminal = progress_stream() is sys.stderr and sys.stderr.isatty()
+            on_terminal = _progress_stream() is sys.stderr and sys.stderr.isatty()
             position = {} if on_terminal else {"position": 0}
             self._bars[key] = progress_bar(
                 total=state["total"], desc=state["prefix"], unit=state["unit"], **position

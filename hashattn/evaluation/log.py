@@ -21,7 +21,7 @@ from hashattn.base.files import FileError, decode, looks_like, parse_json
 from hashattn.base.hashes import sha256_text
 from hashattn.base.progress import say
 
-WRITING = 0  # the byte locked while a row is written; every claim locks another one
+_WRITING = 0  # the byte locked while a row is written; every claim locks another one
 
 
 class ResultLogError(HashAttnError, ValueError):
@@ -127,13 +127,13 @@ class ResultLog:
     def _writing(self) -> Iterator[None]:
         """No other process writes meanwhile."""
         try:
-            fcntl.lockf(self._locks, fcntl.LOCK_EX, 1, WRITING)
+            fcntl.lockf(self._locks, fcntl.LOCK_EX, 1, _WRITING)
         except OSError as error:
             raise self._no_locks(error) from error
         try:
             yield
         finally:
-            fcntl.lockf(self._locks, fcntl.LOCK_UN, 1, WRITING)
+            fcntl.lockf(self._locks, fcntl.LOCK_UN, 1, _WRITING)
 
     def _no_locks(self, error: OSError) -> ResultLogError:
         return ResultLogError(

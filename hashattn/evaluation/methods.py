@@ -17,7 +17,7 @@ from hashattn.base.files import write_text
 from hashattn.evaluation.protocol import Protocol
 from hashattn.selectors.base import Selector
 
-DENSE = "dense"  # the budget's label of a method without one
+_DENSE = "dense"  # the budget's label of a method without one
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Method:
     def budget_label(self) -> str:
         """ "16x" for a density of 1/16, "32 tokens" for a heavy budget, "dense" without one."""
         if self.budget is None:
-            return DENSE
+            return _DENSE
         if self.budget.density is not None:
             return f"{1 / self.budget.density:g}x"
         return f"{self.budget.heavy} tokens"

@@ -18,7 +18,7 @@ from hashattn.evaluation.protocol import Protocol
 from hashattn.evaluation.records import Record
 from hashattn.models.families import max_positions
 
-EXTRA_TOKENS = 2  # past the longest answer: the stop string, and one if the model runs on
+_EXTRA_TOKENS = 2  # past the longest answer: the stop string, and one if the model runs on
 
 
 class PromptTooLongError(HashAttnError, ValueError):
@@ -76,11 +76,11 @@ def make_prompt(tokenizer: Any, protocol: Protocol, record: Record) -> Prompt:
 
 def answer_tokens(tokenizer: Any, protocol: Protocol, record: Record) -> int:
     """Most tokens of an answer: the protocol's max_new_tokens, else those of the longest accepted
-    one and EXTRA_TOKENS."""
+    one and _EXTRA_TOKENS."""
     if protocol.max_new_tokens is not None:
         return protocol.max_new_tokens
     encoded = tokenizer(list(record.answers), add_special_tokens=False)["input_ids"]
-    return max(len(ids) for ids in encoded) + EXTRA_TOKENS
+    return max(len(ids) for ids in encoded) + _EXTRA_TOKENS
 
 
 def require_positions(config: Any, tokenizer: Any, protocol: Protocol, record: Record) -> None:

@@ -11,12 +11,12 @@ from hashattn.base.checks import is_text, require, require_numbers, require_one_
 from hashattn.evaluation.metrics import METRICS, first_line
 from hashattn.models.identity import fingerprint
 
-QUESTION = ("sparse", "dense")
+_QUESTION = ("sparse", "dense")
 SETUPS = {"A": "dense", "B": "sparse"}  # how the question is read
-TRUNCATION = ("refuse", "middle", "suffix")
-TRUNCATED = ("context", "prompt", "chat")
+_TRUNCATION = ("refuse", "middle", "suffix")
+_TRUNCATED = ("context", "prompt", "chat")
 LEAST = {"sink": 0, "local": 1, "seed": 0, "min_new_tokens": 0, "keep_first": 0}
-LEAST_IF_GIVEN = {"max_new_tokens": 1, "max_context": 2, "window": 1}
+_LEAST_IF_GIVEN = {"max_new_tokens": 1, "max_context": 2, "window": 1}
 BY_DATASET = (  # fields in which datasets may differ: how each is asked and scored
     "max_new_tokens", "min_new_tokens", "stop", "end_tokens", "template", "chat", "metric",
     "first_line", "max_context",
@@ -77,14 +77,14 @@ class Protocol:
         object.__setattr__(self, "dense_layers", tuple(sorted(set(self.dense_layers))))
         object.__setattr__(self, "end_tokens", tuple(self.end_tokens))
         object.__setattr__(self, "datasets", _frozen(self.datasets))
-        require_one_of("question", self.question, QUESTION)
-        require_one_of("truncated", self.truncated, TRUNCATED)
-        require_one_of("truncation", self.truncation, TRUNCATION)
+        require_one_of("question", self.question, _QUESTION)
+        require_one_of("truncated", self.truncated, _TRUNCATED)
+        require_one_of("truncation", self.truncation, _TRUNCATION)
         require_one_of("metric", self.metric, METRICS)
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         require_numbers(values, counts=LEAST)
         not_none = {name: value for name, value in values.items() if value is not None}
-        require_numbers(not_none, counts=LEAST_IF_GIVEN)
+        require_numbers(not_none, counts=_LEAST_IF_GIVEN)
         valid_stop = self.stop is None or is_text(self.stop)
         require(valid_stop, "stop", self.stop, "a text, for example a newline, or None")
         require(

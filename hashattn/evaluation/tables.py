@@ -18,7 +18,8 @@ from hashattn.evaluation.protocol import BY_DATASET, SETUPS
 from hashattn.evaluation.statistics import Difference, paired_bootstrap
 
 POINTS = 100  # tables show scores as LongBench does, 0 to 100
-LEAST_AT_STAKE = 10  # points that reading more than sink and local must be worth (nothing_at_stake)
+# points that reading more than sink and local must be worth (nothing_at_stake)
+_LEAST_AT_STAKE = 10
 
 
 def results_frame(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
@@ -140,21 +141,21 @@ def nothing_at_stake(scores: pd.DataFrame, baseline: str = "dense", floor: str =
     """Why no method can be judged by these scores (score_table), in words; "" where one can.
 
     What a method can lose is what dense attention reaches beyond sink and local alone (counted as 0
-    if not run). Below LEAST_AT_STAKE points a method that finds nothing would seem to keep up:
+    if not run). Below _LEAST_AT_STAKE points a method that finds nothing would seem to keep up:
     differences from dense, and between methods, are then no results.
     """
     dense = float(scores.loc[baseline].max())
     bare = float(scores.loc[floor].max()) if floor in scores.index else 0.0
-    if dense - bare >= LEAST_AT_STAKE:
+    if dense - bare >= _LEAST_AT_STAKE:
         return ""
     text = f"dense attention scores {dense:.3g} points"
     if baseline in scores.attrs.get("answered", {}):
         text = "dense answers {} of {} questions, ".format(*scores.attrs["answered"][baseline])
         text += f"{dense:.3g} points"
-    if not dense >= LEAST_AT_STAKE:  # NaN too
-        return f"{text}; a comparison needs {LEAST_AT_STAKE}"
+    if not dense >= _LEAST_AT_STAKE:  # NaN too
+        return f"{text}; a comparison needs {_LEAST_AT_STAKE}"
     text += f", and sink and local alone reach {bare:.3g}"
-    return f"{text}; a comparison needs {LEAST_AT_STAKE} between them"
+    return f"{text}; a comparison needs {_LEAST_AT_STAKE} between them"
 
 
 def setup_table(frame: pd.DataFrame, n: int = 2000, seed: int = 0) -> pd.DataFrame:

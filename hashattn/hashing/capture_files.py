@@ -18,7 +18,7 @@ from hashattn.base.tensors import write_tensors
 from hashattn.hashing.capture import CapturedLayer
 
 CAPTURE_FORMAT = 2  # raise when files change: captures in another format are made again
-LOGITS = "logits"  # the metadata's key
+_LOGITS = "logits"  # the metadata's key
 
 
 def save_captures(path: Path, captures: Mapping[int, CapturedLayer]) -> None:
@@ -31,7 +31,7 @@ def save_captures(path: Path, captures: Mapping[int, CapturedLayer]) -> None:
         tensors["positions"] = captured.positions
         # JSON keeps floats to the last bit, and None
         logits[layer] = {"scaling": captured.scaling, "softcap": captured.softcap}
-    write_tensors(path, tensors, {LOGITS: json.dumps(logits)})
+    write_tensors(path, tensors, {_LOGITS: json.dumps(logits)})
 
 
 def load_capture(path: Path, layer: int, device: torch.device | str) -> CapturedLayer:
@@ -48,5 +48,5 @@ def load_capture(path: Path, layer: int, device: torch.device | str) -> Captured
             positions=read("positions"),
             keys=read(f"{layer}.keys"),
             values=read(values) if values in file.keys() else None,  # noqa: SIM118, no mapping
-            **json.loads(file.metadata()[LOGITS])[str(layer)],
+            **json.loads(file.metadata()[_LOGITS])[str(layer)],
         )

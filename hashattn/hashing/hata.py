@@ -18,7 +18,7 @@ from hashattn.base.engines.threads import thread_count
 from hashattn.base.progress import progress_bar
 from hashattn.hashing.capture import CapturedLayer
 
-NEGATIVE = -1.0  # label of a key outside the best share
+_NEGATIVE = -1.0  # label of a key outside the best share
 COUNTS = {"steps": 0, "rows_per_step": 1}  # the least
 POSITIVE = ("learning_rate", "sharpness", "best_label")
 SHARES = ("best_share", "momentum", "decay")
@@ -84,7 +84,7 @@ def label_query(queries: Tensor, keys: Tensor, recipe: HataRecipe) -> LabelledQu
     count = max(1, int(m * recipe.best_share))
     best = scores.argsort(dim=-1, descending=True, stable=True)[:, :count]
     falling = torch.linspace(recipe.best_label, 1.0, count, device=keys.device)
-    labels = torch.full_like(scores, NEGATIVE).scatter_(-1, best, falling.expand_as(best))
+    labels = torch.full_like(scores, _NEGATIVE).scatter_(-1, best, falling.expand_as(best))
     return LabelledQuery(queries, keys, labels)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hashattn.hashing.maps import HashConfig, HashMap, LayerMaps
 
-RIDGE = 1e-4  # of the mean eigenvalue, so that inverse roots of rank-deficient moments stay finite
+_RIDGE = 1e-4  # of the mean eigenvalue, so that inverse roots of rank-deficient moments stay finite
 NOISE = 0.02  # of a stage's fan-in bound, so that no hidden unit starts as a copy of another
 
 
@@ -23,7 +23,7 @@ def moments(samples: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 def _root(moment: Tensor, power: float) -> Tensor:
     values, vectors = torch.linalg.eigh(moment.double())
-    values = values.clamp_min(0) + RIDGE * values.mean().clamp_min(1e-12)
+    values = values.clamp_min(0) + _RIDGE * values.mean().clamp_min(1e-12)
     return vectors * values**power @ vectors.T
 
 

@@ -55,7 +55,7 @@ def attention_mass(
     return logits.masked_fill(future, float("-inf")).softmax(-1)
 
 
-def output_loss(mass: Tensor, values: Tensor) -> Tensor:
+def _output_loss(mass: Tensor, values: Tensor) -> Tensor:
     """Relative change of each row's attention output when one token is left out, (Hq, r, n).
 
     mass (Hq, r, n) is the softmax a, values (Hkv, n, Dv); without token i the output o becomes
@@ -84,7 +84,7 @@ def row_labels(
 ) -> RowLabels:
     """Labels of rows (Hq, r, D) against keys (Hkv, n, D), `rows_at_once` rows of scores at a time.
 
-    The `top` heaviest candidates by attention mass, or with values (Hkv, n, Dv) by `output_loss`;
+    The `top` heaviest candidates by attention mass, or with values (Hkv, n, Dv) by `_output_loss`;
     of n visible tokens at most n * top_fraction. Memory is Hq * rows_at_once * n floats, never a
     sequence's whole attention.
     """
@@ -93,7 +93,7 @@ def row_labels(
         rows = slice(start, start + rows_at_once)
         mass = attention_mass(queries[:, rows], keys, positions[rows], scaling, softcap)
         allowed = candidate_mask(positions[rows], keys.shape[1], sink, local)
-        weight = mass if values is None else output_loss(mass, values)
+        weight = mass if values is None else _output_loss(mass, values)
         best = weight.masked_fill(~allowed, -1.0).topk(min(top, keys.shape[1]), -1)
         most = ((positions[rows] + 1) * top_fraction).long().clamp_min(1)[:, None]
         place = torch.arange(best.values.shape[-1], device=keys.device)

@@ -74,7 +74,7 @@ def _by_map(x: Tensor, maps: int) -> Tensor:
     return x.view(maps, heads // maps, rows, top).transpose(1, 2).reshape(maps, rows, -1)
 
 
-def ranking_loss(logits: Tensor, batch: Batch, recipe: TrainRecipe) -> Tensor:
+def _ranking_loss(logits: Tensor, batch: Batch, recipe: TrainRecipe) -> Tensor:
     """The "cross_entropy" or "budgeted" loss (see TrainRecipe) of logits (maps or Hq, r, n), a
     scalar."""
     maps = logits.shape[0]
@@ -91,7 +91,7 @@ def ranking_loss(logits: Tensor, batch: Batch, recipe: TrainRecipe) -> Tensor:
     return (weights * gap).sum() / weights.sum().clamp_min(1e-6)
 
 
-def bce_loss(logits: Tensor, batch: Batch, recipe: TrainRecipe) -> Tensor:
+def _bce_loss(logits: Tensor, batch: Batch, recipe: TrainRecipe) -> Tensor:
     """The paper's loss of logits (maps or Hq, r, n), a scalar: positives (label of any query head
     of the map) weigh alpha + beta * n, negatives 1; the mean counts non-candidates as zeros."""
     maps, rows, n = logits.shape
@@ -131,5 +131,5 @@ def batch_loss(
     # with a score per query head, those that share a key map share its scale and bias as well
     scale, bias = (x.repeat_interleave(len(scores) // len(x))[:, None, None] for x in (scale, bias))
     logits = scores * scale + bias
-    main = bce_loss if recipe.loss == "bce" else ranking_loss
+    main = _bce_loss if recipe.loss == "bce" else _ranking_loss
     return main(logits, batch, recipe) + bit_penalties(key_bits, recipe)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from hashattn.base.checks import is_count, require, require_numbers
 
-CHOICES = {
+_CHOICES = {
     "loss": ("bce", "cross_entropy", "budgeted"),
     "surrogate": ("tanh", "anneal", "straight_through"),
     "init": ("random", "spectral"),
@@ -26,7 +26,7 @@ COUNTS = {  # the least
     "patience": 1, "selection_fraction": 1, "sink": 0, "local": 0,
 }  # fmt: skip
 SHARES = ("mass_share", "hard_share")
-NOT_NEGATIVE = ("balance", "decorrelation", "weight_decay", "alpha", "beta")
+_NOT_NEGATIVE = ("balance", "decorrelation", "weight_decay", "alpha", "beta")
 POSITIVE = ("learning_rate", "scale", "budget_fraction", "top_fraction")
 
 
@@ -105,10 +105,10 @@ class TrainRecipe:
 
     def __post_init__(self) -> None:
         for field, value in vars(self).items():
-            if field in CHOICES:
-                require(value in CHOICES[field], field, value, " or ".join(CHOICES[field]))
+            if field in _CHOICES:
+                require(value in _CHOICES[field], field, value, " or ".join(_CHOICES[field]))
         require_numbers(vars(self), counts=COUNTS, shares=SHARES, positive=POSITIVE,
-                        not_negative=NOT_NEGATIVE)  # fmt: skip
+                        not_negative=_NOT_NEGATIVE)  # fmt: skip
         keys = self.keys_per_step
         require(keys is None or is_count(keys, self.top), "keys_per_step", keys,
                 f"None or an integer of at least top, {self.top}")  # fmt: skip

@@ -24,7 +24,7 @@ from hashattn.hashing.layer import TrainedLayer
 from hashattn.hashing.maps import HashConfig, LayerMaps
 from hashattn.hashing.recipe import TrainRecipe
 
-CODE_VERSION = 3  # raise when training changes, so that old layers are not reused
+_CODE_VERSION = 3  # raise when training changes, so that old layers are not reused
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ class RunFolder:
         # appended only where there is one: the keys of trainings without a start stay what they are
         start = [] if self.start_sha256 is None else [self.start_sha256]
         recipe = dataclasses.asdict(self.recipe)
-        return _digest([CODE_VERSION, self.inputs, shapes, recipe, self.seed, *start])
+        return _digest([_CODE_VERSION, self.inputs, shapes, recipe, self.seed, *start])
 
     @property
     def capture_folder(self) -> Path:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 SequenceRows = tuple[Tensor, Tensor]  # tokens (n,), positions (rows,), both int64
-HELD_OUT = 8  # without a validation set, every 8th sequence is held out
+_HELD_OUT = 8  # without a validation set, every 8th sequence is held out
 
 
 def split_sequences(
@@ -26,7 +26,7 @@ def split_sequences(
         held_out = [_checked(s) for s in validation]
     else:
         # fewer than 8: the last, unless it is the only one
-        held_out = train[HELD_OUT - 1 :: HELD_OUT] or train[1:][-1:]
+        held_out = train[_HELD_OUT - 1 :: _HELD_OUT] or train[1:][-1:]
         held_out_ids = {id(s) for s in held_out}
         train = [s for s in train if id(s) not in held_out_ids]
     if not train or not held_out:

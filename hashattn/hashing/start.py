@@ -11,7 +11,7 @@ from hashattn.base.errors import HashWeightsError
 from hashattn.hashing.maps import HashConfig
 from hashattn.hashing.weights import HashWeights
 
-CARRIED = ("data", "recipe", "seed", "started_from")  # of the start's card, on the next one
+_CARRIED = ("data", "recipe", "seed", "started_from")  # of the start's card, on the next one
 
 
 def check_start(start: HashWeights, config: HashConfig, model: nn.Module) -> None:
@@ -53,5 +53,5 @@ def start_record(start: HashWeights) -> dict[str, Any]:
     """The start's identity and how it was trained itself: sha256, data, recipe, seed, its start,
     and how its model differed, where that was accepted."""
     forced = {"forced": list(start.forced)} if start.forced else {}
-    carried = {name: start.card[name] for name in CARRIED if name in start.card}
+    carried = {name: start.card[name] for name in _CARRIED if name in start.card}
     return {"sha256": start.sha256} | carried | forced

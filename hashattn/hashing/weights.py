@@ -58,7 +58,7 @@ class HashWeights:
             **copy.deepcopy(dict(card)),
         }
         self._placed: dict[tuple[int, str], LayerMaps] = {}
-        self._sha256 = content_hash(config, self.tensors())
+        self._sha256 = _content_hash(config, self.tensors())
 
     @property
     def trained(self) -> bool:
@@ -260,7 +260,7 @@ def config_for(
     return HashConfig(**{**shapes, **fields, "layers": tuple(layers or full)})
 
 
-def content_hash(config: HashConfig, tensors: Mapping[str, Tensor]) -> str:
+def _content_hash(config: HashConfig, tensors: Mapping[str, Tensor]) -> str:
     """sha256 over shapes, names and float32 bytes, independent of device and file format."""
     digest = hashlib.sha256(json.dumps(dataclasses.asdict(config), sort_keys=True).encode())
     for name in sorted(tensors):

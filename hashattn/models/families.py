@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 CACHE_ARGUMENTS = ("past_key_values", "layer_past")  # layer_past: GPT-NeoX
-KEY_PROJECTIONS = (".k_proj", ".qkv_proj", ".query_key_value")
+_KEY_PROJECTIONS = (".k_proj", ".qkv_proj", ".query_key_value")
 # parts of an attention module that compute neither queries nor keys
 OTHER_PARTS = {"v_proj", "o_proj", "out_proj", "c_proj", "dense", "wo", "wv", "v_norm", "o_norm"}
 FULL, SLIDING, CHUNKED = "full_attention", "sliding_attention", "chunked_attention"
@@ -76,7 +76,7 @@ def tensor_parallel_plan(config: Any) -> dict[str, str] | None:
 
 def splits_keys(plan: Mapping[str, str]) -> bool:
     """Whether a tensor parallel plan {projection: style} gives every process its own KV heads."""
-    return "colwise" in {style for name, style in plan.items() if name.endswith(KEY_PROJECTIONS)}
+    return "colwise" in {style for name, style in plan.items() if name.endswith(_KEY_PROJECTIONS)}
 
 
 def logit_cap(keywords: Mapping[str, Any]) -> float | None:

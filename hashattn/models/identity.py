@@ -42,9 +42,9 @@ PRESENTATION = tuple(
 )
 
 # evenly spaced; training changes nearly all weights, so a sample shows it
-WEIGHTS_PER_TENSOR = 4096
+_WEIGHTS_PER_TENSOR = 4096
 
-IDENTITY = (
+_IDENTITY = (
     "model_type",
     "vocab_size",
     "hidden_size",
@@ -57,11 +57,11 @@ IDENTITY = (
 )
 # settings that decide queries, keys and their logits, whatever a family calls them
 SETTINGS = re.compile(r"rope|rotary|scal|softcap|multiplier|norm|qk_|clip_qkv|temperature")
-POSITIONS = ("max_position_embeddings", "original_max_position_embeddings")
-# types of RoPE that do not depend on POSITIONS
-LENGTH_FREE = {"default", "linear", "llama3", "proportional"}
-CORNER = 64  # rows and columns of the input embedding that are hashed
-PRECISIONS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+_POSITIONS = ("max_position_embeddings", "original_max_position_embeddings")
+# types of RoPE that do not depend on _POSITIONS
+_LENGTH_FREE = {"default", "linear", "llama3", "proportional"}
+_CORNER = 64  # rows and columns of the input embedding that are hashed
+_PRECISIONS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 TINY = 2.0**-17  # larger bfloat16 values are exact in float16 too; of those up to it some are not
 
 
@@ -104,7 +104,7 @@ def model_sha256(model: nn.Module) -> str:
 
 def _sample(weight: Tensor) -> bytes:
     flat = gathered(weight.detach()).flatten()
-    sample = flat[:: max(1, len(flat) // WEIGHTS_PER_TENSOR)].cpu().contiguous()
+    sample = flat[:: max(1, len(flat) // _WEIGHTS_PER_TENSOR)].cpu().contiguous()
     return sample.view(torch.uint8).numpy().tobytes()
 
 
@@ -132,13 +132,13 @@ def base_model_record(model: nn.Module) -> dict[str, Any]:
     The same in float32 and bfloat16, and in float16 for a model that is stored in a 16-bit type.
     Under tensor parallelism every process has to call this.
     """
-    projections, unread = projection_fingerprints(model)
+    projections, unread = _projection_fingerprints(model)
     return {
         "name": model_name(model),
         "revision": getattr(model.config, "_commit_hash", None),
         "type": text_config(model).model_type,
         "config_fingerprint": config_fingerprint(model),
-        "settings": attention_settings(model),
+        "settings": _attention_settings(model),
         "weights_fingerprint": weights_fingerprint(model),
         "projections": projections,
         "unread": unread,
@@ -151,17 +151,17 @@ def config_fingerprint(model: nn.Module) -> str:
     rope = getattr(config, "rope_parameters", None) or {
         name: getattr(config, name, None) for name in ("rope_theta", "rope_scaling")
     }
-    fields = {name: getattr(config, name, None) for name in IDENTITY} | {"rope": rope}
+    fields = {name: getattr(config, name, None) for name in _IDENTITY} | {"rope": rope}
     return sha256_text(json.dumps(fields, sort_keys=True, default=str))
 
 
-def attention_settings(model: nn.Module) -> dict[str, Any]:
+def _attention_settings(model: nn.Module) -> dict[str, Any]:
     """The configuration's fields that decide queries, keys and their logits: RoPE (with the number
     of positions, where it depends on that), scalings, caps and norms. As JSON."""
     content = text_config(model).to_dict()
     names = {name for name in content if SETTINGS.search(name)}
-    if not _rope_types(content.get("rope_parameters")) <= LENGTH_FREE:
-        names.update(POSITIONS)
+    if not _rope_types(content.get("rope_parameters")) <= _LENGTH_FREE:
+        names.update(_POSITIONS)
     settings = {name: content[name] for name in sorted(names) if content.get(name) is not None}
     return json.loads(json.dumps(settings, default=str))
 
@@ -184,12 +184,14 @@ def weights_fingerprint(model: nn.Module) -> str | None:
     embedding = model.get_input_embeddings().weight
     if embedding.is_meta:
         return None
-    columns = gathered(embedding.detach()[:, :CORNER])  # the whole of a large one would cost memory
-    corner = columns[:CORNER].cpu().to(torch.bfloat16).contiguous()
+    columns = gathered(
+        embedding.detach()[:, :_CORNER]
+    )  # the whole of a large one would cost memory
+    corner = columns[:_CORNER].cpu().to(torch.bfloat16).contiguous()
     return hashlib.sha256(corner.view(torch.int16).numpy().tobytes()).hexdigest()
 
 
-def projection_fingerprints(model: nn.Module) -> tuple[dict[str, str], dict[str, str]]:
+def _projection_fingerprints(model: nn.Module) -> tuple[dict[str, str], dict[str, str]]:
     """({layer: SHA-256}, {layer: why it cannot be read}) of the full-attention layers.
 
     Over every weight and bias that computes a layer's queries and keys, with adapters, and over the
@@ -259,7 +261,7 @@ def _why_unread(parameters: list[Tensor]) -> str | None:
     A quantised projection has another dtype or its own tensor class, or is not a parameter."""
     if any(weight.is_meta for weight in parameters):
         return "offloaded"
-    plain = all(weight.dtype in PRECISIONS and _is_plain(weight) for weight in parameters)
+    plain = all(weight.dtype in _PRECISIONS and _is_plain(weight) for weight in parameters)
     return None if plain and any(w.dim() > 1 for w in parameters) else "quantised"
 
 

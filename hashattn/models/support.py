@@ -6,7 +6,7 @@ from hashattn.base.errors import AttachmentError, UnsupportedModelError
 from hashattn.models.families import caches_latents
 from hashattn.models.structure import attention_modules, require_full_attention, text_config
 
-DENSE_IMPLEMENTATIONS = ("sdpa", "eager")
+_DENSE_IMPLEMENTATIONS = ("sdpa", "eager")
 
 
 def check_model(model: PreTrainedModel, name: str) -> None:
@@ -34,7 +34,7 @@ def check_model(model: PreTrainedModel, name: str) -> None:
             f"{family} computes attention outside transformers' AttentionInterface, so it cannot "
             "be replaced; use a family that goes through it (Llama, Mistral, Qwen, Gemma, Phi ...)"
         )
-    if config._attn_implementation not in DENSE_IMPLEMENTATIONS:
+    if config._attn_implementation not in _DENSE_IMPLEMENTATIONS:
         raise UnsupportedModelError(
             f"{family} runs {config._attn_implementation!r} attention: load it with "
             'attn_implementation="sdpa" (or "eager"), which the dense calls use'

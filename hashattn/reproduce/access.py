@@ -19,8 +19,8 @@ from hashattn.base.repository import repository
 from hashattn.evaluation.benchmarks.longbench import find_file
 from hashattn.reproduce.profiles import Profile
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
-WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
+_WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
 
 
 class AccessError(HashAttnError, FileNotFoundError):
@@ -33,17 +33,17 @@ def missing_model_files(folder: Path) -> list[str]:
     Raises AccessError for a damaged weight index.
     """
     missing = [] if (folder / "config.json").is_file() else ["config.json"]
-    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        missing.append(" or ".join(TOKENIZER_FILES))
-    index = folder / WEIGHT_FILES[1]
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        missing.append(" or ".join(_TOKENIZER_FILES))
+    index = folder / _WEIGHT_FILES[1]
     if index.is_file():
         content = read_json(index, AccessError)
         shards = content.get("weight_map") if isinstance(content, dict) else None
         if not isinstance(shards, dict) or not all(map(is_text, shards.values())):
             raise AccessError(f"{index} has no weight_map of file names: copy it again")
         missing += sorted(name for name in set(shards.values()) if not (folder / name).is_file())
-    elif not (folder / WEIGHT_FILES[0]).is_file():
-        missing.append(" or ".join(WEIGHT_FILES))
+    elif not (folder / _WEIGHT_FILES[0]).is_file():
+        missing.append(" or ".join(_WEIGHT_FILES))
     return missing
 
 

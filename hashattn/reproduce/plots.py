@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from hashattn.evaluation.measures.selection_map import SelectionMap
 
 # one for each of selection_map.KINDS: white, greys, then Okabe and Ito's
-SELECTION_COLORS = ("#ffffff", "#eeeeee", "#bbbbbb", "#0072b2", "#e69f00", "#d55e00")
-SVG_SALT = "hashattn"  # fixes the ids inside an SVG, which are random otherwise
+_SELECTION_COLORS = ("#ffffff", "#eeeeee", "#bbbbbb", "#0072b2", "#e69f00", "#d55e00")
+_SVG_SALT = "hashattn"  # fixes the ids inside an SVG, which are random otherwise
 METADATA = {"png": {"Software": None}, "svg": {"Date": None}}
-GOLDEN = 0.618034  # of a turn between successive default hues: none comes close to an earlier one
+_GOLDEN = 0.618034  # of a turn between successive default hues: none comes close to an earlier one
 
 
 def method_styles() -> dict[str, MethodStyle]:
@@ -52,7 +52,7 @@ def method_styles() -> dict[str, MethodStyle]:
 def _free_styles(colors: set[str]) -> Iterator[MethodStyle]:
     """Styles without a label, in a fixed order: stars with ever more points, none in `colors`."""
     for number in count():
-        rgb = hls_to_rgb(number * GOLDEN % 1, 0.4, 0.6)
+        rgb = hls_to_rgb(number * _GOLDEN % 1, 0.4, 0.6)
         color = "#" + "".join(f"{round(255 * part):02x}" for part in rgb)
         if color not in colors:
             yield MethodStyle(color, (9 + number, 1, 0), "")
@@ -94,7 +94,7 @@ def use_style() -> None:
         "axes.grid": True,
         "grid.alpha": 0.4,
         "legend.frameon": False,
-        "svg.hashsalt": SVG_SALT,
+        "svg.hashsalt": _SVG_SALT,
     })  # fmt: skip
 
 
@@ -127,7 +127,7 @@ def draw_selection(axis: Axes, selected: SelectionMap) -> None:
 
     rows, n = selected.kinds.shape
     axis.imshow(
-        selected.kinds.numpy(), cmap=ListedColormap(SELECTION_COLORS), vmin=0,
+        selected.kinds.numpy(), cmap=ListedColormap(_SELECTION_COLORS), vmin=0,
         vmax=len(KINDS) - 1, aspect="auto", interpolation="nearest",
     )  # fmt: skip
     axis.grid(False)
@@ -135,7 +135,7 @@ def draw_selection(axis: Axes, selected: SelectionMap) -> None:
     axis.set_ylabel(f"query row ({int(selected.positions[0])} to {int(selected.positions[-1])})")
     axis.set_title(f"{selected.method}, layer {selected.layer}, head {selected.head}: "
                    f"{selected.hits:.0%} of the best")  # fmt: skip
-    kinds = zip(KINDS[1:], SELECTION_COLORS[1:], strict=True)
+    kinds = zip(KINDS[1:], _SELECTION_COLORS[1:], strict=True)
     handles = [Patch(color=color, label=label) for label, color in kinds]
     axis.legend(handles=handles, loc="center left", bbox_to_anchor=(1, 0.5))
 
@@ -149,7 +149,7 @@ def save_figure(figure: Figure, name: str, results: Path | None = None) -> tuple
 
     folder = _folder(results, "figures")
     paths = tuple(folder / f"{name}.{kind}" for kind in ("png", "svg"))
-    with matplotlib.rc_context({"svg.hashsalt": SVG_SALT}):
+    with matplotlib.rc_context({"svg.hashsalt": _SVG_SALT}):
         for path in paths:
             kind = path.suffix[1:]
             with replacing(path) as partial:

@@ -24,8 +24,8 @@ from hashattn.evaluation.benchmarks.ruler.specs import TASKS as RULER_TASKS
 from hashattn.evaluation.benchmarks.ruler.styles import STYLES
 from hashattn.selectors import HASH_VARIANTS, METHODS
 
-DEFAULT = "embedded"
-USUAL_METHODS = (
+_DEFAULT = "embedded"
+_USUAL_METHODS = (
     "dense",
     "oracle",
     "window",
@@ -36,10 +36,10 @@ USUAL_METHODS = (
     "hash",
 )
 DTYPES = ("float32", "bfloat16", "float16")
-DEVICES = ("auto", "cpu", "cuda")
-PLACEMENTS = ("single", "device_map", "tensor_parallel")
+_DEVICES = ("auto", "cpu", "cuda")
+_PLACEMENTS = ("single", "device_map", "tensor_parallel")
 MEMORY = (32, 64, 128, 256)
-NAMING = (
+_NAMING = (
     "a name for a folder in results/, of at most 200 bytes, without / and \\ and no leading dot"
 )
 
@@ -182,7 +182,7 @@ class Profile:
     contexts: tuple[int, ...]
     frontier_length: int | None = None
     longest_length: int | None = None
-    methods: tuple[str, ...] = USUAL_METHODS
+    methods: tuple[str, ...] = _USUAL_METHODS
     memory: tuple[int, ...] = (32, 128)
     sequences: int = 2
     training: HashTraining = HashTraining()
@@ -202,7 +202,7 @@ class Profile:
 
     def __post_init__(self) -> None:
         _as_tuples(self, "tasks", "lengths", "densities", "contexts", "methods", "memory")
-        rules = {"name": (is_file_name(self.name), NAMING)}
+        rules = {"name": (is_file_name(self.name), _NAMING)}
         rules |= {
             field: (is_text(getattr(self, field)), "a text")
             for field in ("model", "template", "metric")
@@ -257,10 +257,10 @@ class Profile:
             "local": (is_count(self.local, 1, INT32_MAX), "a positive integer"),
             "seed": (type(self.seed) is int, "an integer"),
             "dtype": (self.dtype in DTYPES, " or ".join(DTYPES)),
-            "device": (self.device in DEVICES, " or ".join(DEVICES)),
-            "placement": (self.placement in PLACEMENTS, " or ".join(PLACEMENTS)),
+            "device": (self.device in _DEVICES, " or ".join(_DEVICES)),
+            "placement": (self.placement in _PLACEMENTS, " or ".join(_PLACEMENTS)),
         }
-        if self.placement in PLACEMENTS[1:] and self.device == "cpu":
+        if self.placement in _PLACEMENTS[1:] and self.device == "cpu":
             rules["device"] = (False, f"auto or cuda with placement {self.placement!r}")
         _check(self, rules)
         ascending = sorted(set(self.lengths))
@@ -300,7 +300,7 @@ def available() -> list[str]:
 
 def profile_path(name: str | None = None) -> Path:
     """The YAML file of `name`: a profile's name or a path; None means HASHATTN_PROFILE's."""
-    name = name or os.environ.get("HASHATTN_PROFILE") or DEFAULT
+    name = name or os.environ.get("HASHATTN_PROFILE") or _DEFAULT
     path = Path(name)
     if path.suffix not in (".yaml", ".yml"):
         path = repository() / "data" / "profiles" / f"{name}.yaml"

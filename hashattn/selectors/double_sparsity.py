@@ -18,7 +18,7 @@ from hashattn.selectors.usual import MethodStyle, UsualContext
 if TYPE_CHECKING:
     from hashattn.models.heads import HeadSlice
 
-LABEL_BITS = (2, 4, 8, 16)
+_LABEL_BITS = (2, 4, 8, 16)
 SCALE_BITS = 32  # a label's minimum and step, float16 each
 
 
@@ -45,7 +45,7 @@ class DoubleSparsitySelector(Selector):
     layout: Layout = "per_query_head"
 
     def __post_init__(self) -> None:
-        require_one_of("label_bits", self.label_bits, LABEL_BITS)
+        require_one_of("label_bits", self.label_bits, _LABEL_BITS)
         check_layout(self.channel_layout, "channel_layout")
         check_layout(self.layout)
         if self.layout == "per_kv_head" and self.channel_layout == "per_query_head":

@@ -17,7 +17,7 @@ from hashattn.selectors.base import KeyView
 from hashattn.selectors.codes import CodeSelector
 from hashattn.selectors.usual import MethodStyle, UsualContext
 
-SCORINGS = ("graded", "hamming", "asymmetric")
+_SCORINGS = ("graded", "hamming", "asymmetric")
 GRADES = 3  # binary digits of a bit's weight: 1 % more output error than real pre-activations
 TOKENS_AT_ONCE = 1024  # activations of a long prefill stay in the processor's cache (1.7x on a CPU)
 
@@ -46,7 +46,7 @@ class HashSelector(CodeSelector):
     layout: Layout = "per_query_head"
 
     def __post_init__(self) -> None:
-        require_one_of("scoring", self.scoring, SCORINGS)
+        require_one_of("scoring", self.scoring, _SCORINGS)
         check_layout(self.layout)
         if self._per_query_head and self.layout == "per_kv_head":
             raise ValueError(

@@ -42,19 +42,19 @@ def value_norms(view: KeyView) -> Tensor:
     return view.index["value_norms"].float().mT
 
 
-def attention_weights(logits: Tensor, view: KeyView) -> Tensor:
+def _attention_weights(logits: Tensor, view: KeyView) -> Tensor:
     """Softmax of logits (B, heads, q, n), of this shape, over the tokens that each row may see."""
     # the lowest finite value, not -inf: a row of padding sees nothing and would become NaN
     hidden = ~view.causal(logits.shape[2])
     return logits.masked_fill(hidden, torch.finfo(logits.dtype).min).softmax(dim=-1)
 
 
-def group_weights(logits: Tensor, view: KeyView) -> Tensor:
+def _group_weights(logits: Tensor, view: KeyView) -> Tensor:
     """Attention weights of logits (B, heads, q, n), summed over each group: (B, KV heads, q, n)."""
     groups = (view.keys.shape[1], -1)
-    return attention_weights(logits, view).unflatten(1, groups).sum(dim=2)
+    return _attention_weights(logits, view).unflatten(1, groups).sum(dim=2)
 
 
 def scores_by_layout(logits: Tensor, layout: Layout, view: KeyView) -> Tensor:
-    """Scores (B, lists, q, n): the logits (B, heads, q, n) themselves, or `group_weights`."""
-    return logits if layout == "per_query_head" else group_weights(logits, view)
+    """Scores (B, lists, q, n): the logits (B, heads, q, n) themselves, or `_group_weights`."""
+    return logits if layout == "per_query_head" else _group_weights(logits, view)

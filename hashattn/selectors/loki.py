@@ -19,7 +19,7 @@ from hashattn.selectors.usual import MethodStyle, UsualContext
 if TYPE_CHECKING:
     from hashattn.models.heads import HeadSlice
 
-COMPONENT_BITS = 16  # components are stored as float16
+_COMPONENT_BITS = 16  # components are stored as float16
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +92,7 @@ class LokiSelector(Selector):
 
     def auxiliary_bits(self, group: int, head_dim: int) -> float:
         """16 bits a component; the paper's own layout, K stored rotated, has none."""
-        return float(COMPONENT_BITS * self.components)
+        return float(_COMPONENT_BITS * self.components)
 
     def parameters(self) -> dict[str, Any]:
         """The number of components, and the layout."""

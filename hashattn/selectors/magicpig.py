@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from hashattn.models.heads import HeadSlice
 
 LEAST = 1e-4  # sampling probabilities are at least this, as in the paper's code
-MOST_BITS = 15  # of a table's bucket number, stored as int16
+_MOST_BITS = 15  # of a table's bucket number, stored as int16
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +50,7 @@ class MagicPIGSelector(Selector):
 
     def __post_init__(self) -> None:
         bits, tables = self.bits, self.tables
-        require(1 <= bits <= MOST_BITS, "bits", bits, f"within 1..{MOST_BITS}")
+        require(1 <= bits <= _MOST_BITS, "bits", bits, f"within 1..{_MOST_BITS}")
         require(tables >= 2, "tables", tables, "at least 2: a token has to collide twice")
         self._settle(
             centers=dict(self.centers or {}),

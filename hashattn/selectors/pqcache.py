@@ -125,7 +125,7 @@ class ProductCodes:
         """Find the centroids of the members (B, up to n) bool among the first of keys (B, KV heads,
         n, D), and store the codes of all keys."""
         points = self._cut(keys[:, :, : members.shape[1]])
-        self.centroids = kmeans(points, members, self.count, iterations)
+        self.centroids = _kmeans(points, members, self.count, iterations)
         self.append(keys)
 
     def inner_products(self, queries: Tensor) -> Tensor:
@@ -164,7 +164,7 @@ def nearest(points: Tensor, centroids: Tensor) -> Tensor:
     return closeness.argmax(dim=-1)
 
 
-def kmeans(points: Tensor, members: Tensor, count: int, iterations: int) -> Tensor:
+def _kmeans(points: Tensor, members: Tensor, count: int, iterations: int) -> Tensor:
     """Centroids (B, H, parts, count, d) of those points (B, H, parts, n, d) that are members (B, n)
     bool: Lloyd's algorithm from evenly spaced members."""
     order = members.long().argsort(dim=-1, descending=True, stable=True)  # members first

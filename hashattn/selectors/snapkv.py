@@ -14,7 +14,7 @@ from hashattn.selectors.base import KeyView
 from hashattn.selectors.observed import ObservingSelector, attention_by_rows, extended
 from hashattn.selectors.usual import MethodStyle
 
-POOLS = {"max": max_pool1d, "avg": avg_pool1d}
+_POOLS = {"max": max_pool1d, "avg": avg_pool1d}
 EVICTED = float("-inf")
 
 
@@ -42,7 +42,7 @@ class SnapKVSelector(ObservingSelector):
         window, kernel = self.window, self.kernel
         require(window >= 1, "window", window, "at least 1 query")
         require(kernel >= 1 and kernel % 2, "kernel", kernel, "a positive odd number of tokens")
-        require_one_of("pooling", self.pooling, sorted(POOLS))
+        require_one_of("pooling", self.pooling, sorted(_POOLS))
 
     def observe(
         self, layer: int, queries: Tensor, view: KeyView, scaling: float, read: Tensor | None = None
@@ -110,6 +110,6 @@ class SnapKVSelector(ObservingSelector):
     def _pooled_in_order(self, votes: Tensor) -> Tensor:
         start = max(0, votes.shape[2] - self.window)  # of the window
         votes[:, :, start:] = 0.0
-        rank = POOLS[self.pooling](votes, self.kernel, stride=1, padding=self.kernel // 2)
+        rank = _POOLS[self.pooling](votes, self.kernel, stride=1, padding=self.kernel // 2)
         rank[:, :, start:] = self._certain
         return rank

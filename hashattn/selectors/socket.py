@@ -14,7 +14,7 @@ from hashattn.selectors.hyperplanes import Hyperplanes
 from hashattn.selectors.logits import value_norms
 from hashattn.selectors.usual import MethodStyle
 
-MOST_HYPERPLANES = 15  # bucket ids of a table fit int16
+_MOST_HYPERPLANES = 15  # bucket ids of a table fit int16
 OFFICIAL = {"tables": 60, "hyperplanes": 12}  # 720 bits; the defaults are 128
 TOKENS_AT_ONCE = 4096  # bounds the float projections while a long prefill is encoded
 
@@ -44,7 +44,7 @@ class SocketSelector(Selector):
     value_norms: bool = False
 
     def __post_init__(self) -> None:
-        planes, most = self.hyperplanes, MOST_HYPERPLANES
+        planes, most = self.hyperplanes, _MOST_HYPERPLANES
         require(self.tables >= 1, "tables", self.tables, "at least 1")
         require(1 <= planes <= most, "hyperplanes", planes, f"within 1..{most}")
         require(self.temperature > 0, "temperature", self.temperature, "more than 0")

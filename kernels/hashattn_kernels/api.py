@@ -163,7 +163,7 @@ def select_by_codes(
         if value < 0:
             raise ValueError(f"{name} = {value}: must be an integer of at least 0")
     if width is None or not isinstance(heavy, Tensor):
-        most = int(heavy.max()) if isinstance(heavy, Tensor) else heavy
+        most = max(heavy.flatten().tolist(), default=0) if isinstance(heavy, Tensor) else heavy
         needed = min(n, sink + local + most)
         width = needed if width is None else width
         if width < needed:
@@ -324,6 +324,13 @@ def _check_heavy(
     if counts.is_floating_point() or not fits or (known and bool((counts < 0).any())):
         raise ValueError(
             f"{name}: expected a non-negative integer or an integer tensor (batch, 1 or lists, q), "
-            f"({batch}, 1 or {lists}, {q_len}), got {counts.dtype} {tuple(counts.shape)}"
+            f"({batch}, 1 or {lists}, {q_len}), got {_shown(heavy)}"
         )
     return counts.to(torch.int64).expand(shape)
+
+
+def _shown(counts: int | Tensor) -> str:
+    if not isinstance(counts, Tensor):
+        return repr(counts)
+    least = f", least {counts.min().item()}" if counts.numel() else ""
+    return f"{counts.dtype} {tuple(counts.shape)}{least}"

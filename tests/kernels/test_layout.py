@@ -1,4 +1,4 @@
-"""The import package beside Hugging Face's own `kernels` (see kernels/README)."""
+"""The import package beside Hugging Face's own `kernels`."""
 
 import subprocess
 import sys

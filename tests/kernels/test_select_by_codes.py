@@ -183,3 +183,18 @@ def test_invalid_arguments():
         select_by_codes(queries, keys, 2, 1, 1, spans=torch.zeros(1, 2, 2, dtype=torch.int64))
     with pytest.raises(ValueError, match="same bits"):
         select_by_codes(queries, random_codes(1, 2, 9, 2), 1, 0, 1)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_budgets_of_no_rows_select_nothing(backend):
+    queries, keys = random_codes(1, 2, 1, 1)[:, :, :0], random_codes(1, 1, 9, 1)
+    heavy, spans = torch.zeros(1, 1, 0, dtype=torch.int64), torch.zeros(1, 0, 2, dtype=torch.int64)
+    assert select_by_codes(queries, keys, heavy, 1, 1, spans=spans, backend=backend).numel() == 0
+
+
+@pytest.mark.parametrize(
+    ("heavy", "said"), [(-1, "got -1"), (torch.full((1, 1, 1), -3), "least -3")]
+)
+def test_a_negative_budget_is_named(heavy, said):
+    with pytest.raises(ValueError, match=f"heavy: expected a non-negative integer.*{said}"):
+        select_by_codes(random_codes(1, 2, 1, 1), random_codes(1, 1, 9, 1), heavy, 1, 1)

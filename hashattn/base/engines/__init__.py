@@ -11,11 +11,10 @@ from importlib.util import find_spec
 from hashattn.base.checks import require_one_of
 from hashattn.base.engines.base import RETRY, Engine, EngineError, InProcess
 
-ENGINES = ("in_process", "ray")
+_ENGINES = ("in_process", "ray")
 VARIABLE = "HASHATTN_ENGINE"
 
 __all__ = [
-    "ENGINES",
     "RETRY",
     "Engine",
     "EngineError",
@@ -36,8 +35,8 @@ def chosen_engine(name: str | None = None) -> Engine:
 
 def require_engine(name: str | None = None) -> str:
     """The engine's name, by default HASHATTN_ENGINE's; EngineError if unknown or not installed."""
-    name = name or os.environ.get(VARIABLE) or ENGINES[0]
-    require_one_of(VARIABLE, name, ENGINES, EngineError)
+    name = name or os.environ.get(VARIABLE) or _ENGINES[0]
+    require_one_of(VARIABLE, name, _ENGINES, EngineError)
     if name == "ray" and not _importable("ray"):
         raise EngineError(
             f"{VARIABLE} = 'ray' needs the package ray: pip install '.[ray]', or leave it unset"

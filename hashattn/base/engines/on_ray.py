@@ -19,7 +19,7 @@ import torch
 from hashattn.base.engines.base import PAUSE, EngineError, Work
 from hashattn.base.source import packages, sources_sha256
 
-ATTEMPTS = 3  # workers that may die at one item
+_ATTEMPTS = 3  # workers that may die at one item
 PATIENCE = 180.0  # seconds without any worker: nodes may have to start first
 
 
@@ -43,7 +43,7 @@ class RayEngine:
     def run(self, work: Work, jobs: Iterable[Sequence[Any] | None]) -> Iterator[Any]:
         """See Engine.run; the results of jobs that run at the same time are interleaved.
 
-        EngineError when ATTEMPTS workers died at one item, or no worker starts.
+        EngineError when _ATTEMPTS workers died at one item, or no worker starts.
         """
         pool = _Pool(self.ray, work)
         try:
@@ -225,8 +225,8 @@ class _Pool:
         self.ray.kill(worker.actor)
         item = id(worker.rest[0]) if worker.rest else 0
         self.deaths[item] += 1
-        if self.deaths[item] >= ATTEMPTS:
+        if self.deaths[item] >= _ATTEMPTS:
             place = "at the same item" if item else "before they had started"
-            raise EngineError(f"{ATTEMPTS} workers died {place}; the last one: {error}") from error
+            raise EngineError(f"{_ATTEMPTS} workers died {place}; the last one: {error}") from error
         if worker.rest:
             self.waiting.appendleft(worker.rest)

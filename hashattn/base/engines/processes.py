@@ -28,7 +28,7 @@ from hashattn.base.progress import ReportedProgress
 WORKER = "hashattn.base.engines.worker"
 PROCESS_BYTES = 2**30  # for torch, the packages and what a step needs besides its data
 LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-SHOWN_BYTES = 2000  # of a dead worker's stderr
+_SHOWN_BYTES = 2000  # of a dead worker's stderr
 END = object()  # in place of a job: there are no more
 
 
@@ -141,7 +141,7 @@ class _Worker:
                 "out: run fewer at a time, by a smaller number in OMP_NUM_THREADS or "
                 "torch.set_num_threads (1 needs the least), or on less data"
             )
-        self._stderr.seek(max(0, self._stderr.seek(0, os.SEEK_END) - SHOWN_BYTES))
+        self._stderr.seek(max(0, self._stderr.seek(0, os.SEEK_END) - _SHOWN_BYTES))
         written = self._stderr.read().decode(errors="replace").strip()
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
         return EngineError(f"a worker process {job} {how}; it wrote: {written or 'nothing'}")

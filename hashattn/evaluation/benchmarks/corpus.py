@@ -8,19 +8,19 @@ from hashattn.base.checks import require_one_of
 from hashattn.base.files import read_text
 from hashattn.base.repository import repository
 
-SPLITS = ("train", "eval")
-EVAL_SHARE = 5  # one unit of text in five belongs to evaluation
+_SPLITS = ("train", "eval")
+_EVAL_SHARE = 5  # one unit of text in five belongs to evaluation
 
 
 def split_of(text: str) -> str:
     """The split that owns `text`: decided by its SHA-256 alone, so the splits cannot overlap."""
     digest = hashlib.sha256(text.encode()).digest()
-    return "eval" if digest[0] % EVAL_SHARE == 0 else "train"
+    return "eval" if digest[0] % _EVAL_SHARE == 0 else "train"
 
 
 def require_split(split: str) -> str:
-    """The split itself; ValueError unless it is one of SPLITS."""
-    require_one_of("split", split, SPLITS)
+    """The split itself; ValueError unless it is one of _SPLITS."""
+    require_one_of("split", split, _SPLITS)
     return split
 
 

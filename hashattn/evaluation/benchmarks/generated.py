@@ -43,7 +43,7 @@ from hashattn.evaluation.benchmarks.words import (
 from hashattn.evaluation.protocol import Protocol
 from hashattn.evaluation.records import Record, record_from_dict
 
-QUESTION_MARK = "Q: "
+_QUESTION_MARK = "Q: "
 QUESTIONS_PER_CONTEXT = 2  # of each task
 
 
@@ -260,7 +260,7 @@ def make_sequences(
         sets = [draw_facts(task, size, rng, split) for task in tasks]
         questions = [q for fact_set in sets for q in fact_set.questions[:questions_per_task]]
         rng.shuffle(questions)
-        tail = "".join(f"{QUESTION_MARK}{q.text}{q.answer}\n" for q in questions)
+        tail = "".join(f"{_QUESTION_MARK}{q.text}{q.answer}\n" for q in questions)
         tail_ids = tokenizer(tail, add_special_tokens=False)["input_ids"]
         facts = [fact for fact_set in sets for fact in fact_set.facts]
         context = scatter(facts, tokens - len(tail_ids) - 1, token_count, rng, split)

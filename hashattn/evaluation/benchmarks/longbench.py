@@ -38,7 +38,7 @@ def _table(*datasets: Dataset) -> dict[str, Dataset]:
 
 SINGLE, MULTI, SUMMARY = "single-document QA", "multi-document QA", "summarization"
 FEW_SHOT, SYNTHETIC, CODE = "few-shot learning", "synthetic", "code completion"
-SHOTS = {"chat": False, "first_line": True}
+_SHOTS = {"chat": False, "first_line": True}
 
 DATASETS = _table(
     Dataset("narrativeqa", SINGLE, "en", "qa_f1", 128),
@@ -53,12 +53,12 @@ DATASETS = _table(
     Dataset("qmsum", SUMMARY, "en", "rouge_l", 512),
     Dataset("multi_news", SUMMARY, "en", "rouge_l", 512),
     Dataset("vcsum", SUMMARY, "zh", "rouge_zh", 512),
-    Dataset("trec", FEW_SHOT, "en", "classification", 64, **SHOTS),
-    Dataset("triviaqa", FEW_SHOT, "en", "qa_f1", 32, **SHOTS),
+    Dataset("trec", FEW_SHOT, "en", "classification", 64, **_SHOTS),
+    Dataset("triviaqa", FEW_SHOT, "en", "qa_f1", 32, **_SHOTS),
     # a summary is one line; the minimum keeps a first line break from ending it empty
-    Dataset("samsum", FEW_SHOT, "en", "rouge_l", 128, **SHOTS, end_tokens=("\n",),
+    Dataset("samsum", FEW_SHOT, "en", "rouge_l", 128, **_SHOTS, end_tokens=("\n",),
             min_new_tokens=1),
-    Dataset("lsht", FEW_SHOT, "zh", "classification", 64, **SHOTS),
+    Dataset("lsht", FEW_SHOT, "zh", "classification", 64, **_SHOTS),
     Dataset("passage_count", SYNTHETIC, "en", "count", 32),
     Dataset("passage_retrieval_en", SYNTHETIC, "en", "retrieval", 32),
     Dataset("passage_retrieval_zh", SYNTHETIC, "zh", "retrieval_zh", 32),

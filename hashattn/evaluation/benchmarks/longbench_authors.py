@@ -12,8 +12,8 @@ from hashattn.evaluation.benchmarks.longbench import DATASETS, E_NAMES, dataset
 from hashattn.evaluation.benchmarks.longbench_protocol import dataset_fields, load_prompts, records
 from hashattn.evaluation.protocol import Protocol
 
-AUTHORS_WINDOW = 128  # last prompt tokens that run sparse
-AUTHORS_FIRST = 128  # first prompt tokens that truncation keeps
+_AUTHORS_WINDOW = 128  # last prompt tokens that run sparse
+_AUTHORS_FIRST = 128  # first prompt tokens that truncation keeps
 
 
 def authors(
@@ -28,10 +28,10 @@ def authors(
     token and tokenises a truncated prompt anew; here prompts have one and keep their tokens.
     ValueError for a max_length with no room for the longest answer and the tokens kept beside it.
     """
-    least = AUTHORS_FIRST + 1 + max(spec.max_new_tokens for spec in DATASETS.values())
+    least = _AUTHORS_FIRST + 1 + max(spec.max_new_tokens for spec in DATASETS.values())
     require(
         max_length >= least, "max_length", max_length,
-        f"at least {least}: the first {AUTHORS_FIRST} tokens, one more and the longest answer",
+        f"at least {least}: the first {_AUTHORS_FIRST} tokens, one more and the longest answer",
     )  # fmt: skip
     settings = {}
     for name in (*DATASETS, *E_NAMES):
@@ -40,8 +40,8 @@ def authors(
             fields["stop"] = "\n"
         settings[name] = fields | {"max_context": max_length - fields["max_new_tokens"]}
     return Protocol(
-        stop=None, truncated="chat", truncation="suffix", keep_first=AUTHORS_FIRST,
-        max_context=max_length, window=AUTHORS_WINDOW, datasets=settings, **changes,
+        stop=None, truncated="chat", truncation="suffix", keep_first=_AUTHORS_FIRST,
+        max_context=max_length, window=_AUTHORS_WINDOW, datasets=settings, **changes,
     )  # fmt: skip
 
 

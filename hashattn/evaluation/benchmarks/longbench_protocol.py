@@ -20,19 +20,19 @@ from hashattn.evaluation.benchmarks.longbench import (
 from hashattn.evaluation.protocol import Protocol
 from hashattn.evaluation.records import Record, RecordError
 
-OWN_PROMPTS = Path("data") / "longbench" / "prompts.json"
-OFFICIAL_PROMPTS = "dataset2prompt.json"
+_OWN_PROMPTS = Path("data") / "longbench" / "prompts.json"
+_OFFICIAL_PROMPTS = "dataset2prompt.json"
 
 
 def load_prompts(folder: str | Path | None = None) -> dict[str, str]:
     """{dataset: template} of all 21, with {context} and, where there is a question, {input}.
 
-    The official dataset2prompt.json where it comes with the data (find_prompts). Else ours,
+    The official dataset2prompt.json where it comes with the data (_find_prompts). Else ours,
     data/longbench/prompts.json: other words, same placeholders. RecordError for a file that is
     broken or lacks a dataset.
     """
-    path = find_prompts(folder) if folder is not None else None
-    path = path or repository() / OWN_PROMPTS
+    path = _find_prompts(folder) if folder is not None else None
+    path = path or repository() / _OWN_PROMPTS
     prompts = read_json(path, RecordError)
     if not isinstance(prompts, dict) or not all(is_text(t, empty=True) for t in prompts.values()):
         raise RecordError(f"{path} must hold a JSON object of templates; restore or remove it")
@@ -42,12 +42,12 @@ def load_prompts(folder: str | Path | None = None) -> dict[str, str]:
     return {name: prompts[name] for name in DATASETS}
 
 
-def find_prompts(folder: str | Path) -> Path | None:
+def _find_prompts(folder: str | Path) -> Path | None:
     """The dataset2prompt.json in `folder`, in its config/, or in the config/ beside it (as in
     LongBench's repository); None without one."""
     folder = Path(folder)
     folders = (folder, folder / "config", folder.parent / "config")
-    files = (path / OFFICIAL_PROMPTS for path in folders)
+    files = (path / _OFFICIAL_PROMPTS for path in folders)
     return next((path for path in files if path.is_file()), None)
 
 

@@ -27,7 +27,7 @@ sloth snail spider squid stork swan tiger toad trout turkey turtle viper walrus 
 wombat yak zebra
 """)
 
-CITIES = _words("""
+_CITIES = _words("""
 Accra Algiers Amman Ankara Athens Austin Baghdad Baku Bangkok Beirut Belfast Berlin Bogota
 Boston Brussels Cairo Calgary Cardiff Chicago Dakar Dallas Delhi Denver Dhaka Doha Dresden
 Dublin Geneva Genoa Glasgow Hamburg Hanoi Havana Helsinki Houston Istanbul Jakarta Kabul Kyoto
@@ -85,7 +85,7 @@ wagon wallet wheel whistle
 
 LABELS = tuple("ABCDEFGHJKLM")
 VERBS = {  # relation -> the words it may point to
-    "visits": CITIES,
+    "visits": _CITIES,
     "eats": FOODS,
     "owns": OBJECTS,
     "wears": COLORS,

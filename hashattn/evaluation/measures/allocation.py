@@ -11,7 +11,7 @@ from hashattn.evaluation.measures.selection import selection_metrics
 from hashattn.hashing.capture import CapturedLayer
 from hashattn.selectors.base import Selector
 
-FACTORS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)
+_FACTORS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)
 
 
 def allocate(
@@ -25,15 +25,15 @@ def allocate(
     on average, errs least.
 
     captured: every layer of the calibration sequences, with values. The mean output error of each
-    layer and KV head is measured at FACTORS times `heavy`; tokens then go where they save the most,
-    along the convex hulls of these curves, which is optimal for their sum (Everett 1963, with the
-    last step divided). Every head counts the same. ValueError without values or for heavy < 1.
+    layer and KV head is measured at _FACTORS times `heavy`; tokens then go where they save the
+    most, along the convex hulls of these curves, which is optimal for their sum (Everett 1963, with
+    the last step divided). Every head counts the same. ValueError without values or for heavy < 1.
     """
     require(heavy >= 1, "heavy", heavy, "at least 1 token, or there is nothing to divide")
     missing = sorted({layer.layer for layer in captured if layer.values is None})
     if missing or not captured:
         raise ValueError(f"layers {missing} were captured without values: capture(values=True)")
-    tokens = sorted({round(factor * heavy) for factor in FACTORS})
+    tokens = sorted({round(factor * heavy) for factor in _FACTORS})
     rows = selection_metrics(captured, {"selector": selector}, tokens, sink, local, by_head=True)
     curves: dict[tuple[int, int], dict[int, list[float]]] = {}
     for row in rows:

@@ -32,7 +32,7 @@ from hashattn.reproduce.profiles import load_profile
 CONTEXTS = (1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
 DTYPES = (torch.bfloat16, torch.float32)
 SINK = LOCAL = 128  # the paper's
-FRACTION = 32  # n / 32 heavy tokens
+_FRACTION = 32  # n / 32 heavy tokens
 MODEL_CONTEXTS = (32768, 131072)
 MODELS = {  # how to build it, tokens to decode, whether to measure on one thread as well
     "embedded": (lambda: load_model(load_profile("embedded"))[0], 8, False),
@@ -43,7 +43,7 @@ MODELS = {  # how to build it, tokens to decode, whether to measure on one threa
 
 def budget(n: int) -> Budget:
     """n / 32 heavy tokens beside 128 sink and 128 local ones."""
-    return Budget(SINK, LOCAL, heavy=n // FRACTION)
+    return Budget(SINK, LOCAL, heavy=n // _FRACTION)
 
 
 def bench(path: Path, contexts: tuple[int, ...] = CONTEXTS, models: bool = True) -> dict[str, Any]:
@@ -66,7 +66,7 @@ def bench(path: Path, contexts: tuple[int, ...] = CONTEXTS, models: bool = True)
     record = {
         "shape": asdict(Shape()),
         "layer": rows,
-        "models": whole_models() if models else [],
+        "models": _whole_models() if models else [],
         "receipt": receipts() if models else None,
         "start": start,
     }
@@ -76,7 +76,7 @@ def bench(path: Path, contexts: tuple[int, ...] = CONTEXTS, models: bool = True)
     return record
 
 
-def whole_models() -> list[dict[str, Any]]:
+def _whole_models() -> list[dict[str, Any]]:
     """model_latency of the embedded model and of random ones of Llama's shapes."""
     rows, threads = [], torch.get_num_threads()
     for name, (build, steps, one_thread) in MODELS.items():

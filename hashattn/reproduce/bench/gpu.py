@@ -35,15 +35,15 @@ from hashattn.reproduce.bench.timing import spread
 SINK = LOCAL = 128
 SHAPES = {"GQA": Shape(), "MHA": Shape(kv_heads=32)}
 FLUSH_BYTES = 256 * 2**20  # more than the second-level cache of any GPU so far
-COPY_BYTES = 2**30
-ROOM = 2**30  # bytes that stay free
-CHECKED = 32768  # longest context whose selections are compared with the reference's
+_COPY_BYTES = 2**30
+_ROOM = 2**30  # bytes that stay free
+_CHECKED = 32768  # longest context whose selections are compared with the reference's
 VARIANTS = {  # layout of the codes, other options of DecodeStep
     "hash": ("per_kv_head", {}),
     "hash_query_lists": ("per_query_head", {}),
     "hash_union": ("per_query_head", {"union": True}),
 }
-TESTS = (  # run in parallel: compiling takes most of their time
+_TESTS = (  # run in parallel: compiling takes most of their time
     ["tests/kernels/gpu", "tests/kernels/test_attention_error.py"],
     ["tests/kernels/test_attend.py", "tests/kernels/test_non_finite.py"],
     ["tests/kernels/test_encode.py"],
@@ -105,10 +105,10 @@ class GpuClock:
 
     def copy_bytes_per_second(self, repeats: int = 20) -> float:
         """Bytes read and written by a copy, per second."""
-        source = torch.ones(COPY_BYTES, dtype=torch.int8, device="cuda")
+        source = torch.ones(_COPY_BYTES, dtype=torch.int8, device="cuda")
         target = torch.empty_like(source)
         times = self.measure({"copy": partial(target.copy_, source)}, repeats, wait=False)
-        return 2 * COPY_BYTES / times["copy"]["ms"] * 1e3
+        return 2 * _COPY_BYTES / times["copy"]["ms"] * 1e3
 
 
 def bench(path: Path, grid: Grid | None = None) -> dict[str, Any]:
@@ -158,7 +158,7 @@ def check_kernels() -> dict[str, Any]:
             cwd=repository(), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             text=True,
         )
-        for tests in TESTS
+        for tests in _TESTS
     ]  # fmt: skip
     outputs = [run.communicate()[0] for run in runs]
     for run, output in zip(runs, outputs, strict=True):
@@ -178,7 +178,7 @@ def protocol(grid: Grid) -> dict[str, Any]:
     return {
         "dtype": "bfloat16", "sink": SINK, "local": LOCAL, "repeats": grid.repeats,
         "shapes": {name: asdict(shape) for name, shape in grid.shapes.items()},
-        "flush_bytes": FLUSH_BYTES, "copy_bytes": COPY_BYTES,
+        "flush_bytes": FLUSH_BYTES, "copy_bytes": _COPY_BYTES,
         "kernels": Path(hashattn_kernels.__file__).parent.name,
         "clock": "CUDA events; graphs replayed behind other work, else launched from an idle GPU",
         "keys": "random: chosen rows are scattered over the cache",
@@ -192,7 +192,7 @@ def measure_grid(grid: Grid, clock: Any, device: torch.device) -> tuple[list[dic
         for name, shape in grid.shapes.items():
             for n in grid.contexts:
                 label = f"{name}, batch {batch}, {n} tokens"
-                needed = bytes_of(shape, batch, n)
+                needed = _bytes_of(shape, batch, n)
                 if time.perf_counter() - start > grid.seconds:
                     missing.append(f"{label}: out of time")
                 elif needed > free_bytes(device):
@@ -209,11 +209,11 @@ def measure_grid(grid: Grid, clock: Any, device: torch.device) -> tuple[list[dic
     return rows, missing
 
 
-def bytes_of(shape: Shape, batch: int, n: int) -> int:
+def _bytes_of(shape: Shape, batch: int, n: int) -> int:
     """Memory that a cell needs: K and V, codes of both layouts, and room to work in."""
     rows = 2 * shape.kv_heads * shape.head_dim * 2
     codes = 2 * shape.query_heads * shape.bits // 8
-    return batch * n * (rows + codes) + ROOM
+    return batch * n * (rows + codes) + _ROOM
 
 
 def free_bytes(device: torch.device) -> float:
@@ -331,8 +331,8 @@ class Cell:
 
     def check(self, name: str, step: Any) -> None:
         """RuntimeError unless lists and output of a step that ran are the reference's, on the first
-        sequence; longer contexts than CHECKED are not compared."""
-        if self.n > CHECKED:
+        sequence; longer contexts than _CHECKED are not compared."""
+        if self.n > _CHECKED:
             return
         layout = VARIANTS[name][0]
         _, lists, _, width = step.indices.shape

@@ -17,7 +17,7 @@ from hashattn.reproduce.bench.end_to_end import STAGES, StageTimes, filled_cache
 from hashattn.reproduce.bench.record import protocol_of
 from hashattn.selectors.hash import HashSelector
 
-KEPT = 1000  # recent steps that the receipt of "everything" keeps
+_KEPT = 1000  # recent steps that the receipt of "everything" keeps
 
 
 class _LastSteps:
@@ -55,7 +55,7 @@ def receipt_cost(
             token_seconds.append(time.perf_counter() - start)
     calls = list(last.of_layer.values())
     plain, full, stages = attached.receipt.fresh(), attached.receipt.fresh(), StageTimes()
-    full.keep_steps = KEPT
+    full.keep_steps = _KEPT
 
     def count() -> None:
         for call in calls:

@@ -13,7 +13,7 @@ from hashattn.base.environment import device_name, package_versions, python_vers
 from hashattn.base.files import FileError, read_json, write_text
 
 FORMAT = 1
-PACKAGES = ("hashattn", "torch", "triton", "numba", "numpy", "transformers", "faiss-cpu",
+_PACKAGES = ("hashattn", "torch", "triton", "numba", "numpy", "transformers", "faiss-cpu",
             "flashinfer-python")  # fmt: skip
 
 
@@ -23,8 +23,8 @@ def protocol_of(clock: str, seed: int) -> dict[str, Any]:
 
 
 def environment() -> dict[str, Any]:
-    """Device, system and the versions of those PACKAGES that are installed."""
-    packages = {name: version for name, version in package_versions(PACKAGES).items() if version}
+    """Device, system and the versions of those _PACKAGES that are installed."""
+    packages = {name: version for name, version in package_versions(_PACKAGES).items() if version}
     return {"device": device_name(), "system": system_name(), "python": python_version(),
             "packages": packages}  # fmt: skip
 

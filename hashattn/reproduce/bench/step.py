@@ -27,7 +27,7 @@ from hashattn.kernels import (
 from hashattn.reproduce.bench.timing import Clock, Stages
 
 QUERIES = 4  # queries in rotation, so that no selection is still cached from the last sample
-ENCODED_AT_ONCE = 4096  # tokens
+_ENCODED_AT_ONCE = 4096  # tokens
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class DecodeStep:
 
     def _encode_cache(self, maps: LayerMaps) -> Codes:
         store = layout_for(self.keys.device)()
-        for part in self.keys.split(ENCODED_AT_ONCE, dim=2):
+        for part in self.keys.split(_ENCODED_AT_ONCE, dim=2):
             store.append(encode(part, maps.key))
         return store
 

@@ -12,7 +12,7 @@ from hashattn.reproduce.bench.step import TORCH_DENSE
 SPARSE = ("hash", "hash_query_lists")
 GPU_SPARSE = (*SPARSE, "hash_union")
 GPU_DENSE = ("dense", "sdpa_grouped", "sdpa_gqa", "flex", "flashinfer")
-NEVER = float("nan")  # no break-even at any measured length
+_NEVER = float("nan")  # no break-even at any measured length
 
 
 def totals(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
@@ -54,16 +54,16 @@ def break_even(rows: Iterable[dict[str, Any]], variants: Iterable[str] = SPARSE)
                 continue
             line = {"threads": threads, "dtype": dtype, "variant": name}
             for peer in ("torch", "dense"):
-                line[peer] = won_from(part[f"{name} / {peer}"].droplevel(["threads", "dtype"]))
+                line[peer] = _won_from(part[f"{name} / {peer}"].droplevel(["threads", "dtype"]))
             lines.append(line)
     return pd.DataFrame(lines).set_index(["threads", "dtype", "variant"])
 
 
-def won_from(ratio: pd.Series) -> float:
+def _won_from(ratio: pd.Series) -> float:
     """The shortest length (its index) from which a ratio stays at 1 or above; NaN for none."""
     lost = ratio[ratio < 1].index
     won = ratio.index[ratio.index > (lost.max() if len(lost) else 0)]
-    return won.min() if len(won) else NEVER
+    return won.min() if len(won) else _NEVER
 
 
 def roofline(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
@@ -199,7 +199,7 @@ def gpu_break_even(record: dict[str, Any]) -> pd.DataFrame:
     lines = {}
     for key, part in table.groupby(level=["heads", "batch", "divisor"]):
         part = part.droplevel(["heads", "batch", "divisor"])
-        lines[key] = {name: won_from(part[f"{name} / dense"]) for name in names}
+        lines[key] = {name: _won_from(part[f"{name} / dense"]) for name in names}
     return pd.DataFrame(lines).T.rename_axis(["heads", "batch", "divisor"])
 
 

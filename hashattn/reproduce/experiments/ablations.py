@@ -29,8 +29,8 @@ from hashattn.selectors.double_sparsity import DoubleSparsitySelector as DoubleS
 from hashattn.selectors.hash import HashSelector
 
 MEASURES = ["recall@4", "recall@32", "heavy_mass"]
-HELD_OUT_SEED = 3000
-ABLATION_STEPS = 300
+_HELD_OUT_SEED = 3000
+_ABLATION_STEPS = 300
 
 
 def training_curves(weights: HashWeights) -> pd.DataFrame:
@@ -77,7 +77,7 @@ def variants() -> dict[str, dict]:
     }
 
 
-def map_shapes() -> dict[str, tuple[int, int, str]]:
+def _map_shapes() -> dict[str, tuple[int, int, str]]:
     """(stages, hidden width, precision of the weights): the paper's shape, and smaller ones."""
     return {
         "3 stages of 128, float32": (3, 128, "float32"),
@@ -92,7 +92,7 @@ def map_costs(profile: Profile, model, tokenizer, layer: int, length: int) -> pd
     """What smaller maps cost and save: selection quality of one layer at n/32, and the kilobytes
     and milliseconds to encode a token in one layer of Llama-3.1-8B's shape."""
     default = TrainRecipe.default()
-    shapes = map_shapes()
+    shapes = _map_shapes()
     variants = {
         name: {"recipe": default.vary(precision=precision), "depth": depth, "hidden": hidden}
         for name, (depth, hidden, precision) in shapes.items()
@@ -150,7 +150,7 @@ class VariantTrainer:
     def train(self, model, tokenizer, name: str, arguments: dict) -> HashWeights:
         """The weights of a variant, loaded from the results if an earlier run trained them."""
         folder = "ablation/" + "".join(c if c.isalnum() else "-" for c in name)
-        arguments = arguments | {"recipe": arguments["recipe"].vary(steps=ABLATION_STEPS)}
+        arguments = arguments | {"recipe": arguments["recipe"].vary(steps=_ABLATION_STEPS)}
         return train_hashes(self.profile, model, tokenizer, folder, layers=[self.layer],
                             count=max(2, self.profile.training.sequences // 2),
                             shared_captures="ablation/captured", **arguments)  # fmt: skip
@@ -178,7 +178,7 @@ def transfer(profile: Profile, model, tokenizer, held_out: str, length: int) -> 
     tables = {}
     for task in (held_out, others[0]):
         questions = sequences(profile, tokenizer, 2, length=length, split="eval", tasks=(task,),
-                              seed=HELD_OUT_SEED)  # fmt: skip
+                              seed=_HELD_OUT_SEED)  # fmt: skip
         captured = [c for ids, rows in questions for c in capture(model, ids, rows=rows).values()]
         rows = selection_metrics(captured, selectors, [length // 32], profile.sink, profile.local)
         tables[f"on {task}"] = pd.DataFrame(rows).groupby("method", sort=False)[MEASURES].mean()

@@ -43,14 +43,14 @@ VARIANTS: dict[str, dict] = {
     "256_bits": {"bits": 256},
     "official": {"recipe": TrainRecipe.official(), "layout": "per_query_head", "depth": 3},
 }
-VALIDATION_SHARE = 6  # one validation sequence for every six that train
-MIXTURE = (1, 2, 4, 1)  # divisors of the profile's length, for training sequences in turn
-CALIBRATION = 2  # training sequences that calibrate baselines
+_VALIDATION_SHARE = 6  # one validation sequence for every six that train
+_MIXTURE = (1, 2, 4, 1)  # divisors of the profile's length, for training sequences in turn
+_CALIBRATION = 2  # training sequences that calibrate baselines
 SHORTEST = 512  # tokens of a generated training sequence
 # methods left out at the longest context and in RULER, where each adds its full cost
-FRONTIER_ALONE = ("random", "oracle_top_p", "streaming_llm", "h2o", "snapkv", "infllm", "socket",
+_FRONTIER_ALONE = ("random", "oracle_top_p", "streaming_llm", "h2o", "snapkv", "infllm", "socket",
                   "hata", "magicpig", "rerank", "sparq", "loki", "pqcache")  # fmt: skip
-DATA_NOTE = (
+_DATA_NOTE = (
     "generated long-context tasks in Python documentation (evaluation.benchmarks.generated), "
     "training split only; disjoint by construction from every evaluation context"
 )
@@ -71,10 +71,10 @@ def sequences(
 def training_sequences(
     profile: Profile, tokenizer, count: int, seed: int = 0, tasks: tuple[str, ...] = TASKS
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """`count` training sequences, of the profile's length over MIXTURE's divisors in turn, since a
+    """`count` training sequences, of the profile's length over _MIXTURE's divisors in turn, since a
     budget of n/32 is a different task at every n. Longest first."""
     mixed = []
-    for divisor, part in sorted(Counter(islice(cycle(MIXTURE), count)).items()):
+    for divisor, part in sorted(Counter(islice(cycle(_MIXTURE), count)).items()):
         length = max(SHORTEST, profile.training.length // divisor)
         mixed += sequences(profile, tokenizer, part, length=length, seed=seed + divisor,
                            tasks=tasks)  # fmt: skip
@@ -98,8 +98,8 @@ def train_hashes(
     steps = training.at_most(recipe.steps)
     recipe = recipe.vary(sink=profile.sink, local=profile.local, steps=steps)
     count = count or training.sequences
-    whole = count // VALIDATION_SHARE // len(MIXTURE) * len(MIXTURE)
-    held_out = max(len(set(MIXTURE)), whole)  # whole mixtures, or one sequence of each length
+    whole = count // _VALIDATION_SHARE // len(_MIXTURE) * len(_MIXTURE)
+    held_out = max(len(set(_MIXTURE)), whole)  # whole mixtures, or one sequence of each length
     folder = profile.results / "hash_training"
     return train_hash_weights(
         model,
@@ -110,7 +110,7 @@ def train_hashes(
         capture_dir=folder / shared_captures if shared_captures else None,
         layout=layout or training.layout, bits=bits or training.bits,
         depth=depth or training.depth, hidden=hidden or training.hidden, layers=layers,
-        seed=profile.seed, data_note=DATA_NOTE, benchmarks={}, progress=progress,
+        seed=profile.seed, data_note=_DATA_NOTE, benchmarks={}, progress=progress,
     )  # fmt: skip
 
 
@@ -153,7 +153,7 @@ def captured(
 def calibration(profile: Profile, model, tokenizer) -> list[CapturedLayer]:
     """What calibrated baselines and budgets learn from: training sequences, as for the hashes."""
     return captured(
-        profile, model, tokenizer, profile.training.length, CALIBRATION, split="train", seed=2000,
+        profile, model, tokenizer, profile.training.length, _CALIBRATION, split="train", seed=2000,
         values=True,
     )  # fmt: skip
 
@@ -251,7 +251,7 @@ def recall(
 def long_context_methods(profile: Profile, methods: Iterable[Method]) -> list[Method]:
     """The methods of the longest context and RULER: the main and new ones at 16x and 64x, or at
     every density of a profile that has neither."""
-    main = [method for method in methods if method.name not in FRONTIER_ALONE]
+    main = [method for method in methods if method.name not in _FRONTIER_ALONE]
     few = {"16x", "64x"} & {method.budget_label for method in main}
     budgets = {"dense", "0 tokens", *few}
     return [method for method in main if not few or method.budget_label in budgets]

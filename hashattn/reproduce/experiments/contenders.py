@@ -18,16 +18,16 @@ from hashattn.selectors.loki import LokiSelector
 from hashattn.selectors.magicpig import MagicPIGSelector
 from hashattn.selectors.wrapper import WrapperSelector
 
-HATA_STEPS = 150  # 300 steps of 8 queries, ten times the work, give at most 5 % less error at 1/8
-BUCKET_BITS = 8  # hyperplanes per table of SOCKET and MagicPIG
-CODE_BITS = 6  # of a PQCache sub-vector: 64 centroids, as its authors' default
+_HATA_STEPS = 150  # 300 steps of 8 queries, ten times the work, give at most 5 % less error at 1/8
+_BUCKET_BITS = 8  # hyperplanes per table of SOCKET and MagicPIG
+_CODE_BITS = 6  # of a PQCache sub-vector: 64 centroids, as its authors' default
 SLACK = 1.125  # of a memory size that a method may use: Quest's quantised pages add a scale each
-PAGE = 16  # tokens of a Quest page, as its authors' default
+_PAGE = 16  # tokens of a Quest page, as its authors' default
 # methods that `other_methods` leaves out: bounds and floors, this package's own, those that drop
 # tokens or decide from attention they saw, and SparQ, which needs a second copy of K
-ELSEWHERE = ("dense", "oracle", "oracle_top_p", "window", "streaming_llm", "random", "hash",
+_ELSEWHERE = ("dense", "oracle", "oracle_top_p", "window", "streaming_llm", "random", "hash",
              "rerank", "residual", "h2o", "snapkv", "infllm", "sparq")  # fmt: skip
-SIZED = ("lsh", "hata", "socket", "quest", "pqcache", "double_sparsity", "loki", "magicpig")
+_SIZED = ("lsh", "hata", "socket", "quest", "pqcache", "double_sparsity", "loki", "magicpig")
 
 
 def our_codes(profile: Profile, model, tokenizer, weights: HashWeights) -> dict[str, HashWeights]:
@@ -92,29 +92,29 @@ def oracles() -> dict[str, Selector]:
 def other_methods(profile: Profile, calibrated: list[CapturedLayer]) -> dict[str, Selector]:
     """Every other method that keeps all tokens, at each size of profile.memory that it can have, in
     its best layout at equal memory; Quest and PQCache also at their authors' settings. The
-    profile's methods without sizes (SIZED) come in their usual setting.
+    profile's methods without sizes (_SIZED) come in their usual setting.
 
     Calibrated and trained on `calibrated`, sequences like those that train the hashes.
     """
     dim = calibrated[0].keys.shape[-1]
     seed, selectors = profile.seed, {"pqcache official": make_selector("pqcache")}
-    steps = profile.training.at_most(HATA_STEPS)
+    steps = profile.training.at_most(_HATA_STEPS)
     for bits in profile.memory:
         selectors[f"lsh {bits} bits"] = make_selector("lsh", bits=bits, seed=seed)
         selectors[f"hata {bits} bits"] = HATASelector.train(
             calibrated, bits=bits, steps=steps, rows_per_step=2, seed=seed, progress=False
         )
-        tables = {"hyperplanes": BUCKET_BITS, "tables": bits // BUCKET_BITS, "seed": seed}
+        tables = {"hyperplanes": _BUCKET_BITS, "tables": bits // _BUCKET_BITS, "seed": seed}
         selectors[f"socket {bits} bits"] = make_selector("socket", **tables)
         for page, bound in quest_pages(bits, dim):
             name = f"quest page {page}, {bound} bits"
             selectors[name] = make_selector("quest", page=page, bits=bound)
-        codebook = 2**CODE_BITS * dim * 16 / profile.frontier_length  # centroids' bits per token
-        parts = _at_most(dim, (bits - codebook) / CODE_BITS)
+        codebook = 2**_CODE_BITS * dim * 16 / profile.frontier_length  # centroids' bits per token
+        parts = _at_most(dim, (bits - codebook) / _CODE_BITS)
         if parts:
             name = f"pqcache {parts} parts"
             selectors[name] = make_selector(
-                "pqcache", parts=parts, bits=CODE_BITS, layout="per_query_head"
+                "pqcache", parts=parts, bits=_CODE_BITS, layout="per_query_head"
             )
         if bits > 32:  # a label's scale and offset take 32
             label_bits = 2 if bits - 32 <= 2 * dim else 4
@@ -128,7 +128,7 @@ def other_methods(profile: Profile, calibrated: list[CapturedLayer]) -> dict[str
             )
         if bits >= 256:  # with fewer tables too few tokens collide twice: error 0.65 at 128 bits
             selectors[f"magicpig {bits} bits"] = MagicPIGSelector.calibrate(
-                calibrated, bits=BUCKET_BITS, tables=bits // BUCKET_BITS, seed=seed
+                calibrated, bits=_BUCKET_BITS, tables=bits // _BUCKET_BITS, seed=seed
             )
     return selectors | _new_methods(profile, calibrated)
 
@@ -146,7 +146,7 @@ def _new_methods(profile: Profile, calibrated: list[CapturedLayer]) -> dict[str,
         seed=profile.seed,
         steps=profile.training.steps,
     )
-    names = [name for name in profile.methods if name not in (*ELSEWHERE, *SIZED, *HASH_VARIANTS)]
+    names = [name for name in profile.methods if name not in (*_ELSEWHERE, *_SIZED, *HASH_VARIANTS)]
     classes = {name: selector_class(name) for name in names}
     return {
         name: cls.usual(context)
@@ -170,7 +170,7 @@ def quest_pages(bits: int, head_dim: int) -> list[tuple[int, int]]:
 
     exact, four = shortest(16, bits), shortest(4, SLACK * bits)
     quantised = (four, 4) if four >= 4 else (shortest(8, SLACK * bits), 8)
-    return [(exact, 16), quantised] if exact <= PAGE else [quantised]
+    return [(exact, 16), quantised] if exact <= _PAGE else [quantised]
 
 
 def _at_most(dim: int, limit: float) -> int:

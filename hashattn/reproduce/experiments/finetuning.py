@@ -42,16 +42,16 @@ from hashattn.reproduce.profiles import Profile
 from hashattn.selectors import make_selector
 from hashattn.selectors.hash import HashSelector
 
-USUAL_TASK = "multihop"  # the generated task where generic hashes lose most
+_USUAL_TASK = "multihop"  # the generated task where generic hashes lose most
 GENERIC, CONTROL, TUNED = "text only", "text, more steps", "text, then the task"
 MEASURES = ["recall@4", "recall@32", "heavy_mass", "output_error"]
-TEXT_STEPS = 100  # at fine-tuning's rate: at the default's, so few undo the spectral start
+_TEXT_STEPS = 100  # at fine-tuning's rate: at the default's, so few undo the spectral start
 TEXT_SEED, SCORED_SEED = 4000, 5000
-TEXT_ROWS = 32  # every 32nd position of a text is a training query
-SPARSITIES = (32, 64, 100)
-SHORTER = 2  # generated contexts train at half the scored length: capturing is most of the work
-LEAST_HEAVY = 8  # budgets of fewer tokens beside sink and local are left out
-MEASURED = 8  # held-out records whose selections are measured
+_TEXT_ROWS = 32  # every 32nd position of a text is a training query
+_SPARSITIES = (32, 64, 100)
+_SHORTER = 2  # generated contexts train at half the scored length: capturing is most of the work
+_LEAST_HEAVY = 8  # budgets of fewer tokens beside sink and local are left out
+_MEASURED = 8  # held-out records whose selections are measured
 WHOLE = 10**9  # more records than any dataset has: all of them
 
 
@@ -69,8 +69,8 @@ class Samples:
 
 def samples(profile: Profile, tokenizer, length: int, task: str | None = None) -> Samples:
     """25 records of `task` to fine-tune on (fewer where the profile trains on few sequences), and
-    profile.samples_per_task to score. None: USUAL_TASK if the profile has it, else its first task
-    with enough records, else generated records of USUAL_TASK.
+    profile.samples_per_task to score. None: _USUAL_TASK if the profile has it, else its first task
+    with enough records, else generated records of _USUAL_TASK.
 
     Generated training records are half as long and from the training split, which shares no fact
     line or paragraph with the scored one. A profile's own data is split as the paper does, or at
@@ -80,7 +80,7 @@ def samples(profile: Profile, tokenizer, length: int, task: str | None = None) -
     """
     if task is not None:
         require_one_of("task", task, profile.tasks)
-    usual = sorted(profile.tasks, key=lambda name: name != USUAL_TASK)
+    usual = sorted(profile.tasks, key=lambda name: name != _USUAL_TASK)
     if data_folder(profile) is None:
         return _generated(profile, tokenizer, task or usual[0], length)
     for name in [task] if task else usual:
@@ -89,12 +89,12 @@ def samples(profile: Profile, tokenizer, length: int, task: str | None = None) -
         except _TooFewError:
             if task:
                 raise
-    say(f"no task of {profile.data} has enough records to fine-tune on: {USUAL_TASK} is generated")
+    say(f"no task of {profile.data} has enough records to fine-tune on: {_USUAL_TASK} is generated")
     generated = replace(
         profile, data=None, benchmark="generated", prompt_limit=None, tasks=TASKS,
         template=Profile.template, metric=Profile.metric,
     )  # fmt: skip
-    return _generated(generated, tokenizer, USUAL_TASK, length)
+    return _generated(generated, tokenizer, _USUAL_TASK, length)
 
 
 class _TooFewError(ValueError):
@@ -123,7 +123,7 @@ def _split(profile: Profile, tokenizer, task: str, length: int) -> Samples:
 def _generated(profile: Profile, tokenizer, task: str, length: int) -> Samples:
     seed = profile.seed + SCORED_SEED
     count = min(TRAINED, 4 * profile.training.sequences)
-    training = make_records(tokenizer, length // SHORTER, count, seed=seed,
+    training = make_records(tokenizer, length // _SHORTER, count, seed=seed,
                             split="train", questions_per_task=1)  # fmt: skip
     train = tuple(record_from_dict(r) for r in training if r["dataset"] == task)
     held_out = generated_records(tokenizer, length, profile.samples_per_task, seed=seed)
@@ -134,19 +134,19 @@ def _generated(profile: Profile, tokenizer, task: str, length: int) -> Samples:
 
 
 def _spread(records: list[Record]) -> tuple[Record, ...]:
-    """At most MEASURED records, equally many of each dataset."""
+    """At most _MEASURED records, equally many of each dataset."""
     groups: dict[str, list[Record]] = {}
     for record in records:
         groups.setdefault(record.dataset, []).append(record)
-    each = max(1, MEASURED // max(1, len(groups)))
-    return tuple(record for group in groups.values() for record in group[:each])[:MEASURED]
+    each = max(1, _MEASURED // max(1, len(groups)))
+    return tuple(record for group in groups.values() for record in group[:each])[:_MEASURED]
 
 
 def text_sequences(
     tokenizer, length: int, count: int, *, split: str = "train", seed: int = 0
 ) -> list[tuple[Tensor, Tensor]]:
-    """(token ids (n,), rows (n / TEXT_ROWS,)), int64, of `count` texts of the corpus' paragraphs
-    alone; rows: every TEXT_ROWS-th position. n is `length` for half of them, a half and a quarter
+    """(token ids (n,), rows (n / _TEXT_ROWS,)), int64, of `count` texts of the corpus' paragraphs
+    alone; rows: every _TEXT_ROWS-th position. n is `length` for half of them, a half and a quarter
     of it for a quarter each."""
     texts, prose = [], paragraphs(split)
     for number in range(count):
@@ -156,7 +156,7 @@ def text_sequences(
         while len(ids) < n:
             line = generator.choice(prose) + "\n"
             ids = ids + tokenizer(line, add_special_tokens=False)["input_ids"]
-        texts.append((torch.tensor(ids[:n]), torch.arange(TEXT_ROWS - 1, n, TEXT_ROWS)))
+        texts.append((torch.tensor(ids[:n]), torch.arange(_TEXT_ROWS - 1, n, _TEXT_ROWS)))
     return texts
 
 
@@ -173,7 +173,7 @@ def train(
     shape = {"layout": training.layout, "bits": training.bits, "depth": training.depth,
              "hidden": training.hidden}  # fmt: skip
     count = max(4, training.sequences // 4)
-    longest = length // SHORTER
+    longest = length // _SHORTER
     text = text_sequences(tokenizer, longest, count, seed=TEXT_SEED)
     held_out = text_sequences(tokenizer, longest, 2, seed=TEXT_SEED + 1)
     tuning = fine_tuning_sequences(samples.train, samples.protocol, tokenizer)
@@ -190,7 +190,7 @@ def train(
 
     plain = "paragraphs of the corpus, training split, no task"
     tune = TrainRecipe.fine_tuning()
-    generic = weights("generic", tune.vary(steps=TEXT_STEPS), text, held_out, note=plain)
+    generic = weights("generic", tune.vary(steps=_TEXT_STEPS), text, held_out, note=plain)
     control = weights("control", tune, text, held_out, generic, plain)
     note = f"{len(samples.train)} samples of {samples.task}; scored ones share no context with them"
     tuned = weights("tuned", tune, tuning, None, generic, note, samples.train)
@@ -204,7 +204,9 @@ def selection(
     """MEASURES at a heavy budget of length / fraction by (what is asked, weights): held-out samples
     of the task, of other tasks, and text. The oracle bounds them all."""
     sequences = {
-        samples.task: fine_tuning_sequences(samples.scored[:MEASURED], samples.protocol, tokenizer),
+        samples.task: fine_tuning_sequences(
+            samples.scored[:_MEASURED], samples.protocol, tokenizer
+        ),
         "other tasks": fine_tuning_sequences(samples.others, samples.protocol, tokenizer),
         "text": text_sequences(tokenizer, length, 1, split="eval", seed=TEXT_SEED),
     }
@@ -225,11 +227,11 @@ def answers(
     profile: Profile, model, tokenizer, weights: Mapping[str, HashWeights], samples: Samples,
     length: int, progress: bool = True,
 ) -> pd.DataFrame:  # fmt: skip
-    """Points on the task's held-out samples by method and sparsity (SPARSITIES), question and
+    """Points on the task's held-out samples by method and sparsity (_SPARSITIES), question and
     answer sparse. Results resume in <results>/records."""
-    least = profile.sink + profile.local + LEAST_HEAVY
+    least = profile.sink + profile.local + _LEAST_HEAVY
     budgets = [Budget(profile.sink, profile.local, density=1 / s)
-               for s in SPARSITIES if length // s >= least]  # fmt: skip
+               for s in _SPARSITIES if length // s >= least]  # fmt: skip
     methods = [Method("dense")] + [
         Method(name, selector, budget)
         for name, selector in _selectors(weights).items()

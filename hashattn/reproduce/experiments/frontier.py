@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 VARIANTS, LINES = "os^vDPX", ("-", "--", ":", "-.")  # markers and lines of a method's variants
-FAMILY_SEED = 4000  # seed of sequences that no other measurement of the notebooks uses
-PAIRED = ["sequence", "layer", "head"]
-BOUNDS = ("oracle", "dense")
-OURS = ("hash", "rerank", "residual")  # first words of this package's methods in notebook 03
+_FAMILY_SEED = 4000  # seed of sequences that no other measurement of the notebooks uses
+_PAIRED = ["sequence", "layer", "head"]
+_BOUNDS = ("oracle", "dense")
+_OURS = ("hash", "rerank", "residual")  # first words of this package's methods in notebook 03
 
 
 def frontier(
@@ -44,7 +44,7 @@ def frontier(
     rows = []
     for length in lengths:
         for sequence in range(profile.sequences):
-            seed = FAMILY_SEED + sequence
+            seed = _FAMILY_SEED + sequence
             layers = captured(profile, model, tokenizer, length, 1, seed=seed, values=True)
             n, fixed = layers[0].keys.shape[1], profile.sink + profile.local
             heavy = {density: max(0, int(density * n) - fixed) for density in densities}
@@ -115,10 +115,10 @@ def verdicts(rows: pd.DataFrame, ours: str) -> pd.DataFrame:
     lines = []
     for (method, context, budget), part in rows.groupby(["method", "context", "budget"]):
         family = method.split()[0]
-        if family in (*BOUNDS, ours.split()[0]):
+        if family in (*_BOUNDS, ours.split()[0]):
             continue
         our_part = our_rows[(our_rows["context"] == context) & (our_rows["budget"] == budget)]
-        pairs = our_part.merge(part, on=PAIRED, suffixes=("", " theirs"))
+        pairs = our_part.merge(part, on=_PAIRED, suffixes=("", " theirs"))
         difference = paired_bootstrap(
             pairs["output_error"].tolist(), pairs["output_error theirs"].tolist()
         )
@@ -143,7 +143,7 @@ def task_verdicts(results: pd.DataFrame, ours: str) -> pd.DataFrame:
     our_bits = our_rows["nominal_bits"].max()
     for (method, budget), part in results.groupby(["method", "budget"], sort=False):
         bits, our_part = part["nominal_bits"].max(), our_rows[our_rows["budget"] == budget]
-        if method.split("_")[0] in (*BOUNDS, *OURS) or our_part.empty:
+        if method.split("_")[0] in (*_BOUNDS, *_OURS) or our_part.empty:
             continue
         difference = difference_to(our_part, part.set_index("sample"), n=2000, seed=0)
         points = [100 * (x["score"] * dataset_weights(x)).mean() for x in (our_part, part)]
@@ -206,7 +206,7 @@ def _aggregation(rows: pd.DataFrame, method: str) -> str:
     """Errors of heads that aggregate, whose attention is spread over more tokens than the budget,
     beside those of focused heads."""
     budget = sorted(rows["budget"].unique())[len(rows["budget"].unique()) // 2]
-    heads = rows[rows["budget"] == budget].set_index(["context", *PAIRED])
+    heads = rows[rows["budget"] == budget].set_index(["context", *_PAIRED])
     oracle, measured = (heads[heads["method"] == name] for name in ("oracle", method))
     focus = oracle["heavy_mass"].rank(pct=True)
     errors = {

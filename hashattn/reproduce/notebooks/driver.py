@@ -79,10 +79,10 @@ def reproduce(name: str | None = None, notebooks: Path | None = None) -> Outcome
     os.environ.update(kernel_environment(profile, profile_path(name)))
     print(f"profile {profile.name}: {len(sources)} notebooks, results in {results}")
     with only_run(results):
-        states = run_all(profile, sources)
+        states = _run_all(profile, sources)
         claims = load_claims(results, list(states))
         outcome = Outcome(profile, states, claims, load_cautions(results, list(states)))
-        write_summary(outcome)
+        _write_summary(outcome)
     violated = [c.claim for c in claims if c.verdict == VIOLATED]
     if violated:
         raise ReproductionError(f"did not hold: {'; '.join(violated)}")
@@ -95,7 +95,7 @@ def reproduce(name: str | None = None, notebooks: Path | None = None) -> Outcome
     return outcome
 
 
-def run_all(profile: Profile, sources: list[Path]) -> dict[str, State]:
+def _run_all(profile: Profile, sources: list[Path]) -> dict[str, State]:
     """Run or reuse each notebook, one line each; returns their states in order."""
     results, states = profile.results, {}
     fingerprints = notebook_fingerprints(sources, shared_fingerprint(profile))
@@ -112,7 +112,7 @@ def run_all(profile: Profile, sources: list[Path]) -> dict[str, State]:
     return states
 
 
-def write_summary(outcome: Outcome) -> None:
+def _write_summary(outcome: Outcome) -> None:
     """manifest.json, report.html and the table of claims in the terminal."""
     results = outcome.profile.results
     manifest = build_manifest(outcome.profile, outcome.states)

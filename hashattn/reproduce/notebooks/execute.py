@@ -23,14 +23,14 @@ from hashattn.reproduce.notebooks.progress import Heartbeat
 from hashattn.reproduce.profiles import Profile, repository, results_root
 
 # hides messages about transport and shutdown, which no reader can act on
-QUIET_KERNEL = ["--IPKernelApp.log_level=50"]
-QUIET_LIBRARIES = {
+_QUIET_KERNEL = ["--IPKernelApp.log_level=50"]
+_QUIET_LIBRARIES = {
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "PYTHONWARNINGS": "ignore:IProgress not found",
 }
-NEEDED = ("papermill", "nbclient", "ipykernel")  # to run a notebook at all
+_NEEDED = ("papermill", "nbclient", "ipykernel")  # to run a notebook at all
 
 
 class KernelError(HashAttnError, RuntimeError):
@@ -66,7 +66,7 @@ class State:
 
 def require_kernel() -> None:
     """KernelError if this interpreter lacks a package that runs notebooks."""
-    missing = [name for name in NEEDED if find_spec(name) is None]
+    missing = [name for name in _NEEDED if find_spec(name) is None]
     if missing:
         raise KernelError(
             f"{sys.executable} runs the notebooks and has no {', '.join(missing)}: run make setup, "
@@ -74,7 +74,7 @@ def require_kernel() -> None:
         )
 
 
-def own_kernel() -> type:
+def _own_kernel() -> type:
     """A kernel manager class whose kernels are this interpreter, not what a kernelspec names."""
     from ipykernel.kernelspec import RESOURCES, get_kernel_dict
     from jupyter_client import AsyncKernelManager
@@ -92,7 +92,7 @@ def kernel_environment(profile: Profile, profile_file: Path) -> dict[str, str]:
     """The variables that a notebook's kernel needs besides the caller's own."""
     root = repository()
     paths = [str(root), str(root / "kernels"), os.environ.get("PYTHONPATH", "")]
-    return QUIET_LIBRARIES | {
+    return _QUIET_LIBRARIES | {
         "HASHATTN_HOME": str(root),
         "HASHATTN_PROFILE": str(profile_file),
         "HASHATTN_RESULTS": str(results_root()),
@@ -141,10 +141,10 @@ def _execute(source: Path, partial: Path) -> None:
             source,
             partial,
             kernel_name="python3",
-            kernel_manager_class=own_kernel(),
+            kernel_manager_class=_own_kernel(),
             cwd=source.parent,
             progress_bar=False,
-            extra_arguments=QUIET_KERNEL,
+            extra_arguments=_QUIET_KERNEL,
         )
     except PapermillExecutionError as error:
         cause = f"cell {error.exec_count}: {error.ename}: {error.evalue}"

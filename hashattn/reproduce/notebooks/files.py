@@ -7,7 +7,7 @@ from typing import Any
 
 from hashattn.base.files import PARTIAL, FileError, read_json
 
-NO_RESULTS = {"state", ".lock", "progress.txt", "manifest.json", "report.html"}  # about the run
+_NO_RESULTS = {"state", ".lock", "progress.txt", "manifest.json", "report.html"}  # about the run
 
 
 def read_or_none(path: Path) -> Any:
@@ -26,6 +26,6 @@ def produced_files(results: Path) -> list[Path]:
         path
         for path in results.rglob("*")
         if path.is_file()
-        and path.relative_to(results).parts[0] not in NO_RESULTS
+        and path.relative_to(results).parts[0] not in _NO_RESULTS
         and not path.name.endswith((PARTIAL, ".tmp", ".partial.ipynb"))
     )

@@ -16,8 +16,8 @@ from hashattn.base.source import sources_sha256
 from hashattn.reproduce.access import data_folder, model_folder
 from hashattn.reproduce.profiles import Profile, repository
 
-LIBRARIES = ("torch", "transformers", "numpy", "matplotlib", "seaborn", "pandas")
-LARGE = 256 * 2**20  # bytes from which only a file's name and size count: hashing takes minutes
+_LIBRARIES = ("torch", "transformers", "numpy", "matplotlib", "seaborn", "pandas")
+_LARGE = 256 * 2**20  # bytes from which only a file's name and size count: hashing takes minutes
 
 
 def notebook_source(path: Path, code_only: bool = False) -> str:
@@ -31,10 +31,10 @@ def notebook_source(path: Path, code_only: bool = False) -> str:
     return json.dumps(sources)
 
 
-def folder_hash(folder: Path) -> str:
-    """Hash of a model or data folder; of files of LARGE bytes or more only name and size."""
+def _folder_hash(folder: Path) -> str:
+    """Hash of a model or data folder; of files of _LARGE bytes or more only name and size."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    small = [path for path in files if path.stat().st_size < LARGE]
+    small = [path for path in files if path.stat().st_size < _LARGE]
     large = [f"{p.relative_to(folder)} {p.stat().st_size}" for p in files if p not in small]
     return sha256_text("\n".join([sha256_tree(folder, small), *large]))
 
@@ -49,7 +49,7 @@ def input_hashes(profile: Profile) -> dict[str, str]:
         "reference": repository() / "data" / "reference",
         "hash_weights": profile.hash_weights_path,
     }
-    return {name: folder_hash(path) for name, path in folders.items() if path and path.is_dir()}
+    return {name: _folder_hash(path) for name, path in folders.items() if path and path.is_dir()}
 
 
 def shared_fingerprint(profile: Profile) -> str:
@@ -58,7 +58,7 @@ def shared_fingerprint(profile: Profile) -> str:
         "package": sources_sha256(),
         "profile": profile.to_dict(),
         "inputs": input_hashes(profile),
-        "versions": package_versions(LIBRARIES),
+        "versions": package_versions(_LIBRARIES),
     }
     return sha256_text(json.dumps(parts, sort_keys=True))
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from typing import Any
 
-MAX_LINES = 25
-PROGRESS = re.compile(r"\d+%\|.*\||\bit/s\b|\bs/it\b|examples/s")
-ADDRESS = re.compile(r"<[^<>]*\bat 0x[0-9a-f]+>")
-INJECTED = "injected-parameters"
+_MAX_LINES = 25
+_PROGRESS = re.compile(r"\d+%\|.*\||\bit/s\b|\bs/it\b|examples/s")
+_ADDRESS = re.compile(r"<[^<>]*\bat 0x[0-9a-f]+>")
+_INJECTED = "injected-parameters"
 
 
 def problems(notebook: Any) -> list[str]:
@@ -20,7 +20,7 @@ def problems(notebook: Any) -> list[str]:
     tags = [tag for cell in code for tag in cell.metadata.get("tags", [])]
     if tags.count("parameters") != 1:
         reasons.append("exactly one cell must be tagged parameters")
-    if INJECTED in tags:
+    if _INJECTED in tags:
         reasons.append("it was run with injected parameters: store a run without them")
     if "nbval-skip" in tags:
         reasons.append("nbval-skip hides a cell from the tests: use nbval-ignore-output")
@@ -32,8 +32,8 @@ def problems(notebook: Any) -> list[str]:
 def _cell_problems(cell: Any) -> list[str]:
     reasons = []
     lines = cell.source.splitlines()
-    if len(lines) > MAX_LINES:
-        reasons.append(f"{len(lines)} lines, at most {MAX_LINES}")
+    if len(lines) > _MAX_LINES:
+        reasons.append(f"{len(lines)} lines, at most {_MAX_LINES}")
     if cell.source.rstrip().endswith(";"):
         reasons.append("a trailing ; does not silence output under nbval: end with plt.show()")
     for output in cell.outputs:
@@ -42,9 +42,9 @@ def _cell_problems(cell: Any) -> list[str]:
         if output.get("name") == "stderr":
             reasons.append("output on stderr")
         text = _text(output)
-        if PROGRESS.search(text):
+        if _PROGRESS.search(text):
             reasons.append("a progress bar in the output")
-        if ADDRESS.search(text):
+        if _ADDRESS.search(text):
             reasons.append("a memory address in the output, which no other run repeats")
     return reasons
 

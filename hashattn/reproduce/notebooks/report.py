@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from hashattn.reproduce.notebooks.driver import Outcome
     from hashattn.reproduce.notebooks.execute import State
 
-MAX_ROWS = 100  # rows of a table that are shown; the CSV beside the report has all
-DECIMAL = re.compile(r"-?\d+\.\d+(e[+-]?\d+)?|-?\d+e[+-]?\d+")
-TEMPLATE = """<!doctype html>
+_MAX_ROWS = 100  # rows of a table that are shown; the CSV beside the report has all
+_DECIMAL = re.compile(r"-?\d+\.\d+(e[+-]?\d+)?|-?\d+e[+-]?\d+")
+_TEMPLATE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{{ title }}</title>
@@ -80,7 +80,7 @@ figcaption, caption { color: #555; font-size: 13px; text-align: left; }
 {% endfor %}
 </body></html>
 """
-GRID = """{% macro grid(table) %}<div class="wide"><table>
+_GRID = """{% macro grid(table) %}<div class="wide"><table>
 {% if table.caption %}<caption>{{ table.caption }}{% if table.link %}
 (<a href="{{ table.link }}">file</a>){% endif %}</caption>{% endif %}
 <tr class="head">{% for name in table.head %}<th>{{ name }}</th>{% endfor %}</tr>
@@ -88,7 +88,7 @@ GRID = """{% macro grid(table) %}<div class="wide"><table>
 {%- if cell in marked %} class="{{ cell.replace(' ', '-') }}"{% endif %}>{{ cell }}</td>
 {%- endfor %}</tr>
 {% endfor %}</table></div>{% endmacro %}"""
-VERDICTS = ("holds", "VIOLATED", "met", "not met", NOT_JUDGED)
+_VERDICTS = ("holds", "VIOLATED", "met", "not met", NOT_JUDGED)
 
 
 @dataclass(frozen=True)
@@ -126,18 +126,18 @@ def render_report(outcome: Outcome, manifest: dict[str, Any]) -> str:
     import jinja2
 
     page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    return page.from_string(GRID + TEMPLATE).render(
+    return page.from_string(_GRID + _TEMPLATE).render(
         title=f"HashAttention: profile {outcome.profile.name}",
-        alarms=alarms(outcome.claims),
+        alarms=_alarms(outcome.claims),
         findings=findings(outcome.claims),
         cautions=outcome.cautions,
         where=_where(outcome, manifest),
         parts=[_part(outcome, name, state) for name, state in outcome.states.items()],
-        marked=VERDICTS,
+        marked=_VERDICTS,
     )
 
 
-def alarms(claims: list[Claim]) -> list[str]:
+def _alarms(claims: list[Claim]) -> list[str]:
     """What makes a run fail, in sentences: claims that did not hold, comparisons not judged."""
     sentences = [
         f"Did not hold: {c.claim}: measured {format_value(c.ours)}, must be {c.tolerance}."
@@ -197,7 +197,7 @@ def _part(outcome: Outcome, notebook: str, state: State) -> Part:
         title=_title(executed),
         link=f"notebooks/{notebook}.ipynb",
         seconds=f"{state.seconds:.0f}",
-        claims=claims_grid([c for c in outcome.claims if c.notebook == notebook]),
+        claims=_claims_grid([c for c in outcome.claims if c.notebook == notebook]),
         figures=[_image(path) for path in files if path.suffix == ".png"],
         tables=[_table(path, results) for path in files if path.suffix == ".csv"],
     )
@@ -208,7 +208,7 @@ def _age(path: Path) -> tuple[int, str]:
     return path.stat().st_mtime_ns, path.name
 
 
-def claims_grid(claims: list[Claim]) -> Grid:
+def _claims_grid(claims: list[Claim]) -> Grid:
     """Verdict, claim, our value, tolerance and the paper's value of each claim."""
     head = ["verdict", "claim", "ours", "tolerance", "paper"]
     rows = [[c.verdict, f"goal: {c.claim}" if c.goal else c.claim, format_value(c.ours),
@@ -236,18 +236,18 @@ def _image(path: Path) -> Image:
 
 
 def _table(path: Path, results: Path) -> Grid:
-    """A CSV's first MAX_ROWS rows, numbers to four significant digits."""
+    """A CSV's first _MAX_ROWS rows, numbers to four significant digits."""
     with open(path, newline="", encoding="utf-8") as file:
         head, *rows = list(csv.reader(file)) or [[]]
-    more = f", first {MAX_ROWS} of {len(rows)} rows" if len(rows) > MAX_ROWS else ""
-    shown = [[short(cell) for cell in row[: len(head)]] for row in rows[:MAX_ROWS]]
+    more = f", first {_MAX_ROWS} of {len(rows)} rows" if len(rows) > _MAX_ROWS else ""
+    shown = [[short(cell) for cell in row[: len(head)]] for row in rows[:_MAX_ROWS]]
     link = path.relative_to(results).as_posix()
     return Grid(head, shown, caption(path.stem) + more, link)
 
 
 def short(cell: str) -> str:
     """A decimal number to four significant digits, anything else as it is."""
-    if not DECIMAL.fullmatch(cell):
+    if not _DECIMAL.fullmatch(cell):
         return cell
     value = float(cell)
     return f"{value:.0f}" if 1000 <= abs(value) < 1e12 else f"{value:.4g}"

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 WITHIN, ABOVE, BELOW = "within tolerance", "above", "below"
 NOT_RUN = "not run here"
-ERRORS = 2  # standard errors by which ours may be off
+_ERRORS = 2  # standard errors by which ours may be off
 HOLDS = {
     ">": lambda ours, value: ours > value,
     ">=": lambda ours, value: ours >= value,
@@ -97,7 +97,7 @@ def tolerance(row: Mapping[str, Any], ours: Measured | None = None) -> float:
     if row["relation"] != "=":
         return 0.0
     if row["metric"] == DIFFERENCE:
-        return ERRORS * ours.error if ours else math.nan
+        return _ERRORS * ours.error if ours else math.nan
     if row["metric"] != "score":
         return math.nan
     sizes = ours.samples if ours else ()
@@ -106,4 +106,6 @@ def tolerance(row: Mapping[str, Any], ours: Measured | None = None) -> float:
     if not sizes:
         return math.nan
     share = float(row["value"]) / POINTS
-    return ERRORS * POINTS * math.sqrt(share * (1 - share) * sum(1 / n for n in sizes)) / len(sizes)
+    return (
+        _ERRORS * POINTS * math.sqrt(share * (1 - share) * sum(1 / n for n in sizes)) / len(sizes)
+    )

@@ -57,8 +57,8 @@ class Run:
 
 
 AUTHORS, OWN_BOOK = "llama-3.1-8b-authors", "llama-3.1-8b-longbench-e"
-RULER_32K = "llama-3.1-8b-ruler"
-SKYLIGHT = {"table": "Skylight leaderboard", "model": LLAMA}
+_RULER_32K = "llama-3.1-8b-ruler"
+_SKYLIGHT = {"table": "Skylight leaderboard", "model": LLAMA}
 RUNS = (  # the first that measures a row counts
     Run({"table": "Table 2"}, AUTHORS),
     Run({"table": "abstract of the first version", "metric": "difference"}, AUTHORS),
@@ -70,9 +70,9 @@ RUNS = (  # the first that measures a row counts
     Run({"table": "Table 5"}, reason="no profile yet: its budget is not known"),
     Run({"table": "HATA LongBench-E"}, reason="no profile yet: a budget in tokens, two dense "
         "layers, and Llama-2 for some rows"),
-    Run(SKYLIGHT | {"method": FULL}, RULER_32K),
-    Run(SKYLIGHT | {"method": "HashAttention"}, RULER_32K),
-    Run(SKYLIGHT | {"method": "oracle top-k"}, RULER_32K),
+    Run(_SKYLIGHT | {"method": FULL}, _RULER_32K),
+    Run(_SKYLIGHT | {"method": "HashAttention"}, _RULER_32K),
+    Run(_SKYLIGHT | {"method": "oracle top-k"}, _RULER_32K),
     Run({"table": "Skylight leaderboard"}, reason="no profile yet: other settings of the method "
         "than those of this package's profiles, or another model"),
     Run({"table": "Table 3"}, reason="no profile yet: which tasks it averages was not recovered; "

@@ -22,16 +22,26 @@ READ, QUOTED, COMPUTED = (
     "quoted by a third party",
     "computed from published numbers",
 )
-VERIFIED = (READ, QUOTED, COMPUTED)
-RELATIONS = ("=", ">", ">=", "<", "<=")  # of the true value to the number in the row
+_VERIFIED = (READ, QUOTED, COMPUTED)
+_RELATIONS = ("=", ">", ">=", "<", "<=")  # of the true value to the number in the row
 SETUPS = ("", "A", "B")
 DIFFERENCE = "difference"  # the metric of rows that subtract another method's score
 REQUIRED = ("id", "table", "metric", "relation", "unit", "source", "verified")  # texts, never empty
-TEXTS = (*REQUIRED, "benchmark", "dataset", "model", "method", "minus", "protocol", "setup", "note")
-NUMBERS = (
+_TEXTS = (
+    *REQUIRED,
+    "benchmark",
+    "dataset",
+    "model",
+    "method",
+    "minus",
+    "protocol",
+    "setup",
+    "note",
+)
+_NUMBERS = (
     "bits_per_head", "auxiliary_bits", "density", "heavy", "length", "value", "samples", "datasets",
 )  # fmt: skip
-COLUMNS = frozenset((*TEXTS, *NUMBERS))
+COLUMNS = frozenset((*_TEXTS, *_NUMBERS))
 
 
 class PaperError(HashAttnError, ValueError):
@@ -66,9 +76,9 @@ def load_paper(path: str | Path | None = None) -> pd.DataFrame:
     for field in REQUIRED:
         _refuse(path, table, table[field].str.strip() == "", f"no {field}: every row needs one")
     _refuse(path, table, table["id"].duplicated(), "an id that another row has: make it its own")
-    for field, allowed in (("verified", VERIFIED), ("relation", RELATIONS), ("setup", SETUPS)):
+    for field, allowed in (("verified", _VERIFIED), ("relation", _RELATIONS), ("setup", SETUPS)):
         _refuse(path, table, ~table[field].isin(allowed), f"{field} not one of {list(allowed)}")
-    for field in NUMBERS:
+    for field in _NUMBERS:
         numbers = pd.to_numeric(table[field], errors="coerce")
         wrong = numbers.isna() & ((table[field].str.strip() != "") | (field == "value"))
         _refuse(path, table, wrong, f"{field} that is not a number")

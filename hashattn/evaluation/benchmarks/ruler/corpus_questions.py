@@ -15,12 +15,12 @@ from functools import cache
 from itertools import combinations
 from typing import Any
 
-IDENTIFIER = re.compile(r"\b(?:[A-Za-z]+_[A-Za-z_]*[A-Za-z]|[a-z]+[A-Z]\w+|[A-Z][a-z]+[A-Z]\w+)\b")
+_IDENTIFIER = re.compile(r"\b(?:[A-Za-z]+_[A-Za-z_]*[A-Za-z]|[a-z]+[A-Z]\w+|[A-Z][a-z]+[A-Z]\w+)\b")
 GAP = "____"
-ARTICLE = 8  # paragraphs; SQuAD's dev articles have about 34
+_ARTICLE = 8  # paragraphs; SQuAD's dev articles have about 34
 CONTEXT = 10  # HotpotQA's documents for a question
 QUOTED = 8  # words
-EACH = 10  # most questions with the same answer
+_EACH = 10  # most questions with the same answer
 
 
 @cache
@@ -51,10 +51,10 @@ def squad_of(texts: tuple[str, ...]) -> dict[str, Any]:
                 "title": f"Paragraphs {start}",
                 "paragraphs": [
                     {"context": texts[place], "qas": questions[place]}
-                    for place in range(start, min(start + ARTICLE, len(texts)))
+                    for place in range(start, min(start + _ARTICLE, len(texts)))
                 ],
             }
-            for start in range(0, len(texts), ARTICLE)
+            for start in range(0, len(texts), _ARTICLE)
         ]
     }
 
@@ -70,7 +70,7 @@ def hotpot_of(texts: tuple[str, ...]) -> list[dict[str, Any]]:
     for pair, names in sorted(shared.items()):
         (name, *more) = sorted(names)
         quotations = [_quotation(texts, place, name) for place in pair]
-        if more or answer_counts[name] == EACH or None in quotations:
+        if more or answer_counts[name] == _EACH or None in quotations:
             continue
         answer_counts[name] += 1
         first, second = quotations
@@ -92,7 +92,7 @@ def _places(texts: tuple[str, ...]) -> dict[str, list[int]]:
     """Paragraphs (indices, ascending) in which each identifier occurs."""
     places = defaultdict(list)
     for place, text in enumerate(texts):
-        for name in sorted(set(IDENTIFIER.findall(text))):
+        for name in sorted(set(_IDENTIFIER.findall(text))):
             places[name].append(place)
     return places
 

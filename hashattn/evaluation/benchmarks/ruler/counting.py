@@ -13,8 +13,8 @@ from hashattn.evaluation.benchmarks.ruler.styles import Style
 # the solved example: words in the list, times that a common one occurs, times that another does
 EXAMPLE, SHORT_EXAMPLE = (40, 10, 3), (20, 3, 1)
 REPEATS, SHORT_REPEATS = (30, 3), (6, 1)  # the same two times, in the list that is asked about
-TOKENS_PER_CODED_WORD = 50  # tokens of the prompt for each entry of fwe's vocabulary
-DOTS = "..."
+_TOKENS_PER_CODED_WORD = 50  # tokens of the prompt for each entry of fwe's vocabulary
+_DOTS = "..."
 
 
 class CommonWordsSample:
@@ -56,8 +56,8 @@ class FrequentWordsSample:
 
     def __init__(self, task: FrequentWords, style: Style, seed: str, limit: int) -> None:
         rng = random.Random(seed)
-        others = coded_words(limit // TOKENS_PER_CODED_WORD - 1, task.letters, rng)
-        self._ranked = [DOTS, *others]
+        others = coded_words(limit // _TOKENS_PER_CODED_WORD - 1, task.letters, rng)
+        self._ranked = [_DOTS, *others]
         self._wording, self._seed = style.frequent, seed
         self.answers = tuple(others[: task.asked])
 
@@ -67,7 +67,7 @@ class FrequentWordsSample:
             word
             for rank, word in enumerate(self._ranked, 1)
             for _ in range(int(share / rank**2))
-        ] + [DOTS] * fill  # fmt: skip
+        ] + [_DOTS] * fill  # fmt: skip
         random.Random(f"{self._seed}/order").shuffle(words)
         return worded(self._wording, " ".join(words))
 

@@ -13,10 +13,10 @@ from hashattn.evaluation.benchmarks import words
 from hashattn.evaluation.benchmarks.corpus import paragraphs
 from hashattn.evaluation.benchmarks.ruler.styles import Style
 
-ONSETS = ("b", "br", "d", "dr", "f", "g", "gl", "k", "l", "m", "n", "p", "pl", "r", "s", "st", "t",
+_ONSETS = ("b", "br", "d", "dr", "f", "g", "gl", "k", "l", "m", "n", "p", "pl", "r", "s", "st", "t",
           "tr", "v", "z")  # fmt: skip
-VOWELS = ("a", "e", "i", "o", "u", "ai", "ou")
-CODAS = ("", "", "n", "r", "l", "sk", "m")
+_VOWELS = ("a", "e", "i", "o", "u", "ai", "ou")
+_CODAS = ("", "", "n", "r", "l", "sk", "m")
 
 
 def number(rng: random.Random, style: Style) -> str:
@@ -24,7 +24,7 @@ def number(rng: random.Random, style: Style) -> str:
     return str(rng.randrange(10 ** (style.digits - 1), 10**style.digits))
 
 
-def key_words(rng: random.Random, style: Style) -> str:
+def _key_words(rng: random.Random, style: Style) -> str:
     """An adjective and a noun."""
     return style.key_joint.join((rng.choice(words.ADJECTIVES), rng.choice(style.nouns)))
 
@@ -40,7 +40,7 @@ def drawer(kind: str, rng: random.Random, style: Style) -> Callable[[], str]:
     """A function that draws a key or value of a Retrieval's kind."""
     return {
         "numbers": lambda: number(rng, style),
-        "words": lambda: key_words(rng, style),
+        "words": lambda: _key_words(rng, style),
         "uuids": lambda: identifier(rng, style),
     }[kind]
 
@@ -70,10 +70,10 @@ def coded_words(count: int, letters: int, rng: random.Random) -> list[str]:
     return distinct(count, lambda: "".join(rng.choices(string.ascii_lowercase, k=letters)))
 
 
-def pronounceable(rng: random.Random) -> str:
+def _pronounceable(rng: random.Random) -> str:
     """A made-up word of two to four syllables."""
     syllables = rng.randint(2, 4)
-    parts = (rng.choice(part) for _ in range(syllables) for part in (ONSETS, VOWELS, CODAS))
+    parts = (rng.choice(part) for _ in range(syllables) for part in (_ONSETS, _VOWELS, _CODAS))
     return "".join(parts)
 
 
@@ -87,7 +87,7 @@ class Vocabulary:
     def first(self, count: int) -> list[str]:
         """The first `count` words; they do not depend on how many are asked for."""
         while len(self._words) < count:
-            self._words[pronounceable(self._rng)] = None
+            self._words[_pronounceable(self._rng)] = None
         return list(self._words)[:count]
 
 

@@ -18,7 +18,7 @@ FILES = {  # the names under which a folder may hold a data set: official, RULER
     "squad": ("dev-v2.0.json", "squad.json"),
     "hotpotqa": ("hotpot_dev_distractor_v1.json", "hotpotqa.json"),
 }
-HUB = {
+_HUB = {
     "squad": ("rajpurkar/squad_v2", None),
     "hotpotqa": ("hotpotqa/hotpot_qa", "distractor"),
 }
@@ -58,15 +58,15 @@ def question_set(dataset: str, source: str = "corpus") -> QuestionSet:
 @cache
 def _corpus_questions(dataset: str, texts: tuple[str, ...]) -> QuestionSet:
     if dataset == "squad":
-        return squad_questions(squad_of(texts), "corpus")
-    return hotpot_questions(hotpot_of(texts), "corpus")
+        return _squad_questions(squad_of(texts), "corpus")
+    return _hotpot_questions(hotpot_of(texts), "corpus")
 
 
 @cache
 def _official_questions(dataset: str, source: str) -> QuestionSet:
-    parse = {"squad": squad_questions, "hotpotqa": hotpot_questions}[dataset]
+    parse = {"squad": _squad_questions, "hotpotqa": _hotpot_questions}[dataset]
     if source == "hub":
-        return parse(_from_hub(dataset), HUB[dataset][0])
+        return parse(_from_hub(dataset), _HUB[dataset][0])
     path = _official_file(dataset, Path(source))
     text = read_text(path, RulerError)
     name = f"{path.stem}@{sha256_text(text)[:8]}"
@@ -77,7 +77,7 @@ def _official_questions(dataset: str, source: str) -> QuestionSet:
         raise RulerError(f"{path} is not in the official format of {dataset}: {error}") from error
 
 
-def squad_questions(data: Mapping[str, Any], name: str) -> QuestionSet:
+def _squad_questions(data: Mapping[str, Any], name: str) -> QuestionSet:
     """SQuAD 2.0's {"data": [{"paragraphs": [{"context", "qas"}]}]}; answerable questions only.
 
     near: the other paragraphs of the article.
@@ -97,7 +97,7 @@ def squad_questions(data: Mapping[str, Any], name: str) -> QuestionSet:
     return _question_set(name, index, questions)
 
 
-def hotpot_questions(data: Iterable[Mapping[str, Any]], name: str) -> QuestionSet:
+def _hotpot_questions(data: Iterable[Mapping[str, Any]], name: str) -> QuestionSet:
     """HotpotQA's [{"question", "answer", "context": [[title, sentences]], "supporting_facts"}].
 
     gold: the documents of the supporting facts; near: the other eight.
@@ -142,7 +142,7 @@ def _official_file(dataset: str, path: Path) -> Path:
 def _from_hub(dataset: str) -> Any:
     from datasets import load_dataset
 
-    repository, configuration = HUB[dataset]
+    repository, configuration = _HUB[dataset]
     rows = load_dataset(repository, configuration, split="validation")
     return squad_of_rows(rows) if dataset == "squad" else hotpot_of_rows(rows)
 

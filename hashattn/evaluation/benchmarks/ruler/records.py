@@ -32,7 +32,7 @@ from hashattn.evaluation.records import Record, parsed_lines
 
 LENGTHS = (1024, 1_048_576)
 FULL = 0.99  # share of the length that prompt and answer take at least
-NO_STOP = "\x00"  # in no prediction: RULER decodes all of max_new_tokens
+_NO_STOP = "\x00"  # in no prediction: RULER decodes all of max_new_tokens
 
 
 def ruler_records(
@@ -77,7 +77,7 @@ def ruler_records(
 
 
 def ruler_protocol(
-    tasks: str | Iterable[str] = tuple(TASKS), stop: str = NO_STOP, **changes: Any
+    tasks: str | Iterable[str] = tuple(TASKS), stop: str = _NO_STOP, **changes: Any
 ) -> Protocol:
     """RULER's way to decode and score one task, or several, each by its own fields in `datasets`.
 
@@ -214,7 +214,7 @@ def records(
 
 def protocol(profile: Any, length: int, folder: Path | None) -> Protocol:
     """ruler_protocol; an answer in the style "facts" stops at the end of its line."""
-    stop = "\n" if profile.ruler.style == "facts" else NO_STOP
+    stop = "\n" if profile.ruler.style == "facts" else _NO_STOP
     return ruler_protocol(profile.tasks, stop, sink=profile.sink, local=profile.local,
                           seed=profile.seed)  # fmt: skip
 

@@ -9,7 +9,7 @@ from itertools import count
 from hashattn.evaluation.benchmarks.ruler.specs import RulerError
 
 CLOSE = 500  # a prompt within 1 / CLOSE of its limit is full
-INTERPOLATIONS = 8  # then halving, which always ends
+_INTERPOLATIONS = 8  # then halving, which always ends
 
 
 def largest_fit(
@@ -39,6 +39,6 @@ def largest_fit(
         if limit - used <= limit / CLOSE or high - low == 1:
             return low, used
         guess = low + max(1, int((limit - used) / slope))
-        if attempt > INTERPOLATIONS:
+        if attempt > _INTERPOLATIONS:
             guess = (low + high) // 2 if high < math.inf else 2 * guess
         guess = min(guess, high - 1)

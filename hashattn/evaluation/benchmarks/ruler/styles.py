@@ -93,7 +93,7 @@ _ANSWERING = Wording(
     " Answer:",
 )
 
-PLAIN = Style(
+_PLAIN = Style(
     name="plain",
     one=Wording(
         "The text below hides a secret {kind}. Remember it: you will be asked for the {kind} "
@@ -141,7 +141,7 @@ FACTS = Style(
     variables="words",
 )
 
-STYLES = {style.name: style for style in (PLAIN, FACTS)}
+STYLES = {style.name: style for style in (_PLAIN, FACTS)}
 
 
 def style_of(name: str) -> Style:

@@ -13,7 +13,7 @@ from hashattn.evaluation.benchmarks.ruler.specs import Tracking
 from hashattn.evaluation.benchmarks.ruler.styles import Style
 
 LETTERS, EXAMPLE_LETTERS = 5, 3
-EXAMPLE_TOKENS = 500  # of the solved example before the question
+_EXAMPLE_TOKENS = 500  # of the solved example before the question
 
 
 class ChainSample:
@@ -49,7 +49,7 @@ class ChainSample:
 class TrackingSample(ChainSample):
     """A chain after one solved example, about other variables, of three letters.
 
-    The example takes at most EXAMPLE_TOKENS tokens, more only if its smallest size does.
+    The example takes at most _EXAMPLE_TOKENS tokens, more only if its smallest size does.
     count: tokens of a text.
     """
 
@@ -58,7 +58,7 @@ class TrackingSample(ChainSample):
         example = ChainSample(task, style, f"{seed}/example", EXAMPLE_LETTERS, self.answers)
         shortest = count(str(example.prompt(example.smallest)))
         size, _ = largest_fit(
-            lambda size: count(str(example.prompt(size))), max(EXAMPLE_TOKENS, shortest),
+            lambda size: count(str(example.prompt(size))), max(_EXAMPLE_TOKENS, shortest),
             example.smallest, len(NOISE_WORDS),
         )  # fmt: skip
         separator = " needs " if style.variables == "words" else " "
