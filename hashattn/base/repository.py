@@ -1,4 +1,4 @@
-"""The checkout whose data/ every module reads: HASHATTN_HOME, else the one this file lies in."""
+"""Two folders: the checkout whose data/ every module reads, and the cache of models."""
 
 from __future__ import annotations
 
@@ -21,3 +21,12 @@ def repository() -> Path:
             "HASHATTN_HOME to one"
         )
     return root
+
+
+def cache_folder() -> Path:
+    """Where models are kept that were fetched or dequantised: HASHATTN_CACHE, else hashattn/models
+    in the user's cache folder (XDG_CACHE_HOME or ~/.cache)."""
+    if named := os.environ.get("HASHATTN_CACHE"):
+        return Path(named).expanduser().resolve()
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser().resolve() / "hashattn" / "models"
