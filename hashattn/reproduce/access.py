@@ -17,6 +17,8 @@ from hashattn.base.errors import HashAttnError
 from hashattn.base.files import read_json
 from hashattn.base.repository import repository
 from hashattn.evaluation.benchmarks.longbench import find_file
+from hashattn.models.gguf import is_gguf, model_from_gguf
+from hashattn.reproduce.pretrained import PREFIX, pretrained
 from hashattn.reproduce.profiles import Profile
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
@@ -50,11 +52,16 @@ def missing_model_files(folder: Path) -> list[str]:
 def model_folder(profile: Profile) -> Path:
     """The local folder of the profile's model.
 
-    A path is relative to the repository. For a hub id: HASHATTN_MODEL_DIR (the model's
-    folder, or one that holds it under its name), else the hub's local cache.
-    Raises AccessError saying what is missing and how to get it.
+    A path is relative to the repository; a GGUF file's folder is dequantised on first use
+    (hashattn.models.gguf), as is that of "pretrained:<name>" (hashattn.reproduce.pretrained). For a
+    hub id: HASHATTN_MODEL_DIR (the model's folder, or one that holds it under its name), else the
+    hub's local cache. Raises AccessError saying what is missing and how to get it.
     """
+    if profile.model.startswith(PREFIX):
+        return pretrained(profile.model.removeprefix(PREFIX)).folder
     path = repository() / profile.model
+    if is_gguf(path):
+        return model_from_gguf(path)
     if path.is_dir() or not is_hub_id(profile.model):
         missing = missing_model_files(path)
         if missing:
