@@ -12,7 +12,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.hashattn-ready
-# --no-compile: Python compiles what is imported when it is imported; most of it never is.
+# --no-compile: pip would compile to bytecode on one core; compileall does on all.
 PIP := $(PY) -m pip install --disable-pip-version-check --no-compile --constraint requirements.lock
 WORKERS := 2
 SHARED := --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 20
@@ -46,6 +46,7 @@ $(READY): pyproject.toml requirements.lock
 	$(PIP) torch setuptools
 	@echo "setup 2/3: all other packages of pyproject.toml"
 	$(PIP) --no-build-isolation --editable '.[all]'
+	@$(PY) -m compileall -qq -j 0 $(VENV)/lib || true  # templates of some packages are no Python
 	@echo "setup 3/3: font cache of the figures"
 	$(PY) -c 'import matplotlib.font_manager'
 	@touch $@

@@ -24,15 +24,13 @@ def module_name(path: Path, package: Path) -> str:
     return name.removesuffix(".__init__")
 
 
-def imports(path: Path, package: Path, types: bool) -> set[str]:
-    """Modules and names that a file imports anywhere; with `types`, those for annotations too."""
+def imports(path: Path, package: Path) -> set[str]:
+    """Modules and names that a file imports anywhere, for annotations too."""
     name, names = module_name(path, package), set()
     folder = name if path.name == "__init__.py" else name.rpartition(".")[0]
     stack: list[ast.AST] = [ast.parse(path.read_text())]
     while stack:
         node = stack.pop()
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test) and not types:
-            continue
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -58,18 +56,18 @@ def wrong_imports(package: Path) -> list[str]:
         if place in OUTSIDE:
             continue
         allowed = {*ROOMS[: ROOMS.index(place) + 1], "kernels"}
-        for name in sorted(imports(path, package, types=True)):
+        for name in sorted(imports(path, package)):
             if room(name) not in {None, *allowed}:
                 wrong.append(f"{path.relative_to(package)} -> {name}")
     return wrong
 
 
 def circles(package: Path) -> list[list[str]]:
-    """Modules that import each other, in groups; imports for annotations do not count."""
+    """Modules that import each other, in groups; imports for annotations count too."""
     paths = {module_name(path, package): path for path in package.rglob("*.py")}
     graph = {}
     for name, path in paths.items():
-        imported = imports(path, package, types=False)
+        imported = imports(path, package)
         graph[name] = {n if n in paths else n.rpartition(".")[0] for n in imported} & set(paths)
     order: list[str] = []
     while ready := [n for n in graph if n not in order and graph[n] - {n} <= set(order)]:
@@ -132,7 +130,8 @@ def test_a_planted_circle_is_found(planted):
     (circle,) = circles(package)
     assert {f"hashattn.base.{name}" for name in ("one", "two", "three")} <= set(circle)
     package = planted(base__three="if TYPE_CHECKING:\n    import hashattn.base.one")
-    assert circles(package) == []
+    assert circles(package) == [circle]
+    assert circles(planted(base__three="import os")) == []
 
 
 def test_importing_the_package_opens_no_room_above_attention():

@@ -6,7 +6,7 @@ A call is sparse when it has few query rows and a cached context; every other ca
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,42 +15,12 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from hashattn.attention import refusals
+from hashattn.attention.inputs import Inputs
 from hashattn.attention.masks import tokens_seen, visible_tokens
 from hashattn.attention.observer import LayerStep
 from hashattn.attention.run import CALL, NAME, LayerCall
 from hashattn.kernels import attend, dense_decode
-from hashattn.models.dense import dense_attention
-from hashattn.models.families import logit_cap, softmax_sinks
 from hashattn.selectors.base import KeyView
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What transformers passes to an attention function, shapes as in `forward`.
-
-    others: its further keyword arguments.
-    """
-
-    module: nn.Module
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    mask: Tensor | None
-    scaling: float
-    dropout: float
-    others: dict[str, Any]
-
-    def logits(self) -> dict[str, Any]:
-        """Keywords of `attend`: scaling and cap of q.k, and learned sinks of the softmax."""
-        sinks = softmax_sinks(self.module, self.others)
-        return {"scaling": self.scaling, "softcap": logit_cap(self.others), "sinks": sinks}
-
-    def dense(self, eager: bool) -> tuple[Tensor, Tensor | None]:
-        """The model's own attention: output (batch, q, heads, head_dim) and weights or None."""
-        return dense_attention(
-            self.module, self.query, self.key, self.value, self.mask, eager=eager,
-            scaling=self.scaling, dropout=self.dropout, **self.others,
-        )  # fmt: skip
 
 
 @torch._dynamo.disable  # selection has data-dependent shapes and writes the receipt

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
-from hashattn.base.errors import AttachmentError, NonFiniteError, UnsupportedModelError
+from hashattn.attention.inputs import Inputs
+from hashattn.attention.run import LayerCall
+from hashattn.base.errors import AttachmentError, UnsupportedModelError
 from hashattn.models.heads import HeadSlice
 from hashattn.selectors.base import Selector
-
-if TYPE_CHECKING:
-    from hashattn.attention.dispatch import Inputs
-    from hashattn.attention.run import LayerCall
 
 
 def refuse_call(call: LayerCall, inputs: Inputs) -> None:
@@ -80,12 +78,3 @@ def refuse_unobserved(selector: Selector, seen: int, before: int) -> None:
             f"{before} tokens cached before this call it saw {seen}: attach it before the prompt "
             "is prefilled, and keep it attached"
         )
-
-
-def refuse_non_finite(layer: int) -> None:
-    """NonFiniteError: codes of such keys look like any others, and mean nothing."""
-    raise NonFiniteError(
-        f"layer {layer}: keys or values hold NaN or infinite numbers. No selection among them "
-        "means anything, and dense attention would give NaN: look for an overflow of float16 "
-        "(load the model in bfloat16 or float32) or for damaged weights"
-    )

@@ -39,7 +39,8 @@ def key(root: Path = ROOT) -> dict[str, str]:
             content = path.read_bytes()
             label = path.relative_to(root).as_posix()
             digest.update(f"{label} {len(content)}\n".encode() + content)
-    return {"sources": digest.hexdigest()} | {name: version(name) for name in COMPILERS}
+    versions = {name: version(name).split("+")[0] for name in COMPILERS}  # of any build
+    return {"sources": digest.hexdigest()} | versions
 
 
 def name_of(nodeid: str) -> str:

@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from hashattn.base.engines import require_engine
@@ -16,7 +15,6 @@ from hashattn.base.files import write_json, write_text
 from hashattn.reproduce.access import require_access
 from hashattn.reproduce.notebooks.claims import (
     VIOLATED,
-    Claim,
     claims_text,
     load_cautions,
     load_claims,
@@ -31,22 +29,13 @@ from hashattn.reproduce.notebooks.execute import (
 )
 from hashattn.reproduce.notebooks.fingerprint import notebook_fingerprints, shared_fingerprint
 from hashattn.reproduce.notebooks.manifest import build_manifest
+from hashattn.reproduce.notebooks.outcome import Outcome
 from hashattn.reproduce.notebooks.report import render_report
 from hashattn.reproduce.profiles import Profile, load_profile, profile_path, repository
 
 
 class ReproductionError(HashAttnError, RuntimeError):
     """A reproduction cannot start or did not show what it must."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """A finished run: the profile, each notebook's state in order, their claims and cautions."""
-
-    profile: Profile
-    states: dict[str, State]
-    claims: list[Claim]
-    cautions: list[str] = field(default_factory=list)
 
 
 def find_notebooks(folder: Path | None = None) -> list[Path]:

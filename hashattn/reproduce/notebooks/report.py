@@ -11,7 +11,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hashattn.reproduce.notebooks.claims import (
     NOT_JUDGED,
@@ -21,10 +21,8 @@ from hashattn.reproduce.notebooks.claims import (
     not_judged,
     tally,
 )
-
-if TYPE_CHECKING:
-    from hashattn.reproduce.notebooks.driver import Outcome
-    from hashattn.reproduce.notebooks.execute import State
+from hashattn.reproduce.notebooks.execute import State
+from hashattn.reproduce.notebooks.outcome import Outcome
 
 _MAX_ROWS = 100  # rows of a table that are shown; the CSV beside the report has all
 _DECIMAL = re.compile(r"-?\d+\.\d+(e[+-]?\d+)?|-?\d+e[+-]?\d+")

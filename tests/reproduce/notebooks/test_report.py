@@ -6,8 +6,8 @@ import re
 import pytest
 
 from hashattn.reproduce.notebooks.claims import Claim
-from hashattn.reproduce.notebooks.driver import Outcome
 from hashattn.reproduce.notebooks.execute import State
+from hashattn.reproduce.notebooks.outcome import Outcome
 from hashattn.reproduce.notebooks.report import caption, findings, render_report, short
 from hashattn.reproduce.profiles import load_profile
 
