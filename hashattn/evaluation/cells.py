@@ -93,19 +93,20 @@ class ContextRunner:
                 with thread_count(self._threads(context)):
                     question = context.read(cell.question, self._ends(cell)[1])
             start = time.perf_counter()
-            prediction, receipt = self._answer(cell, context, cache, question)
+            result, receipt = self._answer(cell, context, cache, question)
             seconds = (
                 time.perf_counter() - start,
                 question.seconds if question else 0.0,
                 0.0 if self._observes(cell) else context.seconds,
             )
-            row = self._row(cell, prediction, receipt)
+            row = self._row(cell, result, receipt)
             yield row | dict(zip(TIMINGS, seconds, strict=True))
             cache = context.rewind(cache)
 
     def _answer(
         self, cell: Cell, context: PrefilledContext, cache: Any, question: ReadQuestion | None
-    ) -> tuple[str, Receipt | None]:
+    ) -> tuple[dict[str, Any], Receipt | None]:
+        """What a row says of one cell's answer, and what was read for it."""
         method, first = self.methods[cell.method], None
         # an observing selector has to see the prefill, and decoding changes what it stores
         if self._observes(cell):
@@ -120,7 +121,10 @@ class ContextRunner:
         with attached as run, thread_count(self._threads(context)):
             first = self._feed(cell, cache) if first is None else first
             prediction = self._greedy(cell, cache, first)
-        return prediction, run.receipt if method.sparse else None
+        record = cell.record
+        score = cell.protocol.score(prediction, record.answers, record.all_classes)
+        result = {"prediction": prediction, "answers": list(record.answers), "score": score}
+        return result, run.receipt if method.sparse else None
 
     def _threads(self, context: PrefilledContext) -> int:
         return torch.get_num_threads() if self.threads is None else self.threads(context)
@@ -156,14 +160,12 @@ class ContextRunner:
             allow_untrained=method.allow_untrained,
         )  # fmt: skip
 
-    def _row(self, cell: Cell, prediction: str, receipt: Receipt | None) -> dict[str, Any]:
-        record, method, tokens = cell.record, self.methods[cell.method], len(cell.context)
+    def _row(self, cell: Cell, result: dict[str, Any], receipt: Receipt | None) -> dict[str, Any]:
+        method, tokens = self.methods[cell.method], len(cell.context)
         return {
             "key": cell.key,
             **cell.labels,
-            "prediction": prediction,
-            "answers": list(record.answers),
-            "score": cell.protocol.score(prediction, record.answers, record.all_classes),
+            **result,
             "context_tokens": tokens,
             **(asdict(cell.prompt.cut) if cell.prompt.cut else {}),
         } | row_from_receipt(method, receipt, tokens)

@@ -11,6 +11,7 @@ from hashattn.base.checks import is_text, require, require_numbers, require_one_
 from hashattn.evaluation.metrics import METRICS, first_line
 from hashattn.models.identity import fingerprint
 
+FIDELITY = "fidelity"  # the metric that needs no answers: see evaluation.fidelity
 _QUESTION = ("sparse", "dense")
 SETUPS = {"A": "dense", "B": "sparse"}  # how the question is read
 _TRUNCATION = ("refuse", "middle", "suffix")
@@ -39,7 +40,8 @@ class Protocol:
         the input.
     chat: ask through the tokenizer's chat template, the prompt as one user message.
     window: how many of the prompt's last tokens are the question; None: all from the input on.
-    metric: a key of metrics.METRICS.
+    metric: a key of metrics.METRICS, or "fidelity" (evaluation.fidelity), which needs a window of
+        at least two tokens.
     first_line: score only the first line of a prediction (metrics.first_line).
     max_context: longest prompt in tokens, of what `truncated` says; None for no limit.
     truncated: "context" limits the part that questions share; "prompt" all of it before the chat
@@ -80,7 +82,7 @@ class Protocol:
         require_one_of("question", self.question, _QUESTION)
         require_one_of("truncated", self.truncated, _TRUNCATED)
         require_one_of("truncation", self.truncation, _TRUNCATION)
-        require_one_of("metric", self.metric, METRICS)
+        require_one_of("metric", self.metric, (*METRICS, FIDELITY))
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         require_numbers(values, counts=LEAST)
         not_none = {name: value for name, value in values.items() if value is not None}
@@ -92,6 +94,10 @@ class Protocol:
             "truncated", self.truncated,
             f"'prompt' or 'chat', as chat = {self.chat} and window = {self.window} take the prompt "
             "as one",
+        )  # fmt: skip
+        require(
+            self.metric != FIDELITY or (self.window or 0) > 1,
+            "window", self.window, "at least 2 tokens to compare for metric = 'fidelity'",
         )  # fmt: skip
         require(
             self.truncation != "suffix" or (self.max_context or 0) > self.keep_first,

@@ -17,7 +17,7 @@ from hashattn.evaluation.identity import context_sha256, record_sha256
 from hashattn.evaluation.log import ResultLog
 from hashattn.evaluation.methods import Method, check_methods, save_receipts, verify
 from hashattn.evaluation.prompting import Prompt, make_prompt, require_positions
-from hashattn.evaluation.protocol import SETUPS, Protocol
+from hashattn.evaluation.protocol import FIDELITY, SETUPS, Protocol
 from hashattn.evaluation.records import Record, group_by_context, record_from_dict
 from hashattn.evaluation.tables import results_frame
 from hashattn.evaluation.threads import decode_threads
@@ -78,7 +78,7 @@ def evaluate(
             say(f"reused {reused} of {len(grid.keys)} answers")
         with progress_bar(total=total, desc="answers", unit="answer", disable=not progress) as bar:
             threads = partial(decode_threads, progress=progress) if in_process else None
-            runner = ContextRunner(model, tokenizer, grid.methods, threads)
+            runner = _runner(protocol)(model, tokenizer, grid.methods, threads)
             for row in engine.run(runner, grid.jobs(log)):
                 log.append(row)
                 bar.update(len(log.rows) - before - bar.n)  # rows of other processes count too
@@ -92,6 +92,15 @@ def evaluate(
     frame = results_frame(rows)
     frame.attrs["reused"] = reused
     return frame
+
+
+def _runner(protocol: Protocol) -> type[ContextRunner]:
+    """What answers, by the protocol's metric."""
+    if protocol.metric != FIDELITY:
+        return ContextRunner
+    from hashattn.evaluation.fidelity import FidelityRunner
+
+    return FidelityRunner
 
 
 class _Grid:
