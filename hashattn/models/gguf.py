@@ -24,7 +24,7 @@ from hashattn.base.files import WriteError, read_json, write_json, write_text
 from hashattn.base.hashes import sha256_file
 from hashattn.base.repository import cache_folder
 
-SUFFIX = ".gguf"
+_SUFFIX = ".gguf"
 RECORD = "gguf.json"  # written last: a folder that holds it is complete
 _MAGIC = b"GGUF"
 _BYTES = 4  # of a dequantised weight, float32: what the file says, without rounding
@@ -54,7 +54,7 @@ class GGUFHeader:
 
 def is_gguf(path: str | Path) -> bool:
     """Whether a path names a GGUF file, there or not."""
-    return Path(path).suffix.lower() == SUFFIX
+    return Path(path).suffix.lower() == _SUFFIX
 
 
 def read_header(path: Path) -> GGUFHeader:

@@ -6,6 +6,7 @@ from hashattn.evaluation.benchmarks import (
     longbench_authors,
     longbench_protocol,
     ruler,
+    texts,
 )
 from hashattn.evaluation.benchmarks.base import Benchmark
 
@@ -15,6 +16,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "longbench": longbench_protocol.BENCHMARK,
     "longbench_authors": longbench_authors.BENCHMARK,
     "ruler": ruler.BENCHMARK,
+    "texts": texts.BENCHMARK,
 }
 
 
