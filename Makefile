@@ -14,8 +14,7 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.hashattn-ready
 # --no-compile: pip would compile to bytecode on one core; compileall does on all.
 PIP := $(PY) -m pip install --disable-pip-version-check --no-compile --constraint requirements.lock
-# one more than a laptop's two cores: some tests wait for processes to start
-WORKERS := 3
+WORKERS := 2
 SHARED := --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 20
 NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=900
 
