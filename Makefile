@@ -12,7 +12,8 @@ PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.hashattn-ready
-# --no-compile: pip would compile to bytecode on one core; compileall does on all.
+# --no-compile: pip would compile to bytecode on one core; compileall does on all, what is used here.
+UNUSED := '/(tests|pip|rllib|serve|tune|torch/testing|torch/_inductor)/'
 PIP := $(PY) -m pip install --disable-pip-version-check --no-compile --constraint requirements.lock
 WORKERS := 2
 SHARED := --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 20
@@ -46,7 +47,7 @@ $(READY): pyproject.toml requirements.lock
 	$(PIP) torch setuptools
 	@echo "setup 2/3: all other packages of pyproject.toml"
 	$(PIP) --no-build-isolation --editable '.[all]'
-	@$(PY) -m compileall -qq -j 0 $(VENV)/lib || true  # templates of some packages are no Python
+	@$(PY) -m compileall -qq -j 0 -x $(UNUSED) $(VENV)/lib || true  # templates of some packages are no Python
 	@echo "setup 3/3: font cache of the figures"
 	$(PY) -c 'import matplotlib.font_manager'
 	@touch $@

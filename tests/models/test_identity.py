@@ -115,7 +115,7 @@ def test_no_source_of_the_key_names_a_module_outside_it():
     }
     assert wrong == set()
     assert (
-        "models/families/softmax_sinks" in named[PACKAGE / "attention" / "dispatch.py"]
+        "models/families/softmax_sinks" in named[PACKAGE / "attention" / "inputs.py"]
     )  # relative imports are read
 
 

@@ -145,7 +145,8 @@ class DecodeStep:
         return out, stages(marks, ("encode", "select", "attend"))
 
     def dense(self, query: Tensor) -> Tensor:
-        """This package's dense step, on the cache as the package holds it."""
+        """This package's dense step on the cache as the package holds it: as all that follow, from
+        query to output (1, query heads, 1, head_dim)."""
         return dense_decode(query, self.near_keys, self.near_values, self.scaling)
 
     def sdpa_gqa(self, query: Tensor) -> Tensor:

@@ -71,8 +71,9 @@ def sequences(
 def training_sequences(
     profile: Profile, tokenizer, count: int, seed: int = 0, tasks: tuple[str, ...] = TASKS
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """`count` training sequences, of the profile's length over _MIXTURE's divisors in turn, since a
-    budget of n/32 is a different task at every n. Longest first."""
+    """`count` training sequences, each (token ids (n,), rows to learn from (r,)), int64: of the
+    profile's length over _MIXTURE's divisors in turn, since a budget of n/32 is a different task at
+    every n. Longest first."""
     mixed = []
     for divisor, part in sorted(Counter(islice(cycle(_MIXTURE), count)).items()):
         length = max(SHORTEST, profile.training.length // divisor)
