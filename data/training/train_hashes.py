@@ -1,34 +1,41 @@
-"""Train the shipped hash weights, data/embedded/hash_weights and variants: 10 minutes on 2 cores.
+"""Train the hash weights that are shipped with a profile's model: its own and their variants.
 
-With names as arguments ("default", or variants of hashattn.reproduce.experiments.common.VARIANTS)
-only those.
+    python data/training/train_hashes.py [--profile embedded] [names]
+
+names: "default", or variants of hashattn.reproduce.experiments.common.VARIANTS; by default all that
+the profile ships. Finished layers are kept in the profile's results, where a stopped run goes on.
+On 2 cores 10 minutes for the embedded model; the cards of others say their hours.
 """
 
-import sys
-import tempfile
-from pathlib import Path
+import argparse
+import time
 
 from hashattn.reproduce.access import load_model
-from hashattn.reproduce.experiments.common import VARIANTS, train_hashes
+from hashattn.reproduce.experiments.common import shipped, train_hashes
 from hashattn.reproduce.profiles import load_profile
 
 
-def main(names: list[str]) -> None:
-    profile = load_profile("embedded")
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--profile", default="embedded")
+    parser.add_argument("names", nargs="*")
+    arguments = parser.parse_args()
+    profile = load_profile(arguments.profile)
+    runs = shipped(profile)
+    unknown = sorted(set(arguments.names) - set(runs))
+    if unknown:
+        parser.error(f"{', '.join(unknown)}: profile {profile.name} ships {', '.join(runs)}")
     model, tokenizer = load_model(profile)
-    default = profile.hash_weights_path
-    runs = {"default": (default, {})}
-    runs |= {name: (default.parent / "hash_variants" / name, arguments)
-             for name, arguments in VARIANTS.items()}  # fmt: skip
-    with tempfile.TemporaryDirectory() as folder:
-        for name in names or runs:
-            path, arguments = runs[name]
-            weights = train_hashes(profile, model, tokenizer, str(Path(folder) / name),
-                                   shared_captures=str(Path(folder) / "captured"),
-                                   **arguments)  # fmt: skip
-            weights.save(path)
-            print(f"saved {weights.sha256[:12]} to {path.relative_to(default.parent)}")
+    for name in arguments.names or runs:
+        start, (folder, settings) = time.perf_counter(), runs[name]
+        weights = train_hashes(
+            profile, model, tokenizer, f"shipped/{name}", shared_captures="shipped/captured",
+            **settings,
+        )  # fmt: skip
+        weights.save(folder)
+        minutes = (time.perf_counter() - start) / 60
+        print(f"{name}: {weights.sha256[:12]} in {minutes:.1f} min, saved to {folder}", flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -22,6 +22,7 @@ from hashattn.base.repository import repository
 from hashattn.evaluation.benchmarks.registry import BENCHMARKS, usual_benchmark
 from hashattn.evaluation.benchmarks.ruler.specs import TASKS as RULER_TASKS
 from hashattn.evaluation.benchmarks.ruler.styles import STYLES
+from hashattn.evaluation.benchmarks.texts import KINDS
 from hashattn.selectors import HASH_VARIANTS, METHODS
 
 _DEFAULT = "embedded"
@@ -87,7 +88,8 @@ class HashTraining:
 
     recipe: "default" or "official" (hashattn.hashing.TrainRecipe); layout, bits, depth, hidden:
     of the hash maps; sequences: training sequences, the longest of `length` tokens; steps: at most
-    this many per layer, None for the recipe's own number. Raises ProfileError.
+    this many per layer, None for the recipe's own number; texts: kinds of text to learn from
+    (evaluation.benchmarks.texts), none for the generated tasks. Raises ProfileError.
     """
 
     recipe: str = "default"
@@ -98,9 +100,12 @@ class HashTraining:
     sequences: int = 24
     length: int = 4096
     steps: int | None = None
+    texts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        _as_tuples(self, "texts")
         rules = {
+            "texts": (all(kind in KINDS for kind in self.texts), f"some of {', '.join(KINDS)}"),
             "recipe": (self.recipe in ("default", "official"), "default or official"),
             "layout": (self.layout in LAYOUTS, " or ".join(LAYOUTS)),
             "bits": (is_count(self.bits) and self.bits % 32 == 0, "a positive multiple of 32"),
@@ -163,7 +168,8 @@ class Profile:
     records and of files in a folder (hashattn.evaluation.Protocol); prompt_limit: tokens of
     LongBench's longest prompt, None for the length at hand; chat: whether LongBench's prompts use
     the chat template, false for base models; memory: nominal bits per token and KV head at which
-    methods are compared, on `sequences` held-out sequences per length; ruler: the part of RULER
+    methods are compared, on `sequences` held-out sequences per length; layers: those of which
+    recall and output errors are measured, None for all; ruler: the part of RULER
     that runs; contexts: cached tokens of the latency figures; repeats: timings per latency point.
     placement: how many GPUs hold the model: "single", one `device`; "device_map", layer by layer
     over all GPUs of this machine, then its memory; "tensor_parallel", each layer split over the
@@ -185,6 +191,7 @@ class Profile:
     methods: tuple[str, ...] = _USUAL_METHODS
     memory: tuple[int, ...] = (32, 128)
     sequences: int = 2
+    layers: tuple[int, ...] | None = None
     training: HashTraining = HashTraining()
     ruler: RulerRuns = RulerRuns()
     benchmark: str | None = None
@@ -202,6 +209,8 @@ class Profile:
 
     def __post_init__(self) -> None:
         _as_tuples(self, "tasks", "lengths", "densities", "contexts", "methods", "memory")
+        if self.layers is not None:
+            _as_tuples(self, "layers")
         rules = {"name": (is_file_name(self.name), _NAMING)}
         rules |= {
             field: (is_text(getattr(self, field)), "a text")
@@ -251,6 +260,12 @@ class Profile:
                 f"some of {', '.join(map(str, MEMORY))}",
             ),
             "sequences": (is_count(self.sequences), "a positive integer"),
+            "layers": (
+                self.layers is None
+                or bool(self.layers)
+                and all(is_count(layer, 0, INT32_MAX) for layer in self.layers),
+                "numbers of layers, from 0, or null",
+            ),
             "samples_per_task": (is_count(self.samples_per_task), "a positive integer"),
             "repeats": (is_count(self.repeats), "a positive integer"),
             "sink": (is_count(self.sink, 0, INT32_MAX), "zero or a positive integer"),

@@ -8,32 +8,45 @@ a record's hash covers its text, so results of other texts are never taken for t
 from __future__ import annotations
 
 import sysconfig
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache
 from importlib.metadata import distributions
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from hashattn.base.checks import require, require_one_of
+from hashattn.base.hashes import sha256_text
 from hashattn.evaluation.benchmarks.base import Benchmark
-from hashattn.evaluation.benchmarks.corpus import paragraphs, require_split, split_of
+from hashattn.evaluation.benchmarks.corpus import paragraphs, split_of
 from hashattn.evaluation.benchmarks.minutes import meetings
 from hashattn.evaluation.fidelity import document, fidelity_protocol
 from hashattn.evaluation.protocol import Protocol
 from hashattn.evaluation.records import Record
 
+TRAIN, VALIDATION, EVAL = _SPLITS = ("train", "validation", "eval")
+_VALIDATION_BELOW = "20"  # in hexadecimal: an eighth of what does not belong to evaluation
+_SHELF = 64  # documents of a kind at most: minutes never end
 _TOKENS, _NEW_TOKENS = 128, 32  # read at the end of a document, then generated
 _LEAST = 2000  # characters of a licence that is worth reading
 
 
+def _owns(split: str, text: str) -> bool:
+    """Whether a piece of text belongs to a split: decided by its SHA-256 alone."""
+    if split_of(text) == EVAL:
+        return split == EVAL
+    validates = sha256_text(text)[2:4] < _VALIDATION_BELOW
+    return split == (VALIDATION if validates else TRAIN)
+
+
 def _documentation(split: str, seed: int) -> Iterator[str]:
-    return iter(paragraphs(split))
+    return (text for part in (TRAIN, EVAL) for text in paragraphs(part) if _owns(split, text))
 
 
 def _code(split: str, seed: int) -> Iterator[str]:
     """Modules of the standard library, by name: a file belongs to the split of its name."""
     for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
-        if split_of(path.name) == split:
+        if _owns(split, path.name):
             yield path.read_text(encoding="utf-8", errors="replace")
 
 
@@ -46,11 +59,11 @@ def _legal(split: str, seed: int) -> Iterator[str]:
                 path = Path(str(distribution.locate_file(file)))
                 if path.suffix in ("", ".txt", ".md", ".rst") and path.is_file():
                     texts[path.read_text(encoding="utf-8", errors="replace")] = None
-    yield from (text for text in texts if len(text) >= _LEAST and split_of(text) == split)
+    yield from (text for text in texts if len(text) >= _LEAST and _owns(split, text))
 
 
 def _minutes(language: str) -> Callable[[str, int], Iterator[str]]:
-    return lambda split, seed: meetings(language, seed + (split == "eval") * 1_000_000)
+    return lambda split, seed: meetings(language, seed + 1_000_000 * _SPLITS.index(split))
 
 
 KINDS: dict[str, Callable[[str, int], Iterator[str]]] = {
@@ -63,7 +76,7 @@ KINDS: dict[str, Callable[[str, int], Iterator[str]]] = {
 
 
 def documents(
-    tokenizer: Any, kind: str, length: int, count: int, split: str = "eval", seed: int = 0
+    tokenizer: Any, kind: str, length: int, count: int, split: str = EVAL, seed: int = 0
 ) -> list[str]:
     """`count` documents of a kind, each of at least `length` tokens and no text twice.
 
@@ -71,20 +84,26 @@ def documents(
     is long enough; a piece that is longer gives several. ValueError for an unknown kind or split,
     or a kind that has not so much text.
     """
-    require_one_of("kind", kind, KINDS)
-    pieces = _cut(KINDS[kind](require_split(split), seed), 4 * length)
-    made: list[str] = []
-    text = ""
-    for piece in pieces:
-        text = f"{text}\n{piece}" if text else piece
-        if len(tokenizer(text)["input_ids"]) >= length:
-            made.append(text)
-            text = ""
-        if len(made) == count:
-            return made
+    made = list(islice(_documents(tokenizer, kind, length, split, seed), count))
     allowed = f"at most {len(made)} for documents of {length} tokens of {kind!r} ({split})"
-    require(False, "count", count, allowed)
+    require(len(made) == count, "count", count, allowed)
     return made
+
+
+def _documents(tokenizer: Any, kind: str, length: int, split: str, seed: int) -> Iterator[str]:
+    """All documents of a kind, one after the other."""
+    require_one_of("kind", kind, KINDS)
+    require_one_of("split", split, _SPLITS)
+
+    def tokens(text: str) -> int:
+        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    text, long = "", 0  # long: tokens of its pieces, a few more than its own
+    for piece in _cut(KINDS[kind](split, seed), 4 * length):
+        text, long = (f"{text}\n{piece}" if text else piece), long + tokens(f"\n{piece}")
+        if long >= length and tokens(text) >= length:
+            yield text
+            text, long = "", 0
 
 
 def _cut(texts: Iterable[str], characters: int) -> Iterator[str]:
@@ -98,6 +117,35 @@ def _cut(texts: Iterable[str], characters: int) -> Iterator[str]:
                 part = ""
         if part.strip():
             yield part
+
+
+def sequences(
+    tokenizer: Any, kinds: Sequence[str], length: int, count: int, *, split: str, first: int = 0
+) -> list[tuple[list[int], list[int]]]:
+    """(token ids (length,), positions of queries) of documents `first` to `first + count` of a
+    split, which take the kinds in turn.
+
+    Queries are those of every 32nd position or, in the evaluation split, of every 4th of the last
+    128, so that all of them see nearly `length` tokens. Where a kind has fewer documents it begins
+    again. ValueError for a kind without a document of that length.
+    """
+    taken = []
+    for number in range(first, first + count):
+        kind = kinds[number % len(kinds)]
+        library = _library(tokenizer, kind, length, split)
+        ids = library[number // len(kinds) % len(library)]
+        rows = range(length - _TOKENS, length, 4) if split == EVAL else range(31, length, 32)
+        taken.append((ids, [row for row in rows if row >= 0]))
+    return taken
+
+
+@lru_cache(maxsize=32)
+def _library(tokenizer: Any, kind: str, length: int, split: str) -> list[list[int]]:
+    """Token ids of a kind's documents, the first `length` of each."""
+    made = islice(_documents(tokenizer, kind, length, split, 0), _SHELF)
+    library = [tokenizer(text)["input_ids"][:length] for text in made]
+    require(bool(library), "length", length, f"shorter for texts of {kind!r} ({split})")
+    return library
 
 
 def records(

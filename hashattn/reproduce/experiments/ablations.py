@@ -9,10 +9,10 @@ from functools import cache
 
 import pandas as pd
 
+from hashattn.base.checks import require_one_of
 from hashattn.base.engines import require_engine
 from hashattn.base.engines.processes import PROCESS_BYTES, Processes, processes_that_fit
 from hashattn.base.layout import LAYOUTS
-from hashattn.evaluation.benchmarks.generated import TASKS
 from hashattn.evaluation.measures.selection import selection_metrics
 from hashattn.hashing.capture import CapturedLayer, capture
 from hashattn.hashing.recipe import TrainRecipe
@@ -20,7 +20,7 @@ from hashattn.hashing.weights import HashWeights
 from hashattn.reproduce.access import load_model
 from hashattn.reproduce.bench.layer import encode_latency
 from hashattn.reproduce.bench.step import Shape
-from hashattn.reproduce.experiments.common import sequences, train_hashes
+from hashattn.reproduce.experiments.common import learnable, sequences, train_hashes
 from hashattn.reproduce.experiments.contenders import hash_selectors
 from hashattn.reproduce.profiles import Profile
 from hashattn.selectors import make_selector
@@ -162,15 +162,21 @@ def _loaded(profile: Profile) -> tuple:
     return load_model(profile)
 
 
-def transfer(profile: Profile, model, tokenizer, held_out: str, length: int) -> pd.DataFrame:
-    """Selection quality at n/32 on questions of one task kind, with and without it in training.
+def transfer(
+    profile: Profile, model, tokenizer, held_out: str | None, length: int
+) -> pd.DataFrame:  # fmt: skip
+    """Selection quality at n/32 on questions of one task or text of one kind, with and without it
+    in training. held_out None: the third of common.learnable.
 
     Both hashes train on half as many sequences as the profile says, so that only the tasks differ.
     """
     count = max(2, profile.training.sequences // 2)
-    others = tuple(task for task in TASKS if task != held_out)
+    every = learnable(profile)
+    held_out = held_out or every[2]
+    require_one_of("held_out_task", held_out, every)
+    others = tuple(task for task in every if task != held_out)
     selectors = {}
-    for name, tasks in (("all_tasks", TASKS), (f"without_{held_out}", others)):
+    for name, tasks in (("all_tasks", every), (f"without_{held_out}", others)):
         weights = train_hashes(profile, model, tokenizer, f"transfer/{name}", tasks=tasks,
                                count=count)  # fmt: skip
         selectors[f"hash {name.replace('_', ' ')}"] = make_selector("hash", weights=weights)

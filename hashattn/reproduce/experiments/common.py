@@ -13,9 +13,12 @@ import pandas as pd
 import torch
 
 from hashattn.attention.budget import Budget
+from hashattn.base.checks import require
 from hashattn.base.layout import Layout
+from hashattn.evaluation.benchmarks import texts
 from hashattn.evaluation.benchmarks.generated import QUESTIONS_PER_CONTEXT, TASKS, make_sequences
 from hashattn.evaluation.benchmarks.registry import BENCHMARKS
+from hashattn.evaluation.benchmarks.texts import EVAL, TRAIN, VALIDATION
 from hashattn.evaluation.measures.selection import selection_metrics
 from hashattn.evaluation.methods import Method
 from hashattn.evaluation.protocol import Protocol
@@ -30,7 +33,7 @@ from hashattn.reproduce.access import data_folder
 from hashattn.reproduce.bench.cpu import budget as bench_budget
 from hashattn.reproduce.bench.layer import layer_latency
 from hashattn.reproduce.notebooks.claims import Claims
-from hashattn.reproduce.profiles import Profile
+from hashattn.reproduce.profiles import Profile, ProfileError
 from hashattn.reproduce.published.table import cite
 from hashattn.selectors import UsualContext, usual_selector
 from hashattn.selectors.base import Selector
@@ -45,46 +48,64 @@ VARIANTS: dict[str, dict] = {
 }
 _VALIDATION_SHARE = 6  # one validation sequence for every six that train
 _MIXTURE = (1, 2, 4, 1)  # divisors of the profile's length, for training sequences in turn
+_VALIDATION_SEED = 1000  # of generated sequences, whose split knows no validation
 _CALIBRATION = 2  # training sequences that calibrate baselines
 SHORTEST = 512  # tokens of a generated training sequence
 # methods left out at the longest context and in RULER, where each adds its full cost
 _FRONTIER_ALONE = ("random", "oracle_top_p", "streaming_llm", "h2o", "snapkv", "infllm", "socket",
                   "hata", "magicpig", "rerank", "sparq", "loki", "pqcache")  # fmt: skip
-_DATA_NOTE = (
-    "generated long-context tasks in Python documentation (evaluation.benchmarks.generated), "
-    "training split only; disjoint by construction from every evaluation context"
-)
 
 
 def sequences(
     profile: Profile, tokenizer, count: int, *, length: int, split: str = "train", seed: int = 0,
-    tasks: tuple[str, ...] = TASKS, questions: int = 8,
+    tasks: tuple[str, ...] | None = None, questions: int = 8,
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:  # fmt: skip
-    """(token ids (length,), query positions (rows,)) of `count` generated sequences, int64."""
-    generated = make_sequences(
-        tokenizer, length, count, seed=profile.seed + seed, split=split, tasks=tasks,
-        questions_per_task=questions,
-    )  # fmt: skip
-    return [(torch.tensor(ids), torch.tensor(rows)) for ids, rows in generated]
+    """(token ids (length,), query positions (rows,)), int64, of `count` sequences of a split
+    ("train", "validation" or "eval"): documents of the profile's kinds of text, from number `seed`
+    on, or generated tasks without any. tasks: these kinds or tasks instead of all."""
+    seed += profile.seed
+    if kinds := text_kinds(profile, split):
+        made = texts.sequences(tokenizer, tasks or kinds, length, count, split=split, first=seed)
+    else:
+        validates = split == VALIDATION
+        made = make_sequences(
+            tokenizer, length, count, split=TRAIN if validates else split,
+            seed=seed + validates * _VALIDATION_SEED, tasks=tasks or TASKS,
+            questions_per_task=questions,
+        )  # fmt: skip
+    return [(torch.tensor(ids), torch.tensor(rows)) for ids, rows in made]
+
+
+def text_kinds(profile: Profile, split: str) -> tuple[str, ...]:
+    """The kinds of text that a split's sequences take in turn; none where tasks are generated."""
+    if split == EVAL and profile.benchmark == "texts":
+        return profile.tasks
+    return profile.training.texts
+
+
+def learnable(profile: Profile) -> tuple[str, ...]:
+    """Everything that hashes of this profile may learn from: kinds of text, or generated tasks."""
+    return tuple(texts.KINDS) if profile.training.texts else TASKS
 
 
 def training_sequences(
-    profile: Profile, tokenizer, count: int, seed: int = 0, tasks: tuple[str, ...] = TASKS
-) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    profile: Profile, tokenizer, count: int, split: str = TRAIN,
+    tasks: tuple[str, ...] | None = None,
+) -> list[tuple[torch.Tensor, torch.Tensor]]:  # fmt: skip
     """`count` training sequences, each (token ids (n,), rows to learn from (r,)), int64: of the
     profile's length over _MIXTURE's divisors in turn, since a budget of n/32 is a different task at
     every n. Longest first."""
     mixed = []
     for divisor, part in sorted(Counter(islice(cycle(_MIXTURE), count)).items()):
         length = max(SHORTEST, profile.training.length // divisor)
-        mixed += sequences(profile, tokenizer, part, length=length, seed=seed + divisor,
+        mixed += sequences(profile, tokenizer, part, length=length, split=split, seed=divisor,
                            tasks=tasks)  # fmt: skip
     return mixed
 
 
 def train_hashes(
     profile: Profile, model, tokenizer, name: str, recipe: TrainRecipe | None = None, *,
-    tasks: tuple[str, ...] = TASKS, layout: Layout | None = None, bits: int | None = None,
+    tasks: tuple[str, ...] | None = None, layout: Layout | None = None, bits: int | None = None,
     depth: int | None = None, hidden: int | None = None, layers: Iterable[int] | None = None,
     count: int | None = None, progress: bool = True, shared_captures: str | None = None,
 ) -> HashWeights:  # fmt: skip
@@ -106,13 +127,22 @@ def train_hashes(
         model,
         training_sequences(profile, tokenizer, count, tasks=tasks),
         recipe,
-        validation=training_sequences(profile, tokenizer, held_out, seed=1000, tasks=tasks),
+        validation=training_sequences(profile, tokenizer, held_out, VALIDATION, tasks),
         out_dir=folder / name,
         capture_dir=folder / shared_captures if shared_captures else None,
         layout=layout or training.layout, bits=bits or training.bits,
         depth=depth or training.depth, hidden=hidden or training.hidden, layers=layers,
-        seed=profile.seed, data_note=_DATA_NOTE, benchmarks={}, progress=progress,
+        seed=profile.seed, data_note=_data_note(profile, tasks), benchmarks={}, progress=progress,
     )  # fmt: skip
+
+
+def _data_note(profile: Profile, tasks: tuple[str, ...] | None) -> str:
+    """What the sequences are, for the card."""
+    what = "generated long-context tasks in Python documentation (evaluation.benchmarks.generated)"
+    if profile.training.texts:
+        kinds = ", ".join(tasks or profile.training.texts)
+        what = f"text without tasks (evaluation.benchmarks.texts): {kinds}"
+    return f"{what}, training split only; disjoint by construction from every evaluation context"
 
 
 def shipped_or_trained(profile: Profile, model, tokenizer) -> HashWeights:
@@ -129,7 +159,28 @@ def hash_weights(profile: Profile, model, tokenizer, variant: str) -> HashWeight
     folder = shipped_variant(profile, variant)
     if folder is not None:
         return HashWeights.load(folder, model)
-    return train_hashes(profile, model, tokenizer, f"variants/{variant}", **VARIANTS[variant])
+    settings = _variant_settings(profile, variant)
+    return train_hashes(profile, model, tokenizer, f"variants/{variant}", **settings)
+
+
+def _variant_settings(profile: Profile, variant: str) -> dict:
+    """Arguments of train_hashes; the paper's code, several times as large, for measured layers."""
+    layers = {"layers": profile.layers} if variant == "official" and profile.layers else {}
+    return VARIANTS[variant] | layers
+
+
+def shipped(profile: Profile) -> dict[str, tuple[Path, dict]]:
+    """What is shipped with the profile's model, "default" and names of VARIANTS: the folder, and
+    the arguments of train_hashes. ProfileError for a profile that ships no weights."""
+    default = profile.hash_weights_path
+    require(default is not None, "hash_weights", None, "the folder to ship in", ProfileError)
+    variants = {
+        name: (default.parent / "hash_variants" / name, _variant_settings(profile, name))
+        for name, settings in VARIANTS.items()
+        if settings.get("bits") in (None, *profile.memory) or shipped_variant(profile, name)
+    }
+    own = f"{profile.training.bits}_bits"
+    return {"default": (default, {})} | {n: run for n, run in variants.items() if n != own}
 
 
 def shipped_variant(profile: Profile, variant: str) -> Path | None:
@@ -141,21 +192,24 @@ def shipped_variant(profile: Profile, variant: str) -> Path | None:
 
 
 def captured(
-    profile: Profile, model, tokenizer, length: int, count: int = 1, *, split: str = "eval",
-    seed: int = 0, values: bool = False,
+    profile: Profile, model, tokenizer, length: int, count: int = 1, *, split: str = EVAL,
+    seed: int = 0, values: bool = False, every_layer: bool = False,
 ) -> list[CapturedLayer]:  # fmt: skip
-    """Queries, keys and, if asked for, values of all layers of `count` sequences of a split."""
+    """Queries, keys and, if asked for, values of `count` sequences of a split: of the layers that
+    the profile measures, or of every layer."""
     tokens = sequences(profile, tokenizer, count, length=length, split=split, seed=seed,
                        questions=QUESTIONS_PER_CONTEXT)  # fmt: skip
+    layers = None if every_layer else profile.layers
     return [layer for ids, rows in tokens
-            for layer in capture(model, ids, rows=rows, values=values).values()]  # fmt: skip
+            for layer in capture(model, ids, rows=rows, values=values,
+                                 layers=layers).values()]  # fmt: skip
 
 
 def calibration(profile: Profile, model, tokenizer) -> list[CapturedLayer]:
     """What calibrated baselines and budgets learn from: training sequences, as for the hashes."""
     return captured(
-        profile, model, tokenizer, profile.training.length, _CALIBRATION, split="train", seed=2000,
-        values=True,
+        profile, model, tokenizer, profile.training.length, _CALIBRATION, split=TRAIN, seed=2000,
+        values=True, every_layer=True,
     )  # fmt: skip
 
 

@@ -94,8 +94,11 @@ def other_methods(profile: Profile, calibrated: list[CapturedLayer]) -> dict[str
     its best layout at equal memory; Quest and PQCache also at their authors' settings. The
     profile's methods without sizes (_SIZED) come in their usual setting.
 
-    Calibrated and trained on `calibrated`, sequences like those that train the hashes.
+    Calibrated and trained on `calibrated`, sequences like those that train the hashes, for the
+    layers that the profile measures.
     """
+    measured = profile.layers or {layer.layer for layer in calibrated}
+    calibrated = [layer for layer in calibrated if layer.layer in measured]
     dim = calibrated[0].keys.shape[-1]
     seed, selectors = profile.seed, {"pqcache official": make_selector("pqcache")}
     steps = profile.training.at_most(_HATA_STEPS)
