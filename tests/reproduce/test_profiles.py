@@ -119,7 +119,7 @@ def test_an_unknown_profile_names_the_known_ones():
         ({"hash_weights": ["x"]}, r"hash_weights = \['x'\]: must be a folder or null"),
         ({"lengths": [2**40]}, "lengths = .* must be positive integers"),
         ({"sink": 2**70}, "sink = .* must be zero or"),
-        ({"frontier_length": 1024}, "frontier_length = 1024: must be one of lengths, 2048, 4096"),
+        ({"frontier_length": 1024}, "frontier_length = 1024: must be one of lengths, 1536, 2048"),
         ({"longest_length": True}, "longest_length = True: must be one of lengths"),
         *(
             ({"name": name}, "name = .* must be a name for a folder")
@@ -173,7 +173,7 @@ def test_a_key_given_twice_is_refused_at_any_depth(tmp_path, where):
 
 def test_lengths_of_the_comparisons_are_named_and_follow_lengths():
     tiny, full = load_profile("tiny"), load_profile("embedded-full")
-    assert (tiny.frontier_length, tiny.longest_length) == (2048, 4096)
+    assert (tiny.frontier_length, tiny.longest_length) == (1536, 2048)
     assert (full.frontier_length, full.longest_length) == (4096, 8192)
     one = dataclasses.replace(full, lengths=(1024,))
     assert (one.frontier_length, one.longest_length) == (1024, 1024)

@@ -229,9 +229,10 @@ def test_a_limit_of_prompts_goes_before_the_length(monkeypatch, tmp_path, name):
 
 
 def test_training_sequences_mix_lengths_of_the_training_split(profile, loaded):
+    longest = 2048
+    profile = replace(profile, training=replace(profile.training, length=longest))
     found = experiments.training_sequences(profile, loaded[1], 4)
     lengths = [len(ids) for ids, _ in found]
-    longest = profile.training.length
     wanted = [longest, longest, longest // 2, longest // 4]
     assert all(0.7 * w < n <= w for w, n in zip(wanted, lengths, strict=True))
 

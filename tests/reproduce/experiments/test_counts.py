@@ -82,15 +82,22 @@ def test_records_of_whole_contexts_are_those_of_before(tiny, tokenizer, length, 
     ],
 )
 def test_sequences_of_whole_mixtures_are_those_of_before(tiny, tokenizer, count, seed, before):
-    made = experiments.training_sequences(tiny, tokenizer, count, seed=seed)
+    made = experiments.training_sequences(short(tiny, 2048), tokenizer, count, seed=seed)
     assert digest([(ids.tolist(), rows.tolist()) for ids, rows in made]) == before
 
 
 @pytest.mark.parametrize(
-    ("name", "train", "held_out"),
-    [("tiny", 4, 3), ("embedded", 32, 4), ("embedded-full", 96, 16), ("llama-3.1-8b", 256, 40)],
+    ("name", "train", "held_out", "lengths"),
+    [
+        ("tiny", 4, 3, 2),  # a quarter of its length would be too short
+        ("embedded", 32, 4, 3),
+        ("embedded-full", 96, 16, 3),
+        ("llama-3.1-8b", 256, 40, 3),
+    ],
 )
-def test_hashes_are_validated_on_every_length(monkeypatch, tokenizer, name, train, held_out):
+def test_hashes_are_validated_on_every_length(
+    monkeypatch, tokenizer, name, train, held_out, lengths
+):
     """As before where the embedded model's profiles train; of 256, 40 are held out, 41 before."""
     asked = []
 
@@ -102,7 +109,7 @@ def test_hashes_are_validated_on_every_length(monkeypatch, tokenizer, name, trai
     experiments.train_hashes(load_profile(name), None, tokenizer, "x")
     ((sequences, validation),) = asked
     assert (len(sequences), len(validation)) == (train, held_out)
-    assert len(set(validation)) == 3
+    assert len(set(validation)) == lengths
 
 
 @pytest.mark.parametrize(("samples", "far"), [(1, 1), (2, 1), (5, 1), (6, 2), (16, 4), (50, 16)])

@@ -29,7 +29,7 @@ from hashattn.selectors import make_selector
 
 @pytest.fixture(scope="module")
 def profile():
-    return replace(load_profile("tiny"), memory=(32, 128))
+    return replace(load_profile("tiny"), memory=(32, 128), lengths=(2048, 4096))
 
 
 @pytest.fixture(scope="module")
