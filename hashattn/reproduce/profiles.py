@@ -127,13 +127,15 @@ class HashTraining:
 class RulerRuns:
     """How much of RULER a profile runs: `samples` of each task at each length (tokens, the answer
     included). style: the wording, a key of evaluation.benchmarks.ruler.STYLES; "facts" for a model
-    that knows only the patterns of the generated tasks, as the embedded one. Raises ProfileError.
+    that knows only the patterns of the generated tasks, as the embedded one. chat: ask through the
+    tokenizer's chat template. Raises ProfileError.
     """
 
     tasks: tuple[str, ...] = tuple(RULER_TASKS)
     lengths: tuple[int, ...] = (4096,)
     samples: int = 5
     style: str = "plain"
+    chat: bool = False
 
     def __post_init__(self) -> None:
         _as_tuples(self, "tasks", "lengths")
@@ -148,6 +150,7 @@ class RulerRuns:
             ),
             "samples": (is_count(self.samples), "a positive integer"),
             "style": (self.style in tuple(STYLES), " or ".join(STYLES)),
+            "chat": (type(self.chat) is bool, "true or false"),
         }
         _check(self, rules)
 
@@ -169,7 +172,9 @@ class Profile:
     LongBench's longest prompt, None for the length at hand; chat: whether LongBench's prompts use
     the chat template, false for base models; memory: nominal bits per token and KV head at which
     methods are compared, on `sequences` held-out sequences per length; layers: those of which
-    recall and output errors are measured, None for all; ruler: the part of RULER
+    recall and output errors are measured, None for all; texts: kinds of held-out text
+    (evaluation.benchmarks.texts) that fidelity reads and, where text trains the hashes, recall and
+    output errors too, `documents` of each; ruler: the part of RULER
     that runs; contexts: cached tokens of the latency figures; repeats: timings per latency point.
     placement: how many GPUs hold the model: "single", one `device`; "device_map", layer by layer
     over all GPUs of this machine, then its memory; "tensor_parallel", each layer split over the
@@ -192,6 +197,8 @@ class Profile:
     memory: tuple[int, ...] = (32, 128)
     sequences: int = 2
     layers: tuple[int, ...] | None = None
+    texts: tuple[str, ...] = ("documentation",)
+    documents: int = 2
     training: HashTraining = HashTraining()
     ruler: RulerRuns = RulerRuns()
     benchmark: str | None = None
@@ -208,7 +215,7 @@ class Profile:
     placement: str = "single"
 
     def __post_init__(self) -> None:
-        _as_tuples(self, "tasks", "lengths", "densities", "contexts", "methods", "memory")
+        _as_tuples(self, "tasks", "lengths", "densities", "contexts", "methods", "memory", "texts")
         if self.layers is not None:
             _as_tuples(self, "layers")
         rules = {"name": (is_file_name(self.name), _NAMING)}
@@ -267,6 +274,8 @@ class Profile:
                 "numbers of layers, from 0, or null",
             ),
             "samples_per_task": (is_count(self.samples_per_task), "a positive integer"),
+            "texts": (_are_some_of(self.texts, tuple(KINDS)), f"some of {', '.join(KINDS)}"),
+            "documents": (is_count(self.documents), "a positive integer"),
             "repeats": (is_count(self.repeats), "a positive integer"),
             "sink": (is_count(self.sink, 0, INT32_MAX), "zero or a positive integer"),
             "local": (is_count(self.local, 1, INT32_MAX), "a positive integer"),

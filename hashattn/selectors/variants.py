@@ -15,6 +15,9 @@ class HashVariant(NamedTuple):
 
 
 HASH_VARIANTS = {
+    "hash_64": HashVariant(
+        "hash 64 bits", MethodStyle("#00579c", (8, 0, 0), "HashAttention, 64 bits")
+    ),
     "hash_128": HashVariant(
         "hash 128 bits", MethodStyle("#003f7f", (7, 0, 0), "HashAttention, 128 bits")
     ),

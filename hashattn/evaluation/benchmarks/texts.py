@@ -1,7 +1,8 @@
 """Documents of several kinds, scored by fidelity: how sparse attention reads what nobody labelled.
 
-Nothing is downloaded: documentation is the corpus in data/, code and licences are what this Python
-and its packages bring along, minutes are generated. Code and licences depend on what is installed;
+Nothing is downloaded: documentation is the corpus in data/ and descriptions of packages, code and
+licences are what this Python and its packages bring along, minutes are generated. All but the
+corpus and minutes depend on what is installed;
 a record's hash covers its text, so results of other texts are never taken for these.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
-from importlib.metadata import distributions
+from importlib.metadata import Distribution, distributions
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -26,21 +27,28 @@ from hashattn.evaluation.records import Record
 
 TRAIN, VALIDATION, EVAL = _SPLITS = ("train", "validation", "eval")
 _VALIDATION_BELOW = "20"  # in hexadecimal: an eighth of what does not belong to evaluation
-_SHELF = 64  # documents of a kind at most: minutes never end
+_SHELF = 32  # documents of a kind at most: minutes never end
 _TOKENS, _NEW_TOKENS = 128, 32  # read at the end of a document, then generated
-_LEAST = 2000  # characters of a licence that is worth reading
+_LEAST = 2000  # characters of a licence or a description that is worth reading
 
 
-def _owns(split: str, text: str) -> bool:
-    """Whether a piece of text belongs to a split: decided by its SHA-256 alone."""
-    if split_of(text) == EVAL:
+def _owns(split: str, text: str, even: bool = False) -> bool:
+    """Whether a piece of text belongs to a split: decided by its SHA-256 alone. even: evaluation
+    gets half of what there is, not a fifth."""
+    if split_of(text) == EVAL or (even and sha256_text(text)[:1] < "8"):
         return split == EVAL
     validates = sha256_text(text)[2:4] < _VALIDATION_BELOW
     return split == (VALIDATION if validates else TRAIN)
 
 
 def _documentation(split: str, seed: int) -> Iterator[str]:
-    return (text for part in (TRAIN, EVAL) for text in paragraphs(part) if _owns(split, text))
+    """The corpus in data/ and, for evaluation, what installed packages say of themselves."""
+    yield from (text for part in (TRAIN, EVAL) for text in paragraphs(part) if _owns(split, text))
+    if split == EVAL:
+        for distribution in _distributions():
+            description = distribution.metadata.get_payload()
+            if len(description) >= _LEAST:
+                yield description
 
 
 def _code(split: str, seed: int) -> Iterator[str]:
@@ -53,13 +61,17 @@ def _code(split: str, seed: int) -> Iterator[str]:
 def _legal(split: str, seed: int) -> Iterator[str]:
     """Licences of installed packages, each text once."""
     texts: dict[str, None] = {}
-    for distribution in sorted(distributions(), key=lambda each: each.name or ""):
+    for distribution in _distributions():
         for file in distribution.files or ():
             if any(word in file.name.upper() for word in ("LICEN", "COPYING", "NOTICE")):
                 path = Path(str(distribution.locate_file(file)))
                 if path.suffix in ("", ".txt", ".md", ".rst") and path.is_file():
                     texts[path.read_text(encoding="utf-8", errors="replace")] = None
-    yield from (text for text in texts if len(text) >= _LEAST and _owns(split, text))
+    yield from (text for text in texts if len(text) >= _LEAST and _owns(split, text, even=True))
+
+
+def _distributions() -> list[Distribution]:
+    return sorted(distributions(), key=lambda each: each.name or "")
 
 
 def _minutes(language: str) -> Callable[[str, int], Iterator[str]]:

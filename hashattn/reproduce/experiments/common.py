@@ -78,8 +78,8 @@ def sequences(
 
 def text_kinds(profile: Profile, split: str) -> tuple[str, ...]:
     """The kinds of text that a split's sequences take in turn; none where tasks are generated."""
-    if split == EVAL and profile.benchmark == "texts":
-        return profile.tasks
+    if split == EVAL and profile.training.texts:
+        return profile.texts
     return profile.training.texts
 
 
@@ -267,6 +267,20 @@ def quality(
     )  # fmt: skip
 
 
+def fidelity(
+    profile: Profile, model, tokenizer, methods: Iterable[Method], length: int,
+    progress: bool = True,
+) -> pd.DataFrame:  # fmt: skip
+    """evaluate() by fidelity (evaluation.fidelity) on the profile's kinds of held-out text, setup
+    B; results resume in <results>/records."""
+    reading = replace(profile, benchmark="texts", tasks=profile.texts, data=None, prompt_limit=None)
+    return evaluate(
+        model, tokenizer, records(reading, tokenizer, length, profile.documents), list(methods),
+        protocol(reading, length), profile.results / "records" / f"texts_{length}.jsonl",
+        setups=("B",), progress=progress,
+    )  # fmt: skip
+
+
 def ruler(
     profile: Profile, model, tokenizer, methods: Iterable[Method], progress: bool = True
 ) -> pd.DataFrame:  # fmt: skip
@@ -371,3 +385,13 @@ def quality_claims(
             worst = (ours - scores.loc[method]).dropna().min()
             claims.goal(f"HashAttention minus {method}, worst of the densities (points)",
                         float(worst), low=0, paper=paper, unjudged=unjudged)  # fmt: skip
+
+
+def fidelity_claims(claims: Claims, faithful: pd.DataFrame) -> None:
+    """What notebook 03 claims about fidelity_table: 64-bit codes beside exact top-k at 16x."""
+    if {("hash_64", "16x"), ("oracle", "16x")} <= set(faithful.index):
+        ours, bound = faithful.loc[("hash_64", "16x")], faithful.loc[("oracle", "16x")]
+        claims.goal("64 bits at 16x: KL to dense over exact top-k's (ratio)",
+                    ours["kl"] / bound["kl"], high=2.0)  # fmt: skip
+        claims.goal("64 bits at 16x: same next token, minus exact top-k (points)",
+                    ours["agreement"] - bound["agreement"], low=-1.5)  # fmt: skip

@@ -73,14 +73,16 @@ def samples(profile: Profile, tokenizer, length: int, task: str | None = None) -
     with enough records, else generated records of _USUAL_TASK.
 
     Generated training records are half as long and from the training split, which shares no fact
-    line or paragraph with the scored one. A profile's own data is split as the paper does, or at
-    the same 1 to 7 where a task has fewer than 200 records; scored records whose context is also
-    trained on are left out.
+    line or paragraph with the scored one; RULER's too are half as long, and draw other needles. A
+    profile's own data is split as the paper does, or at the same 1 to 7 where a task has fewer than
+    200 records; scored records whose context is also trained on are left out.
     ValueError for a `task` that is not the profile's, or that has too few records to split.
     """
     if task is not None:
         require_one_of("task", task, profile.tasks)
     usual = sorted(profile.tasks, key=lambda name: name != _USUAL_TASK)
+    if profile.benchmark == "ruler":
+        return _drawn(profile, tokenizer, task or usual[0], length)
     if data_folder(profile) is None:
         return _generated(profile, tokenizer, task or usual[0], length)
     for name in [task] if task else usual:
@@ -118,6 +120,20 @@ def _split(profile: Profile, tokenizer, task: str, length: int) -> Samples:
         task, experiments.protocol(profile, length), split.train,
         tuple(scored[: profile.samples_per_task]), _spread(others),
     )  # fmt: skip
+
+
+def _drawn(profile: Profile, tokenizer, task: str, length: int) -> Samples:
+    """Samples of a RULER task: those that train are drawn by a seed of their own."""
+    own = replace(profile, tasks=(task,))
+    rest = tuple(other for other in profile.tasks if other != task)
+    train = experiments.records(
+        replace(own, seed=profile.seed + SCORED_SEED), tokenizer, length // _SHORTER,
+        min(TRAINED, 4 * profile.training.sequences),
+    )  # fmt: skip
+    scored = experiments.records(own, tokenizer, length)
+    others = experiments.records(replace(profile, tasks=rest), tokenizer, length) if rest else []
+    protocol = experiments.protocol(profile, length)
+    return Samples(task, protocol, tuple(train), tuple(scored), _spread(others))
 
 
 def _generated(profile: Profile, tokenizer, task: str, length: int) -> Samples:

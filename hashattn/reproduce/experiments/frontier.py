@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from hashattn.evaluation.benchmarks.texts import EVAL
 from hashattn.evaluation.measures.allocation import allocate
 from hashattn.evaluation.measures.selection import selection_metrics
 from hashattn.evaluation.statistics import ABOVE, BELOW, SAME, Difference, paired_bootstrap
@@ -19,7 +21,7 @@ from hashattn.evaluation.tables import (
 )
 from hashattn.hashing.capture import CapturedLayer
 from hashattn.reproduce import plots
-from hashattn.reproduce.experiments.common import captured
+from hashattn.reproduce.experiments.common import captured, text_kinds
 from hashattn.reproduce.experiments.contenders import SLACK
 from hashattn.reproduce.profiles import Profile
 from hashattn.selectors.base import Selector
@@ -39,9 +41,9 @@ def frontier(
     densities: Iterable[float], shares: tuple[tuple[float, ...], ...] | None = None,
 ) -> pd.DataFrame:  # fmt: skip
     """selection_metrics by KV head, with output error, of profile.sequences held-out sequences of
-    every length, at densities that count sink and local tokens; also columns sequence, context and
-    budget (the density asked for). shares: as in Budget."""
-    rows = []
+    every length, at densities that count sink and local tokens; also columns sequence, context,
+    budget (the density asked for) and text (its kind). shares: as in Budget."""
+    rows, kinds = [], text_kinds(profile, EVAL) or ("generated tasks",)
     for length in lengths:
         for sequence in range(profile.sequences):
             seed = _FAMILY_SEED + sequence
@@ -52,7 +54,13 @@ def frontier(
             metrics = selection_metrics(layers, selectors, budgets, profile.sink, profile.local,
                                         by_head=True, shares=shares)  # fmt: skip
             rows += [
-                row | {"sequence": sequence, "context": length, "budget": density}
+                row
+                | {
+                    "sequence": sequence,
+                    "context": length,
+                    "budget": density,
+                    "text": kinds[(profile.seed + seed) % len(kinds)],
+                }
                 for density, tokens in heavy.items()
                 for row in metrics
                 if row["heavy"] == tokens
@@ -73,6 +81,12 @@ def summary(rows: pd.DataFrame, measure: str = "output_error") -> pd.DataFrame:
     table = rows.groupby(["method", "bits", "budget"], sort=False)[measure].mean().unstack()
     table = table[sorted(table, reverse=True)]
     return table.rename(columns=label)
+
+
+def by_text(rows: pd.DataFrame, budget: float) -> pd.DataFrame:
+    """Mean output error at one budget, methods by kinds of text."""
+    part = rows[rows["budget"] == budget]
+    return part.groupby(["method", "text"], sort=False)["output_error"].mean().unstack()
 
 
 def label(density: float) -> str:
@@ -242,6 +256,21 @@ def head_map(axis: Axes, table: pd.DataFrame) -> None:
 
     seaborn.heatmap(table, annot=True, fmt=".3f", cmap="viridis", cbar=False, ax=axis)
     axis.set(xlabel="KV head", ylabel="layer")
+
+
+def divergence_lines(axis: Axes, table: pd.DataFrame) -> None:
+    """KL divergence from dense over sparsity, with its interval, of fidelity_table's methods."""
+    sparse = table[table["density"] < 1].reset_index()
+    sparse["sparsity"] = 1 / sparse["density"]
+    plots.method_lines(axis, sparse, "sparsity", "kl")
+    for method, part in sparse.groupby("method"):
+        axis.fill_between(
+            part["sparsity"], part["kl_low"], part["kl_high"], alpha=0.12, linewidth=0,
+            color=plots.method_style(method).color,
+        )  # fmt: skip
+    ticks = sorted({2 ** round(math.log2(x)) for x in sparse["sparsity"]})
+    plots.log_axis(axis, ticks, [f"{x}x" for x in ticks])
+    axis.set(xlabel="tokens cached / tokens read", ylabel="KL(dense || sparse), nats", yscale="log")
 
 
 def error_lines(axis: Axes, table: pd.DataFrame, names: Iterable[str]) -> None:

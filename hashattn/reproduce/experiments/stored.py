@@ -21,8 +21,8 @@ _PACKAGES = ("torch", "transformers", "numba")
 
 
 def stored_table(name: str, index: list[str], profile: str = PRETRAINED) -> pd.DataFrame:
-    """Table <name>.csv of a profile, by the columns `index`; attrs["source"] says in a sentence where
-    it was computed. FileNotFoundError if neither a run nor a record has it."""
+    """Table <name>.csv of a profile, by the columns `index`; attrs["source"] says where it was
+    computed. FileNotFoundError if neither a run nor a record has it."""
     ran, kept = results_root() / profile, reference_folder(profile)
     folder = ran / "tables" if (ran / "tables" / f"{name}.csv").is_file() else kept
     table = pd.read_csv(folder / f"{name}.csv").set_index(index)

@@ -197,11 +197,12 @@ def profile_records(
     profile: Any, tokenizer: Any, length: int, samples: int | None = None,
     tasks: Iterable[str] = tuple(TASKS), **options: Any,
 ) -> list[Record]:  # fmt: skip
-    """`samples` records (by default samples_per_task) of each task, by the profile's seed and RULER
-    style. options: further arguments of ruler_records.
+    """`samples` records (by default samples_per_task) of each task, by the profile's seed, RULER
+    style and chat. options: further arguments of ruler_records.
     """
     number = profile.samples_per_task if samples is None else samples
-    options = {"seed": profile.seed, "style": profile.ruler.style} | options
+    asked = profile.ruler
+    options = {"seed": profile.seed, "style": asked.style, "chat": asked.chat} | options
     return list(ruler_records(tokenizer, tasks, length, number, **options))
 
 
