@@ -22,6 +22,7 @@ from hashattn.reproduce.pretrained import PREFIX, PretrainedError, pretrained
 from hashattn.reproduce.profiles import Profile
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
+_OF_PATHS = (".", "/", "data/")  # what a hub id does not begin with
 _WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
 
 
@@ -55,7 +56,8 @@ def model_folder(profile: Profile) -> Path:
     A path is relative to the repository; a GGUF file's folder is dequantised on first use
     (hashattn.models.gguf), as is that of "pretrained:<name>" (hashattn.reproduce.pretrained). For a
     hub id: HASHATTN_MODEL_DIR (the model's folder, or one that holds it under its name), else the
-    hub's local cache. Raises AccessError saying what is missing and how to get it.
+    hub's local cache. A folder without safetensors may hold a GGUF file; of several, `model` names
+    one: "org/name/file.gguf". Raises AccessError saying what is missing and how to get it.
     """
     if profile.model.startswith(PREFIX):
         try:
@@ -63,8 +65,10 @@ def model_folder(profile: Profile) -> Path:
         except PretrainedError as problem:
             raise AccessError(f"profile {profile.name}: {problem}") from problem
     path = repository() / profile.model
-    if is_gguf(path):
+    if is_gguf(path) and not _is_file_of_hub(profile.model):
         return model_from_gguf(path)
+    if path.is_dir() and (file := _only_gguf(path)):
+        return model_from_gguf(file)
     if path.is_dir() or not is_hub_id(profile.model):
         missing = missing_model_files(path)
         if missing:
@@ -76,6 +80,13 @@ def model_folder(profile: Profile) -> Path:
     folder = _named_folder(profile.model) or _cached_folder(profile.model)
     if folder is None:
         raise AccessError(_how_to_get_model(profile, "is not on this machine"))
+    if _is_file_of_hub(profile.model):
+        file = folder / Path(profile.model).name
+        if not file.is_file():
+            raise AccessError(_how_to_get_model(profile, f"{folder} has no {file.name}"))
+        return model_from_gguf(file)
+    if file := _only_gguf(folder):
+        return model_from_gguf(file)
     missing = missing_model_files(folder)
     if missing:
         raise AccessError(_how_to_get_model(profile, f"{folder} lacks {', '.join(missing)}"))
@@ -202,8 +213,32 @@ def _placement_options(profile: Profile, folder: Path) -> dict[str, Any]:
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a profile's model or data is a hub id ("org/name"), not a folder."""
-    return name.count("/") == 1 and not name.startswith((".", "/", "data/"))
+    """Whether a profile's model or data is a hub id ("org/name", or a GGUF file of one), not a
+    folder."""
+    return _is_file_of_hub(name) or (name.count("/") == 1 and not name.startswith(_OF_PATHS))
+
+
+def _is_file_of_hub(name: str) -> bool:
+    """Whether a model is "org/name/file.gguf" and no file here."""
+    named = is_gguf(name) and name.count("/") == 2 and not name.startswith(_OF_PATHS)
+    return named and not (repository() / name).is_file()
+
+
+def _hub_id(model: str) -> str:
+    """ "org/name" of a hub id or a file of one."""
+    return "/".join(model.split("/")[:2])
+
+
+def _only_gguf(folder: Path) -> Path | None:
+    """The GGUF file of a folder without safetensors; None without any. AccessError for several."""
+    if any((folder / name).is_file() for name in _WEIGHT_FILES):
+        return None
+    files = sorted(file for file in folder.iterdir() if is_gguf(file))
+    if len(files) > 1:
+        names = ", ".join(file.name for file in files)
+        raise AccessError(f"{folder} holds several models: name one in the profile, as "
+                          f"`model: <folder or org/name>/<file>`: {names}")  # fmt: skip
+    return files[0] if files else None
 
 
 def _named_folder(model: str) -> Path | None:
@@ -221,7 +256,7 @@ def _cached_folder(model: str) -> Path | None:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(model, local_files_only=True))
+        return Path(snapshot_download(_hub_id(model), local_files_only=True))
     except LocalEntryNotFoundError:
         return None
 
@@ -234,9 +269,10 @@ def _how_to_restore(folder: Path) -> str:
 
 def _how_to_get_model(profile: Profile, problem: str) -> str:
     name = profile.model.split("/")[1]
+    wanted = " ".join([_hub_id(profile.model), *profile.model.split("/")[2:]])
     return (
         f"profile {profile.name} runs {profile.model}: {problem}.\n"
-        f"  download:  hf download {profile.model}   (accept the model's licence on its page and "
+        f"  download:  hf download {wanted}   (accept the model's licence on its page and "
         "run `hf auth login` first if it asks for one)\n"
         f"  or, if you have a copy:  export HASHATTN_MODEL_DIR=<folder>   (the model's folder, "
         f"or one that holds it as {name}/)"

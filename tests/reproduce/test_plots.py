@@ -55,6 +55,7 @@ def test_colours_stay_what_readers_know():
         "dense": ("#000000", "s"),
         "oracle": ("#7f7f7f", "*"),
         "hash": ("#0072b2", "o"),
+        "hash_64": ("#00579c", (8, 0, 0)),
         "hash_128": ("#003f7f", (7, 0, 0)),
         "hash_official": ("#7fb8d9", (5, 1, 180)),
         "double_sparsity": ("#d55e00", "^"),

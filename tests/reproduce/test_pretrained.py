@@ -9,7 +9,7 @@ import torch
 
 from gguf_files import write_gguf
 from hashattn.base.hashes import sha256_file
-from hashattn.models.gguf import GGUFError
+from hashattn.models.gguf import GGUFError, model_from_gguf
 from hashattn.reproduce import pretrained as module
 from hashattn.reproduce.access import AccessError, load_model, model_folder
 from hashattn.reproduce.pretrained import Pretrained, PretrainedError, fetch, pretrained
@@ -120,6 +120,34 @@ def test_a_profile_names_a_pinned_model_or_a_file(pinned, tmp_path, monkeypatch)
     assert model_folder(profile) == model_folder(file)
     model, tokenizer = load_model(file)
     assert model.dtype == torch.float32 and tokenizer.vocab_size >= 259
+
+
+def test_a_folder_or_a_hub_id_may_hold_gguf_files(tmp_path, monkeypatch):
+    monkeypatch.setenv("HASHATTN_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "models" / "small"
+    folder.mkdir(parents=True)
+    one = write_gguf(folder / "one.gguf")
+    profile = replace(load_profile("tiny"), model=str(folder), hash_weights=None)
+    made = model_from_gguf(one)
+    assert model_folder(profile) == made
+    monkeypatch.setenv("HASHATTN_MODEL_DIR", str(tmp_path / "models"))
+    assert model_folder(replace(profile, model="org/small")) == made
+    write_gguf(folder / "two.gguf", seed=1)
+    for name in (str(folder), "org/small"):
+        with pytest.raises(AccessError, match=r"several models: name one .*: one.gguf, two.gguf"):
+            model_folder(replace(profile, model=name))
+    assert model_folder(replace(profile, model="org/small/one.gguf")) == made
+    assert model_folder(replace(profile, model=f"{folder}/one.gguf")) == made
+    with pytest.raises(AccessError, match=r"has no three.gguf(?s:.*)hf download org/small three"):
+        model_folder(replace(profile, model="org/small/three.gguf"))
+
+
+def test_a_gguf_file_of_a_hub_id_that_is_not_here(tmp_path, monkeypatch):
+    monkeypatch.delenv("HASHATTN_MODEL_DIR", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    profile = replace(load_profile("tiny"), model="org/nowhere/x.gguf", hash_weights=None)
+    with pytest.raises(AccessError, match=r"not on this machine(?s:.*)hf download org/nowhere x"):
+        model_folder(profile)
 
 
 def test_the_command_prints_where_the_model_is(pinned, monkeypatch, capsys):

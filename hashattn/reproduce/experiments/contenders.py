@@ -31,12 +31,14 @@ _SIZED = ("lsh", "hata", "socket", "quest", "pqcache", "double_sparsity", "loki"
 
 
 def our_codes(profile: Profile, model, tokenizer, weights: HashWeights) -> dict[str, HashWeights]:
-    """Hash weights of every size in profile.memory by name, and the official ones."""
+    """Hash weights of every size in profile.memory or named by a method (hash_64), by name, and the
+    official ones."""
     codes = {
         f"hash {bits} bits": weights
         if bits == weights.config.bits
         else hash_weights(profile, model, tokenizer, f"{bits}_bits")
-        for bits in profile.memory
+        for bits in MEMORY
+        if bits in profile.memory or f"hash_{bits}" in profile.methods
     }
     return codes | {"hash official": hash_weights(profile, model, tokenizer, "official")}
 

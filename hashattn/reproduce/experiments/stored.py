@@ -13,7 +13,7 @@ from hashattn.base.checks import require
 from hashattn.base.environment import machine, package_versions
 from hashattn.base.files import read_json, write_json
 from hashattn.base.repository import repository
-from hashattn.reproduce.profiles import Profile, results_root
+from hashattn.reproduce.profiles import Profile, ProfileError, results_root
 
 PRETRAINED = "smollm2"  # the profile whose model others trained
 _ABOUT = "about.json"
@@ -44,9 +44,10 @@ def reference_folder(profile: str) -> Path:
 
 def store_tables(profile: Profile) -> list[Path]:
     """Copy the tables of a profile's run to its reference folder, with the day, the machine and the
-    profile that made them; returns the copies. ValueError without a run."""
+    profile that made them; returns the copies. ProfileError without a run."""
     tables = sorted((profile.results / "tables").glob("*.csv"))
-    require(bool(tables), "profile", profile.name, "one that ran: make reproduce first")
+    ran = f"one that ran: make reproduce PROFILE={profile.name} first"
+    require(bool(tables), "profile", profile.name, ran, ProfileError)
     folder = reference_folder(profile.name)
     folder.mkdir(parents=True, exist_ok=True)
     about = {

@@ -95,7 +95,7 @@ def main(arguments: list[str] | None = None) -> int:
         results = profile.results
         if profile.name == PRETRAINED:  # the embedded model's notebooks show its tables
             for path in store_tables(profile):
-                print(f"{path.relative_to(repository())}: stored")
+                print(f"{path.name}: stored in {path.parent}")
             return 0
         for target in find_notebooks():
             changed = store(results / "notebooks" / target.name, target)

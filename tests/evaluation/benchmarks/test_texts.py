@@ -65,3 +65,35 @@ def test_a_profile_scores_them_by_fidelity(loaded, tmp_path):
     table = fidelity_table(frame).droplevel("budget")
     assert table["kl"]["dense"] < 1e-6 < table["kl"]["oracle"] < table["kl"]["random"]
     assert table["density"]["oracle"] == pytest.approx(1 / 8, rel=0.1)
+
+
+def test_sequences_take_kinds_in_turn_and_are_cut_to_their_length(loaded):
+    tokenizer, kinds = loaded[1], ("code", "minutes")
+    made = texts.sequences(tokenizer, kinds, 512, 4, split="eval")
+    assert [len(ids) for ids, _ in made] == 4 * [512]
+    expected = [
+        documents(tokenizer, kinds[i % 2], 512, i // 2 + 1)[i // 2] for i in range(len(made))
+    ]
+    for (ids, rows), text in zip(made, expected, strict=True):
+        assert ids == tokenizer(text)["input_ids"][:512]
+        assert rows == list(range(384, 512, 4))
+    later = texts.sequences(tokenizer, kinds, 512, 2, split="eval", first=2)
+    assert later == made[2:]
+
+
+def test_splits_of_sequences_share_no_text_and_training_learns_from_everywhere(loaded):
+    parts = {
+        split: texts.sequences(loaded[1], ("documentation",), 512, 3, split=split)
+        for split in ("train", "validation", "eval")
+    }
+    starts = {tuple(ids[:64]) for part in parts.values() for ids, _ in part}
+    assert len(starts) == 9
+    assert parts["train"][0][1] == list(range(31, 512, 32)) == parts["validation"][0][1]
+
+
+def test_sequences_begin_again_and_too_long_ones_are_refused(loaded):
+    tokenizer = loaded[1]
+    made = texts.sequences(tokenizer, ("documentation",), 8192, 33, split="eval")
+    assert made[0] in made[1:]
+    with pytest.raises(ValueError, match="length = 10000000: must be shorter for texts of 'legal'"):
+        texts.sequences(tokenizer, ("legal",), 10_000_000, 1, split="validation")

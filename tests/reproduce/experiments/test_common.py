@@ -14,7 +14,14 @@ from hashattn.reproduce.access import load_model
 from hashattn.reproduce.experiments import common as experiments
 from hashattn.reproduce.experiments import contenders
 from hashattn.reproduce.notebooks.claims import Claims
-from hashattn.reproduce.profiles import HASH_VARIANTS, METHODS, RulerRuns, load_profile
+from hashattn.reproduce.profiles import (
+    HASH_VARIANTS,
+    METHODS,
+    ProfileError,
+    RulerRuns,
+    load_profile,
+)
+from hashattn.selectors import make_selector
 
 
 @pytest.fixture(scope="module")
@@ -254,7 +261,7 @@ def test_every_method_answers_within_its_budget(profile, loaded, weights):
     model, tokenizer = loaded
     every = replace(profile, methods=(*METHODS, *HASH_VARIANTS))
     calibrated = experiments.captured(profile, *loaded, 512, split="train")
-    codes = contenders.our_codes(profile, model, tokenizer, weights)
+    codes = contenders.our_codes(every, model, tokenizer, weights)
     chosen = experiments.selectors(every, weights, calibrated, codes)
     assert set(chosen) == {*METHODS, *HASH_VARIANTS} - {"dense"}
     record = generated_records(tokenizer, 1024, 1, seed=profile.seed, tasks=("lookup",))[0]
@@ -267,3 +274,42 @@ def test_every_method_answers_within_its_budget(profile, loaded, weights):
         assert all(step.read <= step.cached / 8 for step in steps), name
         assert selector.needs in ("nothing", "calibration", "training"), name
         assert selector.auxiliary_bits(4, 64) >= 0, name
+
+
+def test_a_profile_that_learns_from_text_measures_on_its_kinds(profile, loaded):
+    training = replace(profile.training, texts=("documentation",), length=1024)
+    reader = replace(profile, training=training, texts=("code", "minutes"), layers=(1, 3))
+    assert experiments.text_kinds(reader, "train") == ("documentation",)
+    assert experiments.text_kinds(reader, "eval") == ("code", "minutes")
+    assert experiments.text_kinds(profile, "eval") == ()
+    train, held_out = (
+        experiments.training_sequences(reader, loaded[1], 4, split)
+        for split in ("train", "validation")
+    )
+    assert [len(ids) for ids, _ in train] == [1024, 1024, 512, 512]
+    assert not {tuple(ids.tolist()) for ids, _ in train} & {tuple(i.tolist()) for i, _ in held_out}
+    layers = experiments.captured(reader, *loaded, 512)
+    assert [layer.layer for layer in layers] == [1, 3]
+    every = experiments.captured(reader, *loaded, 512, every_layer=True)
+    assert [layer.layer for layer in every] == [0, 1, 2, 3]
+
+
+def test_what_is_shipped_follows_the_profile():
+    pretrained = load_profile("smollm2")
+    runs = experiments.shipped(pretrained)
+    assert list(runs) == ["default", "64_bits", "128_bits", "official"]
+    assert runs["official"][1]["layers"] == pretrained.layers
+    assert list(experiments.shipped(load_profile("embedded"))) == ["default", *experiments.VARIANTS]
+    with pytest.raises(ProfileError, match="hash_weights = None: must be the folder to ship in"):
+        experiments.shipped(replace(pretrained, hash_weights=None))
+
+
+def test_fidelity_reads_documents_of_every_kind(profile, loaded, weights, tmp_path, monkeypatch):
+    monkeypatch.setenv("HASHATTN_RESULTS", str(tmp_path))
+    reader = replace(profile, texts=("code", "minutes_ja"), documents=1, densities=(1 / 8,))
+    selectors = {"oracle": make_selector("oracle"), "window": make_selector("window")}
+    methods = experiments.methods(reader, selectors)
+    rows = experiments.fidelity(reader, *loaded, methods, 1024, progress=False)
+    assert set(rows.dataset) == {"code", "minutes_ja"} and set(rows.setup) == {"B"}
+    kl = rows.groupby("method").kl.mean()
+    assert kl["dense"] < 1e-6 < kl["oracle"] < kl["window"]

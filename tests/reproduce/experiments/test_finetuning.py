@@ -117,3 +117,16 @@ def test_the_experiment_from_text_to_answers(profile, loaded, results):
     assert [c.verdict for c in claims.records if c.verdict == "not judged"] == ["not judged"]
     assert claims.records[-1].reason.startswith("dense attention scores 0 points")
     assert claims.cautions == ["samples of needle: 3 of 4 contexts were cut, 1 answers lost"]
+
+
+def test_ruler_draws_other_needles_to_train_on(loaded):
+    profile = replace(
+        load_profile("tiny"), benchmark="ruler", tasks=("niah_single_1", "niah_multikey_1"),
+        lengths=(2048,), samples_per_task=2,
+    )  # fmt: skip
+    found = finetuning.samples(profile, loaded[1], 2048)
+    assert found.task == "niah_single_1" and len(found.scored) == 2 and len(found.train) == 16
+    assert {r.dataset for r in found.others} == {"niah_multikey_1"}
+    answers = [{a for r in part for a in r.answers} for part in (found.train, found.scored)]
+    assert not answers[0] & answers[1]
+    assert max(r.length for r in found.train) <= 1024 < min(r.length for r in found.scored)
