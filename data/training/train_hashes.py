@@ -8,11 +8,14 @@ On 2 cores 10 minutes for the embedded model; the cards of others say their hour
 """
 
 import argparse
+import shutil
 import time
 
 from hashattn.reproduce.access import load_model
 from hashattn.reproduce.experiments.common import shipped, train_hashes
 from hashattn.reproduce.profiles import load_profile
+
+_CAPTURES = "shipped/captured"
 
 
 def main() -> None:
@@ -29,12 +32,13 @@ def main() -> None:
     for name in arguments.names or runs:
         start, (folder, settings) = time.perf_counter(), runs[name]
         weights = train_hashes(
-            profile, model, tokenizer, f"shipped/{name}", shared_captures="shipped/captured",
+            profile, model, tokenizer, f"shipped/{name}", shared_captures=_CAPTURES,
             **settings,
         )  # fmt: skip
         weights.save(folder)
         minutes = (time.perf_counter() - start) / 60
         print(f"{name}: {weights.sha256[:12]} in {minutes:.1f} min, saved to {folder}", flush=True)
+    shutil.rmtree(profile.results / "hash_training" / _CAPTURES, ignore_errors=True)
 
 
 if __name__ == "__main__":
