@@ -68,3 +68,23 @@ def test_a_shipped_card_knows_its_model_and_refuses_noise_in_one_layer(profile, 
         model.model.layers[2].self_attn.q_proj.weight.normal_()
     with pytest.raises(HashWeightsError, match="norms of layer 2 "):
         HashWeights.load(path, model)
+
+
+def test_weights_for_the_pretrained_model_are_whole_and_small():
+    pretrained = load_profile("smollm2")
+    folders = [folder for folder, _ in experiments.shipped(pretrained).values() if folder.is_dir()]
+    assert len(folders) >= 3
+    for folder in folders:
+        weights = HashWeights.load(folder)
+        config, card = weights.config, weights.card
+        assert card["trained"] and (config.query_heads, config.kv_heads, config.head_dim) == (
+            9,
+            3,
+            64,
+        )
+        assert set(pretrained.layers) <= set(config.layers) <= set(range(30))
+        assert "text without tasks" in card["data"]["note"] and card["data"]["benchmarks"] == {}
+        gain = [v["best"]["recall@32"] for v in card["validation"].values()]
+        assert min(gain) > 10 / 32  # ten times what a random thirty-second would have
+    root = pretrained.hash_weights_path.parent
+    assert sum(file.stat().st_size for file in root.rglob("*") if file.is_file()) <= 12e6
