@@ -73,7 +73,7 @@ def compare_logits(dense: Tensor, sparse: Tensor, targets: Tensor) -> dict[str, 
 
 @dataclass(frozen=True)
 class _Reading:
-    """What a pass over a text gave: logits (positions, vocabulary), and the greedy tokens after."""
+    """What a pass over a text gave: logits (positions, vocabulary), and greedy tokens after it."""
 
     logits: Tensor
     tokens: tuple[int, ...]
@@ -97,7 +97,7 @@ class FidelityRunner(ContextRunner):
         rows = len(cell.question) if self._reads_sparse(cell) else 1
         with self._attached(cell, rows) as run:
             with thread_count(self._threads(context)):
-                sparse = self._read(cell, cache)
+                sparse = self._read(cell, cache, dense.tokens)
         return _result(cell, dense, sparse), run.receipt
 
     def _dense_reading(self, cell: Cell, context: PrefilledContext) -> _Reading:
@@ -107,14 +107,17 @@ class FidelityRunner(ContextRunner):
                 self._dense = text, self._read(cell, context.fork())
         return self._dense[1]
 
-    def _read(self, cell: Cell, cache: Any) -> _Reading:
-        """The text's last tokens in one pass, then greedy ones; as dense or sparse as the model."""
+    def _read(self, cell: Cell, cache: Any, dense: Sequence[int] | None = None) -> _Reading:
+        """The text's last tokens in one pass, then greedy ones; as dense or sparse as the model.
+        Of those, after the first that differs from `dense` nothing is asked any more."""
         ids = torch.tensor([list(cell.question)], device=self.model.device)
         logits = self.model(input_ids=ids, past_key_values=cache, use_cache=True).logits[0]
         tokens: list[int] = []
-        last = logits[-1]
-        for _ in range(cell.protocol.max_new_tokens or 0):
+        last, count = logits[-1], cell.protocol.max_new_tokens or 0
+        while len(tokens) < count:
             tokens.append(int(last.argmax()))
+            if len(tokens) == count or (dense and tokens[-1] != dense[len(tokens) - 1]):
+                break
             step = torch.tensor([tokens[-1:]], device=self.model.device)
             last = self.model(input_ids=step, past_key_values=cache, use_cache=True).logits[0, -1]
         return _Reading(logits, tuple(tokens))
@@ -130,7 +133,7 @@ def _result(cell: Cell, dense: _Reading, sparse: _Reading) -> dict[str, Any]:
 
 
 def _same_tokens(dense: Sequence[int], sparse: Sequence[int]) -> int:
-    pairs = zip(dense, sparse, strict=True)
+    pairs = zip(dense, sparse, strict=False)  # the sparse ones end where they differ
     return next((i for i, (one, other) in enumerate(pairs) if one != other), len(dense))
 
 

@@ -1,6 +1,7 @@
 """Fidelity: distributions compared with plain formulas, positions one by one, free running."""
 
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -95,6 +96,38 @@ def test_a_pass_over_many_positions_is_one_step_for_each(model, frame):
         own = ids[0, -TOKENS + 1 :]
         nll = -sparse[:-1].gather(1, own[:, None]).mean().item()
         assert row["nll"] == pytest.approx(nll, rel=1e-4)
+
+
+def test_free_running_counts_tokens_until_the_first_that_differs(model, frame):
+    """Against greedy decoding of all tokens, dense and with the same selector."""
+
+    def greedy(ids, method):
+        with torch.no_grad():
+            cache = model(ids[:, :-TOKENS], use_cache=True).past_key_values
+            attached = nullcontext()
+            if method.sparse:
+                attached = attach(model, method.selector, method.budget, sparse_rows=TOKENS,
+                                  allow_dense=True)  # fmt: skip
+            step, tokens = ids[:, -TOKENS:], []
+            with attached:
+                for _ in range(NEW):
+                    out = model(step, past_key_values=cache, use_cache=True)
+                    tokens.append(int(out.logits[0, -1].argmax()))
+                    step = torch.tensor([tokens[-1:]])
+        return tokens
+
+    same = []
+    for text in TEXTS:
+        ids = torch.tensor([characters()(text)["input_ids"]])
+        dense, *sparse = (
+            greedy(ids, method)
+            for method in methods(fidelity_protocol(TOKENS, NEW, sink=1, local=3))[:3]
+        )
+        same += [next((i for i in range(NEW) if tokens[i] != dense[i]), NEW) for tokens in sparse]
+    rows = frame[frame.method.isin(["oracle", "random"])].sort_values("sample", kind="stable")
+    found = sorted(rows["same_tokens"])
+    assert found == sorted(same) and min(same) < NEW
+    assert (frame["new_tokens"] == NEW).all()
 
 
 def test_a_run_resumes_and_the_table_says_how_sure(model, tmp_path, frame):
