@@ -174,8 +174,8 @@ class Profile:
     methods are compared, on `sequences` held-out sequences per length; layers: those of which
     recall and output errors are measured, None for all; texts: kinds of held-out text
     (evaluation.benchmarks.texts) that fidelity reads and, where text trains the hashes, recall and
-    output errors too, `documents` of each; ruler: the part of RULER
-    that runs; contexts: cached tokens of the latency figures; repeats: timings per latency point.
+    output errors too, `documents` of each; ruler: the part of RULER that runs; contexts: cached
+    tokens of the latency figures; repeats: timings per latency point.
     placement: how many GPUs hold the model: "single", one `device`; "device_map", layer by layer
     over all GPUs of this machine, then its memory; "tensor_parallel", each layer split over the
     processes that torchrun started, one GPU each (see hashattn.reproduce.access.load_model).

@@ -2,8 +2,8 @@
 
 Nothing is downloaded: documentation is the corpus in data/ and descriptions of packages, code and
 licences are what this Python and its packages bring along, minutes are generated. All but the
-corpus and minutes depend on what is installed;
-a record's hash covers its text, so results of other texts are never taken for these.
+corpus and minutes depend on what is installed; a record's hash covers its text, so results of other
+texts are never taken for these.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _LEAST = 2000  # characters of a licence or a description that is worth reading
 
 def _owns(split: str, text: str, even: bool = False) -> bool:
     """Whether a piece of text belongs to a split: decided by its SHA-256 alone. even: evaluation
-    gets half of what there is, not a fifth."""
+    gets three fifths of what there is, not one."""
     if split_of(text) == EVAL or (even and sha256_text(text)[:1] < "8"):
         return split == EVAL
     validates = sha256_text(text)[2:4] < _VALIDATION_BELOW

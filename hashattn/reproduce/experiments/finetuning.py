@@ -114,26 +114,33 @@ def _split(profile: Profile, tokenizer, task: str, length: int) -> Samples:
             f"task = {task!r} has {len(records)} records, too few to train on some and score "
             "others with other contexts: use another task"
         )
-    rest = tuple(other for other in profile.tasks if other != task)
-    others = experiments.records(replace(profile, tasks=rest), tokenizer, length) if rest else []
     return Samples(
         task, experiments.protocol(profile, length), split.train,
-        tuple(scored[: profile.samples_per_task]), _spread(others),
+        tuple(scored[: profile.samples_per_task]), _others(profile, tokenizer, task, length),
     )  # fmt: skip
+
+
+def _others(profile: Profile, tokenizer, task: str, length: int) -> tuple[Record, ...]:
+    """A few records of each of the profile's other tasks."""
+    rest = tuple(other for other in profile.tasks if other != task)
+    return _spread(
+        experiments.records(replace(profile, tasks=rest), tokenizer, length) if rest else []
+    )
 
 
 def _drawn(profile: Profile, tokenizer, task: str, length: int) -> Samples:
     """Samples of a RULER task: those that train are drawn by a seed of their own."""
     own = replace(profile, tasks=(task,))
-    rest = tuple(other for other in profile.tasks if other != task)
     train = experiments.records(
         replace(own, seed=profile.seed + SCORED_SEED), tokenizer, length // _SHORTER,
         min(TRAINED, 4 * profile.training.sequences),
     )  # fmt: skip
     scored = experiments.records(own, tokenizer, length)
-    others = experiments.records(replace(profile, tasks=rest), tokenizer, length) if rest else []
-    protocol = experiments.protocol(profile, length)
-    return Samples(task, protocol, tuple(train), tuple(scored), _spread(others))
+    protocol, others = (
+        experiments.protocol(profile, length),
+        _others(profile, tokenizer, task, length),
+    )
+    return Samples(task, protocol, tuple(train), tuple(scored), others)
 
 
 def _generated(profile: Profile, tokenizer, task: str, length: int) -> Samples:
