@@ -385,3 +385,13 @@ def quality_claims(
             worst = (ours - scores.loc[method]).dropna().min()
             claims.goal(f"HashAttention minus {method}, worst of the densities (points)",
                         float(worst), low=0, paper=paper, unjudged=unjudged)  # fmt: skip
+
+
+def fidelity_claims(claims: Claims, faithful: pd.DataFrame) -> None:
+    """What notebook 03 claims about fidelity_table: 64-bit codes beside exact top-k at 16x."""
+    if {("hash_64", "16x"), ("oracle", "16x")} <= set(faithful.index):
+        ours, bound = faithful.loc[("hash_64", "16x")], faithful.loc[("oracle", "16x")]
+        claims.goal("64 bits at 16x: KL to dense over exact top-k's (ratio)",
+                    ours["kl"] / bound["kl"], high=2.0)  # fmt: skip
+        claims.goal("64 bits at 16x: same next token, minus exact top-k (points)",
+                    ours["agreement"] - bound["agreement"], low=-1.5)  # fmt: skip

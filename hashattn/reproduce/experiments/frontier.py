@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
@@ -80,6 +81,12 @@ def summary(rows: pd.DataFrame, measure: str = "output_error") -> pd.DataFrame:
     table = rows.groupby(["method", "bits", "budget"], sort=False)[measure].mean().unstack()
     table = table[sorted(table, reverse=True)]
     return table.rename(columns=label)
+
+
+def by_text(rows: pd.DataFrame, budget: float) -> pd.DataFrame:
+    """Mean output error at one budget, methods by kinds of text."""
+    part = rows[rows["budget"] == budget]
+    return part.groupby(["method", "text"], sort=False)["output_error"].mean().unstack()
 
 
 def label(density: float) -> str:
@@ -249,6 +256,21 @@ def head_map(axis: Axes, table: pd.DataFrame) -> None:
 
     seaborn.heatmap(table, annot=True, fmt=".3f", cmap="viridis", cbar=False, ax=axis)
     axis.set(xlabel="KV head", ylabel="layer")
+
+
+def divergence_lines(axis: Axes, table: pd.DataFrame) -> None:
+    """KL divergence from dense over sparsity, with its interval, of fidelity_table's methods."""
+    sparse = table[table["density"] < 1].reset_index()
+    sparse["sparsity"] = 1 / sparse["density"]
+    plots.method_lines(axis, sparse, "sparsity", "kl")
+    for method, part in sparse.groupby("method"):
+        axis.fill_between(
+            part["sparsity"], part["kl_low"], part["kl_high"], alpha=0.12, linewidth=0,
+            color=plots.method_style(method).color,
+        )  # fmt: skip
+    ticks = sorted({2 ** round(math.log2(x)) for x in sparse["sparsity"]})
+    plots.log_axis(axis, ticks, [f"{x}x" for x in ticks])
+    axis.set(xlabel="tokens cached / tokens read", ylabel="KL(dense || sparse), nats", yscale="log")
 
 
 def error_lines(axis: Axes, table: pd.DataFrame, names: Iterable[str]) -> None:

@@ -1,5 +1,5 @@
 """Store: copy the notebooks that a profile's run executed, tidied, back into notebooks/, and the
-README's picture with them.
+README's picture with them; of the pretrained model's profile its tables, into data/reference/.
 
 A committed notebook keeps sources, tags, outputs and counts 1..N and nothing that differs from
 run to run, so that `git diff` shows only changed results.
@@ -15,6 +15,7 @@ from typing import Any
 
 from hashattn.base.errors import HashAttnError
 from hashattn.base.files import write_text
+from hashattn.reproduce.experiments.stored import PRETRAINED, store_tables
 from hashattn.reproduce.notebooks.driver import ReproductionError, find_notebooks
 from hashattn.reproduce.notebooks.fingerprint import notebook_source
 from hashattn.reproduce.notebooks.hygiene import problems
@@ -90,7 +91,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--profile", help="the profile whose run is stored")
     options = parser.parse_args(arguments)
     try:
-        results = load_profile(options.profile).results
+        profile = load_profile(options.profile)
+        results = profile.results
+        if profile.name == PRETRAINED:  # the embedded model's notebooks show its tables
+            for path in store_tables(profile):
+                print(f"{path.name}: stored in {path.parent}")
+            return 0
         for target in find_notebooks():
             changed = store(results / "notebooks" / target.name, target)
             print(f"{target.name}: {'stored' if changed else 'unchanged'}")
