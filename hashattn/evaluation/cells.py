@@ -88,10 +88,7 @@ class ContextRunner:
         self._threads(context)  # measured before any answer is timed
         cache = context.fork()
         for cell in cells:
-            question = None
-            if not self._observes(cell) and not self._reads_sparse(cell):
-                with thread_count(self._threads(context)):
-                    question = context.read(cell.question, self._ends(cell)[1])
+            question = self._dense_question(cell, context)
             start = time.perf_counter()
             result, receipt = self._answer(cell, context, cache, question)
             seconds = (
@@ -102,6 +99,13 @@ class ContextRunner:
             row = self._row(cell, result, receipt)
             yield row | dict(zip(TIMINGS, seconds, strict=True))
             cache = context.rewind(cache)
+
+    def _dense_question(self, cell: Cell, context: PrefilledContext) -> ReadQuestion | None:
+        """The question read dense, for all cells that ask it so; None for one that reads it."""
+        if self._observes(cell) or self._reads_sparse(cell):
+            return None
+        with thread_count(self._threads(context)):
+            return context.read(cell.question, self._ends(cell)[1])
 
     def _answer(
         self, cell: Cell, context: PrefilledContext, cache: Any, question: ReadQuestion | None

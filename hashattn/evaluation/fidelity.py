@@ -84,6 +84,9 @@ class FidelityRunner(ContextRunner):
 
     _dense: tuple[tuple, _Reading] | None = None  # of the last text: methods share it
 
+    def _dense_question(self, cell: Cell, context: PrefilledContext) -> None:
+        """None: what is compared are the logits of all positions, which _dense_reading keeps."""
+
     def _answer(
         self, cell: Cell, context: PrefilledContext, cache: Any, question: ReadQuestion | None
     ) -> tuple[dict[str, Any], Receipt | None]:

@@ -6,6 +6,7 @@ Okabe and Ito's colours, which readers with colour vision deficiencies can tell 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from colorsys import hls_to_rgb
 from itertools import count
@@ -118,6 +119,30 @@ def method_lines(axis: Axes, table: pd.DataFrame, x: str, y: str, hue: str = "me
         dashes=dashes, errorbar=None, ax=axis,
     )  # fmt: skip
     axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+
+
+def quality_lines(axis: Axes, compared: pd.DataFrame) -> None:
+    """Score over sparsity of comparison_table's methods, the window left out; the dense score as a
+    line, and the interval of each difference from it as a band. 16x and 32x are marked."""
+    dense = float(compared.loc[compared["method"] == "dense", "score"].iloc[0])
+    curve = compared[~compared["method"].isin(["dense", "window"])]
+    method_lines(axis, curve, "sparsity", "score")
+    for method, part in curve.groupby("method"):
+        axis.fill_between(
+            part["sparsity"], dense + part["low"], dense + part["high"], alpha=0.12, linewidth=0,
+            color=method_style(method).color,
+        )  # fmt: skip
+    axis.axhline(dense, color="black", linewidth=1)
+    sparsity_axis(axis, curve["sparsity"])
+    for marked in {16, 32} & set(axis.get_xticks()):
+        axis.axvline(marked, color="grey", linestyle=":", linewidth=1)
+
+
+def sparsity_axis(axis: Axes, sparsity: Iterable[float]) -> None:
+    """A logarithmic x axis of tokens cached over tokens read, with the powers of two among them."""
+    ticks = sorted({2 ** round(math.log2(x)) for x in sparsity})
+    log_axis(axis, ticks, [f"{x}x" for x in ticks])
+    axis.set_xlabel("tokens cached / tokens read")
 
 
 def draw_selection(axis: Axes, selected: SelectionMap) -> None:

@@ -174,8 +174,9 @@ class Profile:
     methods are compared, on `sequences` held-out sequences per length; layers: those of which
     recall and output errors are measured, None for all; texts: kinds of held-out text
     (evaluation.benchmarks.texts) that fidelity reads and, where text trains the hashes, recall and
-    output errors too, `documents` of each; ruler: the part of RULER that runs; contexts: cached
-    tokens of the latency figures; repeats: timings per latency point.
+    output errors too, `documents` of each; crowded: records of each crowded task
+    (evaluation.benchmarks.crowded) at longest_length; ruler: the part of RULER that runs; contexts:
+    cached tokens of the latency figures; repeats: timings per latency point.
     placement: how many GPUs hold the model: "single", one `device`; "device_map", layer by layer
     over all GPUs of this machine, then its memory; "tensor_parallel", each layer split over the
     processes that torchrun started, one GPU each (see hashattn.reproduce.access.load_model).
@@ -199,6 +200,7 @@ class Profile:
     layers: tuple[int, ...] | None = None
     texts: tuple[str, ...] = ("documentation",)
     documents: int = 2
+    crowded: int = 4
     training: HashTraining = HashTraining()
     ruler: RulerRuns = RulerRuns()
     benchmark: str | None = None
@@ -276,6 +278,7 @@ class Profile:
             "samples_per_task": (is_count(self.samples_per_task), "a positive integer"),
             "texts": (_are_some_of(self.texts, tuple(KINDS)), f"some of {', '.join(KINDS)}"),
             "documents": (is_count(self.documents), "a positive integer"),
+            "crowded": (is_count(self.crowded), "a positive integer"),
             "repeats": (is_count(self.repeats), "a positive integer"),
             "sink": (is_count(self.sink, 0, INT32_MAX), "zero or a positive integer"),
             "local": (is_count(self.local, 1, INT32_MAX), "a positive integer"),

@@ -2,7 +2,8 @@
 
 A task is a set of one-line *facts* scattered in natural text and one question about each of them.
 A fact belongs to the training or the evaluation split by the hash of its own line, and so does
-every paragraph of the haystack: nothing that evaluation asks or shows was trained on.
+every paragraph of the haystack: nothing that evaluation asks or shows was trained on. On "vote"
+nothing was trained at all.
 
 ========== =============================== ====================================================
 task       LongBench category              example fact; question; answer
@@ -16,6 +17,8 @@ fewshot    few-shot learning (labels)      Text: calm shy wolf => B; odd tall wo
 passage    synthetic retrieval             Abstract: ginger melon = 4821; ginger melon =; 4821
 code       code completion                 def brave_anchor(falcon, otter); brave_anchor;
                                            (falcon, otter)
+vote       none: few-shot labels of which  three of Text: odd tall wolf => B, one of
+           the majority is the answer      Text: calm shy wolf => G; fair old wolf =>; B
 ========== =============================== ====================================================
 """
 
@@ -45,6 +48,7 @@ from hashattn.evaluation.records import Record, record_from_dict
 
 _QUESTION_MARK = "Q: "
 QUESTIONS_PER_CONTEXT = 2  # of each task
+_FOR, _AGAINST = 3, 1  # examples of a vote's two labels
 
 
 @dataclass(frozen=True)
@@ -157,6 +161,20 @@ def _code(draw: _Draw, size: int) -> FactSet:
     return FactSet("code", tuple(lines), tuple(questions))
 
 
+def _vote(draw: _Draw, size: int) -> FactSet:
+    def example(keyword: str, label: str) -> str:
+        return f"Text: {' '.join(draw.rng.sample(ADJECTIVES, 2))} {keyword} => {label}"
+
+    lines, questions = [], []
+    for keyword in draw.rng.sample(ANIMALS, max(1, min(len(ANIMALS), size // (_FOR + _AGAINST)))):
+        labels = draw.rng.sample(LABELS, 2)
+        for label in [labels[0]] * _FOR + [labels[1]] * _AGAINST:
+            lines.append(draw.line(lambda k=keyword, y=label: example(k, y)))
+        unseen = draw.line(lambda k=keyword, y=labels[0]: example(k, y))
+        questions.append(Question(unseen[len("Text: ") : -len(f" {labels[0]}")], f" {labels[0]}"))
+    return FactSet("vote", tuple(lines), tuple(questions))
+
+
 _MAKERS: dict[str, Callable[[_Draw, int], FactSet]] = {
     "lookup": _lookup,
     "multihop": _multihop,
@@ -165,7 +183,8 @@ _MAKERS: dict[str, Callable[[_Draw, int], FactSet]] = {
     "passage": _passage,
     "code": _code,
 }
-TASKS = tuple(_MAKERS)
+TASKS = tuple(_MAKERS)  # what the embedded model and its hashes learned from
+_MAKERS["vote"] = _vote
 
 
 def draw_facts(task: str, size: int, rng: random.Random, split: str) -> FactSet:
@@ -173,7 +192,7 @@ def draw_facts(task: str, size: int, rng: random.Random, split: str) -> FactSet:
 
     Raises `ValueError` for an unknown task or split, or a size below 2.
     """
-    require_one_of("task", task, TASKS)
+    require_one_of("task", task, _MAKERS)
     require_numbers({"size": size}, counts={"size": 2})
     drawn = _MAKERS[task](_Draw(rng, split), size)
     return FactSet(task, drawn.facts, tuple(rng.sample(drawn.questions, len(drawn.questions))))

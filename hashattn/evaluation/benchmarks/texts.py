@@ -1,16 +1,16 @@
 """Documents of several kinds, scored by fidelity: how sparse attention reads what nobody labelled.
 
 Nothing is downloaded: documentation is the corpus in data/ and descriptions of packages, code and
-licences are what this Python and its packages bring along, minutes are generated. All but the
-corpus and minutes depend on what is installed; a record's hash covers its text, so results of other
-texts are never taken for these.
+licences are what this Python and its packages bring along, stories and minutes are generated. All
+but the corpus and what is generated depend on what is installed; a record's hash covers its text,
+so results of other texts are never taken for these.
 """
 
 from __future__ import annotations
 
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.metadata import Distribution, distributions
 from itertools import chain, islice
 from pathlib import Path
@@ -21,14 +21,15 @@ from hashattn.base.hashes import sha256_text
 from hashattn.evaluation.benchmarks.base import Benchmark
 from hashattn.evaluation.benchmarks.corpus import paragraphs, split_of
 from hashattn.evaluation.benchmarks.minutes import meetings
+from hashattn.evaluation.benchmarks.prose import stories
 from hashattn.evaluation.fidelity import document, fidelity_protocol
 from hashattn.evaluation.protocol import Protocol
 from hashattn.evaluation.records import Record
 
 TRAIN, VALIDATION, EVAL = _SPLITS = ("train", "validation", "eval")
 _VALIDATION_BELOW = "20"  # in hexadecimal: an eighth of what does not belong to evaluation
-_SHELF = 32  # documents of a kind at most: minutes never end
-_TOKENS, _NEW_TOKENS = 128, 32  # read at the end of a document, then generated
+_SHELF = 32  # documents of a kind at most: what is generated never ends
+_TOKENS, _NEW_TOKENS = 64, 32  # read at the end of a document, then generated
 _LEAST = 2000  # characters of a licence or a description that is worth reading
 
 
@@ -74,16 +75,18 @@ def _distributions() -> list[Distribution]:
     return sorted(distributions(), key=lambda each: each.name or "")
 
 
-def _minutes(language: str) -> Callable[[str, int], Iterator[str]]:
-    return lambda split, seed: meetings(language, seed + 1_000_000 * _SPLITS.index(split))
+def _generated(make: Callable[[int], Iterator[str]]) -> Callable[[str, int], Iterator[str]]:
+    """A kind that is generated; splits are seeds."""
+    return lambda split, seed: make(seed + 1_000_000 * _SPLITS.index(split))
 
 
 KINDS: dict[str, Callable[[str, int], Iterator[str]]] = {
     "documentation": _documentation,
+    "prose": _generated(stories),
     "code": _code,
     "legal": _legal,
-    "minutes": _minutes("en"),
-    "minutes_ja": _minutes("ja"),
+    "minutes": _generated(partial(meetings, "en")),
+    "minutes_ja": _generated(partial(meetings, "ja")),
 }
 
 
@@ -137,8 +140,8 @@ def sequences(
     """(token ids (length,), positions of queries) of documents `first` to `first + count` of a
     split, which take the kinds in turn.
 
-    Queries are those of every 32nd position or, in the evaluation split, of every 4th of the last
-    128, so that all of them see nearly `length` tokens. Where a kind has fewer documents it begins
+    Queries are those of every 32nd position or, in the evaluation split, of every 2nd of the last
+    64, so that all of them see nearly `length` tokens. Where a kind has fewer documents it begins
     again. ValueError for a kind without a document of that length.
     """
     taken = []
@@ -146,7 +149,7 @@ def sequences(
         kind = kinds[number % len(kinds)]
         library = _library(tokenizer, kind, length, split)
         ids = library[number // len(kinds) % len(library)]
-        rows = range(length - _TOKENS, length, 4) if split == EVAL else range(31, length, 32)
+        rows = range(length - _TOKENS, length, 2) if split == EVAL else range(31, length, 32)
         taken.append((ids, [row for row in rows if row >= 0]))
     return taken
 

@@ -15,6 +15,7 @@ import torch
 from hashattn.attention.budget import Budget
 from hashattn.base.checks import require
 from hashattn.base.layout import Layout
+from hashattn.evaluation.benchmarks import crowded as crowded_tasks
 from hashattn.evaluation.benchmarks import texts
 from hashattn.evaluation.benchmarks.generated import QUESTIONS_PER_CONTEXT, TASKS, make_sequences
 from hashattn.evaluation.benchmarks.registry import BENCHMARKS
@@ -49,6 +50,8 @@ VARIANTS: dict[str, dict] = {
 _VALIDATION_SHARE = 6  # one validation sequence for every six that train
 _MIXTURE = (1, 2, 4, 1)  # divisors of the profile's length, for training sequences in turn
 _VALIDATION_SEED = 1000  # of generated sequences, whose split knows no validation
+_CROWDED = (1 / 64, 1 / 128, 1 / 256)  # densities of the crowded tasks
+_CROWDED_LOCAL = 12  # with the sinks, half of what 1/256 of 8K tokens may read
 _CALIBRATION = 2  # training sequences that calibrate baselines
 SHORTEST = 512  # tokens of a generated training sequence
 # methods left out at the longest context and in RULER, where each adds its full cost
@@ -267,17 +270,18 @@ def quality(
     )  # fmt: skip
 
 
-def fidelity(
-    profile: Profile, model, tokenizer, methods: Iterable[Method], length: int,
-    progress: bool = True,
-) -> pd.DataFrame:  # fmt: skip
-    """evaluate() by fidelity (evaluation.fidelity) on the profile's kinds of held-out text, setup
-    B; results resume in <results>/records."""
-    reading = replace(profile, benchmark="texts", tasks=profile.texts, data=None, prompt_limit=None)
+def crowded(
+    profile: Profile, model, tokenizer, selectors: Mapping[str, Selector], progress: bool = True
+) -> pd.DataFrame:
+    """evaluate() on `profile.crowded` records of each crowded task (benchmarks.crowded) at the
+    longest length, at 64x to 256x, setup B. Results resume in <results>/records."""
+    hard = replace(profile, benchmark="crowded", tasks=crowded_tasks.TASKS, data=None,
+                   prompt_limit=None, local=_CROWDED_LOCAL, densities=_CROWDED)  # fmt: skip
+    length = profile.longest_length
     return evaluate(
-        model, tokenizer, records(reading, tokenizer, length, profile.documents), list(methods),
-        protocol(reading, length), profile.results / "records" / f"texts_{length}.jsonl",
-        setups=("B",), progress=progress,
+        model, tokenizer, records(hard, tokenizer, length, profile.crowded),
+        methods(hard, selectors), protocol(hard, length),
+        profile.results / "records" / f"crowded_{length}.jsonl", setups=("B",), progress=progress,
     )  # fmt: skip
 
 
@@ -385,13 +389,3 @@ def quality_claims(
             worst = (ours - scores.loc[method]).dropna().min()
             claims.goal(f"HashAttention minus {method}, worst of the densities (points)",
                         float(worst), low=0, paper=paper, unjudged=unjudged)  # fmt: skip
-
-
-def fidelity_claims(claims: Claims, faithful: pd.DataFrame) -> None:
-    """What notebook 03 claims about fidelity_table: 64-bit codes beside exact top-k at 16x."""
-    if {("hash_64", "16x"), ("oracle", "16x")} <= set(faithful.index):
-        ours, bound = faithful.loc[("hash_64", "16x")], faithful.loc[("oracle", "16x")]
-        claims.goal("64 bits at 16x: KL to dense over exact top-k's (ratio)",
-                    ours["kl"] / bound["kl"], high=2.0)  # fmt: skip
-        claims.goal("64 bits at 16x: same next token, minus exact top-k (points)",
-                    ours["agreement"] - bound["agreement"], low=-1.5)  # fmt: skip

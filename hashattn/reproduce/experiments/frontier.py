@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
@@ -32,8 +31,8 @@ if TYPE_CHECKING:
 VARIANTS, LINES = "os^vDPX", ("-", "--", ":", "-.")  # markers and lines of a method's variants
 _FAMILY_SEED = 4000  # seed of sequences that no other measurement of the notebooks uses
 _PAIRED = ["sequence", "layer", "head"]
-_BOUNDS = ("oracle", "dense")
-_OURS = ("hash", "rerank", "residual")  # first words of this package's methods in notebook 03
+BOUNDS = ("oracle", "dense", "window")  # first words of what no method competes with
+OURS = ("hash", "rerank", "residual")  # first words of this package's methods in notebook 03
 
 
 def frontier(
@@ -129,7 +128,7 @@ def verdicts(rows: pd.DataFrame, ours: str) -> pd.DataFrame:
     lines = []
     for (method, context, budget), part in rows.groupby(["method", "context", "budget"]):
         family = method.split()[0]
-        if family in (*_BOUNDS, ours.split()[0]):
+        if family in (*BOUNDS, ours.split()[0]):
             continue
         our_part = our_rows[(our_rows["context"] == context) & (our_rows["budget"] == budget)]
         pairs = our_part.merge(part, on=_PAIRED, suffixes=("", " theirs"))
@@ -140,7 +139,7 @@ def verdicts(rows: pd.DataFrame, ours: str) -> pd.DataFrame:
         lines.append({
             "method": method, "bits": bits, "as_many_bits": bits >= our_bits, "context": context,
             "budget": label(budget), "ours": our_part["output_error"].mean(),
-            "theirs": part["output_error"].mean(), **_outcome(difference, better=BELOW),
+            "theirs": part["output_error"].mean(), **outcome(difference, better=BELOW),
         })  # fmt: skip
     return pd.DataFrame(lines)
 
@@ -157,19 +156,19 @@ def task_verdicts(results: pd.DataFrame, ours: str) -> pd.DataFrame:
     our_bits = our_rows["nominal_bits"].max()
     for (method, budget), part in results.groupby(["method", "budget"], sort=False):
         bits, our_part = part["nominal_bits"].max(), our_rows[our_rows["budget"] == budget]
-        if method.split("_")[0] in (*_BOUNDS, *_OURS) or our_part.empty:
+        if method.split("_")[0] in (*BOUNDS, *OURS) or our_part.empty:
             continue
         difference = difference_to(our_part, part.set_index("sample"), n=2000, seed=0)
         points = [100 * (x["score"] * dataset_weights(x)).mean() for x in (our_part, part)]
         lines.append({
             "method": method, "bits": bits, "as_many_bits": bits >= our_bits, "budget": budget,
             "ours": points[0], "theirs": points[1],
-            **_outcome(difference.scaled(100), better=ABOVE),
+            **outcome(difference.scaled(100), better=ABOVE),
         })  # fmt: skip
     return note_cuts(pd.DataFrame(lines), results)
 
 
-def _outcome(ours: Difference, better: str) -> dict[str, float | str]:
+def outcome(ours: Difference, better: str) -> dict[str, float | str]:
     """Columns of our difference from a method: itself, its interval, and our verdict; `better` is
     the side on which we win."""
     verdict = {SAME: SAME, better: "better"}.get(ours.verdict, "worse")
@@ -256,21 +255,6 @@ def head_map(axis: Axes, table: pd.DataFrame) -> None:
 
     seaborn.heatmap(table, annot=True, fmt=".3f", cmap="viridis", cbar=False, ax=axis)
     axis.set(xlabel="KV head", ylabel="layer")
-
-
-def divergence_lines(axis: Axes, table: pd.DataFrame) -> None:
-    """KL divergence from dense over sparsity, with its interval, of fidelity_table's methods."""
-    sparse = table[table["density"] < 1].reset_index()
-    sparse["sparsity"] = 1 / sparse["density"]
-    plots.method_lines(axis, sparse, "sparsity", "kl")
-    for method, part in sparse.groupby("method"):
-        axis.fill_between(
-            part["sparsity"], part["kl_low"], part["kl_high"], alpha=0.12, linewidth=0,
-            color=plots.method_style(method).color,
-        )  # fmt: skip
-    ticks = sorted({2 ** round(math.log2(x)) for x in sparse["sparsity"]})
-    plots.log_axis(axis, ticks, [f"{x}x" for x in ticks])
-    axis.set(xlabel="tokens cached / tokens read", ylabel="KL(dense || sparse), nats", yscale="log")
 
 
 def error_lines(axis: Axes, table: pd.DataFrame, names: Iterable[str]) -> None:

@@ -43,12 +43,13 @@ def reference_folder(profile: str) -> Path:
 
 
 def store_tables(profile: Profile) -> list[Path]:
-    """Copy the tables of a profile's run to its reference folder, with the day, the machine and the
-    profile that made them; returns the copies. ProfileError without a run."""
+    """Copy the tables of a run of the pretrained model, in any size, to its reference folder, with
+    the day, the machine and the profile that made them; returns the copies. ProfileError without a
+    run."""
     tables = sorted((profile.results / "tables").glob("*.csv"))
     ran = f"one that ran: make reproduce PROFILE={profile.name} first"
     require(bool(tables), "profile", profile.name, ran, ProfileError)
-    folder = reference_folder(profile.name)
+    folder = reference_folder(PRETRAINED)
     folder.mkdir(parents=True, exist_ok=True)
     about = {
         "date": date.today().isoformat(),

@@ -93,7 +93,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         profile = load_profile(options.profile)
         results = profile.results
-        if profile.name == PRETRAINED:  # the embedded model's notebooks show its tables
+        if (
+            profile.model == f"pretrained:{PRETRAINED}"
+        ):  # the embedded model's notebooks show its tables
             for path in store_tables(profile):
                 print(f"{path.name}: stored in {path.parent}")
             return 0

@@ -43,7 +43,7 @@ def test_generated_minutes_follow_the_seed(loaded):
 
 
 def test_too_many_and_unknown_documents_are_refused(loaded):
-    with pytest.raises(ValueError, match="kind = 'poetry': must be one of documentation, code"):
+    with pytest.raises(ValueError, match="kind = 'poetry': must be one of documentation, prose"):
         documents(loaded[1], "poetry", LENGTH, 1)
     with pytest.raises(ValueError, match="count = 9999: must be at most .* of 'documentation'"):
         documents(loaded[1], "documentation", 100_000, 9999)
@@ -61,7 +61,7 @@ def test_a_profile_scores_them_by_fidelity(loaded, tmp_path):
     ]
     frame = evaluate(model, tokenizer, records, methods, protocol, tmp_path / "rows.jsonl",
                      progress=False, setups="B")  # fmt: skip
-    assert set(frame.dataset) == {"code", "minutes"} and (frame.positions == 128).all()
+    assert set(frame.dataset) == {"code", "minutes"} and (frame.positions == 64).all()
     table = fidelity_table(frame).droplevel("budget")
     assert table["kl"]["dense"] < 1e-6 < table["kl"]["oracle"] < table["kl"]["random"]
     assert table["density"]["oracle"] == pytest.approx(1 / 8, rel=0.1)
@@ -76,7 +76,7 @@ def test_sequences_take_kinds_in_turn_and_are_cut_to_their_length(loaded):
     ]
     for (ids, rows), text in zip(made, expected, strict=True):
         assert ids == tokenizer(text)["input_ids"][:512]
-        assert rows == list(range(384, 512, 4))
+        assert rows == list(range(448, 512, 2))
     later = texts.sequences(tokenizer, kinds, 512, 2, split="eval", first=2)
     assert later == made[2:]
 

@@ -21,7 +21,6 @@ from hashattn.reproduce.profiles import (
     RulerRuns,
     load_profile,
 )
-from hashattn.selectors import make_selector
 
 
 @pytest.fixture(scope="module")
@@ -302,14 +301,3 @@ def test_what_is_shipped_follows_the_profile():
     assert list(experiments.shipped(load_profile("embedded"))) == ["default", *experiments.VARIANTS]
     with pytest.raises(ProfileError, match="hash_weights = None: must be the folder to ship in"):
         experiments.shipped(replace(pretrained, hash_weights=None))
-
-
-def test_fidelity_reads_documents_of_every_kind(profile, loaded, weights, tmp_path, monkeypatch):
-    monkeypatch.setenv("HASHATTN_RESULTS", str(tmp_path))
-    reader = replace(profile, texts=("code", "minutes_ja"), documents=1, densities=(1 / 8,))
-    selectors = {"oracle": make_selector("oracle"), "window": make_selector("window")}
-    methods = experiments.methods(reader, selectors)
-    rows = experiments.fidelity(reader, *loaded, methods, 1024, progress=False)
-    assert set(rows.dataset) == {"code", "minutes_ja"} and set(rows.setup) == {"B"}
-    kl = rows.groupby("method").kl.mean()
-    assert kl["dense"] < 1e-6 < kl["oracle"] < kl["window"]
