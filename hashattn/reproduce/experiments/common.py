@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from itertools import cycle, islice
+from itertools import chain, cycle, islice
 from pathlib import Path
 
 import pandas as pd
@@ -50,6 +50,8 @@ VARIANTS: dict[str, dict] = {
 _VALIDATION_SHARE = 6  # one validation sequence for every six that train
 _MIXTURE = (1, 2, 4, 1)  # divisors of the profile's length, for training sequences in turn
 _VALIDATION_SEED = 1000  # of generated sequences, whose split knows no validation
+_KEPT_BYTES = 2 << 30  # of captures in memory
+_kept: OrderedDict[tuple, list[CapturedLayer]] = OrderedDict()
 _CROWDED = (1 / 64, 1 / 128, 1 / 256)  # densities of the crowded tasks
 _CROWDED_LOCAL = 12  # with the sinks, half of what 1/256 of 8K tokens may read
 _CALIBRATION = 2  # training sequences that calibrate baselines
@@ -199,13 +201,30 @@ def captured(
     seed: int = 0, values: bool = False, every_layer: bool = False,
 ) -> list[CapturedLayer]:  # fmt: skip
     """Queries, keys and, if asked for, values of `count` sequences of a split: of the layers that
-    the profile measures, or of every layer."""
-    tokens = sequences(profile, tokenizer, count, length=length, split=split, seed=seed,
-                       questions=QUESTIONS_PER_CONTEXT)  # fmt: skip
-    layers = None if every_layer else profile.layers
-    return [layer for ids, rows in tokens
-            for layer in capture(model, ids, rows=rows, values=values,
-                                 layers=layers).values()]  # fmt: skip
+    the profile measures, or of every layer. What fits into _KEPT_BYTES is kept, since a notebook
+    measures on the same sequences several times."""
+    key = (profile, model, tokenizer, length, count, split, seed, values, every_layer)
+    if key not in _kept:
+        tokens = sequences(profile, tokenizer, count, length=length, split=split, seed=seed,
+                           questions=QUESTIONS_PER_CONTEXT)  # fmt: skip
+        layers = None if every_layer else profile.layers
+        _keep(key, [layer for ids, rows in tokens
+                    for layer in capture(model, ids, rows=rows, values=values,
+                                         layers=layers).values()])  # fmt: skip
+    _kept.move_to_end(key)
+    return list(_kept[key])
+
+
+def _keep(key: tuple, layers: list[CapturedLayer]) -> None:
+    """Keeps the newest captures up to _KEPT_BYTES, this one whatever its size."""
+    _kept[key] = layers
+    while len(_kept) > 1 and sum(map(_bytes, chain(*_kept.values()))) > _KEPT_BYTES:
+        _kept.popitem(last=False)
+
+
+def _bytes(layer: CapturedLayer) -> int:
+    tensors = (x for x in vars(layer).values() if isinstance(x, torch.Tensor))
+    return sum(x.numel() * x.element_size() for x in tensors)
 
 
 def calibration(profile: Profile, model, tokenizer) -> list[CapturedLayer]:

@@ -301,3 +301,23 @@ def test_what_is_shipped_follows_the_profile():
     assert list(experiments.shipped(load_profile("embedded"))) == ["default", *experiments.VARIANTS]
     with pytest.raises(ProfileError, match="hash_weights = None: must be the folder to ship in"):
         experiments.shipped(replace(pretrained, hash_weights=None))
+
+
+def test_captures_are_kept_while_they_fit(profile, loaded, monkeypatch):
+    calls = []
+    original = experiments.capture
+    monkeypatch.setattr(experiments, "_kept", type(experiments._kept)())
+    monkeypatch.setattr(
+        experiments, "capture", lambda *args, **kwargs: calls.append(1) or original(*args, **kwargs)
+    )
+
+    def again(seed):
+        return experiments.captured(profile, *loaded, 512, 1, seed=seed, values=True)
+
+    first = again(1)
+    assert again(1)[0] is first[0] and len(calls) == 1
+    assert again(2)[0] is not first[0] and again(1)[0] is first[0] and len(calls) == 2
+    monkeypatch.setattr(experiments, "_KEPT_BYTES", 1)
+    again(3)
+    assert len(experiments._kept) == 1
+    assert (again(1)[0].keys == first[0].keys).all() and len(calls) == 4
