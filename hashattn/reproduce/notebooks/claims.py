@@ -222,14 +222,16 @@ def _cautions_path(results: Path, notebook: str) -> Path:
     return results / "claims" / f"{notebook}.cautions.json"
 
 
-def tally(claims: list[Claim]) -> str:
-    """`8 of 8 claims hold, 22 of 25 goals met`, and how many were not judged, if any."""
+def tally(claims: list[Claim], model: str) -> str:
+    """`8 of 8 claims hold, 22 of 25 goals met`, how many were not judged, if any, and the profile's
+    model, which a claim is about unless it names another."""
     judged = [c for c in claims if c.verdict != NOT_JUDGED]
     goals, bound = [c for c in judged if c.goal], [c for c in judged if not c.goal]
     held, met = sum(c.verdict == HOLDS for c in bound), sum(c.verdict == MET for c in goals)
     text = f"{held} of {len(bound)} claims hold, {met} of {len(goals)} goals met"
     unjudged = len(claims) - len(judged)
-    return f"{text}, {unjudged} not judged" if unjudged else text
+    text += f", {unjudged} not judged" if unjudged else ""
+    return f"{text}; about {model}, where a claim names no other model"
 
 
 def not_judged(claims: list[Claim]) -> dict[str, list[Claim]]:

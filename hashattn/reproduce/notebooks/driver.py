@@ -108,7 +108,7 @@ def _write_summary(outcome: Outcome) -> None:
     write_json(results / "manifest.json", manifest)
     write_text(results / "report.html", render_report(outcome, manifest))
     print(f"\n{claims_text(outcome.claims)}\n")
-    print(tally(outcome.claims))
+    print(tally(outcome.claims, outcome.profile.model))
     for reason, unjudged in not_judged(outcome.claims).items():
         print(f"{len(unjudged)} not judged: {reason}")
     for text in outcome.cautions:

@@ -127,7 +127,7 @@ def render_report(outcome: Outcome, manifest: dict[str, Any]) -> str:
     return page.from_string(_GRID + _TEMPLATE).render(
         title=f"HashAttention: profile {outcome.profile.name}",
         alarms=_alarms(outcome.claims),
-        findings=findings(outcome.claims),
+        findings=findings(outcome.claims, outcome.profile.model),
         cautions=outcome.cautions,
         where=_where(outcome, manifest),
         parts=[_part(outcome, name, state) for name, state in outcome.states.items()],
@@ -148,11 +148,12 @@ def _alarms(claims: list[Claim]) -> list[str]:
     return sentences
 
 
-def findings(claims: list[Claim]) -> list[str]:
-    """What a run found, in sentences: how many claims held, the main comparisons, goals missed."""
+def findings(claims: list[Claim], model: str) -> list[str]:
+    """What a run of a profile's model found, in sentences: how many claims held, the main
+    comparisons, goals missed."""
     if not claims:
         return ["No notebook of this run makes a claim."]
-    sentences = [f"{tally(claims)}."]
+    sentences = [f"{tally(claims, model)}."]
     for c in claims:
         if c.main and c.verdict != NOT_JUDGED:
             paper = f"; the paper has {c.paper}" if c.paper else ""

@@ -63,7 +63,7 @@ def test_a_report_begins_with_what_was_found_in_words(outcome):
     ]
     page = render_report(outcome(claims), MANIFEST)
     words = page[page.index("What was found") : page.index("<h2>Claims")]
-    assert "1 of 1 claims hold, 1 of 2 goals met." in words
+    assert "1 of 1 claims hold, 1 of 2 goals met; about " in words
     assert "at 32x minus dense (points): -1.5, where &gt;= -3 was the goal, which is met" in words
     assert "; the paper has 0.6." in words
     assert "Goals that were not met: HashAttention minus quest (points) (-7, goal" in words
@@ -127,4 +127,4 @@ def test_decimal_numbers_are_shown_to_four_digits(cell, shown):
 def test_captions_are_words():
     assert caption("02_recall_by_length") == "Recall by length"
     assert caption("dot") == "Dot"
-    assert findings([]) == ["No notebook of this run makes a claim."]
+    assert findings([], "data/embedded") == ["No notebook of this run makes a claim."]
