@@ -61,7 +61,7 @@ def kl_verdicts(rows: pd.DataFrame, ours: Iterable[str]) -> pd.DataFrame:
     A line each: codes (ours), tokens, method, its nominal bits, whether these are as many as ours
     or more, budget, both mean KL divergences (nats), their difference (ours minus theirs, below 0:
     ours is closer to dense) with its 95 % paired bootstrap interval over documents, and the
-    verdict. Oracles, windows and dense attention are left out.
+    verdict. Oracles and dense attention are left out.
     """
     lines = []
     for name in ours:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 VARIANTS, LINES = "os^vDPX", ("-", "--", ":", "-.")  # markers and lines of a method's variants
 _FAMILY_SEED = 4000  # seed of sequences that no other measurement of the notebooks uses
 _PAIRED = ["sequence", "layer", "head"]
-BOUNDS = ("oracle", "dense", "window")  # first words of what no method competes with
+BOUNDS = ("oracle", "dense")
 OURS = ("hash", "rerank", "residual")  # first words of this package's methods in notebook 03
 
 
