@@ -67,29 +67,21 @@ def model_folder(profile: Profile) -> Path:
     path = repository() / profile.model
     if is_gguf(path) and not _is_file_of_hub(profile.model):
         return model_from_gguf(path)
-    if path.is_dir() and (file := _only_gguf(path)):
-        return model_from_gguf(file)
-    if path.is_dir() or not is_hub_id(profile.model):
-        missing = missing_model_files(path)
-        if missing:
-            raise AccessError(
-                f"profile {profile.name}: {path} lacks {', '.join(missing)}. "
-                + _how_to_restore(path)
-            )
-        return path
-    folder = _named_folder(profile.model) or _cached_folder(profile.model)
+    local = path.is_dir() or not is_hub_id(profile.model)
+    folder = path if local else _named_folder(profile.model) or _cached_folder(profile.model)
     if folder is None:
         raise AccessError(_how_to_get_model(profile, "is not on this machine"))
-    if _is_file_of_hub(profile.model):
-        file = folder / Path(profile.model).name
+    in_hub = _is_file_of_hub(profile.model)
+    file = folder / Path(profile.model).name if in_hub else _only_gguf(folder)
+    if file is not None:
         if not file.is_file():
             raise AccessError(_how_to_get_model(profile, f"{folder} has no {file.name}"))
         return model_from_gguf(file)
-    if file := _only_gguf(folder):
-        return model_from_gguf(file)
-    missing = missing_model_files(folder)
-    if missing:
-        raise AccessError(_how_to_get_model(profile, f"{folder} lacks {', '.join(missing)}"))
+    if missing := ", ".join(missing_model_files(folder)):
+        if local:
+            lacking = f"profile {profile.name}: {folder} lacks {missing}. "
+            raise AccessError(lacking + _how_to_restore(folder))
+        raise AccessError(_how_to_get_model(profile, f"{folder} lacks {missing}"))
     return folder
 
 
@@ -233,7 +225,7 @@ def _only_gguf(folder: Path) -> Path | None:
     """The GGUF file of a folder without safetensors; None without any. AccessError for several."""
     if any((folder / name).is_file() for name in _WEIGHT_FILES):
         return None
-    files = sorted(file for file in folder.iterdir() if is_gguf(file))
+    files = sorted(file for file in folder.glob("*") if is_gguf(file))
     if len(files) > 1:
         names = ", ".join(file.name for file in files)
         raise AccessError(f"{folder} holds several models: name one in the profile, as "

@@ -61,9 +61,9 @@ class Pretrained:
 
 
 def pretrained(name: str) -> Pretrained:
-    """The pinned model of a name; ValueError naming those there are."""
+    """The pinned model of a name; PretrainedError naming those there are."""
     pinned = read_yaml(repository() / "data" / "pretrained" / "models.yaml")
-    require_one_of("pretrained", name, sorted(pinned))
+    require_one_of("pretrained", name, sorted(pinned), PretrainedError)
     return Pretrained(name, **pinned[name])
 
 

@@ -11,7 +11,7 @@ from gguf_files import write_gguf
 from hashattn.base.hashes import sha256_file
 from hashattn.models.gguf import GGUFError, model_from_gguf
 from hashattn.reproduce import pretrained as module
-from hashattn.reproduce.access import AccessError, load_model, model_folder
+from hashattn.reproduce.access import AccessError, load_model, model_folder, require_access
 from hashattn.reproduce.pretrained import Pretrained, PretrainedError, fetch, pretrained
 from hashattn.reproduce.profiles import load_profile
 
@@ -57,7 +57,7 @@ def test_the_pinned_models_are_complete():
     model = pretrained("smollm2")
     assert model.path.name == "SmolLM2-135M-Instruct.Q4_1.gguf"
     assert len(model.sha256) == len(model.wheel_sha256) == 64
-    with pytest.raises(ValueError, match="pretrained = 'large': must be one of smollm2"):
+    with pytest.raises(PretrainedError, match="pretrained = 'large': must be one of smollm2"):
         pretrained("large")
 
 
@@ -155,3 +155,9 @@ def test_the_command_prints_where_the_model_is(pinned, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["pretrained", "smollm2"])
     module.main()
     assert f"smollm2: {pinned.path}" in capsys.readouterr().out.replace("small:", "smollm2:")
+
+
+def test_a_profile_that_names_an_unknown_one_is_told_the_known():
+    profile = replace(load_profile("smollm2"), model="pretrained:large")
+    with pytest.raises(AccessError, match="profile smollm2: pretrained = 'large': must be one of"):
+        require_access(profile)
