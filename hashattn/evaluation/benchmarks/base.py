@@ -20,7 +20,8 @@ class Benchmark:
     folder: where the profile's data are, None for a benchmark whose records are generated.
     tasks: what a profile's tasks may be, None for any names. reads_files: whether records are read
     from the folder that the profile calls `data`; otherwise they are generated, and `data` is null.
-    limited: whether the profile's prompt_limit may cut its prompts.
+    limited: whether the profile's prompt_limit may cut its prompts. drawn: whether a profile with
+    another seed has other records of the same tasks.
     """
 
     records: Callable[[Any, Any, int, int, Path | None], list[Record]]
@@ -28,3 +29,4 @@ class Benchmark:
     tasks: tuple[str, ...] | None = None
     reads_files: bool = False
     limited: bool = False
+    drawn: bool = False

@@ -26,4 +26,4 @@ def records(
     return [record_from_dict(record) for record in made]
 
 
-BENCHMARK = Benchmark(records, protocol, TASKS)
+BENCHMARK = Benchmark(records, protocol, TASKS, drawn=True)

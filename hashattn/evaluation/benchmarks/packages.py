@@ -130,4 +130,4 @@ def protocol(profile: Any, length: int, folder: Path | None) -> Protocol:
     )  # fmt: skip
 
 
-BENCHMARK = Benchmark(records, protocol, tasks=tuple(_FIELDS))
+BENCHMARK = Benchmark(records, protocol, tasks=tuple(_FIELDS), drawn=True)

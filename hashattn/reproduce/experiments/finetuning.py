@@ -23,6 +23,7 @@ from hashattn.base.progress import say
 from hashattn.evaluation.benchmarks.corpus import paragraphs
 from hashattn.evaluation.benchmarks.generated import TASKS, generated_records, make_records
 from hashattn.evaluation.benchmarks.longbench import SCORED, TRAINED, fine_tuning_split
+from hashattn.evaluation.benchmarks.registry import BENCHMARKS
 from hashattn.evaluation.contamination import benchmarks
 from hashattn.evaluation.fine_tuning import fine_tuning_sequences
 from hashattn.evaluation.measures.selection import selection_metrics
@@ -73,25 +74,28 @@ def samples(profile: Profile, tokenizer, length: int, task: str | None = None) -
     with enough records, else generated records of _USUAL_TASK.
 
     Generated training records are half as long and from the training split, which shares no fact
-    line or paragraph with the scored one; RULER's too are half as long, and draw other needles. A
-    profile's own data is split as the paper does, or at the same 1 to 7 where a task has fewer than
-    200 records; scored records whose context is also trained on are left out.
+    line or paragraph with the scored one. Those of a benchmark that is drawn (RULER, packages) are
+    half as long too, drawn by another seed, and ask nothing that is scored. A profile's own data is
+    split as the paper does, or at the same 1 to 7 where a task has fewer than 200 records; scored
+    records whose context is also trained on are left out.
     ValueError for a `task` that is not the profile's, or that has too few records to split.
     """
     if task is not None:
         require_one_of("task", task, profile.tasks)
     usual = sorted(profile.tasks, key=lambda name: name != _USUAL_TASK)
-    if profile.benchmark == "ruler":
+    if BENCHMARKS[profile.benchmark].drawn:
         return _drawn(profile, tokenizer, task or usual[0], length)
-    if data_folder(profile) is None:
+    if profile.benchmark == "generated":
         return _generated(profile, tokenizer, task or usual[0], length)
-    for name in [task] if task else usual:
+    own_data = data_folder(profile) is not None
+    for name in ([task] if task else usual) * own_data:
         try:
             return _split(profile, tokenizer, name, length)
         except _TooFewError:
             if task:
                 raise
-    say(f"no task of {profile.data} has enough records to fine-tune on: {_USUAL_TASK} is generated")
+    source = profile.data or f"benchmark {profile.benchmark!r}"
+    say(f"no task of {source} has enough records to fine-tune on: {_USUAL_TASK} is generated")
     generated = replace(
         profile, data=None, benchmark="generated", prompt_limit=None, tasks=TASKS,
         template=Profile.template, metric=Profile.metric,
@@ -129,13 +133,16 @@ def _others(profile: Profile, tokenizer, task: str, length: int) -> tuple[Record
 
 
 def _drawn(profile: Profile, tokenizer, task: str, length: int) -> Samples:
-    """Samples of a RULER task: those that train are drawn by a seed of their own."""
+    """Samples of a benchmark's task: those that train are drawn by a seed of their own, and those
+    that ask what is scored are left out."""
     own = replace(profile, tasks=(task,))
     train = experiments.records(
         replace(own, seed=profile.seed + SCORED_SEED), tokenizer, length // _SHORTER,
         min(TRAINED, 4 * profile.training.sequences),
     )  # fmt: skip
     scored = experiments.records(own, tokenizer, length)
+    asked = {(record.input, record.answers) for record in scored}
+    train = [record for record in train if (record.input, record.answers) not in asked]
     protocol, others = (
         experiments.protocol(profile, length),
         _others(profile, tokenizer, task, length),

@@ -130,3 +130,20 @@ def test_ruler_draws_other_needles_to_train_on(loaded):
     answers = [{a for r in part for a in r.answers} for part in (found.train, found.scored)]
     assert not answers[0] & answers[1]
     assert max(r.length for r in found.train) <= 1024 < min(r.length for r in found.scored)
+
+
+def test_packages_that_are_scored_are_not_trained_on(loaded):
+    profile = replace(load_profile("tiny"), benchmark="packages", tasks=("version", "summary"),
+                      lengths=(2048,), samples_per_task=30)  # fmt: skip
+    found = finetuning.samples(profile, loaded[1], 2048)
+    asked = [{r.input for r in part} for part in (found.train, found.scored)]
+    assert len(asked[1]) == 30 and asked[0] and not asked[0] & asked[1]
+    assert len(found.train) < 16  # of as many drawn
+    assert {r.dataset for r in found.others} == {"summary"}
+
+
+def test_texts_without_answers_are_tuned_on_generated_tasks(loaded, capsys):
+    profile = replace(load_profile("tiny"), benchmark="texts", tasks=("code",))
+    found = finetuning.samples(profile, loaded[1], 1024)
+    assert found.task == "multihop" and found.protocol.metric == "exact_match"
+    assert "no task of benchmark 'texts' has enough records" in capsys.readouterr().err

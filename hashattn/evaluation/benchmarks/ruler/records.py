@@ -220,4 +220,4 @@ def protocol(profile: Any, length: int, folder: Path | None) -> Protocol:
                           seed=profile.seed)  # fmt: skip
 
 
-BENCHMARK = Benchmark(records, protocol, tuple(TASKS))
+BENCHMARK = Benchmark(records, protocol, tuple(TASKS), drawn=True)
