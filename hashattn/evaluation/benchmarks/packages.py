@@ -40,9 +40,9 @@ class Package:
     summary: str
     description: str
 
-    def text(self) -> str:
-        """Its document in a context."""
-        return f"{self.lines()}\n\n{self.description}\n"
+    def text(self, characters: int = _DESCRIPTION) -> str:
+        """Its document in a context, with the first `characters` of its description."""
+        return f"{self.lines()}\n\n{self.description[:characters]}\n"
 
     def lines(self, before: str | None = None) -> str:
         """Its first lines, up to the value of the field `before`."""
@@ -100,7 +100,8 @@ def _context(tokenizer: Any, package: Package, rng: random.Random, limit: int) -
 def _fitting(tokenizer: Any, order: list[Package], limit: int) -> Iterator[str]:
     """Documents in their order, each package once, those that still fit."""
     left = limit
-    for text in dict.fromkeys(package.text() for package in order):
+    shown = min(_DESCRIPTION, limit)  # a third of a short context at most
+    for text in dict.fromkeys(package.text(shown) for package in order):
         tokens = len(tokenizer(text + "\n", add_special_tokens=False)["input_ids"])
         if tokens <= left:
             left -= tokens
