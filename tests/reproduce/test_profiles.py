@@ -16,7 +16,7 @@ from hashattn.reproduce.profiles import METHODS, Profile, ProfileError, availabl
 
 NAMES = [
     "embedded", "embedded-full", "llama-3.1-8b", "llama-3.1-8b-authors",
-    "llama-3.1-8b-longbench-e", "llama-3.1-8b-ruler", "mistral-7b", "smollm2", "tiny",
+    "llama-3.1-8b-longbench-e", "llama-3.1-8b-ruler", "mistral-7b", "smollm2", "smollm2-full", "tiny",
 ]  # fmt: skip
 NO_NAMES = ("../../x", "/tmp/x", "", "a/b", ".", "..", ".x", "a\\b", 5, "a\nb", 300 * "x")
 MODEL_FILES = ("config.json", "tokenizer.json", "model.safetensors")
@@ -122,7 +122,7 @@ def test_an_unknown_profile_names_the_known_ones():
         ({"layers": []}, r"layers = \(\): must be numbers of layers, from 0, or null"),
         ({"layers": [0, -1]}, r"layers = \(0, -1\): must be numbers of layers"),
         ({"layers": 3}, "layers = 3: must be a list"),
-        ({"texts": ["poetry"]}, r"texts = \('poetry',\): must be some of documentation, code"),
+        ({"texts": ["poetry"]}, r"texts = \('poetry',\): must be some of documentation, prose"),
         ({"documents": 0}, "documents = 0: must be a positive integer"),
         ({"ruler": {"chat": "yes"}}, "ruler.chat = 'yes': must be true or false"),
         ({"training": {"texts": ["x"]}}, r"training.texts = \('x',\): must be some of"),
@@ -134,7 +134,7 @@ def test_an_unknown_profile_names_the_known_ones():
         ),
         ({"lenghts": [4096]}, "lenghts is not a field of a profile; did you mean lengths"),
         ({"model": None}, "model = None"),
-        ({"benchmark": "mine"}, "benchmark = 'mine': must be generated or folder or longbench or"),
+        ({"benchmark": "mine"}, "benchmark = 'mine': must be generated or crowded or folder or"),
         ({"benchmark": "longbench", "data": "x"}, "tasks = .* must be some of narrativeqa, qasper"),
         ({"benchmark": "longbench_authors", "tasks": ["lcc_e"]}, "data = None: must be the folder"),
         ({"benchmark": "ruler", "tasks": ["vt"], "data": "x"}, "data = 'x': must be null, as"),
