@@ -16,7 +16,8 @@ from hashattn.reproduce.profiles import METHODS, Profile, ProfileError, availabl
 
 NAMES = [
     "embedded", "embedded-full", "llama-3.1-8b", "llama-3.1-8b-authors",
-    "llama-3.1-8b-longbench-e", "llama-3.1-8b-ruler", "mistral-7b", "smollm2", "smollm2-full", "tiny",
+    "llama-3.1-8b-longbench-e", "llama-3.1-8b-ruler", "mistral-7b", "smollm2",
+    "smollm2-full", "tiny",
 ]  # fmt: skip
 NO_NAMES = ("../../x", "/tmp/x", "", "a/b", ".", "..", ".x", "a\\b", 5, "a\nb", 300 * "x")
 MODEL_FILES = ("config.json", "tokenizer.json", "model.safetensors")
