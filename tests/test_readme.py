@@ -88,7 +88,7 @@ def test_the_first_action_and_the_picture_come_before_the_long_command():
         ("setup B", "setup B (the context is read dense"),
         ("setup A", "in setup A the answer alone is sparse"),
         ("racle", "*Oracle top-k* reads"),
-        ("sink + local", "*sink + local* the first"),
+        ("sink + local", "*sink + local* reads the first"),
     ],
 )
 def test_a_word_is_defined_where_it_is_first_used(word, definition):
