@@ -127,15 +127,19 @@ def quality_lines(axis: Axes, compared: pd.DataFrame) -> None:
     dense = float(compared.loc[compared["method"] == "dense", "score"].iloc[0])
     curve = compared[~compared["method"].isin(["dense", "window"])]
     method_lines(axis, curve, "sparsity", "score")
-    for method, part in curve.groupby("method"):
-        axis.fill_between(
-            part["sparsity"], dense + part["low"], dense + part["high"], alpha=0.12, linewidth=0,
-            color=method_style(method).color,
-        )  # fmt: skip
+    ends = {"low": dense + curve["low"], "high": dense + curve["high"]}
+    method_bands(axis, curve.assign(**ends), "sparsity", "low", "high")
     axis.axhline(dense, color="black", linewidth=1)
     sparsity_axis(axis, curve["sparsity"])
     for marked in {16, 32} & set(axis.get_xticks()):
         axis.axvline(marked, color="grey", linestyle=":", linewidth=1)
+
+
+def method_bands(axis: Axes, table: pd.DataFrame, x: str, low: str, high: str) -> None:
+    """The interval between two columns around each method's line, in its colour."""
+    for method, part in table.groupby("method"):
+        axis.fill_between(part[x], part[low], part[high], alpha=0.12, linewidth=0,
+                          color=method_style(method).color)  # fmt: skip
 
 
 def sparsity_axis(axis: Axes, sparsity: Iterable[float]) -> None:

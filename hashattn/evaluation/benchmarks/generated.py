@@ -124,18 +124,25 @@ def _needle(draw: _Draw, size: int) -> FactSet:
     return FactSet("needle", tuple(lines), tuple(questions))
 
 
+def _example(draw: _Draw, keyword: str, label: str) -> str:
+    """A labelled line of few-shot learning."""
+    return draw.line(
+        lambda: f"Text: {' '.join(draw.rng.sample(ADJECTIVES, 2))} {keyword} => {label}"
+    )
+
+
+def _unlabelled(example: str, label: str) -> Question:
+    """The question for an example's label."""
+    return Question(example[len("Text: ") : -len(f" {label}")], f" {label}")
+
+
 def _fewshot(draw: _Draw, size: int) -> FactSet:
     keywords = draw.rng.sample(ANIMALS, max(2, min(len(ANIMALS), size // 2)))
-
-    def example(keyword: str, label: str) -> str:
-        return f"Text: {' '.join(draw.rng.sample(ADJECTIVES, 2))} {keyword} => {label}"
-
     lines, questions = [], []
     for keyword in keywords:
         label = draw.rng.choice(LABELS)
-        lines += [draw.line(lambda k=keyword, y=label: example(k, y)) for _ in range(2)]
-        unseen = draw.line(lambda k=keyword, y=label: example(k, y))
-        questions.append(Question(unseen[len("Text: ") : -len(f" {label}")], f" {label}"))
+        lines += [_example(draw, keyword, label) for _ in range(2)]
+        questions.append(_unlabelled(_example(draw, keyword, label), label))
     return FactSet("fewshot", tuple(lines), tuple(questions))
 
 
@@ -162,16 +169,12 @@ def _code(draw: _Draw, size: int) -> FactSet:
 
 
 def _vote(draw: _Draw, size: int) -> FactSet:
-    def example(keyword: str, label: str) -> str:
-        return f"Text: {' '.join(draw.rng.sample(ADJECTIVES, 2))} {keyword} => {label}"
-
     lines, questions = [], []
     for keyword in draw.rng.sample(ANIMALS, max(1, min(len(ANIMALS), size // (_FOR + _AGAINST)))):
-        labels = draw.rng.sample(LABELS, 2)
-        for label in [labels[0]] * _FOR + [labels[1]] * _AGAINST:
-            lines.append(draw.line(lambda k=keyword, y=label: example(k, y)))
-        unseen = draw.line(lambda k=keyword, y=labels[0]: example(k, y))
-        questions.append(Question(unseen[len("Text: ") : -len(f" {labels[0]}")], f" {labels[0]}"))
+        answer, other = draw.rng.sample(LABELS, 2)
+        labels = [answer] * _FOR + [other] * _AGAINST
+        lines += [_example(draw, keyword, label) for label in labels]
+        questions.append(_unlabelled(_example(draw, keyword, answer), answer))
     return FactSet("vote", tuple(lines), tuple(questions))
 
 

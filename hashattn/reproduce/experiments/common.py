@@ -22,7 +22,7 @@ from hashattn.evaluation.benchmarks.registry import BENCHMARKS
 from hashattn.evaluation.benchmarks.texts import EVAL, TRAIN, VALIDATION
 from hashattn.evaluation.measures.selection import selection_metrics
 from hashattn.evaluation.methods import Method
-from hashattn.evaluation.protocol import Protocol
+from hashattn.evaluation.protocol import SETUPS, Protocol
 from hashattn.evaluation.records import Record
 from hashattn.evaluation.runner import evaluate
 from hashattn.evaluation.tables import nothing_at_stake
@@ -282,10 +282,19 @@ def quality(
 ) -> pd.DataFrame:  # fmt: skip
     """evaluate() on the profile's records at one length, in both setups; results resume in
     <results>/records."""
-    path: Path = profile.results / "records" / f"length_{length}.jsonl"
+    return answers(profile, model, tokenizer, methods, length, samples, "length", progress)
+
+
+def answers(
+    profile: Profile, model, tokenizer, methods: Iterable[Method], length: int,
+    samples: int | None, name: str, progress: bool = True, setups: Iterable[str] = SETUPS,
+) -> pd.DataFrame:  # fmt: skip
+    """evaluate() on `samples` records (as of `records`) of the profile's benchmark at one length;
+    results resume in <results>/records/<name>_<length>.jsonl."""
     return evaluate(
-        model, tokenizer, records(profile, tokenizer, length, samples), methods,
-        protocol(profile, length), path, progress=progress,
+        model, tokenizer, records(profile, tokenizer, length, samples), list(methods),
+        protocol(profile, length), profile.results / "records" / f"{name}_{length}.jsonl",
+        setups=tuple(setups), progress=progress,
     )  # fmt: skip
 
 
@@ -296,11 +305,9 @@ def crowded(
     longest length, at 64x to 256x, setup B. Results resume in <results>/records."""
     hard = replace(profile, benchmark="crowded", tasks=crowded_tasks.TASKS, data=None,
                    prompt_limit=None, local=_CROWDED_LOCAL, densities=_CROWDED)  # fmt: skip
-    length = profile.longest_length
-    return evaluate(
-        model, tokenizer, records(hard, tokenizer, length, profile.crowded),
-        methods(hard, selectors), protocol(hard, length),
-        profile.results / "records" / f"crowded_{length}.jsonl", setups=("B",), progress=progress,
+    return answers(
+        hard, model, tokenizer, methods(hard, selectors), profile.longest_length, profile.crowded,
+        "crowded", progress, setups="B",
     )  # fmt: skip
 
 
@@ -313,11 +320,9 @@ def ruler(
     of_ruler = replace(profile, benchmark="ruler", tasks=runs.tasks, data=None, prompt_limit=None)
     frames = []
     for length in runs.lengths:
-        frame = evaluate(
-            model, tokenizer, records(of_ruler, tokenizer, length, runs.samples), list(methods),
-            protocol(of_ruler, length), profile.results / "records" / f"ruler_{length}.jsonl",
-            progress=progress,
-        )  # fmt: skip
+        frame = answers(
+            of_ruler, model, tokenizer, methods, length, runs.samples, "ruler", progress
+        )
         frames.append(frame.assign(tokens=length))
     return pd.concat(frames, ignore_index=True)
 

@@ -10,10 +10,9 @@ import pandas as pd
 
 from hashattn.evaluation.fidelity import fidelity_table
 from hashattn.evaluation.methods import Method
-from hashattn.evaluation.runner import evaluate
 from hashattn.evaluation.statistics import BELOW, paired_bootstrap
 from hashattn.reproduce import plots
-from hashattn.reproduce.experiments.common import protocol, records
+from hashattn.reproduce.experiments.common import answers
 from hashattn.reproduce.experiments.frontier import BOUNDS, OURS, outcome
 from hashattn.reproduce.notebooks.claims import Claims
 from hashattn.reproduce.profiles import Profile
@@ -33,10 +32,9 @@ def fidelity(
     reading = replace(profile, benchmark="texts", tasks=profile.texts, data=None, prompt_limit=None)
     frames = []
     for length in lengths:
-        frame = evaluate(
-            model, tokenizer, records(reading, tokenizer, length, profile.documents), list(methods),
-            protocol(reading, length), profile.results / "records" / f"texts_{length}.jsonl",
-            setups=("B",), progress=progress,
+        frame = answers(
+            reading, model, tokenizer, methods, length, profile.documents, "texts", progress,
+            setups="B",
         )  # fmt: skip
         frames.append(frame.assign(tokens=length))
     return pd.concat(frames, ignore_index=True)
@@ -105,10 +103,6 @@ def divergence_lines(axis: Axes, table: pd.DataFrame) -> None:
     sparse = sparse[~sparse["method"].isin(["window"])]
     sparse["sparsity"] = 1 / sparse["density"]
     plots.method_lines(axis, sparse, "sparsity", "kl")
-    for method, part in sparse.groupby("method"):
-        axis.fill_between(
-            part["sparsity"], part["kl_low"], part["kl_high"], alpha=0.12, linewidth=0,
-            color=plots.method_style(method).color,
-        )  # fmt: skip
+    plots.method_bands(axis, sparse, "sparsity", "kl_low", "kl_high")
     plots.sparsity_axis(axis, sparse["sparsity"])
     axis.set(ylabel="KL(dense || sparse), nats", yscale="log")

@@ -87,8 +87,8 @@ def samples(profile: Profile, tokenizer, length: int, task: str | None = None) -
         return _drawn(profile, tokenizer, task or usual[0], length)
     if profile.benchmark == "generated":
         return _generated(profile, tokenizer, task or usual[0], length)
-    own_data = data_folder(profile) is not None
-    for name in ([task] if task else usual) * own_data:
+    own = [] if data_folder(profile) is None else [task] if task else usual
+    for name in own:
         try:
             return _split(profile, tokenizer, name, length)
         except _TooFewError:

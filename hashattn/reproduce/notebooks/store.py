@@ -19,6 +19,7 @@ from hashattn.reproduce.experiments.stored import PRETRAINED, store_tables
 from hashattn.reproduce.notebooks.driver import ReproductionError, find_notebooks
 from hashattn.reproduce.notebooks.fingerprint import notebook_source
 from hashattn.reproduce.notebooks.hygiene import problems
+from hashattn.reproduce.pretrained import PREFIX
 from hashattn.reproduce.profiles import load_profile, repository
 
 PICTURE = "quality_against_density.png"  # the README's, a figure of notebook 03
@@ -93,9 +94,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         profile = load_profile(options.profile)
         results = profile.results
-        if (
-            profile.model == f"pretrained:{PRETRAINED}"
-        ):  # the embedded model's notebooks show its tables
+        if profile.model == PREFIX + PRETRAINED:  # the embedded model's notebooks show its tables
             for path in store_tables(profile):
                 print(f"{path.name}: stored in {path.parent}")
             return 0
