@@ -2,7 +2,7 @@
 # They need python3 >= 3.11, make and a package index; everything lands in .venv and results/.
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup compile test reproduce bench gpu gate lab lint clean model pretrained store
+.PHONY: help setup compile test reproduce bench gpu gate settle lab lint clean model pretrained store
 
 # Set these on the command line, as in `make reproduce ENGINE=ray`: what the shell calls so does not count.
 PROFILE := embedded
@@ -67,9 +67,11 @@ bench: compile ## CPU latency to 128K tokens and whole models (12 min); results/
 gpu: ## on a CUDA machine: check every kernel, measure the grid (10 min); results/bench/gpu.json
 	$(if $(wildcard $(READY)),$(PY),$(PYTHON)) -m hashattn.reproduce.bench gpu
 
-gate: compile ## after a change of a kernel: compile all for sm_80 and sm_90, run all kernel tests; keep both reports
+gate: compile ## after a change of a GPU kernel: compile all for sm_80 and sm_90; keep the report
 	$(PY) -m hashattn_kernels.triton_gpu.gate --json data/reference/triton_gate.json
-	$(PY) tests/kernels/settled.py
+
+settle: compile ## run the tests whose sources changed since they were recorded; keep which took long
+	$(PY) tests/settled.py
 
 store: $(READY) ## copy the notebooks that reproduce ran, tidied, back into notebooks/
 	$(PY) -m hashattn.reproduce.notebooks.store --profile $(PROFILE)

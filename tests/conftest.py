@@ -1,5 +1,5 @@
 """Settings of all tests: results in a temporary folder, no network, no progress bars, and Triton's
-interpreter where there is no GPU."""
+interpreter where there is no GPU. Long tests that are settled are left out: see settled.py."""
 
 import os
 import tempfile
@@ -25,6 +25,19 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores: one thread e
     torch.set_num_threads(1)
 for name in ("HASHATTN_MODEL_DIR", "HASHATTN_DATA_DIR", "HASHATTN_PROGRESS"):
     os.environ.pop(name, None)
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out what is settled."""
+    if os.environ.get("ALL") or torch.cuda.is_available():
+        return
+    from settled import REPORT, settled
+
+    reason = f"passed with these sources ({REPORT.name}); make test ALL=1 runs it"
+    tests = {(item.nodeid.partition("::")[0], item.name): item for item in items}
+    marks = {test: frozenset(m.name for m in item.iter_markers()) for test, item in tests.items()}
+    for test in settled((*test, marks[test]) for test in tests):
+        tests[test].add_marker(pytest.mark.skip(reason=reason))
 
 
 def pytest_unconfigure() -> None:

@@ -3,28 +3,28 @@
 from importlib import import_module
 
 _EXPORTS = {
-    "Method": "methods",
-    "Protocol": "protocol",
-    "Record": "records",
-    "authors": "benchmarks.longbench_authors",
-    "bucket_table": "tables",
-    "by_the_book": "benchmarks.longbench_protocol",
-    "comparison_table": "tables",
-    "cut_note": "tables",
-    "dataset_table": "tables",
-    "density_table": "tables",
-    "evaluate": "runner",
-    "fine_tuning_sequences": "fine_tuning",
-    "fine_tuning_split": "benchmarks.longbench",
-    "load_dataset": "benchmarks.longbench",
-    "load_prompts": "benchmarks.longbench_protocol",
-    "load_records": "records",
-    "paired_bootstrap": "statistics",
-    "selection_metrics": "measures.selection",
-    "save_records": "records",
-    "score_table": "tables",
-    "setup_table": "tables",
-    "sharing_table": "tables",
+    "Method": "hashattn.evaluation.methods",
+    "Protocol": "hashattn.evaluation.protocol",
+    "Record": "hashattn.evaluation.records",
+    "authors": "hashattn.evaluation.benchmarks.longbench_authors",
+    "bucket_table": "hashattn.evaluation.tables",
+    "by_the_book": "hashattn.evaluation.benchmarks.longbench_protocol",
+    "comparison_table": "hashattn.evaluation.tables",
+    "cut_note": "hashattn.evaluation.tables",
+    "dataset_table": "hashattn.evaluation.tables",
+    "density_table": "hashattn.evaluation.tables",
+    "evaluate": "hashattn.evaluation.runner",
+    "fine_tuning_sequences": "hashattn.evaluation.fine_tuning",
+    "fine_tuning_split": "hashattn.evaluation.benchmarks.longbench",
+    "load_dataset": "hashattn.evaluation.benchmarks.longbench",
+    "load_prompts": "hashattn.evaluation.benchmarks.longbench_protocol",
+    "load_records": "hashattn.evaluation.records",
+    "paired_bootstrap": "hashattn.evaluation.statistics",
+    "selection_metrics": "hashattn.evaluation.measures.selection",
+    "save_records": "hashattn.evaluation.records",
+    "score_table": "hashattn.evaluation.tables",
+    "setup_table": "hashattn.evaluation.tables",
+    "sharing_table": "hashattn.evaluation.tables",
 }
 __all__ = sorted(_EXPORTS)
 
@@ -33,4 +33,4 @@ def __getattr__(name: str) -> object:
     """Imports a name when it is first used: pandas and transformers stay out until then."""
     if name not in _EXPORTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)
+    return getattr(import_module(_EXPORTS[name]), name)

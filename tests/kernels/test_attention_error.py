@@ -23,17 +23,21 @@ def exact(q, k, v, indices, scaling) -> Tensor:
     return weights @ v.repeat_interleave(group, 1)
 
 
+def compiled_here_alone(*shape) -> object:
+    return pytest.param(*shape, marks=pytest.mark.long)  # 10 seconds for each head size and dtype
+
+
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "dim", "value_dim", "dtype"),
     [
         (8, 2, 64, 64, torch.float32),
         (8, 2, 128, 128, torch.bfloat16),
         (3, 3, 128, 128, torch.bfloat16),
-        (5, 1, 80, 80, torch.float16),
-        (4, 2, 96, 96, torch.bfloat16),
-        (12, 2, 256, 256, torch.bfloat16),
-        (2, 2, 64, 128, torch.float32),
-        (8, 2, 16, 48, torch.float16),
+        compiled_here_alone(5, 1, 80, 80, torch.float16),
+        compiled_here_alone(4, 2, 96, 96, torch.bfloat16),
+        compiled_here_alone(12, 2, 256, 256, torch.bfloat16),
+        compiled_here_alone(2, 2, 64, 128, torch.float32),
+        compiled_here_alone(8, 2, 16, 48, torch.float16),
     ],
 )
 @pytest.mark.parametrize("n", [1, 15, 200])
