@@ -35,8 +35,8 @@ def pytest_collection_modifyitems(config, items):
 
     reason = f"passed with these sources ({REPORT.name}); make test ALL=1 runs it"
     tests = {(item.nodeid.partition("::")[0], item.name): item for item in items}
-    marks = {test: frozenset(m.name for m in item.iter_markers()) for test, item in tests.items()}
-    for test in settled((*test, marks[test]) for test in tests):
+    marked = {test: item.get_closest_marker("long") is not None for test, item in tests.items()}
+    for test in settled((*test, marked[test]) for test in tests):
         tests[test].add_marker(pytest.mark.skip(reason=reason))
 
 

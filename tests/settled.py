@@ -6,8 +6,8 @@ runs all tests of the modules whose record is missing or out of date, and keeps 
 data/reference/settled_tests.json which of them took long, with a key of every file that decides
 their outcome: the module, all that it imports or names of hashattn, the kernels and the tests, and
 DATA. `make test` leaves them out as long as the key is theirs, save the shortest case of each
-parametrised function and what is marked `always`; `make test ALL=1` runs everything, and so does a
-GPU. A test marked `long` is left out whatever it took: it pays for a compilation that it may share.
+parametrised function; `make test ALL=1` runs everything, and so does a GPU. A test marked `long` is
+left out whatever it took: others may have paid for what it shares with them, a compilation, say.
 """
 
 from __future__ import annotations
@@ -128,24 +128,21 @@ def read(report: Path = REPORT) -> dict[str, dict]:
     return stored["modules"] if stored["environment"] == environment() else {}
 
 
-def settled(
-    tests: Iterable[tuple[str, str, frozenset[str]]], report: Path = REPORT
-) -> set[tuple[str, str]]:
-    """(module, name) of those of the tests (module, name, marks) that may be left out."""
+def settled(tests: Iterable[tuple[str, str, bool]], report: Path = REPORT) -> set[tuple[str, str]]:
+    """(module, name) of those of the tests (module, name, whether marked) that may be left out."""
     stored, cases = read(report), {}
-    for module, name, marks in tests:
+    for module, name, marked in tests:
         if module in stored:
-            cases.setdefault((module, name.split("[")[0]), []).append((name, marks))
+            cases.setdefault((module, name.split("[")[0]), []).append((marked, name))
     done = set()
     for (module, _), group in cases.items():
         if stored[module]["key"] != key(module):
             continue
         seconds = stored[module]["seconds"]
-        ranked = sorted(group, key=lambda case: ("long" in case[1], seconds.get(case[0], 0.0)))
-        for place, (name, marks) in enumerate(ranked):
-            shortest = place == 0 and len(group) > 1
-            if "long" in marks or name in seconds and not (shortest or "always" in marks):
-                done.add((module, name))
+        done |= {(module, name) for marked, name in group if marked}
+        by_time = sorted((seconds.get(name, 0.0), name) for marked, name in group if not marked)
+        left = by_time[1:] if len(group) > 1 else by_time
+        done |= {(module, name) for _, name in left if name in seconds}
     return done
 
 

@@ -7,9 +7,9 @@ import pytest
 import settled
 from settled import ROOT, closure, key, references
 
-NONE, MODULE = frozenset(), "tests/m.py"
-LONG = [(MODULE, f"f[{case}]", NONE) for case in "abc"]
-SHORT = [(MODULE, "f[short]", NONE), (MODULE, "g", NONE)]
+MODULE = "tests/m.py"
+LONG = [(MODULE, f"f[{case}]", False) for case in "abc"]
+SHORT = [(MODULE, "f[short]", False), (MODULE, "g", False)]
 
 
 @pytest.fixture
@@ -37,21 +37,22 @@ def test_long_cases_are_left_out_but_the_shortest_of_each_function(stored):
     report = stored("now")
     assert left_out(LONG + SHORT, report) == {"f[a]", "f[b]", "f[c]"}
     assert left_out(LONG, report) == {"f[a]", "f[b]"}
-    assert left_out([(MODULE, "f[new]", NONE), LONG[0]], report) == {"f[a]"}
-    assert left_out([(MODULE, "h", NONE)], report) == {"h"}  # other tests of the module run
-    assert left_out([("tests/other.py", "h", NONE)], report) == set()
+    assert left_out([(MODULE, "f[new]", False), LONG[0]], report) == {"f[a]"}
+    assert left_out([(MODULE, "h", False)], report) == {"h"}  # other tests of the module run
+    assert left_out([("tests/other.py", "h", False)], report) == set()
 
 
-def test_marks_decide_before_the_clock(stored):
+def test_what_is_marked_is_left_out_whatever_it_took(stored):
     report = stored("now")
-    tests = [(MODULE, "h", frozenset(["always"])), (MODULE, "g", frozenset(["long"]))]
-    assert left_out(tests, report) == {"g"}
-    cases = [(MODULE, f"k[{i}]", frozenset(["long"] if i else [])) for i in range(3)]
+    assert left_out([(MODULE, "g", True), *SHORT], report) == {"g"}
+    cases = [(MODULE, f"k[{i}]", i > 0) for i in range(3)]
     assert left_out(cases, report) == {"k[1]", "k[2]"}
+    marked = [(module, name, True) for module, name, _ in LONG]
+    assert left_out(marked, report) == {"f[a]", "f[b]", "f[c]"}
 
 
 def test_other_sources_or_versions_leave_nothing_out(stored, tmp_path):
-    marked = [(MODULE, "g", frozenset(["long"]))]
+    marked = [(MODULE, "h", True)]
     assert left_out(LONG + SHORT + marked, stored("before")) == set()
     assert left_out(LONG + SHORT + marked, stored("now", torch="0.0")) == set()
     assert left_out(LONG + SHORT + marked, tmp_path / "missing.json") == set()

@@ -16,6 +16,7 @@ from hashattn.models.heads import HeadSlice
 from helpers import tiny_model
 
 pytest.importorskip("accelerate", reason="transformers places models with accelerate")
+pytestmark = pytest.mark.long  # 20 seconds of processes before the first test
 
 RANKS = 2
 LIMIT = 150  # seconds; 25 to 40 on two cores

@@ -27,6 +27,7 @@ def logits(model, monkeypatch, backend: str, layout: str) -> torch.Tensor:
     return found
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("layout", ["per_kv_head", "per_query_head"])
 def test_decoding_on_triton_is_decoding_on_the_reference(monkeypatch, layout):
     model = tiny_model("llama").to(GPU)

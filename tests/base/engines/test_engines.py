@@ -181,7 +181,6 @@ print(json.dumps([ray.is_initialized(), os.getpid(), results]))
 """
 
 
-@pytest.mark.always
 def test_engine_ray_starts_a_cluster_of_its_own():
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     environment |= {
