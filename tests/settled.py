@@ -33,12 +33,13 @@ REPORT = ROOT / "data" / "reference" / "settled_tests.json"
 # or what is installed, and always run
 FOLDERS = (
     "tests/attention", "tests/base/engines", "tests/evaluation", "tests/hashing", "tests/kernels",
-    "tests/models", "tests/reproduce/bench", "tests/reproduce/experiments", "tests/selectors",
+    "tests/models", "tests/reproduce/bench", "tests/reproduce/experiments",
+    "tests/reproduce/notebooks", "tests/selectors",
 )  # fmt: skip
 ELSEWHERE = "tests/kernels/gpu/test_triton_gate.py"  # has a report of its own
 DATA = ("data/embedded", "data/profiles", "data/longbench", "data/corpus")
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "datasets", "numpy", "numba",
-            "llvmlite", "triton", "ray")  # fmt: skip
+            "llvmlite", "triton", "ray", "papermill", "nbclient", "ipykernel")  # fmt: skip
 LONG = 3.0  # seconds of one of two processes that share two cores
 _NAMED = re.compile(r"\bhashattn\w*(?:\.\w+)*")
 
@@ -64,7 +65,8 @@ def key(module: str, root: Path = ROOT) -> str:
 
 
 def closure(module: Path, root: Path = ROOT) -> set[Path]:
-    """The module, the conftest.py above it, and every file that these import or name, and so on."""
+    """The module, the conftest.py above it, and every file that these import or name, and so on;
+    not this file, which decides no outcome."""
     conftests = [folder / "conftest.py" for folder in module.parents if folder.is_relative_to(root)]
     reached, todo = set(), [module, *(path for path in conftests if path.is_file())]
     while todo:
@@ -72,7 +74,7 @@ def closure(module: Path, root: Path = ROOT) -> set[Path]:
         if path not in reached:
             reached.add(path)
             todo += references(path, root)
-    return reached
+    return reached - {root / "tests" / Path(__file__).name}
 
 
 @cache

@@ -107,13 +107,13 @@ def test_the_closures_of_real_tests():
             "kernels/hashattn_kernels/numba_cpu/selection.py", "tests/evaluation/test_parallel.py",
             "hashattn/evaluation/runner.py", "hashattn/hashing/train.py"} <= reached  # fmt: skip
     assert not any(name.startswith("hashattn/reproduce/notebooks") for name in reached)
+    assert not {"tests/settled.py", "tests/test_readme.py"} & reached
 
 
 def test_only_modules_whose_outcome_files_decide_are_recorded():
     """Those that read documents, notebooks or what is installed always run."""
     may = set(settled.modules())
     assert "tests/kernels/test_attend.py" in may and "tests/base/engines/test_engines.py" in may
-    always = {"tests/test_readme.py", "tests/test_packaging.py", settled.ELSEWHERE,
-              "tests/reproduce/notebooks/test_driver.py"}  # fmt: skip
+    always = {"tests/test_readme.py", "tests/test_packaging.py", settled.ELSEWHERE}
     assert not may & always and all((ROOT / name).is_file() for name in always)
     assert set(settled.read()) <= may
