@@ -5,16 +5,18 @@
 runs all tests of the modules whose record is missing or out of date, and keeps in
 data/reference/settled_tests.json which of them took long, with a key of every file that decides
 their outcome: the module, all that it imports or names of hashattn, the kernels and the tests, and
-DATA. `make test` leaves them out as long as the key is theirs, save the shortest case of each
-parametrised function; `make test ALL=1` runs everything, and so does a GPU. A test marked `long` is
-left out whatever it took: others may have paid for what it shares with them, a compilation, say.
+DATA. That is most of hashattn for every module, as conftest.py names the package and the package
+what it exports: a change of hashattn/reproduce unsettles few modules, one of a lower room nearly
+all. `make test` leaves the long tests out as long as the key is theirs, save the shortest case of
+each parametrised function; `make test ALL=1` runs everything, and so does a GPU. A test marked
+`long` is left out whatever it took: others may have paid for what it shares with them, a
+compilation, say.
 """
 
 from __future__ import annotations
 
 import ast
 import hashlib
-import json
 import os
 import platform
 import re
@@ -24,8 +26,11 @@ import tempfile
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable, Iterator
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from hashattn.base.environment import package_versions, python_version
+from hashattn.base.files import read_json, write_json
+from imports import imports
 
 ROOT = Path(__file__).parents[1]
 REPORT = ROOT / "data" / "reference" / "settled_tests.json"
@@ -44,37 +49,32 @@ LONG = 3.0  # seconds of one of two processes that share two cores
 _NAMED = re.compile(r"\bhashattn\w*(?:\.\w+)*")
 
 
-def environment() -> dict[str, str]:
+def environment() -> dict[str, str | None]:
     """Versions of what runs or compiles the tests, of any build."""
-    found = {"python": ".".join(platform.python_version_tuple()[:2]), "machine": platform.machine()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name).split("+")[0]
-        except PackageNotFoundError:
-            found[name] = "none"
-    return found
+    versions = package_versions(PACKAGES)
+    found = {name: known and known.split("+")[0] for name, known in versions.items()}
+    python = python_version().rpartition(".")[0]
+    return {"python": python, "machine": platform.machine()} | found
 
 
 def key(module: str, root: Path = ROOT) -> str:
     """SHA-256 over the files that decide the outcome of a test module, a path from `root`."""
-    digest = hashlib.sha256()
-    for path in sorted({*closure(root / module, root), *_data(root)}):
-        label = path.relative_to(root).as_posix()
-        digest.update(f"{label} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
-    return digest.hexdigest()
+    paths = {*closure(root / module, root), *_data(root)}
+    return hashlib.sha256("".join(_line(path, root) for path in sorted(paths)).encode()).hexdigest()
 
 
 def closure(module: Path, root: Path = ROOT) -> set[Path]:
     """The module, the conftest.py above it, and every file that these import or name, and so on;
     not this file, which decides no outcome."""
     conftests = [folder / "conftest.py" for folder in module.parents if folder.is_relative_to(root)]
-    reached, todo = set(), [module, *(path for path in conftests if path.is_file())]
+    here = root / "tests" / Path(__file__).name
+    reached, todo = {here}, [module, *(path for path in conftests if path.is_file())]
     while todo:
         path = todo.pop()
         if path not in reached:
             reached.add(path)
             todo += references(path, root)
-    return reached - {root / "tests" / Path(__file__).name}
+    return reached - {here}
 
 
 @cache
@@ -83,20 +83,11 @@ def references(path: Path, root: Path = ROOT) -> list[Path]:
     kernels = root / "kernels" / "hashattn_kernels"
     if path.is_relative_to(kernels):  # its backends are chosen by name: all or nothing
         return sorted(kernels.rglob("*.py"))
-    found: set[Path] = set()
+    names = imports(path, root / path.relative_to(root).parts[0])
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            names = [base, *(f"{base}.{alias.name}" for alias in node.names)]
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            names = _NAMED.findall(node.value)
-        else:
-            continue
-        for name in names:
-            found |= set(_files(name, path.parent, root))
-    return sorted(found)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            names.update(_NAMED.findall(node.value))
+    return sorted({file for name in names for file in _files(name, path.parent, root)})
 
 
 def _files(name: str, beside: Path, root: Path) -> Iterator[Path]:
@@ -115,6 +106,19 @@ def _data(root: Path) -> tuple[Path, ...]:
     return tuple(path for name in DATA for path in (root / name).rglob("*") if path.is_file())
 
 
+@cache
+def _line(path: Path, root: Path) -> str:
+    """A file's path and content as part of a key."""
+    label = path.relative_to(root).as_posix()
+    return f"{label} {hashlib.sha256(path.read_bytes()).hexdigest()}\n"
+
+
+def forget() -> None:
+    """Read all files anew for the next key."""
+    for kept in (references, _data, _line):
+        kept.cache_clear()
+
+
 def modules(root: Path = ROOT) -> list[str]:
     """Test modules that may be settled, by their paths from `root`."""
     paths = (path for folder in FOLDERS for path in (root / folder).rglob("test_*.py"))
@@ -126,25 +130,26 @@ def read(report: Path = REPORT) -> dict[str, dict]:
     """{module: {"key", "seconds" by test}} of a report; nothing if it is of another environment."""
     if not report.is_file():
         return {}
-    stored = json.loads(report.read_text())
+    stored = read_json(report)
     return stored["modules"] if stored["environment"] == environment() else {}
 
 
 def settled(tests: Iterable[tuple[str, str, bool]], report: Path = REPORT) -> set[tuple[str, str]]:
     """(module, name) of those of the tests (module, name, whether marked) that may be left out."""
-    stored, cases = read(report), {}
+    cases: dict[str, dict[str, list[tuple[bool, str]]]] = {}
     for module, name, marked in tests:
-        if module in stored:
-            cases.setdefault((module, name.split("[")[0]), []).append((marked, name))
-    done = set()
-    for (module, _), group in cases.items():
+        functions = cases.setdefault(module, {})
+        functions.setdefault(name.split("[")[0], []).append((marked, name))
+    done, stored = set(), read(report)
+    for module in cases.keys() & stored.keys():
         if stored[module]["key"] != key(module):
             continue
         seconds = stored[module]["seconds"]
-        done |= {(module, name) for marked, name in group if marked}
-        by_time = sorted((seconds.get(name, 0.0), name) for marked, name in group if not marked)
-        left = by_time[1:] if len(group) > 1 else by_time
-        done |= {(module, name) for _, name in left if name in seconds}
+        for group in cases[module].values():
+            done |= {(module, name) for marked, name in group if marked}
+            by_time = sorted((seconds.get(name, 0.0), name) for marked, name in group if not marked)
+            left = by_time[1:] if len(group) > 1 else by_time
+            done |= {(module, name) for _, name in left if name in seconds}
     return done
 
 
@@ -159,11 +164,11 @@ def main() -> None:
         seconds, failed = run(missing)
         for name in set(missing) - failed:
             stored[name] = {"key": before[name], "seconds": seconds.get(name, {})}
-    references.cache_clear()
+    forget()
     if any(key(name) != before[name] for name in missing):
         sys.exit("sources changed while their tests ran: nothing is stored, run this again")
     report = {"environment": environment(), "modules": dict(sorted(stored.items()))}
-    REPORT.write_text(json.dumps(report, indent=1) + "\n")
+    write_json(REPORT, report)
     long = [time for entry in stored.values() for time in entry["seconds"].values()]
     print(f"{len(long)} long tests of {sum(long):.0f} s are in {REPORT.name}")
     if failed:

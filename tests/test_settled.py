@@ -5,7 +5,7 @@ import json
 import pytest
 
 import settled
-from settled import ROOT, closure, key, references
+from settled import ROOT, closure, forget, key
 
 MODULE = "tests/m.py"
 LONG = [(MODULE, f"f[{case}]", False) for case in "abc"]
@@ -92,10 +92,10 @@ def test_the_key_is_of_everything_that_is_imported_or_named(repository):
     for name in [*used, "tests/unused.py", "hashattn/low/unused.py"]:
         path, text = root / name, (root / name).read_text()
         path.write_text(text + "# changed\n")
-        references.cache_clear()
+        forget()
         assert (key("tests/models/test_a.py", root) != before) == (name in used), name
         path.write_text(text)
-    references.cache_clear()
+    forget()
     assert key("tests/models/test_a.py", root) == before
 
 
