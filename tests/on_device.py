@@ -21,7 +21,8 @@ def move(value: Any, device: torch.device) -> Any:
         return value.to(device)
     if isinstance(value, Maps):
         parts = [tuple(x.to(device) for x in part) for part in (value.weights, value.biases)]
-        return Maps(*parts, value.activation)
+        steps = None if value.steps is None else value.steps.to(device)
+        return Maps(*parts, value.activation, steps)
     if isinstance(value, Codes):
         return type(value).from_tokens(value.to_tokens().to(device))
     return tuple(move(part, device) for part in value) if isinstance(value, tuple) else value

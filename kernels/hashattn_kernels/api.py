@@ -27,19 +27,26 @@ def pack_bits(preactivations: Tensor) -> Tensor:
     return reference.pack_bits(preactivations)
 
 
-def grade_bits(preactivations: Tensor, planes: int = 3, *, backend: str | None = None) -> Tensor:
+def grade_bits(
+    preactivations: Tensor, planes: int = 5, most: int = 255, *, backend: str | None = None
+) -> Tensor:
     """Graded codes of pre-activations (..., bits) -> (..., bits // 32, 1 + planes) int32.
 
-    A code keeps only the sign of each unit; a graded one also its size: weight_i =
-    round(|p_i| / max |p| * (2^planes - 1)). Slot 0 of the last axis holds pack_bits, slot 1 + j
-    the j-th binary digits of the weights. For queries, which are not stored: keys keep plain codes.
-    Raises ValueError unless bits is a positive multiple of 32 and planes within 1..8.
+    A code keeps only the sign of each unit; a graded one also its size, as a weight that is
+    |p_i| times a factor, rounded: the largest with which the weights sum to at most `most` and none
+    needs more than `planes` binary digits. Slot 0 of the last axis holds pack_bits, slot 1 + j the
+    j-th digits of the weights. For queries, which are not stored: keys keep plain codes.
+    Raises ValueError unless bits is a positive multiple of 32, planes within 1..8 and most within
+    bits..65535.
     """
     if not 1 <= planes <= 8:
         raise ValueError(f"planes = {planes}: must be an integer in 1..8")
-    _check_bits(preactivations.shape[-1])
+    bits = preactivations.shape[-1]
+    _check_bits(bits)
+    if not bits <= most <= 65535:
+        raise ValueError(f"most = {most}: must be an integer in {bits}..65535")
     module = backend_for(preactivations, backend, "grade_bits", preactivations)
-    return module.grade_bits(preactivations, planes)
+    return module.grade_bits(preactivations, planes, most)
 
 
 def unpack_bits(codes: Tensor, bits: int) -> Tensor:
@@ -146,6 +153,7 @@ def select_by_codes(
     spans: Tensor | None = None,
     lists: int | None = None,
     width: int | None = None,
+    most: int | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """`select` by `hamming_scores`, without ever holding the scores -> (B, lists, q, width) int32.
@@ -155,6 +163,8 @@ def select_by_codes(
     (B, 1 or lists, q)), ties to the lowest index; ascending, -1 for padding. spans (B, q, 2): what
     rows see, causal if None. width: columns of the result; if None, the most that sink + heavy +
     local can fill, for which the call waits for a `heavy` on a GPU. ValueError if it is less.
+    most: what graded queries' weights sum to at most, where `grade_bits` was told; if None, what
+    their planes can hold: fewer levels are counted faster.
     """
     lists = _check_codes(query_codes, key_codes, lists)
     batch, _, q_len = query_codes.shape[:3]
@@ -163,8 +173,8 @@ def select_by_codes(
         if value < 0:
             raise ValueError(f"{name} = {value}: must be an integer of at least 0")
     if width is None or not isinstance(heavy, Tensor):
-        most = max(heavy.flatten().tolist(), default=0) if isinstance(heavy, Tensor) else heavy
-        needed = min(n, sink + local + most)
+        longest = max(heavy.flatten().tolist(), default=0) if isinstance(heavy, Tensor) else heavy
+        needed = min(n, sink + local + longest)
         width = needed if width is None else width
         if width < needed:
             raise ValueError(f"width = {width}: must be at least {needed}, a row's most tokens")
@@ -175,7 +185,9 @@ def select_by_codes(
             f"spans: expected int64 ({batch}, {q_len}, 2), got {spans.dtype} {tuple(spans.shape)}"
         )
     module = backend_for(query_codes, backend, "select_by_codes")
-    return module.select_by_codes(query_codes, key_codes, heavy, spans, sink, local, lists, width)
+    return module.select_by_codes(
+        query_codes, key_codes, heavy, spans, sink, local, lists, width, most
+    )
 
 
 def union(indices: Tensor, lists: int, n: int, *, backend: str | None = None) -> Tensor:

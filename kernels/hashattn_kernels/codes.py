@@ -15,6 +15,7 @@ from torch import Tensor
 from .memory import GrowableBuffer, capacity, reserve
 
 LANES = 32  # tokens whose codes one thread of a GPU holds as one bit mask
+BYTES = 4  # of a word
 TILE = 4096  # tokens of a tile: LANES rows of 128 columns
 
 
@@ -65,10 +66,11 @@ class Codes(ABC):
         return self
 
 
-class WordMajor(Codes):
-    """One line of tokens for each word of the code: what a CPU's vector units read.
+class ByteMajor(Codes):
+    """One line of tokens for each byte of the code: what a CPU's vector units read.
 
-    storage: (batch, heads, words, capacity) int32, the first `length` of the last axis in use.
+    storage: (batch, heads, 4 * words, capacity) uint8, the first `length` of the last axis in use;
+    the lowest byte of a word comes first.
     """
 
     def __init__(self) -> None:
@@ -80,18 +82,18 @@ class WordMajor(Codes):
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        batch, heads, words, length = self._lines.value.shape
-        return batch, heads, length, words
+        batch, heads, planes, length = self._lines.value.shape
+        return batch, heads, length, planes // BYTES
 
     @property
     def storage(self) -> Tensor:
         return self._lines.value
 
     def append(self, codes: Tensor) -> None:
-        self._lines.append(check(codes).transpose(2, 3))
+        self._lines.append(check(codes).contiguous().view(torch.uint8).transpose(2, 3))
 
     def to_tokens(self) -> Tensor:
-        return self._lines.value.transpose(2, 3)
+        return self._lines.value.transpose(2, 3).contiguous().view(torch.int32)
 
     def crop(self, length: int) -> None:
         self._lines.crop(length)
@@ -169,7 +171,7 @@ def place(tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def layout_for(device: torch.device) -> type[Codes]:
     """The layout that the kernels of a device read."""
-    return WordMajor if device.type == "cpu" else Tiled
+    return ByteMajor if device.type == "cpu" else Tiled
 
 
 def check(codes: Tensor, name: str = "codes") -> Tensor:

@@ -50,6 +50,7 @@ def select_by_codes(
     local: int,
     lists: int,
     width: int,
+    most: int | None = None,
 ) -> Tensor:
     """One row at a time: distances in bytes, threshold by counting, compaction."""
     batch, heads, q_len, words = query_codes.shape[:4]

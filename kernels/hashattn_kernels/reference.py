@@ -19,11 +19,23 @@ def pack_bits(preactivations: Tensor) -> Tensor:
     return words.to(torch.int32)  # wraps: unit 31 becomes the sign bit
 
 
-def grade_bits(preactivations: Tensor, planes: int) -> Tensor:
-    """(..., bits) real -> (..., bits // 32, 1 + planes) int32: signs, digits of the weights."""
+SHARE = 65_535  # of the largest pre-activation: from here on grading is integers, on any backend
+PARTS = 256  # of a weight, in which the sum of weights is set
+
+
+def grade_bits(preactivations: Tensor, planes: int, most: int) -> Tensor:
+    """(..., bits) real -> (..., bits // 32, 1 + planes) int32: signs, digits of the weights.
+
+    With s the sizes as integers, S their sum and m = `most` less half a unit for every bit's
+    rounding, weight_i = round(s_i m / S), where m is less if the largest had too many digits.
+    """
     magnitudes = preactivations.float().abs().nan_to_num()  # infinities become the largest number
     largest = magnitudes.amax(dim=-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
-    weights = (magnitudes / largest * (2**planes - 1)).round().to(torch.int64)
+    shares = (magnitudes / largest * SHARE).round().to(torch.int64)
+    total = shares.sum(dim=-1, keepdim=True).clamp(min=1)
+    room = PARTS * most - PARTS // 2 * preactivations.shape[-1]
+    room = (PARTS * (2**planes - 1) * total // SHARE).clamp(max=room)
+    weights = (2 * shares * room + PARTS * total) // (2 * PARTS * total)
     digits = [pack_bits((weights >> plane) & 1) for plane in range(planes)]
     return torch.stack([pack_bits(preactivations), *digits], dim=-1)
 
@@ -38,12 +50,18 @@ ACTIVATIONS = {"silu": F.silu, "relu": F.relu, "gelu": F.gelu, "tanh": torch.tan
 
 
 def preactivations(x: Tensor, maps: Maps) -> Tensor:
-    """x (..., heads, n, in) -> (..., heads, n, bits) in float32, before the sign is taken."""
+    """x (..., heads, n, in) -> (..., heads, n, bits) in float32, before the sign is taken.
+
+    Each fold replaces p by p - sign(p) step, what the bits before it leave of a number: the signs
+    of p, p - sign(p) s and so on are the digits of a scalar quantiser with levels +-s +-...
+    """
     x = x.float()
     for stage, (weight, bias) in enumerate(zip(maps.weights, maps.biases, strict=True)):
         if stage:
             x = ACTIVATIONS[maps.activation](x)
         x = x @ weight + bias[:, None]
+    for step in () if maps.steps is None else maps.steps.unbind(1):
+        x = x - torch.where(x > 0, step[:, None], -step[:, None])
     return x
 
 
@@ -123,9 +141,10 @@ def select_by_codes(
     local: int,
     lists: int,
     width: int,
+    most: int | None = None,
 ) -> Tensor:
     """`select` by `hamming_scores` among the tokens of spans (B, q, 2) -> (B, lists, q, width)
-    int32. heavy (B, lists, q) int64; codes as in `hamming_scores`."""
+    int32. heavy (B, lists, q) int64; codes as in `hamming_scores`. `most` is of no use here."""
     key_codes = tokens_of(key_codes)
     scores = hamming_scores(query_codes, key_codes, lists)
     visible, mandatory = token_sets(spans, key_codes.shape[2], sink, local)

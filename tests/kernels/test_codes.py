@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 
 from hashattn.kernels import Codes, layout_for
-from hashattn_kernels.codes import TILE, Tiled, WordMajor, place
+from hashattn_kernels.codes import TILE, ByteMajor, Tiled, place
 
-LAYOUTS = (WordMajor, Tiled)
+LAYOUTS = (ByteMajor, Tiled)
 
 
 def codes(batch: int, heads: int, n: int, words: int, seed: int = 0) -> Tensor:
@@ -72,7 +72,7 @@ def test_wrong_and_missing_codes_are_refused(layout: type[Codes]):
 
 
 def test_every_device_has_its_layout():
-    assert layout_for(torch.device("cpu")) is WordMajor
+    assert layout_for(torch.device("cpu")) is ByteMajor
     assert layout_for(torch.device("cuda")) is Tiled
 
 
@@ -89,6 +89,10 @@ def test_tokens_of_a_tile_lie_down_its_columns():
     )
 
 
-def test_words_lie_in_lines():
+def test_bytes_lie_in_lines():
     given = codes(1, 2, 9, 3)
-    assert torch.equal(WordMajor.from_tokens(given).storage, given.transpose(2, 3))
+    lines = ByteMajor.from_tokens(given).storage
+    assert lines.shape == (1, 2, 12, 9) and lines.dtype == torch.uint8
+    for byte in range(12):
+        expected = (given[..., byte // 4] >> 8 * (byte % 4)) & 255
+        assert torch.equal(lines[:, :, byte].int(), expected)

@@ -1,5 +1,8 @@
 """Graded query codes: weights of a query's bits, and selection by them, in Python integers."""
 
+from fractions import Fraction
+
+import numpy as np
 import pytest
 import torch
 
@@ -18,31 +21,37 @@ def real_bits(batch, lists, rows, words):
     return torch.randn(batch, lists, rows, 32 * words, generator=generator)
 
 
-def weights_of(row, planes):
-    largest = max(map(abs, row))
-    return [round(abs(x) / largest * (2**planes - 1)) if largest else 0 for x in row]
+def weights_of(row, planes, most):
+    """Shares of the largest in float32, the rest in whole numbers."""
+    sizes = [abs(np.float32(x)) for x in row]
+    largest = max(max(sizes), np.finfo(np.float32).tiny)
+    shares = [int(np.rint(size / largest * np.float32(65535))) for size in sizes]
+    total = max(sum(shares), 1)
+    room = min(256 * most - 128 * len(row), 256 * (2**planes - 1) * total // 65535)
+    return [int(Fraction(share * room, 256 * total) + Fraction(1, 2)) for share in shares]
 
 
-def score(query, key, planes):
+def score(query, key, planes, most):
     """Sum of the weights of the bits in which a query (floats) and a key (words) agree."""
     total = 0
-    for i, weight in enumerate(weights_of(query, planes)):
+    for i, weight in enumerate(weights_of(query, planes, most)):
         bit = (key[i // 32] >> (i % 32)) & 1
         total += weight * (bit == (query[i] > 0))
     return total
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("planes", [1, 3, 8])
-def test_grades_hold_signs_and_the_digits_of_weights(backend, planes):
+@pytest.mark.parametrize(("planes", "most"), [(1, 64), (3, 255), (5, 255), (8, 255), (8, 4000)])
+def test_grades_hold_signs_and_the_digits_of_weights(backend, planes, most):
     real = real_bits(2, 3, 1, 2)
-    real[0, 0] = 0.0
-    codes = grade_bits(real, planes, backend=backend)
+    real[0, 0], real[0, 1, 0, 7] = 0.0, 40.0  # nothing, and one that is nearly all there is
+    codes = grade_bits(real, planes, most, backend=backend)
     assert codes.shape == (2, 3, 1, 2, 1 + planes) and codes.dtype == torch.int32
     assert torch.equal(codes[..., 0], pack_bits(real))
     for b in range(2):
         for h in range(3):
-            wanted = weights_of(real[b, h, 0].tolist(), planes)
+            wanted = weights_of(real[b, h, 0].tolist(), planes, most)
+            assert sum(wanted) <= most and max(wanted) < 2**planes
             for i, weight in enumerate(wanted):
                 digits = codes[b, h, 0, i // 32, 1:].tolist()
                 found = sum(((digit >> (i % 32)) & 1) << p for p, digit in enumerate(digits))
@@ -51,21 +60,24 @@ def test_grades_hold_signs_and_the_digits_of_weights(backend, planes):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
-    ("lists", "code_heads", "rows", "n", "words", "planes"),
-    [(2, 2, 1, 70, 1, 3), (4, 2, 2, 65, 1, 1), (6, 2, 1, 130, 4, 3), (3, 3, 1, 64, 2, 4),
-     (2, 1, 1, 33, 1, 2), (2, 1, 1, 33, 10, 8)],
+    ("lists", "code_heads", "rows", "n", "words", "planes", "most"),
+    [(2, 2, 1, 70, 1, 5, 255), (4, 2, 2, 65, 1, 1, 32), (6, 2, 1, 130, 4, 6, 1023),
+     (3, 3, 1, 64, 2, 4, 255), (2, 1, 1, 33, 1, 2, 255), (2, 1, 1, 33, 10, 8, 4000),
+     (2, 1, 1, 99, 2, 8, 64)],
 )  # fmt: skip
-def test_selects_by_weighted_bits(backend, lists, code_heads, rows, n, words, planes):
+def test_selects_by_weighted_bits(backend, lists, code_heads, rows, n, words, planes, most):
     real = real_bits(2, lists, rows, words)
     real[0, 0, 0, 1:] = 0  # one bit decides: many ties
     keys = random_codes(2, code_heads, n, words, seed=1)
-    codes, heavy = grade_bits(real, planes), torch.tensor([[[7]], [[n // 2]]]).expand(2, 1, rows)
+    codes = grade_bits(real, planes, most)
+    heavy = torch.tensor([[[7]], [[n // 2]]]).expand(2, 1, rows)
     scores = hamming_scores(codes, keys, backend=backend)
-    made = select_by_codes(codes, keys, heavy, 2, 3, backend=backend)
+    made = select_by_codes(codes, keys, heavy, 2, 3, most=most, backend=backend)
+    assert torch.equal(made, select_by_codes(codes, keys, heavy, 2, 3, backend=backend))
     for b in range(2):
         for line in range(lists):
             for row in range(rows):
-                own = [score(real[b, line, row].tolist(), key, planes)
+                own = [score(real[b, line, row].tolist(), key, planes, most)
                        for key in keys[b, line * code_heads // lists].tolist()]  # fmt: skip
                 assert scores[b, line, row].tolist() == own
                 seen = n - rows + row + 1
@@ -78,8 +90,8 @@ def test_selects_by_weighted_bits(backend, lists, code_heads, rows, n, words, pl
 def test_weights_of_more_than_float32_can_count(backend):
     """Eight planes of 67,200 bits: sums beyond 2^24, of which float32 has the even ones alone."""
     words, planes = 2100, 8
-    real = real_bits(1, 1, 1, words).abs() + 4  # all positive and alike: heavy
-    codes, keys = grade_bits(real, planes), random_codes(1, 1, 12, words, seed=1)
+    codes, keys = (random_codes(1, 1, *s, seed=1) for s in ((1, words, 1 + planes), (12, words)))
+    codes[..., 0], codes[..., -1] = -1, -1  # all positive, and heavy
     keys[:, :, :6] = -1  # all bits agree, but for one each
     keys[0, 0, torch.arange(6), torch.arange(6)] ^= 1
     weights = sum(unpack_bits(codes[..., 1 + j], 32 * words).long() << j for j in range(planes))
@@ -95,6 +107,8 @@ def test_weights_of_more_than_float32_can_count(backend):
 def test_invalid_grades():
     with pytest.raises(ValueError, match="planes = 9"):
         grade_bits(torch.zeros(1, 32), 9)
+    with pytest.raises(ValueError, match="most = 63: must be an integer in 64..65535"):
+        grade_bits(torch.zeros(1, 64), 5, 63)
     with pytest.raises(ValueError, match="bits = 40"):
         grade_bits(torch.zeros(1, 40))
     keys, codes = random_codes(1, 2, 9, 1), grade_bits(torch.ones(1, 4, 1, 32))

@@ -159,20 +159,23 @@ def test_several_rows_of_which_one_is_no_number(backend):
     agrees(out[:, :, 1:2], expected, torch.float32)
 
 
-def maps(heads: int, widths: tuple[int, ...], activation: str) -> Maps:
+def maps(heads: int, widths: tuple[int, ...], activation: str, folds: int = 0) -> Maps:
     generator = torch.Generator().manual_seed(0)
     sizes = list(zip(widths, widths[1:], strict=False))
     weights = tuple(torch.randn(heads, a, b, generator=generator) * a**-0.5 for a, b in sizes)
     biases = tuple(torch.randn(heads, b, generator=generator) * 0.1 for _, b in sizes)
-    return Maps(weights, biases, activation).rounded()
+    steps = torch.full((heads, folds, widths[-1]), 0.3) if folds else None
+    return Maps(weights, biases, activation, steps).rounded()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("activation", kernels.ACTIVATIONS)
-@pytest.mark.parametrize("widths", [(16, 32), (16, 40, 32), (16, 40, 56, 64)])
-def test_codes_of_what_is_no_number_are_the_same(backend, activation, widths):
+@pytest.mark.parametrize(
+    ("widths", "folds"), [((16, 32), 0), ((16, 40, 32), 0), ((16, 40, 56, 64), 0), ((16, 32), 2)]
+)
+def test_codes_of_what_is_no_number_are_the_same(backend, activation, widths, folds):
     """An infinite channel may leave a code of numbers, NaN has no bit set; big numbers saturate."""
-    stack = maps(2, widths, activation)
+    stack = maps(2, widths, activation, folds)
     x = torch.randn(1, 2, 7, 16, generator=torch.Generator().manual_seed(1))
     x[0, :, 0, 3], x[0, :, 1, 3], x[0, :, 2, 3] = NAN, INF, -INF
     x[0, :, 3, :2], x[0, :, 4] = torch.tensor([INF, -INF]), NAN
@@ -194,7 +197,7 @@ def test_grades_of_what_is_no_number(backend):
     real[0, 0, 0, 5], real[0, 0, 1, 5], real[0, 0, 2, 5] = NAN, INF, -INF
     real[0, 0, 3], real[0, 0, 4, 20:] = NAN, INF
     real[0, 0, 5] *= 1e-40  # too small for a normal number
-    signs, *digits = grade_bits(real, 3, backend=backend).unbind(-1)
+    signs, *digits = grade_bits(real, 3, 255, backend=backend).unbind(-1)
     assert torch.equal(signs, kernels.pack_bits(real))
     weights = sum(kernels.unpack_bits(part, 32).long() << i for i, part in enumerate(digits))
     usual = (real[0, 0, 0].abs() / 2 * 7).round().long()

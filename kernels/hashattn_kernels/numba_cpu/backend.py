@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import numpy_cpu, reference
-from ..codes import Codes, WordMajor
+from ..codes import ByteMajor, Codes, tokens_of
 from ..maps import ACTIVATIONS, Maps
-from . import attention, encoding, passes, selection
+from . import attention, encoding, lookup, passes, selection
 from .regions import real
 from .simd import HARDWARE_HALVES
 from .static import STORAGE
@@ -141,20 +141,29 @@ def _pack(maps: Maps) -> Packed:
         stages.append(strips.reshape(maps.heads, -1))
         biases.append(F.pad(bias.detach().float(), grow))
         widths.append(weight.shape[2])
+    if maps.folds:
+        biases.append(maps.steps.detach().float().flatten(1))
     flat = torch.cat(stages, dim=1).reshape(-1)
     half = flat.bfloat16()
     if bool((half.float() == flat).all()):  # half the bytes hold the same numbers
         flat = half.view(torch.uint16)
     weights, biases = flat.numpy(), torch.cat(biases, dim=1).reshape(-1).numpy()
     activation = ACTIVATIONS.index(maps.activation)
-    shape = (*widths, activation, weights.dtype)
+    shape = (*widths, activation, maps.folds, weights.dtype)
     widths = np.array(widths, dtype=np.int64)
     per_map = len(weights) // maps.heads
     return Packed(
         weights,
         biases,
         widths,
-        (len(stages), widths.ctypes.data, activation, per_map, len(biases) // maps.heads),
+        (
+            len(stages),
+            widths.ctypes.data,
+            activation,
+            maps.folds,
+            per_map,
+            len(biases) // maps.heads,
+        ),
         (weights.ctypes.data, biases.ctypes.data),
         shape,
         weights.dtype == np.uint16,
@@ -163,13 +172,13 @@ def _pack(maps: Maps) -> Packed:
     )
 
 
-def grade_bits(preactivations: Tensor, planes: int) -> Tensor:
+def grade_bits(preactivations: Tensor, planes: int, most: int) -> Tensor:
     """Signs and weights' digits in one pass."""
     *shape, bits = preactivations.shape
     values = preactivations.detach().reshape(-1, bits).contiguous()
     words = bits // selection.WORD
     out = np.empty((len(values), words, 1 + planes), dtype=np.uint32)
-    selection.grade_rows(values.numpy(), planes, out)
+    selection.grade_rows(values.numpy(), planes, most, out)
     return torch.from_numpy(out.view(np.int32)).reshape(*shape, words, 1 + planes)
 
 
@@ -182,6 +191,7 @@ def select_by_codes(
     local: int,
     lists: int,
     width: int,
+    most: int | None = None,
 ) -> Tensor:
     """One row at a time, in the caches: distances, threshold and compaction."""
     batch, heads, rows, words = query_codes.shape[:4]
@@ -190,18 +200,19 @@ def select_by_codes(
     queries, heavy, spans = query_codes.contiguous(), heavy.contiguous(), spans.contiguous()
     group = heads // lists
     out = torch.empty((batch, lists, rows, width), dtype=torch.int32)
-    most = group * words * selection.WORD // (2 if group % 2 == 0 else 1)
-    if grades:
-        most = words * selection.WORD * (2**grades - 1)
-    if most > np.iinfo(np.uint16).max:
+    weight = 2**grades - 1 if grades else group // (2 if group % 2 == 0 else 1)
+    highest = words * selection.WORD * weight
+    most = highest if most is None or not grades else min(most, highest)
+    if most > np.iinfo(np.uint16).max or min(4 * weight, most) > lookup.MOST:
         return numpy_cpu.select_by_codes(
             query_codes, key_codes, heavy, spans, sink, local, lists, width
         )
     wide = most > np.iinfo(np.uint8).max
-    size = selection.MASKS_BYTES + n * (2 if wide else 1)
+    tables = selection.BYTES * words * lookup.TABLES
+    size = selection.MASKS_BYTES + tables + n * (2 if wide else 1)
     selection.select_region(wide).run(
         batch * lists * rows,
-        batch, lists, rows, group, grades, lists // code_heads, words, width, sink, local, n,
+        batch, lists, rows, group, grades, most, lists // code_heads, words, width, sink, local, n,
         lines.data_ptr(), _span(lines), *lines.stride()[:3],
         queries.data_ptr(), heavy.data_ptr(), spans.data_ptr(), out.data_ptr(),
         *_memory(size, torch.get_num_threads()),
@@ -357,12 +368,10 @@ def _memory(size: int, threads: int) -> tuple[int, int]:
 
 
 def _lines(codes: Tensor | Codes) -> Tensor:
-    """Codes (batch, heads, words, n) with the tokens of a word side by side."""
-    if isinstance(codes, WordMajor):
+    """Bytes (batch, heads, 4 * words, n) of codes, those of a place side by side."""
+    if isinstance(codes, ByteMajor):
         return codes.storage
-    tokens = codes.to_tokens() if isinstance(codes, Codes) else codes
-    lines = tokens.transpose(2, 3)
-    return lines if lines.stride(3) == 1 else lines.contiguous()
+    return ByteMajor.from_tokens(tokens_of(codes)).storage
 
 
 def _rows_in_place(tensor: Tensor) -> Tensor:

@@ -34,7 +34,8 @@ SILU, RELU, GELU, TANH = range(4)
 _STACK = ("maps", "heads", "rows", "x", "x_size", "x_batch", "x_head", "x_row", "weights", "biases",
           "out")  # fmt: skip
 CALL = call_type(
-    "stages", "widths", "activation", "map_weights", "map_biases", "batch", "memory", "memory_size",
+    "stages", "widths", "activation", "folds", "map_weights", "map_biases", "batch",
+    "memory", "memory_size",
     *_STACK, *(f"{name}_2" for name in _STACK),
 )  # fmt: skip
 PACK_CALL = call_type("words", "x", "out")
@@ -84,6 +85,14 @@ def activate(x, size, activation):
 
 
 @kernel
+def fold(x, size, steps, at):
+    """x = x - sign(x) step, in place; the sign of what is not positive is -1."""
+    for i in range(size):
+        step = steps[at + i]
+        x[i] -= step if x[i] > 0 else -step
+
+
+@kernel
 def pack(x, words, out, at):
     """Pack the signs of x (bit = x > 0) into words, out[at:]."""
     for word in range(words):
@@ -99,7 +108,8 @@ def encode_share(data, x_type, weight_type):
 
     data: the address of a CALL. Its one or two stacks have the same stages. Codes (batch, maps,
     rows, words) uint32; map m reads head m // (maps / heads). Weights and biases: map after map, in
-    strips of 32 outputs; widths: sizes of the input and of every stage's output.
+    strips of 32 outputs, the steps of the folds after a map's biases; widths: sizes of the input
+    and of every stage's output.
     """
     call = at_address(address_of(data), 1, CALL)[0]
     thread, start, stop = share_of(call.thread_number, call.number, call.threads, call.units)
@@ -149,6 +159,9 @@ def encode_vectors(call, widths, number, item, maps, heads, rows, x_at, x_size, 
                 weights, at, biases, bias, widths[depth], widths[depth + 1], x_buffer, y_buffer
             )
             x_buffer, y_buffer = y_buffer, x_buffer
+        for _ in range(call.folds):
+            fold(x_buffer, widths[stages], biases, bias)
+            bias += widths[stages]
         pack(x_buffer, words, out, ((item * maps + number) * rows + row) * words)
 
 

@@ -8,20 +8,20 @@ from functools import cache
 
 import numpy as np
 
+from ..reference import PARTS, SHARE
 from .bits import at_most, below, equal, popcount, trailing_zeros
+from .lookup import TABLES, fill_tables, score
 from .regions import Region, address_of, call_type, report, share_of
 from .simd import at_address, kernel
 
-CHUNK = 4096  # codes whose distances are computed at a time, to stay in the L1 cache
-WORD = 32
+WORD, BYTES = 32, 4  # bits and bytes of a word
 PLANES = 31  # bit planes of the largest group weight
 SMALLEST, LARGEST = np.finfo(np.float32).tiny, np.finfo(np.float32).max  # normal numbers
 MASKS_BYTES = 128  # for the majority of a word and its masks, one a plane
 
 CALL = call_type(
-    "batch", "lists", "rows", "group", "grades", "lists_per_code_head", "words", "width", "sink",
-    "local",
-    "tokens", "keys", "key_size", "key_batch", "key_head", "key_word",
+    "batch", "lists", "rows", "group", "grades", "most", "lists_per_code_head", "words", "width",
+    "sink", "local", "tokens", "keys", "key_size", "key_batch", "key_head", "key_byte",
     "queries", "heavy", "spans", "out", "memory", "memory_size",
 )  # fmt: skip
 
@@ -80,13 +80,24 @@ def magnitude(value):
 
 
 @kernel
-def grade_rows(values, grades, out):
-    """Signs and weights' digits of values (rows, bits) into out (rows, words, 1 + grades)."""
-    top = np.float32((1 << grades) - 1)
+def share_of_largest(value, largest):
+    """The size of a pre-activation as reference.grade_bits has it."""
+    return np.int64(np.rint(magnitude(value) / largest * np.float32(SHARE)))
+
+
+@kernel
+def grade_rows(values, grades, limit, out):
+    """Signs and weights' digits of values (rows, bits) into out (rows, words, 1 + grades); the
+    weights sum to at most `limit`."""
     for row in range(len(values)):
-        largest = SMALLEST
+        largest, total = SMALLEST, 0
         for bit in range(values.shape[1]):
             largest = max(largest, magnitude(values[row, bit]))
+        for bit in range(values.shape[1]):
+            total += share_of_largest(values[row, bit], largest)
+        total = max(total, 1)
+        room = PARTS * limit - PARTS // 2 * values.shape[1]
+        room = min(room, PARTS * ((1 << grades) - 1) * total // SHARE)
         for word in range(out.shape[1]):
             for slot in range(1 + grades):
                 out[row, word, slot] = np.uint32(0)
@@ -95,7 +106,8 @@ def grade_rows(values, grades, out):
                 one = np.uint32(1) << np.uint32(bit)
                 if value > 0:
                     out[row, word, 0] |= one
-                weight = np.int64(np.rint(magnitude(value) / largest * top))
+                share = share_of_largest(value, largest)
+                weight = (2 * share * room + PARTS * total) // (2 * PARTS * total)
                 for plane in range(grades):
                     if (weight >> plane) & 1:
                         out[row, word, 1 + plane] |= one
@@ -107,23 +119,6 @@ def load_grades(queries, at, grades, majority, masks):
     majority[0] = queries[at]
     for plane in range(grades):
         masks[plane] = queries[at + 1 + plane]
-
-
-@kernel
-def measure(keys, majority, masks, count, levels, start):
-    """Add the distances of one word of the codes, in `count` planes; start: set them instead."""
-    for plane in range(0, count - 1, 2):
-        low, high, shift = masks[plane], masks[plane + 1], np.uint32(plane)
-        for i in range(len(levels)):  # indices from 0 and 32-bit words: LLVM makes vectors of it
-            differing = keys[i] ^ majority
-            share = popcount(np.uint32(differing & low)) + 2 * popcount(np.uint32(differing & high))
-            levels[i] = share << shift if start else levels[i] + (share << shift)
-        start = False
-    if count % 2:
-        mask, shift = masks[count - 1], np.uint32(count - 1)
-        for i in range(len(levels)):
-            share = popcount(np.uint32((keys[i] ^ majority) & mask)) << shift
-            levels[i] = share if start else levels[i] + share
 
 
 @kernel
@@ -295,11 +290,11 @@ def select_share(data, kind):
     """Select for this thread's units: (batch, list, row), the last fastest.
 
     data: the address of a CALL. queries (batch, lists * group, rows, words), or (batch, lists,
-    rows, words, 1 + grades) where grades is not 0, and keys are codes, uint32; keys have their own
-    strides, tokens side by side. heavy (batch, lists, rows) int64. spans (batch, rows, 2) int64:
-    the tokens that a row sees. out (batch, lists, rows, width) int32: the first `sink` and last
-    `local` of them and the `heavy` best of the others, ascending, padded with -1.
-    kind: a type that holds every distance.
+    rows, words, 1 + grades) where grades is not 0, are uint32; keys are the codes' bytes, with
+    strides of their own, tokens side by side. heavy (batch, lists, rows) int64. spans (batch, rows,
+    2) int64: the tokens that a row sees. out (batch, lists, rows, width) int32: the first `sink`
+    and last `local` of them and the `heavy` best of the others, ascending, padded with -1.
+    most: the largest distance there can be; kind: a type that holds it.
     """
     call = at_address(address_of(data), 1, CALL)[0]
     thread, start, stop = share_of(call.thread_number, call.number, call.threads, call.units)
@@ -307,17 +302,15 @@ def select_share(data, kind):
     grades, words, width = call.grades, call.words, call.width
     queries = at_address(call.queries, batch * lists * group * rows * words * (1 + grades),
                          np.uint32)  # fmt: skip
-    keys = at_address(call.keys, call.key_size, np.uint32)
+    keys = at_address(call.keys, call.key_size, np.uint8)
     heavy = at_address(call.heavy, batch * lists * rows, np.int64)
     spans = at_address(call.spans, 2 * batch * rows, np.int64)
     out = at_address(call.out, batch * lists * rows * width, np.int32)
     memory = call.memory + thread * call.memory_size
     scratch = at_address(memory, 1 + PLANES, np.uint32)
-    levels = at_address(memory + MASKS_BYTES, call.tokens, kind)
-    count, halved = planes(group)
-    most = (group * words * WORD) >> halved
-    if grades:
-        count, most = grades, words * WORD * ((1 << grades) - 1)
+    tables = at_address(memory + MASKS_BYTES, BYTES * words * TABLES, np.uint8)
+    levels = at_address(memory + MASKS_BYTES + BYTES * words * TABLES, call.tokens, kind)
+    count = grades if grades else planes(group)[0]
     majority, masks = scratch[:1], scratch[1:]
     for unit in range(start, stop):
         row, line, item = unit % rows, unit // rows % lists, unit // (rows * lists)
@@ -329,22 +322,19 @@ def select_share(data, kind):
         base += line // call.lists_per_code_head * call.key_head
         k = min(heavy[unit], size)
         if 0 < k < size:
-            for chunk in range(0, size, CHUNK):
-                tokens = min(CHUNK, size - chunk)
-                for word in range(words):
-                    query = ((item * lists + line) * group * rows + row) * words + word
-                    if grades:
-                        load_grades(queries, query * (1 + grades), grades, majority, masks)
-                    else:
-                        weigh_bits(queries, query, rows * words, group, majority, masks)
-                    at = base + word * call.key_word + low + chunk
-                    measure(keys[at : at + tokens], majority[0], masks, count,
-                            levels[chunk : chunk + tokens], word == 0)  # fmt: skip
+            for word in range(words):
+                query = ((item * lists + line) * group * rows + row) * words + word
+                if grades:
+                    load_grades(queries, query * (1 + grades), grades, majority, masks)
+                else:
+                    weigh_bits(queries, query, rows * words, group, majority, masks)
+                fill_tables(majority[0], masks, count, tables, word * BYTES * TABLES)
+            score(keys, base + low, call.key_byte, BYTES * words, tables, levels, 0, size)
         end = unit * width
         for token in range(first, low):
             out[end] = token
             end += 1
-        end = take_smallest(levels, size, k, most, low, out, end)
+        end = take_smallest(levels, size, k, call.most, low, out, end)
         for token in range(high, last):
             out[end] = token
             end += 1

@@ -63,8 +63,9 @@ def _codes() -> None:
     for group in (4, 16):  # distances in bytes, and in two bytes
         queries, keys = (torch.zeros(1, n, 40, 1, dtype=torch.int32) for n in (2 * group, 2))
         select_by_codes(queries[:, :, :1], keys, 4, 1, 1)
-        graded = torch.zeros(1, group, 1, 1 if group == 4 else 4, 4, dtype=torch.int32)
-        select_by_codes(graded, keys.expand(1, 2, 40, graded.shape[3]), 4, 1, 1)
+        graded = torch.zeros(1, group, 1, 1 if group == 4 else 4, 6, dtype=torch.int32)
+        most = 255 if group == 4 else 1023
+        select_by_codes(graded, keys.expand(1, 2, 40, graded.shape[3]), 4, 1, 1, most=most)
     grade_bits(torch.ones(1, 1, 1, 32))
     candidates = torch.ones(1, 1, 1, 40, dtype=torch.bool)
     for dtype in (torch.int32, torch.int64):  # distances, and the order of random tokens

@@ -69,16 +69,17 @@ def select_by_codes(
     local: int,
     lists: int,
     width: int,
+    most: int | None = None,
 ) -> Tensor:
     """Histogram and threshold, then compaction: two launches.
 
-    Graded queries with more levels than a histogram in registers holds run in torch: 256 bits in
-    three planes, for example. So do plain ones with more levels than any histogram holds.
+    Graded queries with more levels than a histogram in registers holds run in torch, and so do
+    plain ones with more levels than any histogram holds.
     """
     batch, heads, q_len, words = query_codes.shape[:4]
     grades = query_codes.shape[4] - 1 if query_codes.dim() == 5 else 0
-    most = configs.MOST_LEVELS if grades else configs.MOST_BINS
-    if levels(heads // lists, words, grades) > most:
+    held = configs.MOST_LEVELS if grades else configs.MOST_BINS
+    if levels(heads // lists, words, grades, most) > held:
         given = (query_codes, key_codes, heavy, spans, sink, local, lists, width)
         return reference.select_by_codes(*given)
     keys = key_codes if isinstance(key_codes, Tiled) else Tiled.from_tokens(tokens_of(key_codes))
@@ -87,7 +88,7 @@ def select_by_codes(
     rows, group = batch * lists * q_len, heads // lists
     if rows:
         space = launch.SelectSpace.reserve(
-            rows, max(1, keys.length), group, words, query_codes.device, grades
+            rows, max(1, keys.length), group, words, query_codes.device, grades, most
         )
         codes, heavy, spans = query_codes.contiguous(), heavy.contiguous(), spans.contiguous()
         launch.select(codes, keys, heavy, spans, sink, local, indices, space)

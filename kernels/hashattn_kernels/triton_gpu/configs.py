@@ -36,18 +36,19 @@ class Encode:
 class Select:
     """How a row's tokens are scored: see scoring.code_masks and selection.histogram_kernel.
 
-    grades: planes of a graded query, 0 for plain codes.
+    grades: planes of a graded query, 0 for plain codes; most: what its weights sum to at most.
     """
 
     group: int
     words: int
     tiles: int
     grades: int = 0
+    most: int | None = None
 
     @property
     def hot(self) -> int:
         """One-hot words that hold every level but the highest."""
-        return next_power_of_2(-(-levels(self.group, self.words, self.grades) // 32))
+        return next_power_of_2(-(-levels(self.group, self.words, self.grades, self.most) // 32))
 
     @property
     def wide(self) -> bool:
@@ -82,7 +83,7 @@ DECODE, PREFILL = Encode(16, 8), Encode(64, 8)
 TILES = (1, 4)  # of a chunk: one while there are few tiles, so that all multiprocessors work
 GROUPS = (1, 2, 4, 8)  # query heads of a list that the gate compiles
 BITS = (32, 64, 128, 256)
-GRADES = 3  # planes of a graded query that the gate compiles
+GRADES = {32: (5, 255), 64: (5, 255), 128: (6, 1023)}  # bits: planes of a query, their weights' sum
 HEAD_DIMS = (64, 80, 96, 128, 256)
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -101,11 +102,17 @@ def encode_config(
 
 
 def select_config(
-    group: int, words: int, grades: int, rows: int, tiles: int, device: torch.device
+    group: int,
+    words: int,
+    grades: int,
+    rows: int,
+    tiles: int,
+    device: torch.device,
+    most: int | None = None,
 ) -> Select:
     """For `rows` lists over `tiles` tiles of tokens."""
     many = rows * tiles >= TILES[1] * PROGRAMS * multiprocessors(device)
-    return Select(group, words, TILES[1] if many else TILES[0], grades)
+    return Select(group, words, TILES[1] if many else TILES[0], grades, most)
 
 
 def attend_config(dim: int, dtype: torch.dtype) -> Attend:

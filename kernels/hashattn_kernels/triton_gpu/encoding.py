@@ -46,7 +46,7 @@ def encode_kernel(
     maps, stored, share, share2, rows, rows2,
     IN: tl.constexpr, IN_SLOTS: tl.constexpr, WIDTHS: tl.constexpr, HIDDEN: tl.constexpr,
     BITS: tl.constexpr, BIT_SLOTS: tl.constexpr, DEPTH: tl.constexpr, ACTIVATION: tl.constexpr,
-    BLOCK: tl.constexpr, TILED: tl.constexpr,
+    FOLDS: tl.constexpr, BLOCK: tl.constexpr, TILED: tl.constexpr,
 ):  # fmt: skip
     """Codes of BLOCK vectors of one head. Grid (blocks of rows, maps of both stacks, batch).
 
@@ -55,7 +55,7 @@ def encode_kernel(
     if TILED, the code of one vector into the tiles of a code cache, at the last token that SPANS
     (batch, 1, 2) sees.
     WEIGHTS, BIASES: of `stored` maps, those of both stacks or of the only one, stage after stage,
-    padded to the widths of the slots.
+    padded to the widths of the slots; a map's biases end with the steps of its FOLDS.
     WIDTHS: of the hidden stages; outputs past them are set to 0, as an infinite x times the
     padding's zeros is NaN.
     """
@@ -81,7 +81,7 @@ def encode_kernel(
     INNER: tl.constexpr = HIDDEN if DEPTH > 1 else IN_SLOTS
     SIZE: tl.constexpr = IN_SLOTS * FIRST + MIDDLE * HIDDEN * HIDDEN + INNER * BIT_SLOTS
     weight = WEIGHTS + (index % stored).to(tl.int64) * SIZE
-    bias = BIASES + index % stored * (FIRST + MIDDLE * HIDDEN + BIT_SLOTS)
+    bias = BIASES + index % stored * (FIRST + MIDDLE * HIDDEN + (1 + FOLDS) * BIT_SLOTS)
     if DEPTH > 1:
         x = times(x, tl.load(weight + column[:, None] * HIDDEN + hidden[None, :]), GIVEN)
         x = activate(x + tl.load(bias + hidden)[None, :], ACTIVATION)
@@ -99,7 +99,11 @@ def encode_kernel(
     inner = tl.arange(0, INNER)
     LAST_GIVEN: tl.constexpr = GIVEN and DEPTH == 1
     x = times(x, tl.load(weight + inner[:, None] * BIT_SLOTS + bit[None, :]), LAST_GIVEN)
-    ones = (x + tl.load(bias + bit)[None, :] > 0).to(tl.int32)
+    x += tl.load(bias + bit)[None, :]
+    for fold in tl.static_range(FOLDS):
+        step = tl.load(bias + (1 + fold) * BIT_SLOTS + bit)[None, :]
+        x -= tl.where(x > 0, step, -step)
+    ones = (x > 0).to(tl.int32)
     words = tl.sum(tl.reshape(ones << (bit & 31)[None, :], [BLOCK, BIT_SLOTS // 32, 32]), axis=2)
     word = tl.arange(0, BIT_SLOTS // 32)[None, :]
     WORDS: tl.constexpr = BITS // 32

@@ -35,7 +35,6 @@ from triton.compiler import ASTSource
 from . import configs
 from .attention import attend_kernel, merge_kernel
 from .encoding import encode_kernel
-from .scoring import levels
 from .selection import compact_kernel, histogram_kernel, wide_histogram_kernel
 from .self_test import bits_kernel
 from .unions import mark_kernel, write_kernel
@@ -96,14 +95,16 @@ def builds() -> Iterator[Build]:
 
 def _encodes() -> Iterator[Build]:
     bf16, fp16, fp32 = configs.DTYPES
-    for dim, hidden, bits, depth, dtype, half in (
-        (128, 128, 32, 2, bf16, True),  # the default maps
-        (64, 128, 32, 2, fp32, True),  # the embedded model's
-        (128, 128, 32, 3, bf16, True),  # the paper's
-        (128, 128, 32, 3, bf16, False),  # and in its float32
-        (80, 64, 64, 1, bf16, True),
-        (96, 128, 128, 2, fp16, True),
-        (256, 128, 256, 2, bf16, True),
+    for dim, hidden, bits, depth, dtype, half, folds in (
+        (128, 128, 32, 2, bf16, True, 0),  # the default maps
+        (64, 128, 32, 2, fp32, True, 0),  # the embedded model's
+        (128, 128, 32, 3, bf16, True, 0),  # the paper's
+        (128, 128, 32, 3, bf16, False, 0),  # and in its float32
+        (80, 64, 64, 1, bf16, True, 0),
+        (96, 128, 128, 2, fp16, True, 0),
+        (256, 128, 256, 2, bf16, True, 0),
+        (128, 128, 64, 1, bf16, True, 3),  # a transform code
+        (64, 128, 128, 1, fp32, False, 3),
     ):
         sizes = {
             "IN": dim,
@@ -114,6 +115,7 @@ def _encodes() -> Iterator[Build]:
             "BIT_SLOTS": bits,
             "DEPTH": depth,
             "ACTIVATION": "silu",
+            "FOLDS": folds,
         }
         x = "*" + TYPES[dtype]
         pointers = {"X": x, "X2": x, "WEIGHTS": "*bf16" if half else "*fp32"}
@@ -125,15 +127,11 @@ def _encodes() -> Iterator[Build]:
 
 
 def _selections() -> Iterator[Build]:
-    kinds = [(bits // 32, group, 0) for bits in configs.BITS for group in configs.GROUPS]
-    kinds += [
-        (bits // 32, 1, configs.GRADES)
-        for bits in configs.BITS
-        if levels(1, bits // 32, configs.GRADES) <= configs.MOST_LEVELS
-    ]
-    for words, group, grades in kinds:
+    kinds = [(bits // 32, group, 0, None) for bits in configs.BITS for group in configs.GROUPS]
+    kinds += [(bits // 32, 1, *graded) for bits, graded in configs.GRADES.items()]
+    for words, group, grades, most in kinds:
         for tiles in configs.TILES:
-            config = configs.Select(group, words, tiles, grades)
+            config = configs.Select(group, words, tiles, grades, most)
             count = "wide_histogram_kernel" if config.wide else "histogram_kernel"
             yield Build(count, config.counting, configs.WARPS, popcounts=True)
             yield Build("compact_kernel", config.scoring, configs.WARPS, popcounts=True)

@@ -68,6 +68,7 @@ def constants(maps: Maps) -> dict[str, Any]:
         "BIT_SLOTS": next_power_of_2(maps.bits),
         "DEPTH": len(maps.weights),
         "ACTIVATION": maps.activation,
+        "FOLDS": maps.folds,
     }
 
 
@@ -81,6 +82,9 @@ def _flatten(maps: Maps) -> tuple[Tensor, Tensor]:
         grow = (0, outputs - weight.shape[2], 0, inputs - weight.shape[1])
         weights.append(F.pad(weight.detach().float(), grow).flatten(1))
         biases.append(F.pad(bias.detach().float(), (0, outputs - bias.shape[1])))
+    if maps.folds:
+        steps = F.pad(maps.steps.detach().float(), (0, sizes["BIT_SLOTS"] - maps.bits))
+        biases.append(steps.flatten(1))
     return torch.cat(weights, dim=1), torch.cat(biases, dim=1)
 
 
@@ -136,11 +140,18 @@ class SelectSpace:
 
     @classmethod
     def reserve(
-        cls, rows: int, tokens: int, group: int, words: int, device: torch.device, grades: int = 0
+        cls,
+        rows: int,
+        tokens: int,
+        group: int,
+        words: int,
+        device: torch.device,
+        grades: int = 0,
+        most: int | None = None,
     ) -> SelectSpace:
         """For `rows` lists over up to `tokens` tokens."""
         tiles = cdiv(tokens, TILE)
-        config = configs.select_config(group, words, grades, rows, tiles, device)
+        config = configs.select_config(group, words, grades, rows, tiles, device, most)
         chunks = cdiv(tiles, config.tiles)
 
         def numbers(*shape: int) -> Tensor:

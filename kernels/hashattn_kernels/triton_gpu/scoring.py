@@ -26,10 +26,11 @@ def digits(group: int, grades: int = 0) -> int:
     return grades or (group >> (group % 2 == 0)).bit_length()
 
 
-def levels(group: int, words: int, grades: int = 0) -> int:
-    """The highest level of a key of `words` words."""
+def levels(group: int, words: int, grades: int = 0, most: int | None = None) -> int:
+    """The highest level of a key of `words` words; most: what a graded query's weights sum to."""
     heaviest = 2**grades - 1 if grades else group >> (group % 2 == 0)
-    return 32 * words * heaviest
+    highest = 32 * words * heaviest
+    return min(most, highest) if grades and most is not None else highest
 
 
 @triton.jit

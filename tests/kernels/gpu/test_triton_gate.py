@@ -59,7 +59,7 @@ def test_all_builds_are_without_fault(report):
                 found = [n for n in names if f"attend_kernel {kind} GROUP={group} " in n]
                 assert any(f" DIM={dim} " in name for name in found)
     kinds = [(bits // 32, group, 0) for bits in configs.BITS for group in configs.GROUPS]
-    kinds += [(words, 1, configs.GRADES) for words in (1, 2, 4)]
+    kinds += [(bits // 32, 1, planes) for bits, (planes, _) in configs.GRADES.items()]
     for words, group, grades in kinds:
         sizes = f"GROUP={group} SLOTS={group} WORDS={words} QUERY_WORDS={words * (1 + grades)} "
         assert sum(f"compact_kernel {sizes}" in name for name in names) == len(configs.TILES)

@@ -111,20 +111,23 @@ def test_a_chunk_of_one_level(monkeypatch, farthest):
 
 
 @pytest.mark.parametrize("tiles", [1, 4])
-@pytest.mark.parametrize(("words", "planes"), [(1, 3), (1, 1), (4, 3), (2, 4), (8, 3)])
-def test_graded_queries_over_many_tiles(monkeypatch, words, planes, tiles):
-    """Spans of two rows and lists of two key heads; eight words in three planes are torch's."""
-    chosen = configs.Select(1, words, tiles, planes)
+@pytest.mark.parametrize(
+    ("words", "planes", "most"),
+    [(1, 5, 255), (1, 1, 32), (2, 5, 255), (4, 6, 1023), (2, 4, 800), (8, 5, 4000)],
+)
+def test_graded_queries_over_many_tiles(monkeypatch, words, planes, most, tiles):
+    """Spans of two rows and lists of two key heads; 4,000 levels are torch's."""
+    chosen = configs.Select(1, words, tiles, planes, most)
     monkeypatch.setattr(configs, "select_config", lambda *_: chosen)
     real = torch.randn(2, 4, 2, 32 * words, generator=torch.Generator().manual_seed(0)).to(GPU)
     real[0, 0] = real[0, 0].sign()  # all bits weigh the same: many ties
-    queries, keys = grade_bits(real, planes), random_codes(2, 2, 9000, words, seed=1)
+    queries, keys = grade_bits(real, planes, most), random_codes(2, 2, 9000, words, seed=1)
     keys[:, :, 5000:5003] = queries[:, ::2, :1, :, 0]  # the best there are
     spans = torch.tensor([[[0, 8999], [0, 9000]], [[70, 4200], [4095, 4097]]]).to(GPU)
     heavy = torch.tensor([[700, 1], [5, 9000]])[:, None].expand(2, 4, 2).to(GPU)
     arguments = (queries, keys, heavy, 4, 7)
     made, want = (
-        select_by_codes(*arguments, spans=spans, width=9000, backend=backend)
+        select_by_codes(*arguments, spans=spans, width=9000, most=most, backend=backend)
         for backend in ("triton", "reference")
     )
     assert torch.equal(made, want)
