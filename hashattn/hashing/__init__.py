@@ -5,6 +5,7 @@ from hashattn.hashing.maps import HashConfig, HashMap, LayerMaps
 from hashattn.hashing.recipe import TrainRecipe
 from hashattn.hashing.renew import renew_card
 from hashattn.hashing.train import train_hash_weights
+from hashattn.hashing.transform import calibrate_transform
 from hashattn.hashing.weights import HashWeights
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "HashWeights",
     "LayerMaps",
     "TrainRecipe",
+    "calibrate_transform",
     "capture",
     "renew_card",
     "train_hash_weights",

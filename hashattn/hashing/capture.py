@@ -137,6 +137,14 @@ def _check_rows(rows: Tensor | None, n: int) -> Tensor:
     return rows
 
 
+def _positions(part: Tensor, start: int, shift: int) -> dict[str, Tensor]:
+    """Of a chunk (1, n), as the model takes them; nothing where they are what it would take."""
+    if not shift:
+        return {}
+    place = torch.arange(part.shape[1], device=part.device)
+    return {"position_ids": (place + start + shift)[None]}
+
+
 @torch.no_grad()
 def capture(
     model: nn.Module,
@@ -146,9 +154,14 @@ def capture(
     chunk: int = 1024,
     layers: Collection[int] | None = None,
     values: bool = False,
+    shift: int = 0,
 ) -> dict[int, CapturedLayer]:
     """Run input_ids (n,) or (1, n) through the model and return each full-attention layer's
     queries at `rows` (all positions by default), keys and, with `values`, values.
+
+    shift: position of the first token, for the model's rotary embedding alone: rows and
+    `CapturedLayer.positions` count from 0. What a rotary model attends to is the same at any shift,
+    keys and queries are not: codes that shall serve long contexts have to see late positions.
 
     The model is left as it was: implementation and training mode are restored, also on errors.
     Raises ValueError for a bad shape, rows or chunk; UnsupportedModelError where the model's
@@ -181,8 +194,10 @@ def capture(
         model.eval()
         _switch_to_capture(model)
         with _THREADS.piece((id(model), chunk, ids.shape[1].bit_length()), ids.shape[1]):
-            for part in ids.to(model.device).split(chunk, 1):
-                base(input_ids=part, past_key_values=cache, use_cache=True, hashattn_tap=tap)
+            for start in range(0, ids.shape[1], chunk):
+                part = ids[:, start : start + chunk].to(model.device)
+                base(input_ids=part, past_key_values=cache, use_cache=True, hashattn_tap=tap,
+                     **_positions(part, start, shift))  # fmt: skip
     finally:
         model.set_attn_implementation(before)
         if training:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -27,21 +28,24 @@ def _root(moment: Tensor, power: float) -> Tensor:
     return vectors * values**power @ vectors.T
 
 
-def interaction_directions(queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+def second_moment(x: Tensor) -> Tensor:
+    """(dim, dim) of x (n, dim)."""
+    return x.T @ x / len(x)
+
+
+def interaction_directions(cq: Tensor, ck: Tensor) -> tuple[Tensor, Tensor]:
     """Directions in which q.k varies most: (dim, dim) each, best first.
 
-    With Cq the second moment of queries (n, dim) and Ck the covariance of keys (m, dim), the SVD
+    With Cq the second moment of queries and Ck the covariance of keys, (dim, dim) each, the SVD
     U S V^T of Cq^1/2 Ck^1/2 gives q.k = sum_i (q.a_i)(k.b_i) with a = Cq^-1/2 U S^1/2,
     b = Ck^-1/2 V S^1/2, and (q.a_i)(k.b_i) of size S_i. Keys are centred: a constant added to
     every key moves all scores of a query alike.
     """
-    keys = keys - keys.mean(0)
-    cq, ck = queries.T @ queries / len(queries), keys.T @ keys / len(keys)
     u, s, vt = torch.linalg.svd(_root(cq, 0.5) @ _root(ck, 0.5))
     return ((_root(cq, -0.5) @ u * s.sqrt()).float(), (_root(ck, -0.5) @ vt.T * s.sqrt()).float())
 
 
-def _rotation(rank: int, bits: int, generator: torch.Generator) -> Tensor:
+def orthogonal(rank: int, bits: int, generator: torch.Generator) -> Tensor:
     """(rank, bits): columns of random orthogonal matrices, as many as needed."""
     blocks = [
         torch.linalg.qr(torch.randn(rank, rank, generator=generator))[0]
@@ -50,7 +54,7 @@ def _rotation(rank: int, bits: int, generator: torch.Generator) -> Tensor:
     return torch.cat(blocks, 1)[:, :bits]
 
 
-def _linear_stages(
+def linear_stages(
     directions: Tensor,
     offset: Tensor,
     rotation: Tensor,
@@ -76,6 +80,13 @@ def _linear_stages(
     return stages
 
 
+def rank_of(config: HashConfig) -> int:
+    """How many interaction directions maps of these shapes keep apart: `linear_stages` needs two
+    hidden units for each."""
+    room = config.head_dim if config.depth == 1 else config.hidden // 2
+    return max(1, min(config.head_dim, room, config.bits))
+
+
 def spectral_maps(
     queries: Tensor,
     keys: Tensor,
@@ -92,25 +103,24 @@ def spectral_maps(
     shapes = list(zip(config.widths, config.widths[1:], strict=False))
     # as many directions as bits: a square rotation keeps bits decorrelated, and the directions
     # left out are those that matter least (recall@4 0.61 against 0.52 with all 64, 32 bits)
-    room = config.head_dim if config.depth == 1 else config.hidden // 2
-    rank = max(1, min(config.head_dim, room, config.bits))
+    rank = rank_of(config)
     sides: dict[str, list] = {"key": [], "query": []}
     for kv_head in range(config.kv_heads):
         heads = range(kv_head * config.group, (kv_head + 1) * config.group)
-        a, b = interaction_directions(
-            queries[list(heads)].flatten(0, 1).float(), keys[kv_head].float()
-        )
+        key = keys[kv_head].float()
+        own = queries[list(heads)].flatten(0, 1).float()
+        a, b = interaction_directions(second_moment(own), second_moment(key - key.mean(0)))
         copies = 1 if config.layout == "per_kv_head" else config.group
-        rotations = [_rotation(rank, config.bits, generator) for _ in range(copies)]
+        rotations = [orthogonal(rank, config.bits, generator) for _ in range(copies)]
         for rotation in rotations:
             directions = key_stats[1][kv_head][:, None] * b[:, :rank]
             sides["key"].append(
-                _linear_stages(directions, torch.zeros(rank), rotation, shapes, generator)
+                linear_stages(directions, torch.zeros(rank), rotation, shapes, generator)
             )
         for i, head in enumerate(heads):
             mean, std = query_stats[0][head], query_stats[1][head]
             sides["query"].append(
-                _linear_stages(
+                linear_stages(
                     std[:, None] * a[:, :rank],
                     mean @ a[:, :rank],
                     rotations[i % copies],
@@ -118,11 +128,20 @@ def spectral_maps(
                     generator,
                 )
             )
-    maps = LayerMaps(*(_stack(sides[side], config) for side in ("key", "query")))
-    return _unit_outputs(maps, queries, keys, query_stats, key_stats)
+    maps = LayerMaps(*(stack_heads(sides[side], config) for side in ("key", "query")))
+    q, k = _normalised(queries, query_stats), _normalised(keys, key_stats)
+    return LayerMaps(
+        _unit_outputs(maps.key, maps.preactivations_keys(k)),
+        _unit_outputs(maps.query, maps.query(q)),
+    )
 
 
-def _stack(heads: list[list[tuple[Tensor, Tensor]]], config: HashConfig) -> HashMap:
+def _normalised(x: Tensor, stats: tuple[Tensor, Tensor]) -> Tensor:
+    """x (heads, n, D) without its `moments`, float32."""
+    return (x.float() - stats[0][:, None]) / stats[1][:, None]
+
+
+def stack_heads(heads: list[list[tuple[Tensor, Tensor]]], config: HashConfig) -> HashMap:
     stages = zip(*heads, strict=True)
     weights, biases = zip(
         *[
@@ -134,22 +153,12 @@ def _stack(heads: list[list[tuple[Tensor, Tensor]]], config: HashConfig) -> Hash
     return HashMap(tuple(weights), tuple(biases), config.activation)
 
 
-def _unit_outputs(
-    maps: LayerMaps, queries: Tensor, keys: Tensor, query_stats: tuple, key_stats: tuple
-) -> LayerMaps:
-    """Scale the last stage so that pre-activations have size 1, where tanh is neither flat."""
-
-    def scaled(part: HashMap, pre: Tensor) -> HashMap:
-        size = pre.square().mean((-2, -1)).sqrt()[:, None].clamp_min(1e-6)
-        return HashMap(
-            (*part.weights[:-1], part.weights[-1] / size[..., None]),
-            (*part.biases[:-1], part.biases[-1] / size),
-            part.activation,
-        )
-
-    q = (queries.float() - query_stats[0][:, None]) / query_stats[1][:, None]
-    k = (keys.float() - key_stats[0][:, None]) / key_stats[1][:, None]
-    return LayerMaps(
-        scaled(maps.key, maps.preactivations_keys(k)),
-        scaled(maps.query, maps.query(q)),
+def _unit_outputs(part: HashMap, pre: Tensor) -> HashMap:
+    """The map with its last stage scaled so that pre-activations, here `pre` (heads, n, bits), have
+    size 1, where tanh is neither flat nor linear; the signs stay."""
+    size = pre.square().mean((-2, -1)).sqrt()[:, None].clamp_min(1e-6)
+    return replace(
+        part,
+        weights=(*part.weights[:-1], part.weights[-1] / size[..., None]),
+        biases=(*part.biases[:-1], part.biases[-1] / size),
     )

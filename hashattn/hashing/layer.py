@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hashattn.base.checks import require
 from hashattn.base.progress import progress_bar
 from hashattn.hashing.capture import CapturedLayer
 from hashattn.hashing.initial import moments, spectral_maps
@@ -17,6 +18,7 @@ from hashattn.hashing.labels import RowLabels, candidate_mask, row_labels
 from hashattn.hashing.maps import HashConfig, LayerMaps, random_maps
 from hashattn.hashing.objective import Batch, batch_loss, relax
 from hashattn.hashing.recipe import TrainRecipe
+from hashattn.hashing.transform import Digits, initial_components
 from hashattn.hashing.validate import selection_quality
 
 SAMPLE = 65_536  # query and key vectors a head's initial statistics are taken from
@@ -47,12 +49,14 @@ class LayerTrainer:
         self.device = captures[0].keys.device
         self.query_stats, self.key_stats = self._statistics()
         self.labels = [self._label(c) for c in captures]
-        first = (self._initial_maps() if start is None else self._unfolded(start)).to(self.device)
+        first, self.digits = self._first(start)
         self.names = [name for name, _ in first.tensors()]
         self.parameters = [t.clone().requires_grad_() for _, t in first.tensors()]
         # its logarithm is trained, so that the scale stays positive
         self.log_scale = torch.full((config.key_maps,), math.log(recipe.scale), device=self.device)
         self.bias = torch.zeros(config.key_maps, device=self.device)
+        if self.digits is not None:
+            self._begin_components()
         self.optimiser, self.scheduler = self._optimiser()
 
     def _statistics(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
@@ -70,8 +74,42 @@ class LayerTrainer:
         stride = max(1, sum(t.shape[1] for t in tensors) // SAMPLE)
         return [t[:, ::stride] for t in tensors]
 
-    def _initial_maps(self) -> LayerMaps:
-        if self.recipe.init == "random":
+    def _first(self, start: LayerMaps | None) -> tuple[LayerMaps, Digits | None]:
+        """Maps of normalised inputs on the trainer's device: of bits, or of components and what
+        quantises these."""
+        if start is not None:
+            maps = self._unfolded(start)
+            return (maps, None) if start.key.steps is None else Digits.collapse(maps)
+        made = self._initial_maps()
+        maps, digits = made if isinstance(made, tuple) else (made, None)
+        return maps.to(self.device), digits and Digits(digits.levels.to(self.device))
+
+    def _begin_components(self) -> None:
+        """Scales maps so that weights have size 1: a step of the optimiser is a share of them. The
+        logits that belong to these are the model's own to begin with."""
+        maps, group = self._maps(self.parameters), self.config.query_heads // self.config.key_maps
+        sizes = []
+        for part, together in ((maps.key, 1), (maps.query, group)):
+            last = part.weights[-1].detach().unflatten(0, (-1, together))
+            sizes.append(last.square().mean((1, 2, 3)).sqrt())
+            each = sizes[-1].repeat_interleave(together)
+            part.weights[-1].data /= each[:, None, None]
+            part.biases[-1].data /= each[:, None]
+        key, query = sizes
+        self.digits = Digits(self.digits.levels / key[:, None, None])
+        self.log_levels = torch.zeros_like(self.digits.levels).requires_grad_()
+        count = self.digits.levels.shape[-1] if self.recipe.average_group else 1
+        self.log_scale = (key * query * self.captures[0].scaling * count).log()
+
+    @property
+    def _quantiser(self) -> Digits:
+        """The digits with their levels as they are now."""
+        return Digits(self.digits.levels * self.log_levels.exp())
+
+    def _initial_maps(self) -> LayerMaps | tuple[LayerMaps, Digits]:
+        init, folds = self.recipe.init, self.config.folds
+        require(init == "transform" or not folds, "folds", folds, f'0 where init is "{init}"')
+        if init == "random":
             return random_maps(self.config, self.generator)
         # on the CPU, so that rotations and eigenvectors do not depend on the device
         queries, keys = (
@@ -80,7 +118,8 @@ class LayerTrainer:
         query_stats, key_stats = (
             tuple(t.cpu() for t in stats) for stats in (self.query_stats, self.key_stats)
         )
-        return spectral_maps(queries, keys, query_stats, key_stats, self.config, self.generator)
+        make = spectral_maps if init == "spectral" else initial_components
+        return make(queries, keys, query_stats, key_stats, self.config, self.generator)
 
     def _unfolded(self, start: LayerMaps) -> LayerMaps:
         """Maps of normalised inputs that give the codes of `start`, those of raw ones."""
@@ -108,6 +147,8 @@ class LayerTrainer:
 
     def _optimiser(self) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
         recipe, groups = self.recipe, [{"params": self.parameters}]
+        if self.digits is not None:
+            groups.append({"params": [self.log_levels], "weight_decay": 0.0})
         if recipe.learn_scale:
             extra = [self.log_scale.requires_grad_(), self.bias.requires_grad_()]
             # decay would pull the scale to 1, which means nothing
@@ -187,9 +228,14 @@ class LayerTrainer:
             # the maps that learn read normalised inputs; `maps` folds that into what is stored
             q = (batch.queries - self.query_stats[0][:, None]) / self.query_stats[1][:, None]
             k = (batch.keys.float() - self.key_stats[0][:, None]) / self.key_stats[1][:, None]
+            query, key = maps.query(q), maps.preactivations_keys(k)
+            if self.digits is None:
+                query, key = relax(query, sharpness, hard), relax(key, sharpness, hard)
+            else:  # a query is not quantised, only its weights graded
+                key = self._quantiser.quantise(key)
             loss = batch_loss(
-                relax(maps.query(q), sharpness, hard),
-                relax(maps.preactivations_keys(k), sharpness, hard),
+                query,
+                key,
                 self.log_scale.exp(),
                 self.bias,
                 batch,
@@ -204,6 +250,8 @@ class LayerTrainer:
     def maps(self) -> LayerMaps:
         """Current maps of raw inputs: normalisation folded into the first stage, then rounded."""
         maps = self._maps([p.detach().clone() for p in self.parameters])
+        if self.digits is not None:
+            maps = Digits(self._quantiser.levels.detach()).expand(maps)
         key_stats, query_stats = self._map_stats()
         folded = LayerMaps(maps.key.fold_input(*key_stats), maps.query.fold_input(*query_stats))
         # here and not on saving, so that evaluations judge the very codes that will be used

@@ -7,9 +7,10 @@ batched matrix products per linear stage, whatever the number of heads.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from operator import index
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +21,14 @@ from hashattn.kernels import ACTIVATIONS, Maps, preactivations
 from hashattn.models.heads import HeadSlice
 
 
+def grades(bits: int) -> dict[str, int]:
+    """Digits of a query's weights and the most that they sum to: levels that a byte holds, where
+    that costs 1 % of the output error at most, else four times as many, or four a bit."""
+    return (
+        {"planes": 5, "most": 255} if bits <= 64 else {"planes": 6, "most": max(1024, 4 * bits) - 1}
+    )
+
+
 @dataclass(frozen=True)
 class HashConfig:
     """Shapes of all hash maps of a model.
@@ -27,7 +36,9 @@ class HashConfig:
     layout: "per_kv_head" (one key map per KV head, scores summed over the group) or
         "per_query_head" (the paper's code: one key map per query head).
     bits: bits per code, a multiple of 32.  depth: linear stages, 1 to 3 (the paper's have 3).
-    hidden: width between stages.  layers: indices of the model layers that have maps.
+    hidden: width between stages.  folds: of the key maps' pre-activations, 0 to 3, so that up to
+        1 + folds bits are digits of one component (transform codes); the paper's have none.
+    layers: indices of the model layers that have maps.
     Raises ValueError naming the field, its value and what is allowed.
     """
 
@@ -40,6 +51,7 @@ class HashConfig:
     depth: int = 2
     hidden: int = 128
     activation: str = "silu"
+    folds: int = 0
 
     def __post_init__(self) -> None:
         try:
@@ -65,10 +77,16 @@ class HashConfig:
             "bits": (is_count(self.bits) and self.bits % 32 == 0, "a positive multiple of 32"),
             "depth": (is_count(self.depth, most=3), "1, 2 or 3"),
             "hidden": (is_count(self.hidden), "a positive integer"),
+            "folds": (is_count(self.folds, 0, 3), "0 to 3"),
             "activation": (self.activation in ACTIVATIONS, " or ".join(ACTIVATIONS)),
         }
         for field, (valid, allowed) in rules.items():
             require(valid, field, getattr(self, field), allowed)
+
+    def record(self) -> dict[str, Any]:
+        """All fields, as hash_config.json has them; folds only if there are any."""
+        fields = asdict(self)
+        return fields if self.folds else {k: v for k, v in fields.items() if k != "folds"}
 
     @property
     def group(self) -> int:
@@ -79,6 +97,11 @@ class HashConfig:
     def key_maps(self) -> int:
         """Key maps per layer: KV heads or query heads, by layout."""
         return self.kv_heads if self.layout == "per_kv_head" else self.query_heads
+
+    @property
+    def grades(self) -> dict[str, int]:
+        """How finely a query's weights are graded, as `kernels.grade_bits` takes it."""
+        return grades(self.bits)
 
     @property
     def words(self) -> int:
@@ -104,33 +127,37 @@ class HashMap(Maps):
         for stage, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             yield f"{stage}.weight", weight
             yield f"{stage}.bias", bias
+        if self.steps is not None:
+            yield "steps", self.steps
 
     def to(self, device: torch.device | str) -> HashMap:
         """The same map on another device."""
-        return HashMap(
-            tuple(w.to(device) for w in self.weights),
-            tuple(b.to(device) for b in self.biases),
-            self.activation,
-        )
+        return self._each(lambda tensor: tensor.to(device))
 
     def shard(self, part: HeadSlice) -> HashMap:
         """The maps of a part of the heads."""
-        return HashMap(
-            tuple(map(part.of, self.weights)), tuple(map(part.of, self.biases)), self.activation
-        )
+        return self._each(part.of)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> HashMap:
+        steps = None if self.steps is None else change(self.steps)
+        weights, biases = (tuple(map(change, part)) for part in (self.weights, self.biases))
+        return replace(self, weights=weights, biases=biases, steps=steps)
 
     def fold_input(self, mean: Tensor, std: Tensor) -> HashMap:
         """The map of x that equals this map of (x - mean) / std; mean, std (heads, in)."""
         first = self.weights[0] / std[..., None]
         shift = self.biases[0] - (mean[:, None] @ first)[:, 0]
-        return HashMap((first, *self.weights[1:]), (shift, *self.biases[1:]), self.activation)
+        return self._with_first(first, shift)
 
     def unfold_input(self, mean: Tensor, std: Tensor) -> HashMap:
         """The inverse of `fold_input`, up to float rounding: the map of (x - mean) / std that
         equals this map of x; mean, std (heads, in)."""
         shift = self.biases[0] + (mean[:, None] @ self.weights[0])[:, 0]
-        first = self.weights[0] * std[..., None]
-        return HashMap((first, *self.weights[1:]), (shift, *self.biases[1:]), self.activation)
+        return self._with_first(self.weights[0] * std[..., None], shift)
+
+    def _with_first(self, weight: Tensor, bias: Tensor) -> HashMap:
+        weights, biases = (weight, *self.weights[1:]), (bias, *self.biases[1:])
+        return replace(self, weights=weights, biases=biases)
 
 
 @dataclass(frozen=True)
@@ -143,6 +170,11 @@ class LayerMaps:
 
     key: HashMap
     query: HashMap
+
+    @property
+    def grades(self) -> dict[str, int]:
+        """As of HashConfig."""
+        return grades(self.key.bits)
 
     def preactivations_keys(self, keys: Tensor) -> Tensor:
         """keys (..., kv_heads, n, head_dim) to (..., key_maps, n, bits).
@@ -180,7 +212,7 @@ class LayerMaps:
                 tuple(tensors[f"{name}.{stage}.{kind}"] for stage in range(config.depth))
                 for kind in ("weight", "bias")
             )
-            return HashMap(weights, biases, config.activation)
+            return HashMap(weights, biases, config.activation, tensors.get(f"{name}.steps"))
 
         return cls(side("key"), side("query"))
 
@@ -194,6 +226,8 @@ def expected_shapes(config: HashConfig) -> dict[str, tuple[int, ...]]:
         ):
             shapes[f"{side}.{stage}.weight"] = (heads, fan_in, fan_out)
             shapes[f"{side}.{stage}.bias"] = (heads, fan_out)
+    if config.folds:
+        shapes["key.steps"] = (config.key_maps, config.folds, config.bits)
     return shapes
 
 
@@ -201,7 +235,7 @@ def random_maps(config: HashConfig, generator: torch.Generator) -> LayerMaps:
     """Maps drawn like torch's default Linear: uniform within 1/sqrt(fan_in) (the official code)."""
     tensors = {}
     for name, shape in expected_shapes(config).items():
-        stage = int(name.split(".")[1])
-        bound = config.widths[stage] ** -0.5
+        part = name.split(".")[1]
+        bound = config.widths[config.depth - 1 if part == "steps" else int(part)] ** -0.5
         tensors[name] = (torch.rand(shape, generator=generator) * 2 - 1) * bound
     return LayerMaps.from_tensors(tensors, config)

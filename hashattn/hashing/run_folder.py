@@ -47,7 +47,7 @@ class RunFolder:
     @property
     def layer_key(self) -> str:
         """Identity of everything that decides a layer's weights."""
-        shapes = dataclasses.asdict(self.config)
+        shapes = self.config.record()
         del shapes["layers"]  # a layer learns alone, so which others do does not matter
         # appended only where there is one: the keys of trainings without a start stay what they are
         start = [] if self.start_sha256 is None else [self.start_sha256]

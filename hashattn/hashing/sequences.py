@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 SequenceRows = tuple[Tensor, Tensor]  # tokens (n,), positions (rows,), both int64
+_GOLDEN = (5**0.5 - 1) / 2  # multiples of it, less their whole part, fill 0 to 1 evenly
 _HELD_OUT = 8  # without a validation set, every 8th sequence is held out
 
 
@@ -55,6 +56,15 @@ def data_record(sequences: Sequence[SequenceRows]) -> dict[str, Any]:
         "rows": sum(rows.numel() for _, rows in sequences),
         "sha256": data_hash(sequences),
     }
+
+
+def shifts(sequences: Sequence[SequenceRows], reach: int | None) -> list[int]:
+    """Position of the first token of each sequence, so that sequences of every length end anywhere
+    up to `reach`, evenly; 0 without a reach."""
+    return [
+        int(max(0, (reach or 0) - ids.numel()) * (number * _GOLDEN % 1))
+        for number, (ids, _) in enumerate(sequences)
+    ]
 
 
 def _checked(sequence: SequenceRows) -> SequenceRows:

@@ -29,7 +29,7 @@ from hashattn.hashing.layer import TrainedLayer, figure_of_merit, train_layer
 from hashattn.hashing.maps import HashConfig, LayerMaps
 from hashattn.hashing.recipe import TrainRecipe
 from hashattn.hashing.run_folder import RunFolder
-from hashattn.hashing.sequences import SequenceRows, data_hash, data_record, split_sequences
+from hashattn.hashing.sequences import SequenceRows, data_hash, data_record, shifts, split_sequences
 from hashattn.hashing.start import check_start, start_record
 from hashattn.hashing.weights import HashWeights, config_for
 from hashattn.models.identity import base_model_record
@@ -45,15 +45,17 @@ def train_hash_weights(
     out_dir: str | Path,
     layout: Layout = "per_kv_head",
     bits: int = 32,
-    depth: int = 2,
+    depth: int | None = None,
     hidden: int = 128,
     activation: str = "silu",
+    folds: int | None = None,
     layers: Collection[int] | None = None,
     seed: int = 0,
     validation: Iterable[SequenceRows] | None = None,
     data_note: str = "",
     benchmarks: Mapping[str, Any] | None = None,
     start: HashWeights | None = None,
+    reach: int | None = None,
     chunk: int = 1024,
     capture_dir: str | Path | None = None,
     progress: bool = True,
@@ -65,7 +67,10 @@ def train_hash_weights(
     from. validation: the same, for early stopping; every 8th sequence if not given. data_note:
     what the data is and how it overlaps with benchmarks, for the card; benchmarks: whose samples
     the sequences hold, for the card too (benchmarks_field). start: weights to go on from
-    (fine-tuning) instead of the recipe's `init`; the card names them. Finished layers in
+    (fine-tuning) instead of the recipe's `init`; the card names them. depth, folds: of the maps, by
+    default those of the recipe. reach: the longest context in tokens that the codes shall serve;
+    shorter sequences are placed anywhere in it by rotary position (capture's `shift`), for models
+    that have no other. Finished layers in
     out_dir/layers are reused if model, data, recipe, shapes, seed and start are the same, trained
     again otherwise; the weights are also saved in out_dir. capture_dir: where captured queries
     and keys are kept, for other trainings on the same sequences; None: out_dir, until the end.
@@ -77,18 +82,21 @@ def train_hash_weights(
     """
     benchmarks_section = benchmarks_field(benchmarks)
     recipe = recipe or TrainRecipe.default()
+    shape = {name: value for name, value in (("depth", depth), ("folds", folds))
+             if value is not None}  # fmt: skip
     config = config_for(
         model,
         layers=layers,
         layout=layout,
         bits=bits,
-        depth=depth,
         hidden=hidden,
         activation=activation,
+        **(recipe.shape | shape if start is None else _shape(start) | shape),
     )
     if start is not None:
         check_start(start, config, model)
     train, held_out = split_sequences(sequences, validation)
+    placed = shifts([*train, *held_out], reach)
     base_model = base_model_record(model)
     folder = RunFolder(
         path=Path(out_dir),
@@ -101,6 +109,7 @@ def train_hash_weights(
             "train": data_hash(train),
             "validation": data_hash(held_out),
             "chunk": chunk,
+            **({"reach": reach} if any(placed) else {}),
         },
         start_sha256=None if start is None else start.sha256,
     )
@@ -109,7 +118,7 @@ def train_hash_weights(
         say(f"reused {len(finished)} of {len(config.layers)} trained layers: {sorted(finished)}")
     missing = [layer for layer in config.layers if layer not in finished]
     if missing:
-        _capture_sequences(model, [*train, *held_out], folder, chunk, progress)
+        _capture_sequences(model, [*train, *held_out], placed, folder, chunk, progress)
         trainer = _Trainer(config, recipe, progress, model.device)
         engine = engine or _engine(folder, len(missing), model.device)
         tasks = (
@@ -129,6 +138,7 @@ def train_hash_weights(
         "data": {
             "note": data_note,
             **benchmarks_section,
+            **({"reach": reach} if any(placed) else {}),
             "train": data_record(train),
             "validation": data_record(held_out),
         },
@@ -143,9 +153,15 @@ def train_hash_weights(
     return weights
 
 
+def _shape(start: HashWeights) -> dict[str, int]:
+    """Of the maps that training goes on from."""
+    return {"depth": start.config.depth, "folds": start.config.folds}
+
+
 def _capture_sequences(
     model: nn.Module,
     sequences: Sequence[SequenceRows],
+    placed: Sequence[int],
     folder: RunFolder,
     chunk: int,
     progress: bool,
@@ -164,6 +180,7 @@ def _capture_sequences(
             chunk=chunk,
             layers=folder.config.layers,
             values=folder.recipe.reads_values,
+            shift=placed[number],
         )
         save_captures(folder.sequence_file(number), captures)
 

@@ -32,7 +32,7 @@ def selected_tokens(
     """
     allowed = candidate_mask(captured.positions, captured.keys.shape[1], sink, local)
     if group == "each":
-        queries = grade_bits(maps.query(captured.queries[None]))
+        queries = grade_bits(maps.query(captured.queries[None]), **maps.grades)
     else:
         queries = encode(captured.queries[None], maps.query)
     scores = hamming_scores(queries, encode(captured.keys[None], maps.key))

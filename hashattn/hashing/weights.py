@@ -143,7 +143,7 @@ class HashWeights:
             "model_type": "hashattn",
             "format_version": FORMAT_VERSION,
             "sha256": self.sha256,
-            "config": dataclasses.asdict(self.config),
+            "config": self.config.record(),
             "card": self.card,
         }
 
@@ -262,7 +262,7 @@ def config_for(
 
 def _content_hash(config: HashConfig, tensors: Mapping[str, Tensor]) -> str:
     """sha256 over shapes, names and float32 bytes, independent of device and file format."""
-    digest = hashlib.sha256(json.dumps(dataclasses.asdict(config), sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(config.record(), sort_keys=True).encode())
     for name in sorted(tensors):
         digest.update(name.encode())
         digest.update(tensors[name].detach().cpu().float().contiguous().numpy().tobytes())

@@ -166,6 +166,13 @@ def _attention_settings(model: nn.Module) -> dict[str, Any]:
     return json.loads(json.dumps(settings, default=str))
 
 
+def attends_by_distance(model: nn.Module) -> bool:
+    """Whether attention is the same wherever a text begins: positions enter by a rotary embedding
+    alone, of a type that does not depend on the length."""
+    types = _rope_types(getattr(text_config(model), "rope_parameters", None))
+    return bool(types) and types <= _LENGTH_FREE
+
+
 def _rope_types(parameters: Any) -> set[str]:
     """The RoPE types in rope_parameters, also where each kind of layer has its own."""
     if not isinstance(parameters, dict):

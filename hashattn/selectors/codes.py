@@ -24,6 +24,7 @@ class CodeSelector(Selector):
     """
 
     by_codes: ClassVar[bool] = True
+    most: ClassVar[int | None] = None  # what the weights of graded queries sum to
 
     @abstractmethod
     def encode_queries(self, layer: int, queries: Tensor, view: KeyView) -> Tensor:
@@ -55,4 +56,5 @@ class CodeSelector(Selector):
             spans=plan.spans,
             lists=self.lists(queries.shape[1], view.keys.shape[1]),
             width=plan.width,
+            most=self.most,
         )

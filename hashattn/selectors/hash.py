@@ -18,7 +18,6 @@ from hashattn.selectors.codes import CodeSelector
 from hashattn.selectors.usual import MethodStyle, UsualContext
 
 _SCORINGS = ("graded", "hamming", "asymmetric")
-GRADES = 3  # binary digits of a bit's weight: 1 % more output error than real pre-activations
 TOKENS_AT_ONCE = 1024  # activations of a long prefill stay in the processor's cache (1.7x on a CPU)
 
 
@@ -29,12 +28,14 @@ class HashSelector(CodeSelector):
     The weights' layout decides what is stored: "per_query_head" (the official one) a code per query
     head, "per_kv_head" a code per KV head, which its query heads share.
 
-    scoring: "hamming" counts matching bits (the paper's). "graded" weighs each bit by how sure the
-    query's map is of it, in GRADES binary digits: the query is not stored, so this costs no memory,
-    only one popcount a digit. "asymmetric" weighs by the real pre-activations, in plain torch: the
-    limit of many digits. layout: "per_query_head" selects for every query head, "per_kv_head" sums
-    over the group and selects once for all its heads, which reads fewer rows of K and V. ValueError
-    for another scoring or layout, or one selection per group by codes per query head.
+    scoring: "hamming" counts matching bits (the paper's), of weights without folds. "graded" weighs
+    each bit by how sure the query's map is of it, in a few binary digits (HashConfig.grades): the
+    query is not stored, so this costs no memory. "asymmetric" weighs by the real pre-activations,
+    in plain torch: the limit of many digits.
+    layout: "per_query_head" selects for every query head, "per_kv_head" sums over the group and
+    selects once for all its heads, which reads fewer rows of K and V.
+    ValueError for another scoring or layout, one selection per group by codes per query head, or
+    bits compared with bits that are digits (folds).
     """
 
     name = "hash"
@@ -52,6 +53,11 @@ class HashSelector(CodeSelector):
             raise ValueError(
                 'layout = "per_kv_head" needs one code per KV head, and these weights have one per '
                 'query head: use layout = "per_query_head"'
+            )
+        if self.scoring == "hamming" and self.weights.config.folds:
+            raise ValueError(
+                'scoring = "hamming" counts matching bits, and bits of these weights are digits of '
+                'numbers, which a query weighs: use "graded", or train with TrainRecipe.signs()'
             )
 
     @classmethod
@@ -78,6 +84,11 @@ class HashSelector(CodeSelector):
         return self.scoring != "asymmetric"
 
     @property
+    def most(self) -> int | None:
+        """What a graded query's weights sum to at most."""
+        return self.weights.config.grades["most"] if self.scoring == "graded" else None
+
+    @property
     def _per_query_head(self) -> bool:
         return self.weights.config.layout == "per_query_head"
 
@@ -88,15 +99,19 @@ class HashSelector(CodeSelector):
 
     def encode_queries(self, layer: int, queries: Tensor, view: KeyView | None = None) -> Tensor:
         """Codes int32 (B, query heads, q, words) of queries (B, query heads, q, D), or graded ones
-        (B, lists, q, words, 1 + GRADES)."""
+        (B, lists, q, words, 1 + planes)."""
         if self.scoring == "hamming":
             return self.weights.encode_queries(layer, queries)
-        return grade_bits(self._preactivations(layer, queries), GRADES)
+        return grade_bits(self._preactivations(layer, queries), **self.weights.config.grades)
 
     def scores(self, layer: int, queries: Tensor, view: KeyView, scaling: float) -> Tensor:
         """Matching bits, weighted or not, int32 (B, lists, q, n), or float32 if asymmetric."""
         if self.by_codes:
             return super().scores(layer, queries, view, scaling)
+        return self._weighted(layer, queries, view)
+
+    def _weighted(self, layer: int, queries: Tensor, view: KeyView) -> Tensor:
+        """Signs of the keys' codes, weighted by pre-activations, float32 (B, lists, q, n)."""
         pre, codes = self._preactivations(layer, queries), tokens_of(view.index["codes"])
         signs = unpack_bits(codes, pre.shape[-1]).float() * 2 - 1
         return pre @ signs.repeat_interleave(pre.shape[1] // signs.shape[1], dim=1).mT

@@ -124,3 +124,19 @@ def test_a_model_outside_the_attention_interface_is_refused():
 def test_bad_arguments_say_what_to_pass(arguments, message):
     with pytest.raises(ValueError, match=message):
         capture(tiny_model("llama"), **arguments)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt_neox"])
+def test_a_shift_turns_keys_and_queries_and_leaves_attention_as_it_was(family):
+    model, ids = tiny_model(family), prompt(length=50)
+    here, there = (capture(model, ids, chunk=16, shift=shift) for shift in (0, 300))
+    with torch.no_grad():
+        places = torch.arange(300, 350)[None]
+        cache = model(ids, use_cache=True, position_ids=places).past_key_values
+    for layer, c in there.items():
+        torch.testing.assert_close(c.keys, cache.layers[layer].keys[0], rtol=0, atol=1e-5)
+        assert torch.equal(c.positions, here[layer].positions)
+        assert (c.keys - here[layer].keys).abs().max() > 0.1
+        logits = [x.queries @ x.keys.repeat_interleave(len(x.queries) // len(x.keys), 0).mT
+                  for x in (here[layer], c)]  # fmt: skip
+        torch.testing.assert_close(*logits, rtol=0, atol=1e-3)

@@ -218,7 +218,7 @@ def test_force_does_not_accept_other_shapes_or_damaged_files(tmp_path):
 def test_training_goes_on_from_forced_weights_for_the_fine_tuned_model(tmp_path):
     made_for(tiny_model("llama"), tmp_path / "start")
     model, sequences = fine_tuned(), [(prompt(length=96)[0], torch.arange(60, 96, 3))] * 2
-    recipe = TrainRecipe.default().vary(steps=2, rows_per_step=8, top=8)
+    recipe = TrainRecipe.signs().vary(steps=2, rows_per_step=8, top=8)
     settings = dict(recipe=recipe, hidden=8, progress=False)
     unchecked = HashWeights.load(tmp_path / "start")
     with pytest.raises(ValueError, match="start does not serve this model.*layer 1"):

@@ -16,7 +16,7 @@ from hashattn.hashing.objective import (
     relaxed_scores,
 )
 
-RECIPE = TrainRecipe.default()
+RECIPE = TrainRecipe.signs()
 
 
 def random_batch(heads=4, kv_heads=2, rows=3, n=30, top=4, sink=2, local=3):

@@ -17,7 +17,7 @@ from helpers import tiny_model
 
 SHAPES = dict(query_heads=4, kv_heads=2, head_dim=32)
 WINDOW = dict(sink=4, local=28)
-FAST = TrainRecipe.default().vary(steps=8, evaluate_every=4, rows_per_step=8, top=8)
+FAST = TrainRecipe.signs().vary(steps=8, evaluate_every=4, rows_per_step=8, top=8)
 
 
 def lookup_sequence(seed, n=512, rows=48, dim=32, facts=160):
@@ -58,7 +58,7 @@ def data():
 @pytest.mark.parametrize("layout", ["per_kv_head", "per_query_head"])
 def test_the_default_recipe_clearly_beats_lsh_of_the_same_bits(data, layout):
     config = HashConfig((0,), **SHAPES, layout=layout, hidden=64)
-    recipe = TrainRecipe.default().vary(steps=120, evaluate_every=40)
+    recipe = TrainRecipe.signs().vary(steps=120, evaluate_every=40)
     trained = train_layer(*data, config, recipe, progress=False)
     learned = selection_quality(trained.maps, data[1], **WINDOW)
     same_bits, more_bits = (selection_quality(lsh(b), data[1], **WINDOW) for b in (32, 256))
@@ -388,7 +388,7 @@ def test_unfolding_undoes_folding(data):
 
 def test_training_goes_on_from_a_start_and_improves_on_it(data):
     config = HashConfig((0,), **SHAPES, hidden=32)
-    recipe = TrainRecipe.default().vary(steps=60, evaluate_every=30)
+    recipe = TrainRecipe.signs().vary(steps=60, evaluate_every=30)
     short = recipe.vary(init="random", steps=10)
     start = train_layer(*data, config, short, progress=False).maps
     tuned = train_layer(*data, config, recipe, progress=False, start=start)
@@ -478,3 +478,26 @@ def test_a_start_that_is_untrained_or_of_another_model_is_refused(tmp_path):
     layers = trained_start(model, tmp_path / "d")
     found = trained_start(model, tmp_path / "e", start=layers, layers=[1])
     assert list(found.maps) == [1]  # a part of the start's layers may train
+
+
+def test_sequences_lie_anywhere_up_to_the_reach(tmp_path):
+    from hashattn.hashing.sequences import shifts
+
+    sequences = [(torch.zeros(n), torch.tensor([0])) for n in (400, 100, 400, 900) * 5]
+    placed = shifts(sequences, 800)
+    assert len(set(placed)) > 12 and placed == shifts(sequences, 800)
+    for (ids, _), shift in zip(sequences, placed, strict=True):
+        assert 0 <= shift and (shift + len(ids) <= 800 or shift == 0)
+    ends = sorted(s + len(i) for (i, _), s in zip(sequences, placed, strict=True) if len(i) == 400)
+    assert ends[0] < 480 and ends[-1] > 720
+    assert shifts(sequences, None) == [0] * 20
+
+
+def test_a_reach_is_in_the_card_and_in_the_weights(tmp_path):
+    trained = {
+        reach: train_hash_weights(tiny_model("llama"), sequences(), FAST, hidden=16, reach=reach,
+                                  out_dir=tmp_path / str(reach), progress=False)
+        for reach in (None, 500)
+    }  # fmt: skip
+    assert trained[500].card["data"]["reach"] == 500 and "reach" not in trained[None].card["data"]
+    assert trained[500].sha256 != trained[None].sha256

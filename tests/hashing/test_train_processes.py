@@ -16,7 +16,7 @@ from hashattn.hashing import train as training
 from hashattn.hashing.train import train_hash_weights
 from hashing.test_train import Killed, model_of_four_layers, sequences
 
-RECIPE = TrainRecipe.default().vary(steps=30, evaluate_every=10, rows_per_step=8, top=8)
+RECIPE = TrainRecipe.signs().vary(steps=30, evaluate_every=10, rows_per_step=8, top=8)
 
 
 @pytest.fixture(autouse=True)

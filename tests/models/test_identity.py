@@ -13,7 +13,13 @@ import torch
 
 from hashattn.base.source import packages, sources, sources_sha256
 from hashattn.models import identity
-from hashattn.models.identity import PRESENTATION, base_model_record, code_version, model_name
+from hashattn.models.identity import (
+    PRESENTATION,
+    attends_by_distance,
+    base_model_record,
+    code_version,
+    model_name,
+)
 from hashattn.selectors import METHODS
 from helpers import tiny_model
 
@@ -203,3 +209,17 @@ def test_configuration_hash_ignores_attention_but_not_shape():
     assert identity.config_sha256(sdpa.config) != identity.config_sha256(
         tiny_model("llama_mqa").config
     )
+
+
+@pytest.mark.parametrize(("family", "expected"), [("llama", True), ("gpt_neox", True)])
+def test_rotary_models_attend_by_distance(family, expected):
+    assert attends_by_distance(tiny_model(family)) is expected
+
+
+def test_models_whose_rotation_depends_on_the_length_do_not():
+    model = tiny_model("llama")
+    for rope_type in ("dynamic", "longrope", "yarn"):
+        model.config.rope_parameters = {"rope_type": rope_type, "rope_theta": 1e4}
+        assert not attends_by_distance(model)
+    model.config.rope_parameters = None
+    assert not attends_by_distance(model)
