@@ -8,8 +8,9 @@ usual           what a method's usual setting is made from, and its style in fig
 describe        one row of a table of methods
 calibration     means, covariances and content hashes of captured queries and keys
 hyperplanes     random normals by seed and layer
+grids           uniform grids per channel, for methods that quantise keys or bounds
 logits          exact or estimated logits as scores, per query head or for a group
-codes           selectors by the Hamming distance of codes: hash, hata, lsh
+codes           selectors by the Hamming distance of codes: hash, transform, rabitq, hata, lsh
 observed        selectors by the attention they saw: h2o, snapkv, infllm
 wrapper         selectors on top of another one: rerank, residual
 variants        names of the hash selector with other weights
@@ -38,6 +39,8 @@ METHODS = {
     "window": ("hashattn.selectors.window", "WindowSelector"),
     "random": ("hashattn.selectors.random", "RandomSelector"),
     "hash": ("hashattn.selectors.hash", "HashSelector"),
+    "transform": ("hashattn.selectors.transform", "TransformSelector"),
+    "rabitq": ("hashattn.selectors.rabitq", "RaBitQSelector"),
     "lsh": ("hashattn.selectors.lsh", "LSHSelector"),
     "double_sparsity": ("hashattn.selectors.double_sparsity", "DoubleSparsitySelector"),
     "quest": ("hashattn.selectors.quest", "QuestSelector"),

@@ -13,13 +13,14 @@ from hashattn.base.checks import require, require_one_of
 from hashattn.base.layout import Layout, check_layout
 from hashattn.selectors.base import KeyView, Selector
 from hashattn.selectors.calibration import CapturedRows, mean_by_layer, tensors_sha256
+from hashattn.selectors.grids import fit_grid, grid_labels, grid_values
 from hashattn.selectors.usual import MethodStyle, UsualContext
 
 if TYPE_CHECKING:
     from hashattn.models.heads import HeadSlice
 
 _LABEL_BITS = (2, 4, 8, 16)
-SCALE_BITS = 32  # a label's minimum and step, float16 each
+_SCALE_BITS = 32  # a label's minimum and step, float16 each
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +31,8 @@ class DoubleSparsitySelector(Selector):
     official "per_query_head") every query head keeps its own labels of a token; with as many as KV
     heads ("per_kv_head") a group shares one. label_bits 2, 4 or 8: asymmetric min-max quantisation
     over the r channels of one token, 2**bits - 1 steps, as the official code; 16: float16, no
-    scales.
+    scales. grids {layer: (heads, 2, r)}, from `calibrate(grid=True)`: labels on a grid per channel
+    instead, which saves a token its minimum and step; queries stay as they are.
     layout "per_query_head" (official) selects per query head, "per_kv_head" sums a group's scores
     and selects once; it needs per_kv_head labels.
     """
@@ -43,6 +45,7 @@ class DoubleSparsitySelector(Selector):
     label_bits: int = 4
     channel_layout: Layout = "per_query_head"
     layout: Layout = "per_query_head"
+    grids: Mapping[int, Tensor] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         require_one_of("label_bits", self.label_bits, _LABEL_BITS)
@@ -54,7 +57,8 @@ class DoubleSparsitySelector(Selector):
         if len(widths) != 1:
             raise ValueError(f"channels need the same number per head in every layer, not {widths}")
         self._settle(
-            channels={layer: c.long().sort(dim=-1).values for layer, c in self.channels.items()}
+            channels={layer: c.long().sort(dim=-1).values for layer, c in self.channels.items()},
+            grids=dict(self.grids or {}),
         )
 
     @classmethod
@@ -77,11 +81,12 @@ class DoubleSparsitySelector(Selector):
         label_bits: int = 4,
         channel_layout: Layout = "per_query_head",
         layout: Layout = "per_query_head",
+        grid: bool = False,
     ) -> DoubleSparsitySelector:
         """Picks the channels c with the largest mean |q_c k_c| over all pairs of captured q and k.
 
         Over all pairs that mean is mean |q_c| times mean |k_c|, so no pair is ever formed. Per KV
-        head the group's query heads add up. Ties go to the lowest channel.
+        head the group's query heads add up. Ties go to the lowest channel. grid: also fits `grids`.
         """
         layers = list(captured)
         queries = mean_by_layer(layers, lambda c: c.queries.abs())
@@ -91,7 +96,15 @@ class DoubleSparsitySelector(Selector):
             channels[layer] = _strongest(
                 strength, keys[layer], channels_per_head, channel_layout == "per_kv_head"
             )
-        return cls(channels, label_bits, channel_layout, layout)
+        made = cls(channels, label_bits, channel_layout, layout)
+        return made._with_grids(layers) if grid else made
+
+    def _with_grids(self, captured: Iterable[CapturedRows]) -> DoubleSparsitySelector:
+        parts: dict[int, list[Tensor]] = {}
+        for rows in captured:
+            parts.setdefault(rows.layer, []).append(self._reduce(rows.layer, rows.keys[None])[0])
+        fitted = {layer: fit_grid(torch.cat(p, 1), self.label_bits) for layer, p in parts.items()}
+        return self._with(grids=fitted)
 
     def encode_keys(self, layer: int, keys: Tensor) -> dict[str, Tensor]:
         """Labels of keys (B, KV heads, n, D): uint8 (B, heads, n, r) with float16 "low" and "step"
@@ -99,21 +112,26 @@ class DoubleSparsitySelector(Selector):
         reduced = self._reduce(layer, keys)
         if self.label_bits == 16:
             return {"labels": reduced.half()}
+        if self.grids:
+            return {"labels": grid_labels(reduced, self.grids[layer], self.label_bits)}
         labels, low, step = quantise(reduced, self.label_bits)
         return {"labels": labels, "low": low, "step": step}
 
     def scores(self, layer: int, queries: Tensor, view: KeyView, scaling: float) -> Tensor:
         """Estimated q.k over the channels, float32 (B, lists, q, n)."""
         reduced = self._reduce(layer, queries)
-        if self.label_bits < 16:
+        own_scales = self.label_bits < 16 and not self.grids
+        if own_scales:
             labels, low, step = quantise(reduced, self.label_bits)
             reduced = low.float() + step.float() * labels.float()
         batch, heads, rows, width = reduced.shape
         labels = view.index["labels"]
+        if self.grids:
+            labels = grid_values(labels, self.grids[layer])
         label_heads = labels.shape[1]
         reduced = reduced.float().reshape(batch, label_heads, -1, width)
         estimate = reduced @ labels.float().transpose(-1, -2)
-        if self.label_bits < 16:  # q.(low + step label) = low sum(q) + step q.label
+        if own_scales:  # q.(low + step label) = low sum(q) + step q.label
             low, step = (view.index[name].float().transpose(-1, -2) for name in ("low", "step"))
             estimate = estimate * step + reduced.sum(dim=-1, keepdim=True) * low
         estimate = estimate.reshape(batch, heads, rows, -1)
@@ -122,29 +140,31 @@ class DoubleSparsitySelector(Selector):
         return estimate
 
     def _shard(self, part: HeadSlice) -> DoubleSparsitySelector:
-        return self._with(channels=part.of_layers(self.channels))
+        return self._with(channels=part.of_layers(self.channels), grids=part.of_layers(self.grids))
 
     def auxiliary_bits(self, group: int, head_dim: int) -> float:
         """`nominal_bits` with labels in whole bytes."""
         return self._bits(group, max(8, self.label_bits))
 
     def nominal_bits(self, group: int, head_dim: int) -> float:
-        """r label_bits, plus 32 for the token's minimum and step below 16 bits, times the group for
-        labels per query head. The paper's own accounting leaves out the 32."""
+        """r label_bits, plus 32 for the token's minimum and step below 16 bits without grids, times
+        the group for labels per query head. The paper's own accounting leaves out the 32."""
         return self._bits(group, self.label_bits)
 
     def _bits(self, group: int, label_bits: int) -> float:
-        scales = 0 if self.label_bits == 16 else SCALE_BITS
+        scales = 0 if self.label_bits == 16 or self.grids else _SCALE_BITS
         copies = group if self.channel_layout == "per_query_head" else 1
         return float(copies * (self.channels_per_head * label_bits + scales))
 
     def parameters(self) -> dict[str, Any]:
         """The channels' number, and the settings."""
-        return {"channels_per_head": self.channels_per_head} | super().parameters()
+        grid = {"grid": True} if self.grids else {}
+        return {"channels_per_head": self.channels_per_head} | super().parameters() | grid
 
     def weights_sha256(self) -> str:
-        """Of the calibrated channels."""
-        return tensors_sha256(self.channels)
+        """Of the calibrated channels, and of grids if there are any."""
+        grids = {-1 - layer: grid for layer, grid in self.grids.items()}
+        return tensors_sha256(dict(self.channels) | grids)
 
     def _reduce(self, layer: int, x: Tensor) -> Tensor:
         """The channels of x (B, H, n, D) that this layer's heads look at: (B, heads, n, r)."""

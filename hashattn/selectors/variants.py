@@ -21,6 +21,9 @@ HASH_VARIANTS = {
     "hash_128": HashVariant(
         "hash 128 bits", MethodStyle("#003f7f", (7, 0, 0), "HashAttention, 128 bits")
     ),
+    "hash_signs": HashVariant(
+        "hash signs", MethodStyle("#3a86ff", (6, 0, 0), "HashAttention, learned signs")
+    ),
     "hash_official": HashVariant(
         "hash official", MethodStyle("#7fb8d9", (5, 1, 180), "HashAttention, official recipe")
     ),

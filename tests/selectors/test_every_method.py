@@ -23,18 +23,29 @@ def random(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
+def grids(channels: int) -> dict[int, Tensor]:
+    """Of 2^4 points and more from -2 on."""
+    return {layer: torch.tensor([-2.0, 0.25])[None, :, None].expand(KV_HEADS, 2, channels)
+            for layer in LAYERS}  # fmt: skip
+
+
 def settings(name: str) -> dict:
     """Small settings, so that every part of a method has work on two dozen tokens."""
     every = {
         "hash": lambda: {"weights": HashWeights.random(
             HashConfig(LAYERS, HEADS, KV_HEADS, D, "per_kv_head", 32, depth=2, hidden=16), 0)},
+        "transform": lambda: {"weights": HashWeights.random(
+            HashConfig(LAYERS, HEADS, KV_HEADS, D, bits=32, depth=1, folds=2), 0)},
+        "rabitq": lambda: {"weights": HashWeights.random(
+            HashConfig(LAYERS, HEADS, KV_HEADS, D, bits=64, depth=1, folds=1), 0), "factor": True},
         "hata": lambda: {"weights": {layer: random(KV_HEADS, D, 32) for layer in LAYERS},
                          "key_norm": True},
         "double_sparsity": lambda: {"channels": {
             layer: torch.arange(3).expand(HEADS, 3) for layer in LAYERS}},
-        "loki": lambda: {"basis": {layer: random(KV_HEADS, D, 5) for layer in LAYERS}},
+        "loki": lambda: {"basis": {layer: random(KV_HEADS, D, 5) for layer in LAYERS},
+                         "bits": 8, "grids": grids(5)},
         "oracle": lambda: {"value_norms": True},
-        "quest": lambda: {"page": 3, "bits": 4},
+        "quest": lambda: {"page": 3, "bits": 4, "grids": grids(D)},
         "snapkv": lambda: {"window": 4, "kernel": 3},
         "infllm": lambda: {"block": 4, "representatives": 2, "window": 8},
         "socket": lambda: {"tables": 6, "hyperplanes": 3, "value_norms": True},

@@ -109,7 +109,8 @@ def real_scores(maps, codes, layout, queries, keys):
 @pytest.mark.parametrize(("codes", "layout"), LAYOUTS)
 @pytest.mark.parametrize("scoring", ["graded", "asymmetric"])
 def test_bits_are_weighed_by_the_query(scoring, codes, layout):
-    """By real pre-activations, or by their size in eighths of the largest."""
+    """By real pre-activations, or by their size in units of which a byte holds the sum and five
+    binary digits the largest."""
     maps, (queries, keys) = weights(codes), tensors()
     selector = make_selector("hash", weights=maps, scoring=scoring, layout=layout)
     found = selector.scores(1, queries, KeyView(keys, selector.encode_keys(1, keys)), 1.0)
@@ -118,9 +119,10 @@ def test_bits_are_weighed_by_the_query(scoring, codes, layout):
         expected = real @ torch.where(signs, 1.0, -1.0).double().mT
         torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-4)
         return
-    size = real.abs() / real.abs().amax(-1, keepdim=True) * 7
-    sure = ((size % 1 - 0.5).abs() > 1e-4).all(-1)[..., None].expand(found.shape)
-    assert sure.float().mean() > 0.7  # else a weight may round the other way
+    largest, total = real.abs().amax(-1, keepdim=True), real.abs().sum(-1, keepdim=True)
+    size = real.abs() * torch.minimum(31 / largest, (255 - real.shape[-1] / 2) / total)
+    sure = ((size % 1 - 0.5).abs() > 1e-3).all(-1)[..., None].expand(found.shape)
+    assert sure.float().mean() > 0.5  # else a weight may round the other way
     same = (real > 0)[..., None, :] == signs[:, :, None]
     expected = (size.round()[..., None, :] * same).sum(-1).int()
     assert torch.equal(found[sure], expected[sure]) and found.dtype == torch.int32
@@ -161,3 +163,10 @@ def test_invalid_settings():
         make_selector("hash", weights=weights(), layout="head")
     with pytest.raises(ValueError, match="needs one code per KV head"):
         make_selector("hash", weights=weights("per_query_head"), layout="per_kv_head")
+
+
+def test_digits_are_not_compared_bit_by_bit():
+    weights = HashWeights.random(HashConfig((0,), 4, 2, 16, bits=32, depth=1, folds=3), 0)
+    with pytest.raises(ValueError, match='scoring = "hamming" counts matching bits'):
+        HashSelector(weights, "hamming")
+    assert HashSelector(weights, "asymmetric").scoring == "asymmetric"

@@ -20,6 +20,7 @@ CENTERS_SHA256 = "6d99e03c2bba4cacfb6bacab8f9f80fde67a1866621ab0bdb10581d8cdab96
 CHANNELS = {0: torch.tensor([[3, 1], [0, 2]])}
 CHANNELS_SHA256 = "76b49c0fbefb8a45ddc05564993a109c71b4abbf5545fa7ddda31ee221279dc2"
 HASH = HashWeights.random(HashConfig((0,), 4, 2, 8, "per_kv_head", 32, depth=2, hidden=16), 0)
+DIGITS = HashWeights.random(HashConfig((0,), 4, 2, 8, bits=32, depth=1, folds=3), 0)
 HASH_OF_QUERY_HEADS = HashWeights.random(
     HashConfig((0,), 4, 2, 8, "per_query_head", 64, depth=3, hidden=16), 0
 )
@@ -89,6 +90,37 @@ RECORDS = [
     ("random", {}, {"name": "random", "parameters": {"seed": 0}, "weights_sha256": None}),
     ("random", {"seed": 7}, {"name": "random", "parameters": {"seed": 7}, "weights_sha256": None}),
     (
+        "transform",
+        {"weights": DIGITS},
+        {
+            "name": "transform",
+            "parameters": {
+                "codes": "per_kv_head",
+                "bits": 32,
+                "depth": 1,
+                "scoring": "graded",
+                "layout": "per_query_head",
+            },
+            "weights_sha256": DIGITS.sha256,
+        },
+    ),
+    (
+        "rabitq",
+        {"weights": DIGITS, "factor": True},
+        {
+            "name": "rabitq",
+            "parameters": {
+                "codes": "per_kv_head",
+                "bits": 32,
+                "depth": 1,
+                "scoring": "graded",
+                "layout": "per_query_head",
+                "factor": True,
+            },
+            "weights_sha256": DIGITS.sha256,
+        },
+    ),
+    (
         "lsh",
         {},
         {
@@ -150,11 +182,11 @@ RECORDS = [
     ),
     (
         "quest",
-        {"page": 4, "bits": 8, "layout": "per_kv_head"},
+        {"page": 4, "bits": 8, "layout": "per_kv_head", "grids": {0: filled(2, 2, 3)}},
         {
             "name": "quest",
             "parameters": {"page": 4, "bits": 8, "layout": "per_kv_head"},
-            "weights_sha256": None,
+            "weights_sha256": "0ec484f982cb6a5fa85951c70b57019273e4466db77d6fb47c15b9105bad9b62",
         },
     ),
     ("h2o", {}, {"name": "h2o", "parameters": {}, "weights_sha256": None, "evicts": True}),

@@ -23,8 +23,14 @@ def drawn(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def hash_weights(layout):
-    return HashWeights.random(HashConfig((LAYER,), HEADS, KV_HEADS, D, layout, 32, 2, 16), seed=3)
+def hash_weights(layout, bits=32, depth=2, folds=0):
+    config = HashConfig((LAYER,), HEADS, KV_HEADS, D, layout, bits, depth, 16, folds=folds)
+    return HashWeights.random(config, seed=3)
+
+
+def grids(heads, channels):
+    low, step = -drawn(heads, channels, seed=5).abs() - 1, drawn(heads, channels, seed=6).abs() / 9
+    return {LAYER: torch.stack([low, step + 0.05], 1)}
 
 
 CHANNELS = {LAYER: drawn(HEADS, D).argsort(dim=-1)[:, :4]}
@@ -37,9 +43,16 @@ CASES = {
         {"weights": hash_weights("per_query_head"), "scoring": "hamming"},
         {"weights": hash_weights("per_query_head"), "scoring": "asymmetric"},
     ],
+    "transform": [{"weights": hash_weights("per_kv_head", depth=1, folds=3)}],
+    "rabitq": [
+        {"weights": hash_weights("per_kv_head", 64, depth=1, folds=1), "factor": factor}
+        for factor in (False, True)
+    ],
+    "quest": [{}, {"page": 4, "bits": 4, "grids": grids(KV_HEADS, D)}],
     "lsh": [{}, {"layout": "per_query_head", "query_heads": HEADS}, {"centers": CENTERS}],
     "double_sparsity": [
         {"channels": CHANNELS},
+        {"channels": CHANNELS, "grids": grids(HEADS, 4)},
         {
             "channels": {LAYER: CHANNELS[LAYER][:KV_HEADS]},
             "channel_layout": "per_kv_head",
@@ -47,7 +60,10 @@ CASES = {
         },
     ],
     "hata": [{"weights": {LAYER: drawn(KV_HEADS, D, 32)}, "key_norm": norm} for norm in (0, 1)],
-    "loki": [{"basis": {LAYER: drawn(KV_HEADS, D, 4)}}],
+    "loki": [
+        {"basis": {LAYER: drawn(KV_HEADS, D, 4)}},
+        {"basis": {LAYER: drawn(KV_HEADS, D, 4)}, "bits": 4, "grids": grids(KV_HEADS, 4)},
+    ],
     "sparq": [{"channels": 4}],
     "magicpig": [
         {"bits": 2, "tables": 6},

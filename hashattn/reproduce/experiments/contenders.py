@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 
 from hashattn.base.layout import Layout
 from hashattn.hashing.capture import CapturedLayer
@@ -16,23 +17,37 @@ from hashattn.selectors.hash import HashSelector
 from hashattn.selectors.hata import HATASelector
 from hashattn.selectors.loki import LokiSelector
 from hashattn.selectors.magicpig import MagicPIGSelector
+from hashattn.selectors.quest import QuestSelector
+from hashattn.selectors.rabitq import FACTOR_BITS, RaBitQSelector
+from hashattn.selectors.transform import TransformSelector
 from hashattn.selectors.wrapper import WrapperSelector
 
 _HATA_STEPS = 150  # 300 steps of 8 queries, ten times the work, give at most 5 % less error at 1/8
 _BUCKET_BITS = 8  # hyperplanes per table of SOCKET and MagicPIG
-_CODE_BITS = 6  # of a PQCache sub-vector: 64 centroids, as its authors' default
-SLACK = 1.125  # of a memory size that a method may use: Quest's quantised pages add a scale each
+_GRID_BITS = 4  # of a component of Loki, a channel of Double Sparsity
+SLACK = 1.125  # of a memory size that a method may use: what a page or a factor adds
 _PAGE = 16  # tokens of a Quest page, as its authors' default
 # methods that `other_methods` leaves out: bounds and floors, this package's own, those that drop
 # tokens or decide from attention they saw, and SparQ, which needs a second copy of K
 _ELSEWHERE = ("dense", "oracle", "oracle_top_p", "window", "streaming_llm", "random", "hash",
              "rerank", "residual", "h2o", "snapkv", "infllm", "sparq")  # fmt: skip
-_SIZED = ("lsh", "hata", "socket", "quest", "pqcache", "double_sparsity", "loki", "magicpig")
+_SIZED = (
+    "transform",
+    "rabitq",
+    "lsh",
+    "hata",
+    "socket",
+    "quest",
+    "pqcache",
+    "double_sparsity",
+    "loki",
+    "magicpig",
+)
 
 
 def our_codes(profile: Profile, model, tokenizer, weights: HashWeights) -> dict[str, HashWeights]:
-    """Hash weights of every size in profile.memory or named by a method (hash_64), by name, and the
-    official ones."""
+    """Hash weights of every size in profile.memory or named by a method (hash_64), by name, those
+    with a learned bit for each direction, and the official ones."""
     codes = {
         f"hash {bits} bits": weights
         if bits == weights.config.bits
@@ -40,7 +55,8 @@ def our_codes(profile: Profile, model, tokenizer, weights: HashWeights) -> dict[
         for bits in MEMORY
         if bits in profile.memory or f"hash_{bits}" in profile.methods
     }
-    return codes | {"hash official": hash_weights(profile, model, tokenizer, "official")}
+    others = ("signs", "official")
+    return codes | {f"hash {n}": hash_weights(profile, model, tokenizer, n) for n in others}
 
 
 def all_codes(
@@ -60,25 +76,26 @@ def hash_selectors(codes: dict[str, HashWeights]) -> dict[str, Selector]:
     return {name: HashSelector.as_trained(weights) for name, weights in codes.items()}
 
 
-def tricks(weights: HashWeights, seed: int) -> dict[str, Selector]:
-    """The same codes with the paper's scoring, then one trick after the other."""
+def tricks(weights: HashWeights, signs: HashWeights, seed: int) -> dict[str, Selector]:
+    """Learned signs with the paper's scoring, then one trick after the other, up to `weights`."""
 
-    def scored(scoring: str, layout: Layout) -> Selector:
-        return make_selector("hash", weights=weights, scoring=scoring, layout=layout)
+    def scored(codes: HashWeights, scoring: str, layout: Layout = "per_query_head") -> Selector:
+        return make_selector("hash", weights=codes, scoring=scoring, layout=layout)
 
-    graded = scored("graded", "per_query_head")
+    digits = scored(weights, "graded")
     return {
-        "hash by bits, one list per group": scored("hamming", "per_kv_head"),
-        "hash by bits": scored("hamming", "per_query_head"),
-        "hash graded, one list per group": scored("graded", "per_kv_head"),
-        "hash graded": graded,
-        "hash asymmetric": scored("asymmetric", "per_query_head"),
-        "hash re-ranked 2x": make_selector("rerank", base=graded, factor=2),
+        "hash signs by bits, one list per group": scored(signs, "hamming", "per_kv_head"),
+        "hash signs by bits": scored(signs, "hamming"),
+        "hash signs graded": scored(signs, "graded"),
+        "hash digits, one list per group": scored(weights, "graded", "per_kv_head"),
+        "hash digits": digits,
+        "hash digits, real query": scored(weights, "asymmetric"),
+        "hash re-ranked 2x": make_selector("rerank", base=digits, factor=2),
         "hash re-ranked 2x, value norms": make_selector(
-            "rerank", base=graded, factor=2, value_norms=True
+            "rerank", base=digits, factor=2, value_norms=True
         ),
-        "hash re-ranked 4x": make_selector("rerank", base=graded, factor=4),
-        "hash and a sample": make_selector("residual", base=graded, share=0.25, seed=seed),
+        "hash re-ranked 4x": make_selector("rerank", base=digits, factor=4),
+        "hash and a sample": make_selector("residual", base=digits, share=0.25, seed=seed),
     }
 
 
@@ -105,7 +122,11 @@ def other_methods(profile: Profile, calibrated: list[CapturedLayer]) -> dict[str
     seed, selectors = profile.seed, {"pqcache official": make_selector("pqcache")}
     steps = profile.training.at_most(_HATA_STEPS)
     for bits in profile.memory:
+        selectors[f"transform {bits} bits"] = TransformSelector.calibrate(calibrated, bits)
         selectors[f"lsh {bits} bits"] = make_selector("lsh", bits=bits, seed=seed)
+        selectors[f"lsh best {bits} bits"] = RaBitQSelector.calibrate(
+            calibrated, planes=bits, seed=seed
+        )
         selectors[f"hata {bits} bits"] = HATASelector.train(
             calibrated, bits=bits, steps=steps, rows_per_step=2, seed=seed, progress=False
         )
@@ -113,24 +134,27 @@ def other_methods(profile: Profile, calibrated: list[CapturedLayer]) -> dict[str
         selectors[f"socket {bits} bits"] = make_selector("socket", **tables)
         for page, bound in quest_pages(bits, dim):
             name = f"quest page {page}, {bound} bits"
-            selectors[name] = make_selector("quest", page=page, bits=bound)
-        codebook = 2**_CODE_BITS * dim * 16 / profile.frontier_length  # centroids' bits per token
-        parts = _at_most(dim, (bits - codebook) / _CODE_BITS)
+            selectors[name] = QuestSelector.calibrate(calibrated, page, bound)
+        parts, code = product_codes(bits, dim, profile.frontier_length)
         if parts:
-            name = f"pqcache {parts} parts"
-            selectors[name] = make_selector(
-                "pqcache", parts=parts, bits=_CODE_BITS, layout="per_query_head"
+            selectors[f"pqcache {parts} parts of {code} bits"] = make_selector(
+                "pqcache", parts=parts, bits=code, layout="per_query_head"
             )
-        if bits > 32:  # a label's scale and offset take 32
-            label_bits = 2 if bits - 32 <= 2 * dim else 4
-            channels = min(dim, (bits - 32) // label_bits)
-            selectors[f"double_sparsity {channels} channels"] = DoubleSparsity.calibrate(
-                calibrated, channels_per_head=channels, label_bits=label_bits,
-                channel_layout="per_kv_head", layout="per_query_head",
-            )  # fmt: skip
-            selectors[f"loki {bits // 16} components"] = LokiSelector.calibrate(
-                calibrated, components=bits // 16
-            )
+        width = min(dim, bits // _GRID_BITS)
+        selectors[f"double_sparsity {width} channels"] = DoubleSparsity.calibrate(
+            calibrated, channels_per_head=width, label_bits=_GRID_BITS, grid=True,
+            channel_layout="per_kv_head", layout="per_query_head",
+        )  # fmt: skip
+        selectors[f"loki {width} components"] = LokiSelector.calibrate(
+            calibrated, components=width, bits=_GRID_BITS
+        )
+        for digits, factor in product((1, 2, 4), (False, True)):
+            size = digits * dim + factor * FACTOR_BITS
+            if bits / 2 < size <= SLACK * bits:
+                name = f"rabitq {digits} bit a channel" + ", factor" * factor
+                selectors[name] = RaBitQSelector.calibrate(
+                    calibrated, digits=digits, factor=factor, seed=seed
+                )
         if bits >= 256:  # with fewer tables too few tokens collide twice: error 0.65 at 128 bits
             selectors[f"magicpig {bits} bits"] = MagicPIGSelector.calibrate(
                 calibrated, bits=_BUCKET_BITS, tables=bits // _BUCKET_BITS, seed=seed
@@ -162,23 +186,26 @@ def _new_methods(profile: Profile, calibrated: list[CapturedLayer]) -> dict[str,
 
 
 def quest_pages(bits: int, head_dim: int) -> list[tuple[int, int]]:
-    """Quest's (tokens per page, bits per bound) that fit into `bits` a token, SLACK included.
-
-    Exact bounds, if they fit with pages no longer than the authors'; and bounds quantised to 4
-    bits, or to 8 where 4 would leave pages of fewer than 4 tokens. Each with its shortest page.
+    """Quest's (tokens per page, bits per bound) that fit into `bits` a token: exact bounds with
+    pages no longer than the authors', and 4 and 2 bits with the shortest pages, 2 tokens at least.
     """
-
-    def shortest(bound: int, limit: float) -> int:
-        return math.ceil(
-            make_selector("quest", page=1, bits=bound).nominal_bits(1, head_dim) / limit
-        )
-
-    exact, four = shortest(16, bits), shortest(4, SLACK * bits)
-    quantised = (four, 4) if four >= 4 else (shortest(8, SLACK * bits), 8)
-    return [(exact, 16), quantised] if exact <= _PAGE else [quantised]
+    pages = [(math.ceil(2 * head_dim * bound / bits), bound) for bound in (16, 4, 2)]
+    fits = [(page, bound) for page, bound in pages if page <= _PAGE and (page > 1 or bound == 16)]
+    return [(page, bound) for page, bound in fits if 2 * head_dim * bound / page > 0.8 * bits]
 
 
-def _at_most(dim: int, limit: float) -> int:
-    """The largest divisor of `dim` up to `limit`, 0 if there is none."""
-    return max((parts for parts in range(1, dim + 1) if dim % parts == 0 and parts <= limit),
-               default=0)  # fmt: skip
+def product_codes(bits: int, head_dim: int, tokens: int) -> tuple[int, int]:
+    """PQCache's (parts, bits of a part's code) that store the most in `bits` a token, centroids of
+    `tokens` tokens included; (0, 0) where nothing fits.
+
+    Codes of 5 bits or more: many parts of few centroids are worse than fewer parts of more.
+    """
+    fits = [(0, 0)]
+    for code in range(5, 9):
+        codebook = 2**code * head_dim * 16 / tokens
+        fits += [
+            (parts, code)
+            for parts in range(1, head_dim + 1)
+            if head_dim % parts == 0 and parts * code + codebook <= bits
+        ]
+    return max(fits, key=lambda fit: (fit[0] * fit[1], fit[1]))
