@@ -82,20 +82,23 @@ class _FromData(str):
     """A default derived from `data`: dataclasses.replace(data=...) derives it again."""
 
 
+_RECIPES = ("default", "signs", "official")
+
+
 @dataclass(frozen=True)
 class HashTraining:
     """How much hash training a profile asks for.
 
-    recipe: "default" or "official" (hashattn.hashing.TrainRecipe); layout, bits, depth, hidden:
-    of the hash maps; sequences: training sequences, the longest of `length` tokens; steps: at most
-    this many per layer, None for the recipe's own number; texts: kinds of text to learn from
-    (evaluation.benchmarks.texts), none for the generated tasks. Raises ProfileError.
+    recipe: "default", "signs" or "official" (hashattn.hashing.TrainRecipe); layout, bits, depth,
+    hidden: of the hash maps; sequences: training sequences, the longest of `length` tokens; steps:
+    at most this many per layer, None for the recipe's own number; texts: kinds of text to learn
+    from (evaluation.benchmarks.texts), none for the generated tasks. Raises ProfileError.
     """
 
     recipe: str = "default"
     layout: Layout = "per_kv_head"
     bits: int = 32
-    depth: int = 2
+    depth: int = 1
     hidden: int = 128
     sequences: int = 24
     length: int = 4096
@@ -106,7 +109,7 @@ class HashTraining:
         _as_tuples(self, "texts")
         rules = {
             "texts": (all(kind in KINDS for kind in self.texts), f"some of {', '.join(KINDS)}"),
-            "recipe": (self.recipe in ("default", "official"), "default or official"),
+            "recipe": (self.recipe in _RECIPES, " or ".join(_RECIPES)),
             "layout": (self.layout in LAYOUTS, " or ".join(LAYOUTS)),
             "bits": (is_count(self.bits) and self.bits % 32 == 0, "a positive multiple of 32"),
             "depth": (is_count(self.depth, most=3), "1, 2 or 3"),

@@ -56,7 +56,7 @@ def _trainer(steps: int, length: int) -> LayerTrainer:
     )
     captured = CapturedLayer(0, queries, torch.arange(length - ROWS, length), keys, HEAD_DIM**-0.5)
     config = HashConfig((0,), HEADS, KV_HEADS, HEAD_DIM)
-    recipe = TrainRecipe.default().vary(steps=steps, schedule="constant")
+    recipe = TrainRecipe.signs().vary(steps=steps, schedule="constant")
     return LayerTrainer([captured], config, recipe, seed=0)
 
 

@@ -27,6 +27,9 @@ from hashattn.selectors import make_selector
 from hashattn.selectors.base import Selector
 from hashattn.selectors.double_sparsity import DoubleSparsitySelector as DoubleSparsity
 from hashattn.selectors.hash import HashSelector
+from hashattn.selectors.quest import QuestSelector
+from hashattn.selectors.rabitq import RaBitQSelector
+from hashattn.selectors.transform import TransformSelector
 
 MEASURES = ["recall@4", "recall@32", "heavy_mass"]
 _HELD_OUT_SEED = 3000
@@ -54,25 +57,27 @@ def training_contenders(profile: Profile, model, retrained: HashWeights) -> dict
 
 
 def variants() -> dict[str, dict]:
-    """Arguments of train_hashes: the default, its choices undone one at a time, and the paper's."""
-    default = TrainRecipe.default()
+    """Arguments of train_hashes: the default, learned signs and their choices undone one at a time,
+    and the paper's."""
+    signs = TrainRecipe.signs()
     official = {"recipe": TrainRecipe.official(), "depth": 3, "hidden": 128}
     recipes = {
-        "default": default,
-        "loss: weighted BCE": default.vary(loss="bce"),
-        "loss: cross-entropy": default.vary(loss="cross_entropy"),
-        "labels: top-32 only": default.vary(mass_share=0.0),
-        "labels: attention mass only": default.vary(mass_share=1.0),
-        "surrogate: tanh": default.vary(surrogate="tanh"),
-        "start: random": default.vary(init="random"),
-        "labels: 1/128 of the tokens seen": default.vary(top=64, top_fraction=1 / 128),
-        "labels: by the output's loss": default.vary(weigh="output"),
-        "ranked by the group's sum, by bits": default.vary(group="sum"),
+        "default": TrainRecipe.default(),
+        "signs": signs,
+        "signs, loss: weighted BCE": signs.vary(loss="bce"),
+        "signs, loss: cross-entropy": signs.vary(loss="cross_entropy"),
+        "signs, labels: top-32 only": signs.vary(mass_share=0.0),
+        "signs, labels: attention mass only": signs.vary(mass_share=1.0),
+        "signs, surrogate: tanh": signs.vary(surrogate="tanh"),
+        "signs, start: random": signs.vary(init="random"),
+        "signs, labels: 1/128 of the tokens seen": signs.vary(top=64, top_fraction=1 / 128),
+        "signs, labels: by the output's loss": signs.vary(weigh="output"),
+        "signs, ranked by the group's sum, by bits": signs.vary(group="sum"),
     }
     by_query_head = {"layout": "per_query_head"}
     return {name: {"recipe": recipe} for name, recipe in recipes.items()} | {
         "official recipe": official,
-        "default recipe, code per query head": {"recipe": default} | by_query_head,
+        "signs, code per query head": {"recipe": signs} | by_query_head,
         "official recipe, code per query head": official | by_query_head,
     }
 
@@ -91,7 +96,7 @@ def _map_shapes() -> dict[str, tuple[int, int, str]]:
 def map_costs(profile: Profile, model, tokenizer, layer: int, length: int) -> pd.DataFrame:
     """What smaller maps cost and save: selection quality of one layer at n/32, and the kilobytes
     and milliseconds to encode a token in one layer of Llama-3.1-8B's shape."""
-    default = TrainRecipe.default()
+    default = TrainRecipe.signs()
     shapes = _map_shapes()
     variants = {
         name: {"recipe": default.vary(precision=precision), "depth": depth, "hidden": hidden}
@@ -191,6 +196,10 @@ def transfer(
     return pd.concat(tables)
 
 
+# of notebook 02's figure over bits; all other hash weights are one family
+_FAMILIES = {"hash official": "hash_official", "hash signs": "hash_signs"}
+
+
 def bit_variants(
     profile: Profile,
     codes: dict[str, HashWeights],
@@ -204,15 +213,20 @@ def bit_variants(
     selectors: dict[str, Selector] = {}
     for name, selector in hash_selectors(codes).items():
         config = selector.weights.config
-        family = "hash_official" if name == "hash official" else "hash"
+        family = _FAMILIES.get(name, "hash")
         bits = selector.nominal_bits(config.group, config.head_dim)
         selectors[f"{family} at {bits:g} bits"] = selector
     dim = calibrated[0].keys.shape[-1]
     for bits in lsh_bits:
         selectors[f"lsh at {bits} bits"] = make_selector("lsh", bits=bits, seed=profile.seed)
+        selectors[f"rabitq at {bits} bits"] = RaBitQSelector.calibrate(
+            calibrated, planes=bits, seed=profile.seed
+        )
+    for bits in (32, 64, 128, 256):
+        selectors[f"transform at {bits} bits"] = TransformSelector.calibrate(calibrated, bits)
     for page, bits in ((32, 4), (16, 4), (16, 16), (8, 16), (4, 16)):
         name = f"quest at page {page}, {bits} bit"
-        selectors[name] = make_selector("quest", page=page, bits=bits)
+        selectors[name] = QuestSelector.calibrate(calibrated, page, bits)
     for width, bits in ((dim // 16, 4), (dim // 8, 4), (dim // 4, 4), (dim // 2, 4)):
         for layout in LAYOUTS:
             name = f"double_sparsity {layout} at {width} channels"

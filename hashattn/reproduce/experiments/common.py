@@ -28,8 +28,10 @@ from hashattn.evaluation.runner import evaluate
 from hashattn.evaluation.tables import nothing_at_stake
 from hashattn.hashing.capture import CapturedLayer, capture
 from hashattn.hashing.recipe import TrainRecipe
+from hashattn.hashing.sequences import shifts
 from hashattn.hashing.train import train_hash_weights
 from hashattn.hashing.weights import HashWeights
+from hashattn.models.identity import attends_by_distance
 from hashattn.reproduce.access import data_folder
 from hashattn.reproduce.bench.cpu import budget as bench_budget
 from hashattn.reproduce.bench.layer import layer_latency
@@ -39,12 +41,13 @@ from hashattn.reproduce.published.table import cite
 from hashattn.selectors import UsualContext, usual_selector
 from hashattn.selectors.base import Selector
 
-# arguments of train_hashes for weights other than the default: more bits, and the paper's recipe
-# with its code for every query head
+# arguments of train_hashes for weights other than the default: more bits, a learned bit for each
+# direction, and the paper's recipe with its code for every query head
 VARIANTS: dict[str, dict] = {
     "64_bits": {"bits": 64},
     "128_bits": {"bits": 128},
     "256_bits": {"bits": 256},
+    "signs": {"recipe": TrainRecipe.signs(), "depth": 2, "hidden": 128},
     "official": {"recipe": TrainRecipe.official(), "layout": "per_query_head", "depth": 3},
 }
 _VALIDATION_SHARE = 6  # one validation sequence for every six that train
@@ -54,7 +57,7 @@ _KEPT_BYTES = 2 << 30  # of captures in memory
 _kept: OrderedDict[tuple, list[CapturedLayer]] = OrderedDict()
 _CROWDED = (1 / 64, 1 / 128, 1 / 256)  # densities of the crowded tasks
 _CROWDED_LOCAL = 12  # with the sinks, half of what 1/256 of 8K tokens may read
-_CALIBRATION = 2  # training sequences that calibrate baselines
+_CALIBRATION = 4  # training sequences that calibrate baselines
 SHORTEST = 512  # tokens of a generated training sequence
 # methods left out at the longest context and in RULER, where each adds its full cost
 _FRONTIER_ALONE = ("random", "oracle_top_p", "streaming_llm", "h2o", "snapkv", "infllm", "socket",
@@ -121,6 +124,7 @@ def train_hashes(
     share captures, in the folder shared_captures.
     """
     training = profile.training
+    depth = depth or (recipe.shape["depth"] if recipe else training.depth)
     recipe = recipe or getattr(TrainRecipe, training.recipe)()
     steps = training.at_most(recipe.steps)
     recipe = recipe.vary(sink=profile.sink, local=profile.local, steps=steps)
@@ -135,10 +139,16 @@ def train_hashes(
         validation=training_sequences(profile, tokenizer, held_out, VALIDATION, tasks),
         out_dir=folder / name,
         capture_dir=folder / shared_captures if shared_captures else None,
+        reach=_reach(profile, model),
         layout=layout or training.layout, bits=bits or training.bits,
-        depth=depth or training.depth, hidden=hidden or training.hidden, layers=layers,
+        depth=depth, hidden=hidden or training.hidden, layers=layers,
         seed=profile.seed, data_note=_data_note(profile, tasks), benchmarks={}, progress=progress,
     )  # fmt: skip
+
+
+def _reach(profile: Profile, model) -> int | None:
+    """The longest context that codes have to serve, where sequences may be placed in it."""
+    return profile.longest_length if attends_by_distance(model) else None
 
 
 def _data_note(profile: Profile, tasks: tuple[str, ...] | None) -> str:
@@ -169,8 +179,9 @@ def hash_weights(profile: Profile, model, tokenizer, variant: str) -> HashWeight
 
 
 def _variant_settings(profile: Profile, variant: str) -> dict:
-    """Arguments of train_hashes; the paper's code, several times as large, for measured layers."""
-    layers = {"layers": profile.layers} if variant == "official" and profile.layers else {}
+    """Arguments of train_hashes; those of comparisons alone, for the layers that are measured."""
+    compared = variant in ("official", "signs") and profile.layers
+    layers = {"layers": profile.layers} if compared else {}
     return VARIANTS[variant] | layers
 
 
@@ -198,19 +209,19 @@ def shipped_variant(profile: Profile, variant: str) -> Path | None:
 
 def captured(
     profile: Profile, model, tokenizer, length: int, count: int = 1, *, split: str = EVAL,
-    seed: int = 0, values: bool = False, every_layer: bool = False,
+    seed: int = 0, values: bool = False, every_layer: bool = False, reach: int | None = None,
 ) -> list[CapturedLayer]:  # fmt: skip
     """Queries, keys and, if asked for, values of `count` sequences of a split: of the layers that
-    the profile measures, or of every layer. What fits into _KEPT_BYTES is kept, since a notebook
-    measures on the same sequences several times."""
-    key = (profile, model, tokenizer, length, count, split, seed, values, every_layer)
+    the profile measures, or of every layer. reach: where they lie, as for training. What fits into
+    _KEPT_BYTES is kept, since a notebook measures on the same sequences several times."""
+    key = (profile, model, tokenizer, length, count, split, seed, values, every_layer, reach)
     if key not in _kept:
         tokens = sequences(profile, tokenizer, count, length=length, split=split, seed=seed,
                            questions=QUESTIONS_PER_CONTEXT)  # fmt: skip
         layers = None if every_layer else profile.layers
-        _keep(key, [layer for ids, rows in tokens
-                    for layer in capture(model, ids, rows=rows, values=values,
-                                         layers=layers).values()])  # fmt: skip
+        _keep(key, [layer for (ids, rows), shift in zip(tokens, shifts(tokens, reach), strict=True)
+                    for layer in capture(model, ids, rows=rows, values=values, layers=layers,
+                                         shift=shift).values()])  # fmt: skip
     _kept.move_to_end(key)
     return list(_kept[key])
 
@@ -231,7 +242,7 @@ def calibration(profile: Profile, model, tokenizer) -> list[CapturedLayer]:
     """What calibrated baselines and budgets learn from: training sequences, as for the hashes."""
     return captured(
         profile, model, tokenizer, profile.training.length, _CALIBRATION, split=TRAIN, seed=2000,
-        values=True, every_layer=True,
+        values=True, every_layer=True, reach=_reach(profile, model),
     )  # fmt: skip
 
 

@@ -32,7 +32,14 @@ VARIANTS, LINES = "os^vDPX", ("-", "--", ":", "-.")  # markers and lines of a me
 _FAMILY_SEED = 4000  # seed of sequences that no other measurement of the notebooks uses
 _PAIRED = ["sequence", "layer", "head"]
 BOUNDS = ("oracle", "dense")
-OURS = ("hash", "rerank", "residual")  # first words of this package's methods in notebook 03
+# hash weights that are no size of the default's, with the method whose style they have
+_OWN_LINE = {"hash signs": "hash_signs", "hash official": "hash_official"}
+OURS = (
+    "hash",
+    "transform",
+    "rerank",
+    "residual",
+)  # first words of this package's methods in notebook 03
 
 
 def frontier(
@@ -82,6 +89,20 @@ def summary(rows: pd.DataFrame, measure: str = "output_error") -> pd.DataFrame:
     return table.rename(columns=label)
 
 
+def by_bits(rows: pd.DataFrame, budget: float) -> pd.DataFrame:
+    """Output error at one budget by context, method and bits: mean, and the ends of its 95 %
+    bootstrap interval over sequences."""
+    lines, part = [], rows[rows["budget"] == budget]
+    for (context, method, bits), own in part.groupby(["context", "method", "bits"], sort=False):
+        errors = own.groupby("sequence")["output_error"].mean().tolist()
+        spread = paired_bootstrap(errors, [0.0] * len(errors))
+        lines.append({
+            "context": context, "method": method, "bits": bits, "sequences": len(errors),
+            "output_error": spread.difference, "low": spread.low, "high": spread.high,
+        })  # fmt: skip
+    return pd.DataFrame(lines).set_index(["context", "method", "bits"])
+
+
 def by_text(rows: pd.DataFrame, budget: float) -> pd.DataFrame:
     """Mean output error at one budget, methods by kinds of text."""
     part = rows[rows["budget"] == budget]
@@ -128,7 +149,7 @@ def verdicts(rows: pd.DataFrame, ours: str) -> pd.DataFrame:
     lines = []
     for (method, context, budget), part in rows.groupby(["method", "context", "budget"]):
         family = method.split()[0]
-        if family in (*BOUNDS, ours.split()[0]):
+        if family in (*BOUNDS, *OURS):
             continue
         our_part = our_rows[(our_rows["context"] == context) & (our_rows["budget"] == budget)]
         pairs = our_part.merge(part, on=_PAIRED, suffixes=("", " theirs"))
@@ -247,6 +268,29 @@ def at_memory(table: pd.DataFrame, bits: int) -> list[str]:
             best.setdefault(family, name)
     ours = [name for name in (f"hash {bits} bits", "hash official") if name in table.index]
     return ["oracle", *ours, *sorted(best.values())]
+
+
+def bit_lines(axis: Axes, table: pd.DataFrame) -> None:
+    """Output error against stored bits, for one context of `by_bits`: of every family the best of
+    each size, with its interval; the oracle as a line."""
+    axis.axhline(table.xs("oracle", level="method")["output_error"].iloc[0], color="black",
+                 linestyle=":", label="oracle (exact q.k)")  # fmt: skip
+    table = table.reset_index()
+    table["family"] = table["method"].str.split().str[0]
+    table.loc[table["method"].isin(_OWN_LINE), "family"] = table["method"]
+    table = table[(table["bits"] > 0) & ~table["method"].str.startswith("oracle")]
+    for family, part in table.groupby("family", sort=False):
+        best = part.loc[part.groupby("bits")["output_error"].idxmin()].sort_values("bits")
+        style = plots.method_style(_OWN_LINE.get(family, family))
+        axis.fill_between(best["bits"], best["low"], best["high"], color=style.color, alpha=0.15)
+        axis.plot(best["bits"], best["output_error"], marker=style.marker, color=style.color,
+                  label=style.label, linewidth=2.5 if family == "hash" else 1)  # fmt: skip
+    axis.set(xlabel="stored bits per token and KV head", ylabel="output error", xscale="log",
+             yscale="log")  # fmt: skip
+    sizes = [size for size in (16, 32, 64, 128, 256) if size <= table["bits"].max()]
+    axis.set_xticks(sizes, sizes)
+    axis.minorticks_off()
+    axis.legend(fontsize=8, ncols=2)
 
 
 def head_map(axis: Axes, table: pd.DataFrame) -> None:

@@ -16,6 +16,7 @@ from hashattn.base.repository import repository
 from hashattn.reproduce.profiles import Profile, ProfileError, results_root
 
 PRETRAINED = "smollm2"  # the profile whose model others trained
+FULL = "embedded-full"  # the embedded model with enough sequences for intervals
 _ABOUT = "about.json"
 _PACKAGES = ("torch", "transformers", "numba")
 
@@ -43,13 +44,14 @@ def reference_folder(profile: str) -> Path:
 
 
 def store_tables(profile: Profile) -> list[Path]:
-    """Copy the tables of a run of the pretrained model, in any size, to its reference folder, with
-    the day, the machine and the profile that made them; returns the copies. ProfileError without a
-    run."""
+    """Copy the tables of a run to the profile's reference folder, those of the pretrained model in
+    any size to one, with the day, the machine and the profile that made them; returns the copies.
+    ProfileError without a run."""
     tables = sorted((profile.results / "tables").glob("*.csv"))
     ran = f"one that ran: make reproduce PROFILE={profile.name} first"
     require(bool(tables), "profile", profile.name, ran, ProfileError)
-    folder = reference_folder(PRETRAINED)
+    pretrained = profile.model == f"pretrained:{PRETRAINED}"
+    folder = reference_folder(PRETRAINED if pretrained else profile.name)
     folder.mkdir(parents=True, exist_ok=True)
     about = {
         "date": date.today().isoformat(),

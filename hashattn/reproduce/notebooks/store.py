@@ -15,7 +15,7 @@ from typing import Any
 
 from hashattn.base.errors import HashAttnError
 from hashattn.base.files import write_text
-from hashattn.reproduce.experiments.stored import PRETRAINED, store_tables
+from hashattn.reproduce.experiments.stored import FULL, PRETRAINED, store_tables
 from hashattn.reproduce.notebooks.driver import ReproductionError, find_notebooks
 from hashattn.reproduce.notebooks.fingerprint import notebook_source
 from hashattn.reproduce.notebooks.hygiene import problems
@@ -94,7 +94,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         profile = load_profile(options.profile)
         results = profile.results
-        if profile.model == PREFIX + PRETRAINED:  # the embedded model's notebooks show its tables
+        # whose tables the embedded model's notebooks show
+        if profile.model == PREFIX + PRETRAINED or profile.name == FULL:
             for path in store_tables(profile):
                 print(f"{path.name}: stored in {path.parent}")
             return 0

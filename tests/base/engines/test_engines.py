@@ -135,7 +135,7 @@ def test_layers_train_the_same_on_ray(engine, tmp_path):
             (torch.randint(3, 128, (160,), generator=generator), torch.arange(100, 160))
             for _ in range(3)
         ]
-        recipe = TrainRecipe.default().vary(steps=6, evaluate_every=3, rows_per_step=8, top=8)
+        recipe = TrainRecipe.signs().vary(steps=6, evaluate_every=3, rows_per_step=8, top=8)
         recipe = recipe.vary(sink=4, local=8)
         return train_hash_weights(model, sequences, recipe, out_dir=tmp_path / folder, hidden=16,
                                   progress=False, engine=engine)  # fmt: skip

@@ -16,7 +16,7 @@ def test_variants_train_side_by_side_as_one_after_the_other(tmp_path, monkeypatc
     training = HashTraining(sequences=4, length=512, steps=2, hidden=32)
     profile = replace(load_profile("tiny"), training=training)
     model, tokenizer = load_model(profile)
-    default = TrainRecipe.default()
+    default = TrainRecipe.signs()
     asked = {
         "default": {"recipe": default},
         "start: random": {"recipe": default.vary(init="random")},

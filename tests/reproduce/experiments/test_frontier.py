@@ -4,15 +4,18 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
+import torch
 
 from hashattn.hashing import HashWeights
 from hashattn.reproduce.access import load_model
 from hashattn.reproduce.experiments import common as experiments
 from hashattn.reproduce.experiments import contenders
-from hashattn.reproduce.experiments.contenders import SLACK, quest_pages
+from hashattn.reproduce.experiments.contenders import product_codes, quest_pages
 from hashattn.reproduce.experiments.frontier import (
     at_memory,
+    bit_lines,
     budget_shares,
+    by_bits,
     by_head,
     counts,
     error_lines,
@@ -24,7 +27,7 @@ from hashattn.reproduce.experiments.frontier import (
     verdicts,
 )
 from hashattn.reproduce.profiles import load_profile
-from hashattn.selectors import make_selector
+from hashattn.selectors.quest import QuestSelector
 
 
 @pytest.fixture(scope="module")
@@ -55,10 +58,12 @@ def test_methods_store_what_they_are_compared_at(rows):
     bits = rows.groupby("method")["bits"].first()
     assert bits["hash 32 bits"] == bits["lsh 32 bits"] == bits["socket 32 bits"] == 32
     assert bits["hash 128 bits"] == bits["hash official"] == bits["quest page 16, 16 bits"] == 128
-    assert bits["double_sparsity 48 channels"] == 128
+    assert bits["double_sparsity 32 channels"] == bits["loki 32 components"] == 128
+    assert bits["rabitq 2 bit a channel"] == bits["lsh best 128 bits"] == 128
+    assert bits["rabitq 2 bit a channel, factor"] == 144
     assert bits["hata 128 bits"] == 128 and bits["pqcache official"] == 12
-    assert bits["quest page 16, 4 bits"] == 36  # bounds need a scale and an offset
-    assert bits["pqcache 16 parts"] == 96  # and 32 for its centroids at 2K tokens
+    assert bits["quest page 16, 4 bits"] == bits["quest page 8, 2 bits"] == 32
+    assert bits["pqcache 16 parts of 6 bits"] == 96  # and 32 for its centroids at 2K tokens
 
 
 def test_budgets_are_densities_and_the_oracle_is_best(rows):
@@ -78,20 +83,20 @@ def test_budgets_are_densities_and_the_oracle_is_best(rows):
 
 def test_every_trick_pays_where_it_should(profile, loaded, codes):
     weights = codes["hash 32 bits"]
-    chosen = contenders.oracles() | contenders.tricks(weights, seed=0)
+    chosen = contenders.oracles() | contenders.tricks(weights, codes["hash signs"], seed=0)
     found = frontier(profile, *loaded, chosen, [1024], [1 / 8])
     error = summary(found).droplevel("bits")["1/8"]
-    assert error["hash asymmetric"] == pytest.approx(error["hash graded"], rel=0.05)
-    assert error["hash graded"] < error["hash by bits"]
-    assert error["hash re-ranked 4x"] < error["hash re-ranked 2x"] < error["hash graded"]
+    assert error["hash digits, real query"] == pytest.approx(error["hash digits"], rel=0.05)
+    assert error["hash signs graded"] < error["hash signs by bits"]
+    assert error["hash re-ranked 4x"] < error["hash re-ranked 2x"] < error["hash digits"]
     assert error["oracle"] < error["hash re-ranked 4x"]
     calibrated = experiments.calibration(profile, *loaded)
-    shares = budget_shares(profile, calibrated, chosen["hash graded"], 1 / 8)
+    shares = budget_shares(profile, calibrated, chosen["hash digits"], 1 / 8)
     assert sum(map(sum, shares)) == pytest.approx(8)
     moved = frontier(
-        profile, *loaded, {"hash graded": chosen["hash graded"]}, [1024], [1 / 8], shares
+        profile, *loaded, {"hash digits": chosen["hash digits"]}, [1024], [1 / 8], shares
     )
-    own = found[found.method == "hash graded"]
+    own = found[found.method == "hash digits"]
     assert moved["density"].mean() == pytest.approx(own["density"].mean(), rel=0.02)
     assert moved["output_error"].mean() < own["output_error"].mean()
 
@@ -103,7 +108,8 @@ def test_figures_and_tables_of_the_rows(rows):
     names = at_memory(table, 128)
     assert names[:3] == ["oracle", "hash 128 bits", "hash official"]
     assert {name.split()[0] for name in names} == {
-        "oracle", "hash", "lsh", "hata", "socket", "quest", "pqcache", "double_sparsity", "loki",
+        "oracle", "hash", "transform", "lsh", "rabitq", "hata", "socket", "quest", "pqcache",
+        "double_sparsity", "loki",
     }  # fmt: skip
     assert at_memory(table, 32)[:2] == ["oracle", "hash 32 bits"]
     figure, axis = plt.subplots()
@@ -156,6 +162,26 @@ def test_verdicts_by_hand():
     assert found.loc[(64, "lsh")].tolist() == [0, 0, 1]
 
 
+def test_error_by_bits_has_its_interval_over_sequences():
+    table = by_bits(planted(), 1 / 8)
+    ours = table.loc[(1024, "hash 32 bits", 32)]
+    assert ours["sequences"] == 2 and ours["output_error"] == pytest.approx(0.15)
+    assert ours["low"] == ours["high"] == pytest.approx(0.15)  # both sequences alike
+    other = table.loc[(1024, "magicpig", 32)]
+    assert (other["low"], other["high"]) == pytest.approx((0.11, 0.19))
+
+
+def test_lines_over_bits_are_of_the_best_of_each_family_and_size():
+    from matplotlib import pyplot as plt
+
+    figure, axis = plt.subplots()
+    bit_lines(axis, by_bits(planted(), 1 / 8).loc[1024])
+    drawn = {line.get_label(): list(line.get_xdata()) for line in axis.lines}
+    assert drawn["HashAttention"] == [32, 64] and drawn["LSH"] == [64]
+    assert len(drawn) == 5 and "oracle (exact q.k)" in drawn  # random stores nothing
+    plt.close(figure)
+
+
 def test_losses_are_stated_from_the_records():
     rows = planted()
     text = losses(rows, {"hash 32 bits": verdicts(rows, "hash 32 bits")}, "hash 32 bits")
@@ -194,11 +220,26 @@ def test_task_verdicts_by_hand():
 @pytest.mark.parametrize("bits", [32, 64, 128, 256])
 def test_quest_has_the_size_it_is_compared_at(bits, head_dim):
     for page, bound in quest_pages(bits, head_dim):
-        selector = make_selector("quest", page=page, bits=bound)
-        assert 0.8 * bits < selector.nominal_bits(4, head_dim) <= SLACK * bits
+        selector = QuestSelector(page, bound, grids={0: torch.zeros(1)})
+        assert 0.8 * bits < selector.nominal_bits(4, head_dim) <= bits
 
 
 def test_quest_pages_of_the_embedded_model_and_of_llama():
     found = {bits: quest_pages(bits, 64) for bits in (32, 64, 128, 256)}
-    assert found == {32: [(16, 4)], 64: [(8, 4)], 128: [(16, 16), (4, 4)], 256: [(8, 16), (4, 8)]}
+    assert found == {
+        32: [(16, 4), (8, 2)],
+        64: [(8, 4), (4, 2)],
+        128: [(16, 16), (4, 4), (2, 2)],
+        256: [(8, 16), (2, 4)],
+    }
     assert (16, 16) in quest_pages(256, 128)  # its authors' own
+
+
+@pytest.mark.parametrize("tokens", [512, 4096, 131_072])
+@pytest.mark.parametrize("bits", [32, 64, 128, 256])
+def test_product_codes_store_the_most_that_fits_beside_their_centroids(bits, tokens):
+    parts, code = product_codes(bits, 64, tokens)
+    fits = [(p, c) for c in range(5, 9) for p in (1, 2, 4, 8, 16, 32, 64)
+            if p * c + 2**c * 64 * 16 / tokens <= bits] or [(0, 0)]  # fmt: skip
+    assert (parts, code) in fits
+    assert parts * code == max(p * c for p, c in fits)
