@@ -59,10 +59,10 @@ def data_record(sequences: Sequence[SequenceRows]) -> dict[str, Any]:
 
 
 def shifts(sequences: Sequence[SequenceRows], reach: int | None) -> list[int]:
-    """Position of the first token of each sequence, so that sequences of every length end anywhere
-    up to `reach`, evenly; 0 without a reach."""
+    """Position of the first token of each sequence: 0 for every other one, as short contexts begin
+    there; the rest end anywhere up to `reach`, evenly. 0 without a reach."""
     return [
-        int(max(0, (reach or 0) - ids.numel()) * (number * _GOLDEN % 1))
+        int(max(0, (reach or 0) - ids.numel()) * (number // 2 * _GOLDEN % 1)) * (number % 2)
         for number, (ids, _) in enumerate(sequences)
     ]
 

@@ -69,7 +69,7 @@ def train_hash_weights(
     the sequences hold, for the card too (benchmarks_field). start: weights to go on from
     (fine-tuning) instead of the recipe's `init`; the card names them. depth, folds: of the maps, by
     default those of the recipe. reach: the longest context in tokens that the codes shall serve;
-    shorter sequences are placed anywhere in it by rotary position (capture's `shift`), for models
+    every other sequence is placed anywhere in it by rotary position (capture's `shift`), for models
     that have no other. Finished layers in
     out_dir/layers are reused if model, data, recipe, shapes, seed and start are the same, trained
     again otherwise; the weights are also saved in out_dir. capture_dir: where captured queries
