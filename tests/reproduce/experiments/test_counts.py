@@ -105,6 +105,7 @@ def test_hashes_are_validated_on_every_length(
         asked.append((sequences, validation))
 
     monkeypatch.setattr(experiments, "train_hash_weights", given)
+    monkeypatch.setattr(experiments, "attends_by_distance", lambda model: False)
     monkeypatch.setattr(experiments, "sequences", lambda *_, length, **__: _[2] * [length])
     experiments.train_hashes(load_profile(name), None, tokenizer, "x")
     ((sequences, validation),) = asked
