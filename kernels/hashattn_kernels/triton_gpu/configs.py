@@ -66,7 +66,7 @@ class Select:
     @property
     def counting(self) -> dict[str, int]:
         """Constants of the histogram kernels."""
-        block = min(128, max(8, 4096 // (32 * self.hot)))
+        block = min(128, max(4, 4096 // (32 * self.hot)))
         return self.scoring | {"HOT": self.hot, "BLOCK": block}
 
 
