@@ -12,9 +12,13 @@ from .api import (
     encode,
     encode_pair,
     grade_bits,
+    grade_step,
     hamming_scores,
     pack_bits,
     preactivations,
+    room_for,
+    sample,
+    sample_by_codes,
     select,
     select_by_codes,
     union,
@@ -22,13 +26,16 @@ from .api import (
 )
 from .backends import available
 from .codes import Codes, layout_for, tokens_of
+from .coins import NAT, Coins
 from .maps import ACTIVATIONS, Maps
 from .memory import GrowableBuffer
 from .reference import gather_tokens, indices_to_mask, mask_to_indices
 
 __all__ = [
     "ACTIVATIONS",
+    "NAT",
     "Codes",
+    "Coins",
     "GrowableBuffer",
     "Maps",
     "attend",
@@ -39,12 +46,16 @@ __all__ = [
     "encode_pair",
     "gather_tokens",
     "grade_bits",
+    "grade_step",
     "hamming_scores",
     "indices_to_mask",
     "layout_for",
     "mask_to_indices",
     "pack_bits",
     "preactivations",
+    "room_for",
+    "sample",
+    "sample_by_codes",
     "select",
     "select_by_codes",
     "tokens_of",

@@ -8,12 +8,15 @@ spans (batch, q, 2) int64, the tokens [first, last) that a query row sees.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from . import reference
 from .backends import backend_for
 from .codes import Codes, check, tokens_of
+from .coins import DEAREST, SIZE, Coins
 from .maps import Maps
 
 
@@ -47,6 +50,16 @@ def grade_bits(
         raise ValueError(f"most = {most}: must be an integer in {bits}..65535")
     module = backend_for(preactivations, backend, "grade_bits", preactivations)
     return module.grade_bits(preactivations, planes, most)
+
+
+def grade_step(preactivations: Tensor, planes: int = 5, most: int = 255) -> Tensor:
+    """What a unit of weight of `grade_bits` stands for: (..., bits) -> (...) float32.
+
+    The weights are |p_i| / step, rounded: the step is the smallest with which they fit both bounds.
+    """
+    sizes = preactivations.float().abs()
+    room = most - preactivations.shape[-1] / 2  # half a unit for every bit's rounding
+    return torch.maximum(sizes.sum(dim=-1) / room, sizes.amax(dim=-1) / (2**planes - 1))
 
 
 def unpack_bits(codes: Tensor, bits: int) -> Tensor:
@@ -143,6 +156,79 @@ def select(
     return backend_for(scores, backend, "select").select(scores, k, candidates, mandatory)
 
 
+def sample(
+    costs: Tensor,
+    certain: int | Tensor,
+    drawn: int | Tensor,
+    trust: float,
+    coins: Tensor,
+    candidates: Tensor,
+    mandatory: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Read some tokens for all: indices (B, L, q, m) int32, -1 padded, and their log weights.
+
+    All `mandatory` tokens, the `certain` candidates of the least cost, and of the rest about
+    `drawn`, each by its own coin with an inclusion probability in proportion to exp(-cost), but at
+    most 1 and at least `trust` times that of a uniform sample (Poisson sampling with probabilities
+    proportional to size; priority sampling without its fixed number, Duffield, Lund and Thorup,
+    JACM 2007). With minus the logarithm of the probability added to a token's logit, the sums of
+    the softmax are estimated without bias, whatever the costs say.
+
+    costs (B, L, q, n) int64 in 1 / NAT nats, coins (B, L, q, n) int32 of `Coins.of`; certain and
+    drawn: int or (B, 1 or L, q). Log weights (B, L, q, m) float32, 0 for what is certain.
+    """
+    shape = costs.shape[:3]
+    certain = _check_heavy("certain", certain, shape, costs.device)
+    drawn = _check_heavy("drawn", drawn, shape, costs.device)
+    return reference.sample(costs, certain, drawn, _trust(trust), coins, candidates, mandatory)
+
+
+def sample_by_codes(
+    query_codes: Tensor,
+    key_codes: Tensor | Codes,
+    units: Tensor,
+    certain: int | Tensor,
+    drawn: int | Tensor,
+    trust: float,
+    coins: Coins,
+    sink: int,
+    local: int,
+    *,
+    spans: Tensor | None = None,
+    width: int | None = None,
+    most: int | None = None,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`sample` straight from codes -> indices (B, lists, q, width) int32 and log weights, float32.
+
+    units (B, lists, q) int64, from 1 to 2^14: what a unit of distance costs, in 1 / NAT nats. Other
+    arguments as of `sample` and `select_by_codes`; coins: their counters. width: columns of the
+    result; if None, room for six standard deviations more than is expected. Where that is not
+    enough, the last tokens are left out.
+    """
+    lists = _check_codes(query_codes, key_codes, units.shape[1])
+    units = units.clamp(1, DEAREST)
+    batch, _, q_len = query_codes.shape[:3]
+    n, device = key_codes.shape[2], query_codes.device
+    shape = batch, lists, q_len
+    certain = _check_heavy("certain", certain, shape, device)
+    drawn = _check_heavy("drawn", drawn, shape, device)
+    spans = causal_spans(batch, q_len, n, device) if spans is None else spans
+    if width is None:
+        width = min(n, sink + local + room_for(int(certain.max()), int(drawn.max())))
+    module = backend_for(query_codes, backend, "sample_by_codes")
+    return module.sample_by_codes(
+        query_codes, key_codes, units, certain, drawn, _trust(trust), coins, spans, sink, local,
+        width, most,
+    )  # fmt: skip
+
+
+def room_for(certain: int, drawn: int) -> int:
+    """Tokens that a sample of this expected size may have: six standard deviations more, and those
+    of the survey that sets its threshold."""
+    return certain + drawn + drawn // 4 + 6 * math.isqrt(drawn) + 8
+
+
 def select_by_codes(
     query_codes: Tensor,
     key_codes: Tensor | Codes,
@@ -219,8 +305,8 @@ def attend(
     k (B, Hkv, n, D), v (B, Hkv, n, Dv); indices (B, L, q, m) int32 with L = Hkv or Hq. The softmax
     runs in float32; a row without tokens gives zeros. softcap: Gemma 2's logit cap. sinks (Hq,):
     extra logits of the softmax sum (gpt-oss). log_weights, shaped like indices, float: added to the
-    tokens' logits, minus the log of the probability with which a token was sampled (in plain torch
-    only). return_lse: also the log of the softmax sum (B, Hq, q) float32, with which outputs over
+    tokens' logits, minus the log of the probability with which a token was sampled. return_lse:
+    also the log of the softmax sum (B, Hq, q) float32, with which outputs over
     disjoint tokens are merged. ValueError for shapes that do not fit, IndexError for a token that
     the cache does not hold (not checked on a GPU).
     """
@@ -237,15 +323,8 @@ def attend(
                 f"log_weights: expected the shape of indices, {tuple(indices.shape)}, got "
                 f"{tuple(log_weights.shape)}"
             )
-        if backend not in (None, "reference"):
-            raise ValueError(
-                f"backend = {backend!r}: must be 'reference' or None with log_weights, which no "
-                "other backend has"
-            )
-        out, lse = reference.attend(q, k, v, indices, scaling, softcap, sinks, log_weights)
-        return (out, lse) if return_lse else out
     module = backend_for(q, backend, "attend", q, k, v)
-    out, lse = module.attend(q, k, v, indices, scaling, softcap, sinks)
+    out, lse = module.attend(q, k, v, indices, scaling, softcap, sinks, log_weights)
     return (out, lse) if return_lse else out
 
 
@@ -278,6 +357,13 @@ def causal_spans(batch: int, q_len: int, n: int, device: torch.device | str) -> 
     """Spans (batch, q_len, 2) int64 of the last q_len of n tokens: each sees all up to itself."""
     last = torch.arange(n - q_len + 1, n + 1, device=device)
     return torch.stack((torch.zeros_like(last), last), dim=-1).expand(batch, q_len, 2)
+
+
+def _trust(trust: float) -> int:
+    """In SIZE-ths, at least one: thresholds are integers, the same on every backend."""
+    if not 0 < trust <= 1:
+        raise ValueError(f"trust = {trust}: must be a number in (0, 1]")
+    return max(1, round(trust * SIZE))
 
 
 def _check_bits(bits: int) -> None:

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from . import reference
 from .codes import Codes, tokens_of
-from .reference import encode, grade_bits, union
+from .reference import encode, grade_bits, sample_by_codes, union
 
 __all__ = [
-    "attend", "dense_decode", "encode", "grade_bits", "hamming_scores", "select",
-    "select_by_codes", "union",
+    "attend", "dense_decode", "encode", "grade_bits", "hamming_scores",
+    "sample_by_codes", "select", "select_by_codes", "union",
 ]  # fmt: skip
 
 WORD = reference.WORD
@@ -179,14 +179,15 @@ def attend(
     scaling: float,
     softcap: float | None,
     sinks: Tensor | None,
+    log_weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One KV head at a time, or a masked dense product where the rows' lists outweigh the cache."""
     lists, q_len, width = indices.shape[1:]
     n = k.shape[2]
     if q_len == 1:
-        return _attend_by_head(q, k, v, indices, scaling, softcap, sinks)
-    if lists // k.shape[1] * q_len * width < n:
-        return reference.attend(q, k, v, indices, scaling, softcap, sinks)
+        return _attend_by_head(q, k, v, indices, scaling, softcap, sinks, log_weights)
+    if log_weights is not None or lists // k.shape[1] * q_len * width < n:
+        return reference.attend(q, k, v, indices, scaling, softcap, sinks, log_weights)
     unlisted = ~reference.indices_to_mask(indices, n)
     return reference.attend_masked(q, k, v, unlisted, scaling, softcap, sinks)
 
@@ -199,16 +200,20 @@ def _attend_by_head(
     scaling: float,
     softcap: float | None,
     sinks: Tensor | None,
+    log_weights: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """`reference.attend` of single rows, one KV head at a time, so that its rows stay in cache."""
     kv_heads, parts = k.shape[1], []
     group, lists = q.shape[1] // kv_heads, indices.shape[1] // kv_heads
     for head in range(kv_heads):
         members = slice(head * group, (head + 1) * group)
-        listed = indices[:, head * lists : (head + 1) * lists]
+        own = slice(head * lists, (head + 1) * lists)
+        added = None if log_weights is None else log_weights[:, own]
         states = [states[:, head : head + 1] for states in (k, v)]
         logits = None if sinks is None else sinks[members]
-        parts.append(reference.attend(q[:, members], *states, listed, scaling, softcap, logits))
+        parts.append(reference.attend(
+            q[:, members], *states, indices[:, own], scaling, softcap, logits, added
+        ))  # fmt: skip
     out, lse = zip(*parts, strict=True)
     return torch.cat(out, dim=1), torch.cat(lse, dim=1)
 

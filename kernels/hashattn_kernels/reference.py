@@ -5,6 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .codes import Codes, tokens_of
+from .coins import LARGEST, SIZE, SURVEYED, Coins
+from .coins import table as coin_table
 from .maps import Maps
 
 WORD = 32
@@ -352,3 +354,113 @@ def dense_decode(
     visible, _ = token_sets(spans, n, 0, 0)
     unlisted = ~visible.expand(-1, k.shape[1], -1, -1)
     return attend_masked(q, k, v, unlisted, scaling, softcap, sinks)
+
+
+def sample(
+    costs: Tensor,
+    certain: Tensor,
+    drawn: Tensor,
+    trust: int,
+    coins: Tensor,
+    candidates: Tensor,
+    mandatory: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Indices (B, L, q, m) int32 of what is read, and log weights like them, float32.
+
+    costs (B, L, q, n) int64: minus the logarithm of the tokens' weights, up to a constant of the
+    row, in 1 / NAT nats; certain and drawn (B, L, q) int64. All mandatory tokens are read and the
+    `certain` other candidates of the least cost; of the rest, each whose coin is at least
+    min(cost - tau, cap): tau is the largest number with which no more than `drawn` are expected,
+    cap the largest with a chance of trust / SIZE times drawn / (how many are not certain).
+    """
+    candidates = (candidates & ~mandatory).expand(costs.shape)
+    best = indices_to_mask(select(-costs, certain, candidates, mandatory), costs.shape[-1])
+    caps = _caps((candidates & ~best).sum(dim=-1), drawn, trust)
+    tau = _threshold(costs, candidates, best & candidates, drawn, caps)
+    over = torch.minimum((costs - tau[..., None]).clamp(min=0), caps[..., None])
+    read = candidates & (coins >= over) & (drawn > 0)[..., None]
+    indices = mask_to_indices(best | read)
+    weights = coin_table(costs.device, "LOG_WEIGHTS")[over].masked_fill(best, 0)
+    return indices, weights.gather(-1, indices.clamp(min=0).long()).masked_fill(indices < 0, 0)
+
+
+def _caps(rest: Tensor, drawn: Tensor, trust: int) -> Tensor:
+    """The cap of `sample`, int64 like rest and drawn."""
+    falling = coin_table(rest.device, "CHANCES")
+    least = -(-(trust * drawn) // rest.clamp(min=1))
+    return (falling.numel() - 1 - torch.searchsorted(falling.flip(0), least)).clamp(min=0)
+
+
+def _threshold(
+    costs: Tensor, candidates: Tensor, best: Tensor, drawn: Tensor, caps: Tensor
+) -> Tensor:
+    """tau (B, L, q) int64 of `sample`, by bisection.
+
+    How many are expected is counted over every stride-th candidate, each for `stride`, since no
+    choice of tau makes a bias; candidates that tie with the last certain one all count.
+    """
+    rest = candidates & ~best
+    size = candidates.sum(dim=-1, keepdim=True)
+    stride = (-(-size // SURVEYED)).clamp(min=1)
+    last = costs.masked_fill(~best, torch.iinfo(costs.dtype).min).amax(dim=-1, keepdim=True)
+    surveyed = rest & (costs > last) & ((candidates.cumsum(dim=-1) - 1) % stride == 0)
+    counts = torch.where(surveyed, stride, 0) + (rest & (costs == last))
+    chances = coin_table(costs.device, "CHANCES")
+    shown = costs.masked_fill(counts == 0, 0)
+    low, high = shown.amin(dim=-1) - LARGEST - 1, shown.amax(dim=-1)
+    while bool((low < high).any()):
+        middle = low + (high - low + 1) // 2
+        over = torch.minimum((costs - middle[..., None]).clamp(min=0), caps[..., None])
+        fits = (chances[over] * counts).sum(dim=-1) <= drawn * SIZE
+        low, high = torch.where(fits, middle, low), torch.where(fits, high, middle - 1)
+    return low
+
+
+def sample_by_codes(
+    query_codes: Tensor,
+    key_codes: Tensor | Codes,
+    units: Tensor,
+    certain: Tensor,
+    drawn: Tensor,
+    trust: int,
+    coins: Coins,
+    spans: Tensor,
+    sink: int,
+    local: int,
+    width: int,
+    most: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`sample` by the distances of codes times `units` (B, lists, q) int64, among the tokens of
+    spans -> (B, lists, q, width) int32 and float32. What `width` cannot hold is left out."""
+    key_codes = tokens_of(key_codes)
+    lists, n = units.shape[1], key_codes.shape[2]
+    matching = hamming_scores(query_codes, key_codes, lists).long()
+    costs = (_total(query_codes, lists)[..., None] - matching) * units[..., None]
+    visible, mandatory = token_sets(spans, n, sink, local)
+    steps = spans[..., 1] - spans[..., 0]
+    faces = [
+        coins.of(lists, steps[:, row : row + 1], _places(spans[:, row, 0], n))
+        for row in range(spans.shape[1])
+    ]
+    indices, weights = sample(
+        costs, certain, drawn, trust, torch.cat(faces, dim=2), visible, mandatory
+    )
+    room = width - indices.shape[-1]
+    return F.pad(indices, (0, room), value=-1), F.pad(weights, (0, room))
+
+
+def _places(first: Tensor, n: int) -> Tensor:
+    """How far tokens (batch, n) lie behind the first that a row sees; 0 for those before it."""
+    return (torch.arange(n, device=first.device) - first[:, None]).clamp(min=0)
+
+
+def _total(query_codes: Tensor, lists: int) -> Tensor:
+    """The score of a key whose bits all match, (B, lists, q) int64."""
+    if query_codes.dim() == 4:
+        batch, heads, q_len, words = query_codes.shape
+        return torch.full((batch, lists, q_len), heads // lists * words * WORD)
+    words, slots = query_codes.shape[-2:]
+    weights = sum(
+        popcount(query_codes[..., 1 + plane]).sum(dim=-1) << plane for plane in range(slots - 1)
+    )
+    return weights.long()

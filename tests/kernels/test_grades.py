@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hashattn import kernels
-from hashattn.kernels import pack_bits, unpack_bits
+from hashattn.kernels import grade_step, pack_bits, unpack_bits
 from kernel_inputs import BACKENDS, random_codes
 from on_device import on_device
 
@@ -118,3 +118,16 @@ def test_invalid_grades():
         select_by_codes(codes[..., :1], keys, 1, 0, 1)
     with pytest.raises(ValueError, match="same bits"):
         select_by_codes(grade_bits(torch.ones(1, 4, 1, 64)), keys, 1, 0, 1)
+
+
+@pytest.mark.parametrize(("bits", "planes", "most"), [(32, 5, 255), (64, 5, 255), (128, 6, 1023)])
+@pytest.mark.parametrize("shape", ["even", "peaked"])  # which of the two bounds holds
+def test_a_step_is_what_a_unit_of_weight_stands_for(bits, planes, most, shape):
+    sizes = torch.rand(3, bits, generator=torch.Generator().manual_seed(bits)) + 0.2
+    if shape == "peaked":
+        sizes[:, 1:] /= 40
+    signs = torch.where(torch.arange(bits) % 2 == 0, 1.0, -1.0)
+    graded = grade_bits(sizes * signs, planes, most)
+    weights = sum(unpack_bits(graded[..., 1 + p], bits).long() << p for p in range(planes))
+    step = grade_step(sizes * signs, planes, most)
+    assert ((weights * step[:, None] - sizes).abs() <= 0.52 * step[:, None]).all()

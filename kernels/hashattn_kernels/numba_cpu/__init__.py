@@ -1,9 +1,9 @@
 """The CPU backend in numba: compiled at first use for this machine's processor, then kept on disk.
 
-`backend` is what `api` calls. `attention` (with `passes`), `encoding` and `selection` are the
-kernels, `regions` runs them on all cores, `compiled` keeps their code, `static` is what is compiled
-in, `simd` and `bits` are vectors and words. Hamming scores as such and unions of lists are numpy's
-and torch's. `roofline` reads memory as fast as this machine can.
+`backend` is what `api` calls. `attention` (with `passes`), `encoding`, `selection` and `sampling`
+are the kernels, `regions` runs them on all cores, `compiled` keeps their code, `static` is what is
+compiled in, `simd` and `bits` are vectors and words. Hamming scores as such and unions of lists are
+numpy's and torch's. `roofline` reads memory as fast as this machine can.
 """
 
 from ..numpy_cpu import hamming_scores, union
@@ -13,6 +13,7 @@ from .backend import (
     encode,
     encode_pair,
     grade_bits,
+    sample_by_codes,
     select,
     select_by_codes,
     supports,
@@ -25,6 +26,7 @@ __all__ = [
     "encode_pair",
     "grade_bits",
     "hamming_scores",
+    "sample_by_codes",
     "select",
     "select_by_codes",
     "supports",

@@ -57,7 +57,7 @@ CALL = call_type(
     "q", "q_size", "q_batch", "q_head", "q_row",
     "k", "k_size", "k_batch", "k_head", "k_token",
     "v", "v_size", "v_start", "v_batch", "v_head", "v_token",
-    "indices", "spans", "out", "lse", "memory", "memory_size",
+    "indices", "log_weights", "spans", "out", "lse", "memory", "memory_size",
     real=("scale", "softcap", "unweighted"),
 )  # fmt: skip
 
@@ -88,9 +88,10 @@ def cap(logits, at, softcap):
 
 
 @kernel
-def weigh(static, logits, softcap, valid, state, out, o):
+def weigh(static, logits, softcap, log_weights, at, valid, state, out, o):
     """Turn a block's logits into weights; update state = [top | total] (8 lanes each) and out.
 
+    log_weights[at:] are added to the logits of the block's tokens, unless there are none.
     The top may skip a NaN, whose weight is NaN all the same. An infinite logit makes an infinite
     top, and inf - inf is NaN; a logit of -inf has weight 0.
     """
@@ -98,6 +99,9 @@ def weigh(static, logits, softcap, valid, state, out, o):
     if softcap > 0:
         for i in range(0, lanes, 8):
             cap(logits, i, softcap)
+    if len(log_weights) > 0:
+        for i in range(static.heads * valid):
+            logits[i] += log_weights[at + i // static.heads]
     for i in range(static.heads * valid, lanes):
         logits[i] = -np.inf
     before = load(state, 0)
@@ -166,8 +170,8 @@ def choose_later(static, scratch, interleaved):
 
 
 @kernel
-def attend_tokens(static, call, indices, at, first, last, work, keys, key, values, value,
-                  softcap, scratch):  # fmt: skip
+def attend_tokens(static, call, indices, log_weights, at, first, last, work, keys, key, values,
+                  value, softcap, scratch):  # fmt: skip
     """Attention of a unit's passes to entries first to last of its list, or to these tokens.
 
     work is laid out by `workspace`. Returns how many listed tokens are outside the cache.
@@ -181,7 +185,7 @@ def attend_tokens(static, call, indices, at, first, last, work, keys, key, value
         for j in range(static.block):
             scratch[KEYS + j] = scratch[NEXT_KEYS + j]
             scratch[VALUES + j] = scratch[NEXT_VALUES + j]
-        valid = min(static.block, last - first)
+        valid, here = min(static.block, last - first), at + first
         first += static.block
         outside += find_rows(static, call, indices, at, first, last, key, value, scratch,
                              NEXT_KEYS, NEXT_VALUES)  # fmt: skip
@@ -194,7 +198,8 @@ def attend_tokens(static, call, indices, at, first, last, work, keys, key, value
                 seen = logits_of_four(static, work, queries, keys, scratch, later_keys, work, seen)
             else:
                 seen = logits_of_one(static, work, queries, keys, scratch, later_keys, work, seen)
-            weigh(static, work, softcap, valid, work[state + 16 * number :], work, out)
+            weigh(static, work, softcap, log_weights, here, valid, work[state + 16 * number :],
+                  work, out)  # fmt: skip
             if static.heads == 4:
                 seen = add_values_of_four(
                     static, work, values, scratch, later_values, work, out, seen
@@ -269,7 +274,8 @@ def attend_share(static, data):
     """Attention of this thread's units: (batch, list, row, part), the last fastest.
 
     data: the address of a CALL. A list's tokens are indices (batch, lists, rows, width) int32,
-    padded with -1; contiguous kernels read tokens spans[batch, row, 0] to spans[batch, row, 1],
+    padded with -1, and log_weights, float32 and of this shape, are added to their logits unless the
+    address is 0; contiguous kernels read tokens spans[batch, row, 0] to spans[batch, row, 1],
     int64, instead. out (parts, batch, heads, rows, value_dim) of the query type and lse (the same
     without value_dim) float32 hold every part separately. unweighted: stands for 1 / sum where
     tokens are listed and all their logits are -inf; a list without tokens gives zeros. Reports how
@@ -283,6 +289,8 @@ def attend_share(static, data):
     keys = states_at(static, call.k, call.k_size)
     values = states_at(static, call.v, call.v_size)
     indices = at_address(call.indices, units * call.width, np.int32)
+    weighted = units * call.width if call.log_weights else 0
+    log_weights = at_address(call.log_weights, weighted, np.float32)
     spans = at_address(call.spans, 2 * call.batch * rows, np.int64)
     rows_out = parts * call.batch * heads * rows
     out = queries_at(static, call.out, rows_out * static.value_dim)
@@ -311,8 +319,8 @@ def attend_share(static, data):
         if first < last:
             key = batch * call.k_batch + kv_head * call.k_head
             value = call.v_start + batch * call.v_batch + kv_head * call.v_head
-            outside += attend_tokens(static, call, indices, at, first, last, work, keys,
-                                     key, values, value, softcap, scratch)  # fmt: skip
+            outside += attend_tokens(static, call, indices, log_weights, at, first, last, work,
+                                     keys, key, values, value, softcap, scratch)  # fmt: skip
         to = ((part * call.batch + batch) * heads + line * call.group) * rows + row
         finish(static, call, work, unweighted, out, to * static.value_dim, lse, to)
     report(call.results, call.threads, number, outside)

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from .. import numpy_cpu, reference
 from ..codes import ByteMajor, Codes, tokens_of
+from ..coins import BLOCK, Coins
 from ..maps import ACTIVATIONS, Maps
-from . import attention, encoding, lookup, passes, selection
+from . import attention, encoding, lookup, passes, sampling, selection
 from .regions import real
 from .simd import HARDWARE_HALVES
 from .static import STORAGE
@@ -195,18 +196,15 @@ def select_by_codes(
 ) -> Tensor:
     """One row at a time, in the caches: distances, threshold and compaction."""
     batch, heads, rows, words = query_codes.shape[:4]
-    grades = query_codes.shape[4] - 1 if query_codes.dim() == 5 else 0
     lines, code_heads, n = _lines(key_codes), key_codes.shape[1], key_codes.shape[2]
     queries, heavy, spans = query_codes.contiguous(), heavy.contiguous(), spans.contiguous()
     group = heads // lists
-    out = torch.empty((batch, lists, rows, width), dtype=torch.int32)
-    weight = 2**grades - 1 if grades else group // (2 if group % 2 == 0 else 1)
-    highest = words * selection.WORD * weight
-    most = highest if most is None or not grades else min(most, highest)
-    if most > np.iinfo(np.uint16).max or min(4 * weight, most) > lookup.MOST:
+    grades, most = _levels(query_codes, group, most)
+    if most is None:
         return numpy_cpu.select_by_codes(
             query_codes, key_codes, heavy, spans, sink, local, lists, width
         )
+    out = torch.empty((batch, lists, rows, width), dtype=torch.int32)
     wide = most > np.iinfo(np.uint8).max
     tables = selection.BYTES * words * lookup.TABLES
     size = selection.MASKS_BYTES + tables + n * (2 if wide else 1)
@@ -218,6 +216,62 @@ def select_by_codes(
         *_memory(size, torch.get_num_threads()),
     )  # fmt: skip
     return out
+
+
+def _levels(query_codes: Tensor, group: int, most: int | None) -> tuple[int, int | None]:
+    """Planes of graded queries, 0 for plain ones, and the largest distance; None instead of one
+    that the tables cannot hold."""
+    grades = query_codes.shape[4] - 1 if query_codes.dim() == 5 else 0
+    weight = 2**grades - 1 if grades else group // (2 if group % 2 == 0 else 1)
+    highest = query_codes.shape[3] * selection.WORD * weight
+    most = highest if most is None or not grades else min(most, highest)
+    fits = most <= np.iinfo(np.uint16).max and min(4 * weight, most) <= lookup.MOST
+    return grades, most if fits else None
+
+
+def sample_by_codes(
+    query_codes: Tensor,
+    key_codes: Tensor | Codes,
+    units: Tensor,
+    certain: Tensor,
+    drawn: Tensor,
+    trust: int,
+    coins: Coins,
+    spans: Tensor,
+    sink: int,
+    local: int,
+    width: int,
+    most: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Selection, a survey of distances for the threshold, and a pass that flips the coins."""
+    batch, heads, rows, words = query_codes.shape[:4]
+    lists, code_heads, n = units.shape[1], key_codes.shape[1], key_codes.shape[2]
+    group = heads // lists
+    grades, most = _levels(query_codes, group, most)
+    if most is None:
+        return reference.sample_by_codes(
+            query_codes, key_codes, units, certain, drawn, trust, coins, spans, sink, local, width
+        )
+    if not grades and group % 2 == 0:
+        units = 2 * units  # distances of an even group are halved, see selection.weigh_bits
+    lines, queries, spans = _lines(key_codes), query_codes.contiguous(), spans.contiguous()
+    numbers = [part.contiguous() for part in (units, certain, drawn)]
+    out = torch.empty((batch, lists, rows, width), dtype=torch.int32)
+    weights = torch.empty((batch, lists, rows, width))
+    wide = most > np.iinfo(np.uint8).max
+    tables = selection.BYTES * words * lookup.TABLES
+    size = selection.MASKS_BYTES + tables + 8 * -(-n // BLOCK) + 12 * (most + 1)
+    size += n * (2 if wide else 1)
+    sampling.sample_region(wide).run(
+        batch * lists * rows,
+        batch, lists, rows, group, grades, most, lists // code_heads, words, width, sink, local, n,
+        lines.data_ptr(), _span(lines), *lines.stride()[:3],
+        queries.data_ptr(), spans.data_ptr(), out.data_ptr(),
+        *_memory(size, torch.get_num_threads()),
+        *(part.data_ptr() for part in numbers), trust, coins.state, coins.first_list,
+        int(coins.fresh), weights.data_ptr(), *sampling.TABLES_AT,
+    )  # fmt: skip
+    return out, weights
 
 
 def select(scores: Tensor, k: Tensor, candidates: Tensor, mandatory: Tensor) -> Tensor:
@@ -263,9 +317,13 @@ def attend(
     scaling: float,
     softcap: float | None,
     sinks: Tensor | None,
+    log_weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Gather and attend in one pass over the lists. IndexError for a token outside the cache."""
-    return _run(q, k, v, indices.shape[1], indices.contiguous(), None, scaling, softcap, sinks)
+    if log_weights is not None:
+        log_weights = log_weights.float().contiguous()
+    return _run(q, k, v, indices.shape[1], indices.contiguous(), None, scaling, softcap, sinks,
+                log_weights)  # fmt: skip
 
 
 def dense_decode(
@@ -294,6 +352,7 @@ def _run(
     scaling: float,
     softcap: float | None,
     sinks: Tensor | None,
+    log_weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Attention to listed tokens, or to spans where there are no lists."""
     out_dtype = q.dtype
@@ -326,7 +385,9 @@ def _run(
         q.data_ptr(), _span(q), *q.stride()[:3],
         key, _span(k) + offset, *k.stride()[:3],
         value, _span(v) + offset, offset, *v.stride()[:3],
-        0 if indices is None else indices.data_ptr(), 0 if spans is None else spans.data_ptr(),
+        0 if indices is None else indices.data_ptr(),
+        0 if log_weights is None else log_weights.data_ptr(),
+        0 if spans is None else spans.data_ptr(),
         out.data_ptr(), lse.data_ptr(), *_memory(8 * passes.SCRATCH + 4 * floats, threads),
         real(scaling), real(softcap or 0.0), real(unweighted),
     )  # fmt: skip

@@ -286,6 +286,23 @@ def smallest_units(levels, k, out):
 
 
 @kernel
+def score_unit(call, unit, base, size, queries, keys, majority, masks, tables, levels):
+    """Distances of the unit's query from `size` keys, from byte `base` of the codes on, to
+    `levels`."""
+    rows, words, group, grades = call.rows, call.words, call.group, call.grades
+    row, line, item = unit % rows, unit // rows % call.lists, unit // (rows * call.lists)
+    count = grades if grades else planes(group)[0]
+    for word in range(words):
+        query = ((item * call.lists + line) * group * rows + row) * words + word
+        if grades:
+            load_grades(queries, query * (1 + grades), grades, majority, masks)
+        else:
+            weigh_bits(queries, query, rows * words, group, majority, masks)
+        fill_tables(majority[0], masks, count, tables, word * BYTES * TABLES)
+    score(keys, base, call.key_byte, BYTES * words, tables, levels, 0, size)
+
+
+@kernel
 def select_share(data, kind):
     """Select for this thread's units: (batch, list, row), the last fastest.
 
@@ -310,7 +327,6 @@ def select_share(data, kind):
     scratch = at_address(memory, 1 + PLANES, np.uint32)
     tables = at_address(memory + MASKS_BYTES, BYTES * words * TABLES, np.uint8)
     levels = at_address(memory + MASKS_BYTES + BYTES * words * TABLES, call.tokens, kind)
-    count = grades if grades else planes(group)[0]
     majority, masks = scratch[:1], scratch[1:]
     for unit in range(start, stop):
         row, line, item = unit % rows, unit // rows % lists, unit // (rows * lists)
@@ -322,14 +338,7 @@ def select_share(data, kind):
         base += line // call.lists_per_code_head * call.key_head
         k = min(heavy[unit], size)
         if 0 < k < size:
-            for word in range(words):
-                query = ((item * lists + line) * group * rows + row) * words + word
-                if grades:
-                    load_grades(queries, query * (1 + grades), grades, majority, masks)
-                else:
-                    weigh_bits(queries, query, rows * words, group, majority, masks)
-                fill_tables(majority[0], masks, count, tables, word * BYTES * TABLES)
-            score(keys, base + low, call.key_byte, BYTES * words, tables, levels, 0, size)
+            score_unit(call, unit, base + low, size, queries, keys, majority, masks, tables, levels)
         end = unit * width
         for token in range(first, low):
             out[end] = token

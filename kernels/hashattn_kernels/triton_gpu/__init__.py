@@ -1,10 +1,10 @@
 """Triton kernels for NVIDIA GPUs of compute capability 8.0 and later.
 
 `backend` has the functions that the API calls; `launch` launches the kernels of `encoding`,
-`scoring`, `selection`, `unions` and `attention`; `step` is a decode step with preallocated memory,
-for CUDA graphs; `configs` has the shipped configurations, which `gate` compiles without a GPU.
-Simple versions that explain the kernels, and with which tests compare them, are in
-tests/kernels/gpu.
+`scoring`, `selection`, `sampling`, `unions` and `attention`; `step` is a decode step with
+preallocated memory, for CUDA graphs; `configs` has the shipped configurations, which `gate`
+compiles without a GPU. Simple versions that explain the kernels, and with which tests compare them,
+are in tests/kernels/gpu.
 """
 
 from .backend import (
@@ -14,6 +14,7 @@ from .backend import (
     encode_pair,
     grade_bits,
     hamming_scores,
+    sample_by_codes,
     select,
     select_by_codes,
     supports,
@@ -27,6 +28,7 @@ __all__ = [
     "encode_pair",
     "grade_bits",
     "hamming_scores",
+    "sample_by_codes",
     "select",
     "select_by_codes",
     "supports",

@@ -27,17 +27,18 @@ def product(a, b):
 
 @triton.jit
 def attend_kernel(
-    Q, K, V, INDICES, SPANS, PARTS, LSE, scale, softcap,
+    Q, K, V, INDICES, SPANS, LOG_WEIGHTS, PARTS, LSE, scale, softcap,
     q_batch, q_head, q_row, k_batch, k_head, k_token, v_batch, v_head, v_token,
     lists, share, q_len, width, split,
     GROUP: tl.constexpr, SLOTS: tl.constexpr, DIM: tl.constexpr, DIM_SLOTS: tl.constexpr,
     VALUE_DIM: tl.constexpr, VALUE_SLOTS: tl.constexpr, BLOCK: tl.constexpr,
-    STAGES: tl.constexpr, LISTED: tl.constexpr, CAPPED: tl.constexpr,
+    STAGES: tl.constexpr, LISTED: tl.constexpr, CAPPED: tl.constexpr, WEIGHTED: tl.constexpr,
 ):  # fmt: skip
     """Attention to one part of a list, for the GROUP query heads that read it.
 
     Grid (parts, batch * lists * q_len); `split` tokens a part. LISTED: tokens of INDICES (rows,
-    width) int32, negative for none; else of the rows' SPANS (batch, q_len, 2) int64. Results: PARTS
+    width) int32, negative for none, with LOG_WEIGHTS (rows, width) float32 added to their logits
+    if WEIGHTED; else of the rows' SPANS (batch, q_len, 2) int64. Results: PARTS
     (rows, GROUP, parts, VALUE_DIM) and LSE (rows, GROUP, parts), float32: -inf for no tokens,
     LOWEST for tokens whose logits are all -inf. A single head multiplies in registers, more heads
     on tensor cores.
@@ -93,6 +94,9 @@ def attend_kernel(
             logits = product(q, tl.trans(keys)) * scale
         if CAPPED:  # softcap * tanh(logits / softcap)
             logits = softcap * (2 * tl.sigmoid(2 * logits / softcap) - 1)
+        if WEIGHTED:
+            added = LOG_WEIGHTS + row.to(tl.int64) * width + offset + slot
+            logits += tl.load(added, mask=there, other=0.0)[None, :]
         logits = tl.where(there[None, :], logits * LOG2_E, -float("inf"))
         peak = tl.maximum(highest, tl.max(logits, axis=1))
         safe = tl.where(peak == -float("inf"), 0.0, peak)  # no token so far

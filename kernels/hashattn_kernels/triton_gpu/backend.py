@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .. import reference
 from ..codes import Codes, Tiled, tokens_of
+from ..coins import Coins
 from ..maps import Maps
 from . import configs, launch
 from .bits import INTERPRET
@@ -95,6 +96,44 @@ def select_by_codes(
     return indices
 
 
+def sample_by_codes(
+    query_codes: Tensor,
+    key_codes: Tensor | Codes,
+    units: Tensor,
+    certain: Tensor,
+    drawn: Tensor,
+    trust: int,
+    coins: Coins,
+    spans: Tensor,
+    sink: int,
+    local: int,
+    width: int,
+    most: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The histogram of selection, then three launches; what selection runs in torch, this does."""
+    batch, heads, q_len, words = query_codes.shape[:4]
+    lists, device = units.shape[1], query_codes.device
+    group, grades = heads // lists, query_codes.shape[4] - 1 if query_codes.dim() == 5 else 0
+    if levels(group, words, grades, most) >= configs.MOST_LEVELS:
+        return reference.sample_by_codes(
+            query_codes, key_codes, units, certain, drawn, trust, coins, spans, sink, local, width
+        )
+    if not grades and group % 2 == 0:
+        units = 2 * units  # distances of an even group are halved, see scoring
+    keys = key_codes if isinstance(key_codes, Tiled) else Tiled.from_tokens(tokens_of(key_codes))
+    indices = torch.empty(batch, lists, q_len, width, dtype=torch.int32, device=device)
+    weights = torch.empty(batch, lists, q_len, width, device=device)
+    rows = batch * lists * q_len
+    if rows:
+        space = launch.SelectSpace.reserve(
+            rows, max(1, keys.length), group, words, device, grades, most
+        )
+        numbers = (part.contiguous() for part in (units, certain, drawn))
+        launch.sample(query_codes.contiguous(), keys, *numbers, trust, coins, spans.contiguous(),
+                      sink, local, indices, weights, space)  # fmt: skip
+    return indices, weights
+
+
 def union(indices: Tensor, lists: int, n: int) -> Tensor:
     """As wide as a union can be: its true width would have to be read from the device."""
     batch, before, q_len, width = indices.shape
@@ -115,11 +154,14 @@ def attend(
     scaling: float,
     softcap: float | None,
     sinks: Tensor | None,
+    log_weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Gather and attend in one pass over parts of the lists, then merge the parts."""
     indices = indices.contiguous()
+    if log_weights is not None:
+        log_weights = log_weights.float().contiguous()
     return _attend(q, k, v, indices, None, indices.shape[1], indices.shape[3],
-                   scaling, softcap, sinks)  # fmt: skip
+                   scaling, softcap, sinks, log_weights)  # fmt: skip
 
 
 def dense_decode(
@@ -151,13 +193,15 @@ def _attend(
     scaling: float,
     softcap: float | None,
     sinks: Tensor | None,
+    log_weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     q, k, v = _rows_in_place(q), _rows_in_place(k), _rows_in_place(v)
     out = q.new_empty(*q.shape[:3], v.shape[3])
     lse = torch.empty(q.shape[:3], device=q.device)
     if lse.numel():
         space = launch.AttendSpace.reserve(q, lists, width, v.shape[3], k.dtype)
-        launch.attend(q, k, v, indices, spans, scaling, softcap, sinks, out, lse, space)
+        launch.attend(q, k, v, indices, spans, scaling, softcap, sinks, out, lse, space,
+                      log_weights)  # fmt: skip
     return out, lse
 
 

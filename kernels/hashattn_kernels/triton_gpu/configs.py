@@ -22,6 +22,8 @@ PROGRAMS = 4  # programs that a kernel should start for each multiprocessor
 MULTIPROCESSORS = 132  # of an H100 or H200: assumed where there is no GPU
 MERGE_BLOCK = 16  # parts
 MARK_BLOCK = WRITE_BLOCK = 1024  # tokens of a list, words of a bitmap
+SURVEY_BLOCK = 1024  # candidates
+COUNT_BLOCK = 256  # chunks
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,13 @@ class Select:
         """Constants of the histogram kernels."""
         block = min(128, max(4, 4096 // (32 * self.hot)))
         return self.scoring | {"HOT": self.hot, "BLOCK": block}
+
+    @property
+    def surveying(self) -> dict[str, int]:
+        """Constants of sampling.survey_kernel: all levels fit below a power of 2."""
+        highest = levels(self.group, self.words, self.grades, self.most)
+        sizes = {name: size for name, size in self.scoring.items() if name != "TILES"}
+        return sizes | {"BINS": next_power_of_2(highest + 1), "AT_ONCE": SURVEY_BLOCK}
 
 
 @dataclass(frozen=True)

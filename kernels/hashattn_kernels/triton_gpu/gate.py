@@ -35,6 +35,7 @@ from triton.compiler import ASTSource
 from . import configs
 from .attention import attend_kernel, merge_kernel
 from .encoding import encode_kernel
+from .sampling import list_kernel, survey_kernel, tally_kernel
 from .selection import compact_kernel, histogram_kernel, wide_histogram_kernel
 from .self_test import bits_kernel
 from .unions import mark_kernel, write_kernel
@@ -44,14 +45,16 @@ SHARED = ("codes.py", "maps.py")  # sources outside this folder that constants c
 REGISTERS = 65536  # of a multiprocessor, for all its threads
 NARROW = 4  # single-element loads that a kernel may have, for the query of one head
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
-POINTERS = {"SPANS": "*i64", "HEAVY": "*i64"} | dict.fromkeys(
-    ("BIASES", "PARTS", "LSE", "SINKS", "OUT_LSE"), "*fp32"
+POINTERS = dict.fromkeys(("SPANS", "HEAVY", "DRAWN", "UNITS", "CHANCES"), "*i64")
+POINTERS |= dict.fromkeys(
+    ("BIASES", "PARTS", "LSE", "SINKS", "OUT_LSE", "LOG_WEIGHTS", "LOGARITHMS"), "*fp32"
 )
 KERNELS = {
     kernel.fn.__name__: kernel
     for kernel in (
         encode_kernel, histogram_kernel, wide_histogram_kernel, compact_kernel, attend_kernel,
-        merge_kernel, mark_kernel, write_kernel, bits_kernel,
+        merge_kernel, mark_kernel, write_kernel, bits_kernel, survey_kernel, tally_kernel,
+        list_kernel,
     )
 }  # fmt: skip
 
@@ -135,13 +138,21 @@ def _selections() -> Iterator[Build]:
             count = "wide_histogram_kernel" if config.wide else "histogram_kernel"
             yield Build(count, config.counting, configs.WARPS, popcounts=True)
             yield Build("compact_kernel", config.scoring, configs.WARPS, popcounts=True)
+            if grades or words == 1:  # the default's codes, and the paper's
+                tally = config.scoring | {"BLOCK": configs.COUNT_BLOCK}
+                yield Build("tally_kernel", tally, configs.WARPS, popcounts=True)
+                yield Build("list_kernel", config.scoring, configs.WARPS, popcounts=True)
+                yield Build("survey_kernel", config.surveying, configs.WARPS, popcounts=True)
 
 
 def _attention(dim: int, dtype: torch.dtype) -> Iterator[Build]:
     config, kind = configs.attend_config(dim, dtype), "*" + TYPES[dtype]
     slots = triton.next_power_of_2(dim)
     value = {"VALUE_DIM": dim, "VALUE_SLOTS": slots}
-    for group, listed in ((1, True), (4, True), (1, False), (4, False)):
+    for group, listed, weighted in (
+        (1, True, False), (4, True, False), (1, False, False), (4, False, False),
+        (1, True, True), (4, True, True),
+    ):  # fmt: skip
         sizes = {
             "GROUP": group,
             "SLOTS": 1 if group == 1 else 16,
@@ -152,6 +163,7 @@ def _attention(dim: int, dtype: torch.dtype) -> Iterator[Build]:
             "STAGES": config.stages,
             "LISTED": listed,
             "CAPPED": False,
+            "WEIGHTED": weighted,
         }
         pointers = {"Q": kind, "K": kind, "V": kind}
         yield Build(

@@ -13,10 +13,13 @@ from torch import Tensor
 from triton import cdiv, next_power_of_2
 
 from ..codes import TILE, Tiled
+from ..coins import Coins
+from ..coins import table as coin_table
 from ..maps import Maps
 from . import configs
 from .attention import attend_kernel, merge_kernel
 from .encoding import encode_kernel
+from .sampling import list_kernel, survey_kernel, tally_kernel
 from .selection import compact_kernel, histogram_kernel, wide_histogram_kernel
 from .unions import mark_kernel, write_kernel
 
@@ -162,7 +165,7 @@ class SelectSpace:
             chunks,
             numbers(rows, chunks, 32 * config.hot),
             numbers(rows).zero_(),
-            numbers(rows, 3),
+            numbers(rows, 4),
             numbers(rows, chunks, 2),
         )
 
@@ -189,15 +192,63 @@ def select(
         q_len, width,
     )  # fmt: skip
     grid = (space.chunks, batch * lists * q_len)
-    count = wide_histogram_kernel if config.wide else histogram_kernel
     with on(storage):
-        count[grid](
-            query_codes, storage, spans, heavy, space.histogram, space.done, space.plan,
-            space.prefix, indices, *sizes, **config.counting, num_warps=configs.WARPS,
-        )  # fmt: skip
+        _count_levels(query_codes, storage, spans, heavy, indices, space, grid, sizes)
         compact_kernel[grid](
             query_codes, storage, spans, space.plan, space.prefix, indices, *sizes,
             **config.scoring, num_warps=configs.WARPS,
+        )  # fmt: skip
+
+
+def _count_levels(
+    query_codes: Tensor, storage: Tensor, spans: Tensor, heavy: Tensor, indices: Tensor,
+    space: SelectSpace, grid: tuple[int, int], sizes: tuple[int, ...],
+) -> None:  # fmt: skip
+    config = space.config
+    count = wide_histogram_kernel if config.wide else histogram_kernel
+    count[grid](
+        query_codes, storage, spans, heavy, space.histogram, space.done, space.plan, space.prefix,
+        indices, *sizes, **config.counting, num_warps=configs.WARPS,
+    )  # fmt: skip
+
+
+def sample(
+    query_codes: Tensor, keys: Tiled, units: Tensor, certain: Tensor, drawn: Tensor, trust: int,
+    coins: Coins, spans: Tensor, sink: int, local: int, indices: Tensor, log_weights: Tensor,
+    space: SelectSpace,
+) -> None:  # fmt: skip
+    """Token lists into indices (batch, lists, q, width) int32, and their log weights, float32.
+
+    units, certain and drawn (batch, lists, q) int64; other arguments as of `select`.
+    """
+    batch, lists, q_len, width = indices.shape
+    storage, config, rows = keys.storage, space.config, batch * lists * q_len
+    share = lists // storage.shape[1]
+    sizes = (*storage.stride()[:2], sink, local, space.chunks, lists, share, q_len, width)
+    grid = (space.chunks, rows)
+    draw = torch.empty(rows, 2, dtype=torch.int32, device=storage.device)
+    counts = torch.empty(rows, space.chunks, dtype=torch.int32, device=storage.device)
+    table, chances, logarithms = (
+        coin_table(storage.device, name) for name in ("TABLE", "CHANCES", "LOG_WEIGHTS")
+    )
+    state = coins.state - (coins.state >> 31 << 32)  # as a signed word
+    of_coins = state, coins.first_list, int(coins.fresh)
+    kept = (
+        query_codes, storage, spans, space.plan, space.prefix, drawn, units, draw, table, counts,
+    )  # fmt: skip
+    with on(storage):
+        _count_levels(query_codes, storage, spans, certain, indices, space, grid, sizes)
+        survey_kernel[(rows,)](
+            query_codes, storage, spans, drawn, units, space.plan, chances, draw,
+            *sizes[:4], *sizes[5:8], trust, **config.surveying, num_warps=configs.WARPS,
+        )  # fmt: skip
+        tally_kernel[grid](
+            *kept, space.done, indices, log_weights, *sizes, *of_coins, **config.scoring,
+            BLOCK=configs.COUNT_BLOCK, num_warps=configs.WARPS,
+        )  # fmt: skip
+        list_kernel[grid](
+            *kept, logarithms, indices, log_weights, *sizes, *of_coins, **config.scoring,
+            num_warps=configs.WARPS,
         )  # fmt: skip
 
 
@@ -258,6 +309,7 @@ def attend(
     out: Tensor,
     lse: Tensor,
     space: AttendSpace,
+    log_weights: Tensor | None = None,
 ) -> None:
     """Attention to listed tokens, or to spans, into out (batch, heads, q, value_dim) and lse
     (batch, heads, q) float32; other shapes as in `api`."""
@@ -271,13 +323,15 @@ def attend(
     with on(q):
         attend_kernel[(parts, rows)](
             q, k, v, spans if indices is None else indices, indices if spans is None else spans,
+            space.lse if log_weights is None else log_weights,
             space.parts, space.lse, scaling, softcap or 1.0,
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
             lists, lists // kv_heads, q_len, width, space.split,
             GROUP=group, SLOTS=1 if group == 1 else max(16, slots), DIM=dim,
             DIM_SLOTS=_slots(dim), VALUE_DIM=value_dim, VALUE_SLOTS=value_slots,
             BLOCK=config.block, STAGES=config.stages, LISTED=indices is not None,
-            CAPPED=softcap is not None, num_warps=config.warps, num_stages=config.stages,
+            CAPPED=softcap is not None, WEIGHTED=log_weights is not None,
+            num_warps=config.warps, num_stages=config.stages,
         )  # fmt: skip
         merge_kernel[(rows * group,)](
             space.parts, space.lse, lse if sinks is None else sinks, out, lse, parts, lists, q_len,

@@ -148,9 +148,9 @@ def plan_when_last(
 ):  # fmt: skip
     """Turn a row's histograms into its plan, in the program that finishes last.
 
-    PLAN (rows, 3): threshold, how many tokens at it are taken, how many in all. PREFIX (rows,
-    chunks, 2): tokens below and at the threshold in the chunks before. Slots of INDICES (rows,
-    width) after the list get -1.
+    PLAN (rows, 4): threshold, how many tokens at it are taken, how many in all, and how many at the
+    threshold are left. PREFIX (rows, chunks, 2): tokens below and at it in the chunks before. Slots
+    of INDICES (rows, width) after the list get -1.
     """
     tl.debug_barrier()  # the whole chunk is stored before it counts as done
     done = tl.atomic_add(DONE + row, 1, sem="acq_rel", scope="gpu")
@@ -168,9 +168,12 @@ def plan_when_last(
             totals += tl.sum(tl.load(at, mask=inside, other=0, cache_modifier=".cg"), axis=0)
         threshold = tl.sum((tl.cumsum(totals, axis=0) < heavy).to(tl.int32), axis=0)
         taken = heavy - tl.sum(tl.where(level_of < threshold, totals, 0), axis=0)
-        tl.store(PLAN + 3 * row, threshold)
-        tl.store(PLAN + 3 * row + 1, taken)
-        tl.store(PLAN + 3 * row + 2, heavy)
+        on = tl.sum(tl.where(level_of == threshold, totals, 0), axis=0)
+        on = tl.where(threshold == BINS, high - low - tl.sum(totals, axis=0), on)
+        tl.store(PLAN + 4 * row, threshold)
+        tl.store(PLAN + 4 * row + 1, taken)
+        tl.store(PLAN + 4 * row + 2, heavy)
+        tl.store(PLAN + 4 * row + 3, on - taken)
         less, equal = 0, 0
         for start in range(0, chunks, BLOCK):
             chunk = start + block
@@ -213,9 +216,9 @@ def compact_kernel(
     if (chunk * (TILES * TILE) < last) & ((chunk + 1) * (TILES * TILE) > first):
         codes = QUERIES + (batch * lists + member) * (GROUP * q_len * QUERY_WORDS)
         masks = code_masks(codes, query, q_len, GROUP, SLOTS, WORDS, DIGITS, QUERY_WORDS != WORDS)
-        threshold = tl.load(PLAN + 3 * row)
-        taken = tl.load(PLAN + 3 * row + 1)
-        heavy = tl.load(PLAN + 3 * row + 2)
+        threshold = tl.load(PLAN + 4 * row)
+        taken = tl.load(PLAN + 4 * row + 1)
+        heavy = tl.load(PLAN + 4 * row + 2)
         prefix = PREFIX + (row.to(tl.int64) * chunks + chunk) * 2
         less = tl.load(prefix)
         equal = tl.load(prefix + 1)
