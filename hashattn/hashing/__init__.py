@@ -3,7 +3,7 @@
 from hashattn.hashing.capture import CapturedLayer, capture
 from hashattn.hashing.maps import HashConfig, HashMap, LayerMaps
 from hashattn.hashing.recipe import TrainRecipe
-from hashattn.hashing.renew import renew_card
+from hashattn.hashing.renew import renew_card, renew_slopes
 from hashattn.hashing.train import train_hash_weights
 from hashattn.hashing.transform import calibrate_transform
 from hashattn.hashing.weights import HashWeights
@@ -18,5 +18,6 @@ __all__ = [
     "calibrate_transform",
     "capture",
     "renew_card",
+    "renew_slopes",
     "train_hash_weights",
 ]

@@ -4,12 +4,13 @@ benchmarks whose samples trained them."""
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from hashattn.base.checks import is_count, require
+from hashattn.base.checks import is_count, is_number, require
 from hashattn.models.identity import adapted_layers, base_model_record
 
 LISTS = ("samples", "contexts")  # SHA-256 of records and of their contexts
@@ -83,6 +84,30 @@ def benchmarks_field(benchmarks: Mapping[str, Any] | None) -> dict[str, Any]:
         return {}
     entries = {name: _benchmark_entry(name, entry) for name, entry in benchmarks.items()}
     return {"benchmarks": entries}
+
+
+def slopes_field(slopes: Mapping[int, Tensor | None]) -> dict[str, Any]:
+    """{"slopes": {layer: numbers}} for the card, of hashing.slopes.map_slopes of every layer; {}
+    unless all layers have them."""
+    if any(slope is None for slope in slopes.values()):
+        return {}
+    return {"slopes": {str(layer): slope.tolist() for layer, slope in slopes.items()}}
+
+
+def kept_slopes(card: Mapping[str, Any], lists: Collection[int]) -> dict[int, Tensor] | None:
+    """The card's slopes by layer, float32; None if it has none. ValueError for damaged ones: others
+    than positive numbers, one for each of `lists` token lists (either number of them)."""
+    stated = card.get("slopes")
+    if stated is None:
+        return None
+    valid = isinstance(stated, Mapping) and all(
+        isinstance(slopes, list)
+        and len(slopes) in lists
+        and all(is_number(slope) and slope > 0 for slope in slopes)
+        for slopes in stated.values()
+    )
+    require(valid, "slopes", stated, "positive numbers by layer, one for each token list")
+    return {int(layer): torch.tensor(slopes) for layer, slopes in stated.items()}
 
 
 def trained_benchmarks(card: Mapping[str, Any]) -> dict[str, int | dict[str, list[str]]] | None:

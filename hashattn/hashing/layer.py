@@ -18,6 +18,7 @@ from hashattn.hashing.labels import RowLabels, candidate_mask, row_labels
 from hashattn.hashing.maps import HashConfig, LayerMaps, random_maps
 from hashattn.hashing.objective import Batch, batch_loss, relax
 from hashattn.hashing.recipe import TrainRecipe
+from hashattn.hashing.slopes import map_slopes
 from hashattn.hashing.transform import Digits, initial_components
 from hashattn.hashing.validate import selection_quality
 
@@ -26,10 +27,12 @@ SAMPLE = 65_536  # query and key vectors a head's initial statistics are taken f
 
 @dataclass(frozen=True)
 class TrainedLayer:
-    """Maps of raw inputs, and one record per evaluation: step, loss and selection quality."""
+    """Maps of raw inputs, one record per evaluation (step, loss and selection quality), and the
+    maps' slopes (hashing.slopes), None where validation had no row that tells them."""
 
     maps: LayerMaps
     history: list[dict[str, float]]
+    slopes: Tensor | None = None
 
 
 class LayerTrainer:
@@ -309,5 +312,6 @@ def train_layer(
         if number < recipe.steps:
             losses.append(trainer.step(number))
     bar.close()
+    slopes = map_slopes(best, validation, recipe.group, recipe.sink, recipe.local)
     history[-1]["seconds"] = time.perf_counter() - started
-    return TrainedLayer(best, history)
+    return TrainedLayer(best, history, slopes)

@@ -16,6 +16,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from hashattn.base.errors import HashWeightsError
 from hashattn.base.files import FileError, read_json, write_json
 from hashattn.base.tensors import read_tensors, write_tensors
@@ -81,7 +83,9 @@ class RunFolder:
                 remedy = f"delete {record_file} to train the layer again"
                 tensors = read_tensors(maps_file, HashWeightsError, remedy)
                 maps = LayerMaps.from_tensors(tensors, self.config)
-                finished[layer] = TrainedLayer(maps, record["history"])
+                slopes = record.get("slopes")
+                slopes = None if slopes is None else torch.tensor(slopes)
+                finished[layer] = TrainedLayer(maps, record["history"], slopes)
         return finished
 
     def keep(self, layer: int, trained: TrainedLayer) -> None:
@@ -89,7 +93,9 @@ class RunFolder:
         maps_file, record_file = self._layer_files(layer)
         write_tensors(maps_file, dict(trained.maps.tensors()))
         # last: a layer with a record has its maps
-        write_json(record_file, {"key": self.layer_key, "history": trained.history})
+        slopes = None if trained.slopes is None else trained.slopes.tolist()
+        record = {"key": self.layer_key, "history": trained.history, "slopes": slopes}
+        write_json(record_file, record)
 
     def _layer_files(self, layer: int) -> tuple[Path, Path]:
         maps_file = self.path / "layers" / f"layer_{layer:03d}.safetensors"

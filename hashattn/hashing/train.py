@@ -24,7 +24,7 @@ from hashattn.base.layout import Layout
 from hashattn.base.progress import progress_bar, say
 from hashattn.hashing.capture import CapturedLayer, capture
 from hashattn.hashing.capture_files import load_capture, save_captures
-from hashattn.hashing.card import benchmarks_field
+from hashattn.hashing.card import benchmarks_field, slopes_field
 from hashattn.hashing.layer import TrainedLayer, figure_of_merit, train_layer
 from hashattn.hashing.maps import HashConfig, LayerMaps
 from hashattn.hashing.recipe import TrainRecipe
@@ -135,6 +135,7 @@ def train_hash_weights(
         "seed": seed,
         "recipe": dataclasses.asdict(recipe),
         "validation": _curves(finished),
+        **slopes_field({layer: trained.slopes for layer, trained in sorted(finished.items())}),
         "data": {
             "note": data_note,
             **benchmarks_section,

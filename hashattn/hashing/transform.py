@@ -18,6 +18,7 @@ from torch import Tensor
 
 from hashattn.base.layout import Layout
 from hashattn.hashing.capture import CapturedLayer
+from hashattn.hashing.card import slopes_field
 from hashattn.hashing.initial import (
     interaction_directions,
     linear_stages,
@@ -259,7 +260,7 @@ class _Streamed:
         self.mean = torch.zeros(heads, dim, dtype=torch.float64)
         self.queries = self.keys = 0
         self.samples: list[Tensor] = []
-        self.query_heads = len(first.queries)
+        self.query_heads, self.scaling = len(first.queries), first.scaling
 
     def add(self, rows: CapturedLayer) -> None:
         keys = rows.keys.double().cpu()
@@ -364,4 +365,6 @@ def _calibrated(
         "data": {"keys": first.keys, "queries": first.queries},
     }
     maps = {layer: layers[layer].maps(config, code) for layer in config.layers}
-    return HashWeights(config, maps, made | dict(card or {}))
+    # a level is the mean of the keys that it stands for, so that q.k is estimated as it is
+    scalings = {layer: torch.full((config.query_heads,), layers[layer].scaling) for layer in maps}
+    return HashWeights(config, maps, made | slopes_field(scalings) | dict(card or {}))

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from hashattn.base.checks import require
 from hashattn.base.errors import HashWeightsError
-from hashattn.hashing.card import differences
+from hashattn.hashing.card import differences, kept_slopes
 from hashattn.hashing.maps import HashConfig, LayerMaps, random_maps
 from hashattn.hashing.weight_files import (
     CONFIG_FILE,
@@ -69,6 +69,13 @@ class HashWeights:
     def sha256(self) -> str:
         """Hash of shapes and tensors (not of the card): the identity of the codes."""
         return self._sha256
+
+    @property
+    def slopes(self) -> dict[int, Tensor] | None:
+        """{layer: (lists,)} of the card: logits for a unit of score, in the form that the maps were
+        trained for (hashing.slopes); None for weights from before they were kept."""
+        heads = (self.config.query_heads, self.config.key_maps)
+        return kept_slopes(self.card, heads)
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor by its name in the file."""

@@ -13,6 +13,7 @@ logits          exact or estimated logits as scores, per query head or for a gro
 codes           selectors by the Hamming distance of codes: hash, transform, rabitq, hata, lsh
 observed        selectors by the attention they saw: h2o, snapkv, infllm
 wrapper         selectors on top of another one: rerank, residual
+slopes          scores as attention logits, for drawing tokens by them
 variants        names of the hash selector with other weights
 
 A new method takes three places: its file, with a dataclass of its settings and what it ranks by; a
@@ -61,7 +62,7 @@ _CLASSES = {cls: module for module, cls in METHODS.values()}
 _CLASSES |= {"Selector": "hashattn.selectors.base", "KeyView": "hashattn.selectors.base"}
 _CLASSES["CodeSelector"] = "hashattn.selectors.codes"
 _CLASSES["SelectionPlan"] = "hashattn.selectors.plan"
-
+_CLASSES["fit_slopes"] = "hashattn.selectors.slopes"
 _CLASSES |= dict.fromkeys(("MethodStyle", "UsualContext"), "hashattn.selectors.usual")
 
 __all__ = [

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 from uuid import uuid4
@@ -18,13 +18,14 @@ import torch
 from torch import Tensor
 
 from hashattn.base.layout import Layout
-from hashattn.kernels import GrowableBuffer, select
+from hashattn.kernels import NAT, GrowableBuffer, sample, select
 from hashattn.selectors.plan import SelectionPlan
 
 if TYPE_CHECKING:
     from hashattn.models.heads import HeadSlice
     from hashattn.selectors.usual import MethodStyle, UsualContext
 
+_COSTLIEST = 1 << 20  # a cost that no coin reaches, in 1 / NAT nats
 NORM_BITS = 16  # of the stored norm of a value or a key
 SETTINGS = (str, int, float, tuple, type(None))  # what a record can hold of a field
 
@@ -119,7 +120,9 @@ class Traits:
     methods whose `select` is not simply the best of their scores. evicts: True for methods that
     drop tokens for good. observes: True for methods that decide from attention they saw, see
     `observe`. value_norms: True for methods that weigh a token by the norm of its value, see
-    `encode_values`.
+    `encode_values`. sums_weights: True where scores are attention weights summed over a group of
+    heads, not logits. slopes: {layer: (lists,) float32}, nats of attention logit for a unit of
+    score; None where scores only rank.
     """
 
     # not in Selector, whose dataclass would put these before the fields of every method
@@ -134,6 +137,8 @@ class Traits:
     evicts: bool = False
     observes: bool = False
     value_norms: bool = False
+    sums_weights: bool = False
+    slopes: Mapping[int, Tensor] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,6 +177,19 @@ class Selector(Traits, ABC):
         (batch, heads, new, ...): its first tokens."""
         return GrowableBuffer(axis=2)
 
+    def index_of(
+        self, layer: int, keys: Tensor, values: Tensor | None = None
+    ) -> dict[str, Tensor | IndexStore]:
+        """What `scores` finds in KeyView.index for one sequence's keys (KV heads, n, D) and values:
+        in stores, as in a cache, so that what a store derives from its keys is derived once."""
+        parts = self.encode_keys(layer, keys[None])
+        if values is not None:
+            parts = parts | self.encode_values(layer, values[None])
+        stores = {name: self.new_store(name, part) for name, part in parts.items()}
+        for name, part in parts.items():
+            stores[name].append(part)
+        return {name: store.value for name, store in stores.items()}
+
     def observe(
         self, layer: int, queries: Tensor, view: KeyView, scaling: float, read: Tensor | None = None
     ) -> dict[str, Tensor]:
@@ -207,10 +225,61 @@ class Selector(Traits, ABC):
     ) -> tuple[Tensor, Tensor | None]:
         """What attention reads: `select`'s indices, and log weights to add to their logits.
 
-        Log weights (batch, lists, q, m) float32 are minus the log of the probability with which a
-        token was sampled; None for a method that does not sample.
+        Log weights (batch, lists, q, m) float32 are minus the log of the inclusion probability with
+        which a token was drawn, None where nothing is drawn. By plan.draw, or by the method's own
+        rules where it samples by itself.
         """
-        return self.select(layer, queries, view, scaling, plan), None
+        if plan.draw is None:
+            return self.select(layer, queries, view, scaling, plan), None
+        draw, lists = plan.draw, self.lists(queries.shape[1], view.keys.shape[1])
+        costs = self.costs(layer, queries, view, scaling)
+        shape = costs.shape[:3]
+        drawn = draw.tokens.expand(shape)
+        certain = plan.heavy.expand(shape) - drawn
+        places = view.places.expand(len(plan.visible), -1)
+        return sample(
+            costs, certain, drawn, draw.trust, draw.coins.of(lists, plan.visible, places),
+            plan.candidates, plan.mandatory,
+        )  # fmt: skip
+
+    def costs(self, layer: int, queries: Tensor, view: KeyView, scaling: float) -> Tensor:
+        """What tokens are drawn by: minus the estimated logits (batch, lists, q, n) int64, in
+        1 / NAT nats, up to a constant of the row."""
+        logits = self.estimates(layer, queries, view, scaling)
+        self._check_scores(logits, queries, view)
+        logits = logits.float().masked_fill(~view.causal(queries.shape[2]), -torch.inf)
+        below = logits.amax(dim=-1, keepdim=True) - logits
+        return (NAT * below).nan_to_num(_COSTLIEST, _COSTLIEST).clamp(max=_COSTLIEST).round().long()
+
+    def estimates(self, layer: int, queries: Tensor, view: KeyView, scaling: float) -> Tensor:
+        """Estimated logits (batch, lists, q, n) up to a constant of the row; where heads share a
+        list, of the sum of their attention weights.
+
+        Here even_scores times `slopes`. ValueError where these are missing.
+        """
+        self.require_estimates(layer)
+        scores = self.even_scores(layer, queries, view, scaling)
+        return scores * self.slopes[layer].to(scores.device)[:, None, None]
+
+    def require_estimates(self, layer: int) -> None:
+        """ValueError where tokens cannot be drawn by this method's scores in a layer."""
+        if not self.ranks or self.observes:
+            raise ValueError(
+                f"selector {self.name!r} does not read the best of its scores, so none of its "
+                "tokens can be drawn by them: read with Budget(sampled=0)"
+            )
+        if self.slopes is None or layer not in self.slopes:
+            raise ValueError(
+                f"selector {self.name!r}: its scores estimate no logits in layer {layer}, so no "
+                "tokens can be drawn by them; calibrate it with hashattn.selectors.fit_slopes, or "
+                "read with Budget(sampled=0)"
+            )
+
+    def even_scores(self, layer: int, queries: Tensor, view: KeyView, scaling: float) -> Tensor:
+        """Scores float32 (batch, lists, q, n), or their logarithms where they are weights, in a
+        unit that is the same for all queries."""
+        scores = self.scores(layer, queries, view, scaling).float()
+        return scores.log() if self.sums_weights else scores
 
     def _check_scores(self, scores: Tensor, queries: Tensor, view: KeyView) -> None:
         batch, heads, q_len, _ = queries.shape
@@ -248,7 +317,10 @@ class Selector(Traits, ABC):
         """
         shards = self.__dict__.setdefault("_shards", {})
         if part not in shards:
-            shards[part] = self._shard(part)
+            shard = self._shard(part)
+            if self.slopes is not None:
+                shard = shard._with(slopes=part.of_layers(self.slopes))
+            shards[part] = shard
         return shards[part]
 
     def _shard(self, part: HeadSlice) -> Self:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -11,10 +12,19 @@ from torch import Tensor
 from hashattn.base.checks import require_one_of
 from hashattn.base.layout import Layout, check_layout
 from hashattn.hashing.weights import HashWeights
-from hashattn.kernels import grade_bits, tokens_of, unpack_bits
+from hashattn.kernels import (
+    NAT,
+    grade_bits,
+    grade_step,
+    hamming_scores,
+    sample_by_codes,
+    tokens_of,
+    unpack_bits,
+)
 from hashattn.models.heads import HeadSlice
 from hashattn.selectors.base import KeyView
 from hashattn.selectors.codes import CodeSelector
+from hashattn.selectors.plan import SelectionPlan
 from hashattn.selectors.usual import MethodStyle, UsualContext
 
 _SCORINGS = ("graded", "hamming", "asymmetric")
@@ -73,6 +83,16 @@ class HashSelector(CodeSelector):
             return cls(weights)
         return cls(weights, "hamming", weights.config.layout)
 
+    @cached_property
+    def slopes(self) -> dict[int, Tensor] | None:
+        """The weights' own, where they are read as they were trained (`as_trained`); else None,
+        until `fit_slopes` finds others."""
+        kept = self.weights.slopes
+        each = self.weights.card["recipe"]["group"] == "each" if kept else False
+        own = "per_query_head" if each else self.weights.config.layout
+        same = each == (self.scoring != "hamming") and self.layout == own
+        return kept if same else None
+
     @property
     def trained(self) -> bool:
         """Whether the weights are."""
@@ -109,6 +129,49 @@ class HashSelector(CodeSelector):
         if self.by_codes:
             return super().scores(layer, queries, view, scaling)
         return self._weighted(layer, queries, view)
+
+    def even_scores(self, layer: int, queries: Tensor, view: KeyView, scaling: float) -> Tensor:
+        """Of graded bits: weights in units of the query's pre-activations."""
+        if self.scoring != "graded" or not self.by_codes:
+            return super().even_scores(layer, queries, view, scaling)
+        codes, unit = self._graded(layer, queries)
+        return hamming_scores(codes, view.index["codes"], codes.shape[1]) * unit[..., None]
+
+    def costs(self, layer: int, queries: Tensor, view: KeyView, scaling: float) -> Tensor:
+        """Of graded bits: weights of the bits that differ, in what a unit of weight stands for."""
+        if self.scoring != "graded" or self.slopes is None or not self.by_codes:
+            return super().costs(layer, queries, view, scaling)
+        codes, units = self._priced(layer, queries)
+        return -hamming_scores(codes, view.index["codes"], codes.shape[1]) * units[..., None]
+
+    def sample(
+        self, layer: int, queries: Tensor, view: KeyView, scaling: float, plan: SelectionPlan
+    ) -> tuple[Tensor, Tensor | None]:
+        """Indices and log weights (B, lists, q, m): straight from the codes, where they decide and
+        every row sees one interval of tokens."""
+        draw = plan.draw
+        graded = self.scoring == "graded" and self.by_codes and self.slopes is not None
+        if draw is None or plan.spans is None or not graded:
+            return super().sample(layer, queries, view, scaling, plan)
+        codes, units = self._priced(layer, queries)
+        drawn = draw.tokens.expand(units.shape)
+        return sample_by_codes(
+            codes, view.index["codes"], units, plan.heavy - drawn, drawn, draw.trust, draw.coins,
+            plan.sink, plan.local, spans=plan.spans, width=plan.width, most=self.most,
+        )  # fmt: skip
+
+    def _priced(self, layer: int, queries: Tensor) -> tuple[Tensor, Tensor]:
+        """Graded codes (B, lists, q, words, 1 + planes) of queries (B, heads, q, D), and what each
+        unit of weight costs, int64 (B, lists, q) in 1 / NAT nats."""
+        codes, unit = self._graded(layer, queries)
+        units = NAT * unit * self.slopes[layer].to(unit.device)[:, None]
+        return codes, units.round().long().clamp(min=1)
+
+    def _graded(self, layer: int, queries: Tensor) -> tuple[Tensor, Tensor]:
+        """Graded codes of queries (B, heads, q, D), and a unit of weight in pre-activations,
+        float32 (B, lists, q): twice the grades' step, as a bit that differs turns its sign."""
+        pre, grades = self._preactivations(layer, queries), self.weights.config.grades
+        return grade_bits(pre, **grades), 2 * grade_step(pre, **grades)
 
     def _weighted(self, layer: int, queries: Tensor, view: KeyView) -> Tensor:
         """Signs of the keys' codes, weighted by pre-activations, float32 (B, lists, q, n)."""

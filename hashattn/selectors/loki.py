@@ -97,6 +97,11 @@ class LokiSelector(Selector):
         grids = {layer: fit_grid(torch.cat(seen, 1), bits) for layer, seen in parts.items()}
         return cls(basis, layout, bits, grids)
 
+    @property
+    def sums_weights(self) -> bool:
+        """Where a group shares a list."""
+        return self.layout == "per_kv_head"
+
     def encode_keys(self, layer: int, keys: Tensor) -> dict[str, Tensor]:
         """{"components": float16, or uint8 labels, (B, KV heads, n, components)} of keys (B, KV
         heads, n, D)."""

@@ -38,6 +38,18 @@ class OracleSelector(Selector):
             return scores * norms
         return scores + norms.log().repeat_interleave(queries.shape[1] // norms.shape[1], dim=1)
 
+    @property
+    def sums_weights(self) -> bool:
+        """Where a group shares a list."""
+        return self.layout == "per_kv_head"
+
+    def require_estimates(self, layer: int) -> None:
+        """Nothing is missing: scores are the logits."""
+
+    def estimates(self, layer: int, queries: Tensor, view: KeyView, scaling: float) -> Tensor:
+        """The logits themselves (B, lists, q, n), or the logarithm of a group's weights."""
+        return self.even_scores(layer, queries, view, scaling)
+
     def auxiliary_bits(self, group: int, head_dim: int) -> float:
         """Nothing, or a value norm."""
         return float(NORM_BITS * self.value_norms)

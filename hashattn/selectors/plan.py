@@ -8,6 +8,22 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from hashattn.kernels import Coins
+
+
+@dataclass(frozen=True)
+class Draw:
+    """How a part of a row's heavy tokens is drawn instead of ranked (priority sampling).
+
+    tokens (batch, 1 or lists, q) int64: how many of `heavy` are drawn, on average. coins: which
+    random numbers decide. trust: a drawn token counts for at most 1 / trust times what it would in
+    a uniform sample, whatever its score.
+    """
+
+    tokens: Tensor
+    coins: Coins
+    trust: float
+
 
 @dataclass(frozen=True)
 class SelectionPlan:
@@ -17,7 +33,7 @@ class SelectionPlan:
     heavy (batch, 1 or lists, q) int64: how many of the others to choose. visible (batch, q) int64:
     how many a row sees. spans (batch, q, 2) int64: the tokens [first, last) that it sees, None if
     they are not one interval. mask (batch or 1, 1, q, n) bool: the same as a mask, None with spans.
-    width: the most tokens that a row may read.
+    width: the most tokens that a row may read. draw: None where all heavy tokens are ranked.
     """
 
     n: int
@@ -28,6 +44,7 @@ class SelectionPlan:
     width: int
     spans: Tensor | None = None
     mask: Tensor | None = None
+    draw: Draw | None = None
 
     @cached_property
     def visible_total(self) -> int | Tensor:

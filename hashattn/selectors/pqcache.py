@@ -50,6 +50,11 @@ class PQCacheSelector(Selector):
         require(1 <= self.bits <= 8, "bits", self.bits, "within 1..8, a code is one byte")
         check_layout(self.layout)
 
+    @property
+    def sums_weights(self) -> bool:
+        """Where a group shares a list."""
+        return self.layout == "per_kv_head"
+
     def encode_keys(self, layer: int, keys: Tensor) -> dict[str, Tensor]:
         """{"codes": keys (B, KV heads, n, D)}: the store, which has the centroids, encodes them."""
         return {"codes": keys}

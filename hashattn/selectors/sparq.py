@@ -39,6 +39,11 @@ class SparQSelector(Selector):
         require(self.channels >= 1, "channels", self.channels, "at least 1")
         check_layout(self.layout)
 
+    @property
+    def sums_weights(self) -> bool:
+        """Where a group shares a list."""
+        return self.layout == "per_kv_head"
+
     def scores(self, layer: int, queries: Tensor, view: KeyView, scaling: float) -> Tensor:
         """Approximate logits, or a group's weights, float32 (B, lists, q, n).
 
