@@ -171,6 +171,8 @@ def attach(
     the same selector, made for all heads; it uses the part for the heads that the process holds,
     and its receipt counts these.
 
+    With budget.sampled the selector has to estimate logits: ValueError where it does not.
+
     Raises UnsupportedModelError for models outside transformers' attention interface, or whose KV
     heads the processes of tensor parallelism cannot share evenly, AttachmentError when the model is
     attached already, HashWeightsError for untrained weights. Steps raise NonFiniteError for keys or
@@ -188,6 +190,9 @@ def attach(
     budget = budget if budget is not None else Budget(density=1.0)
     heads, previous = head_slice(model), text_config(model)._attn_implementation
     shard = selector if heads is None else selector.shard(heads)
+    if budget.sampled:
+        for layer in sorted(set(full_attention_layers(model)) - set(dense_layers)):
+            shard.require_estimates(layer)
     shard.identity  # noqa: B018, computed now, before threads need it
     run = SparseRun(
         selector=shard,

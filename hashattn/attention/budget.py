@@ -11,10 +11,14 @@ import torch
 from torch import Tensor
 
 from hashattn.base.checks import INT32_MAX, is_count, is_number, require
-from hashattn.selectors.plan import SelectionPlan
+from hashattn.kernels import Coins, room_for
+from hashattn.selectors.plan import Draw, SelectionPlan
 
 if TYPE_CHECKING:
     from hashattn.models.heads import HeadSlice
+
+
+_SEED_MAX = 2**64 - 1
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,12 @@ class Budget:
     shares: how layers and heads share the heavy tokens, None for evenly: for every model layer a
     factor for each KV head, or one for all of them. Their mean over layers and heads is 1, so heavy
     and density remain what is read on average (`evaluation.measures.allocation` computes them).
+
+    sampled: which part of the heavy tokens is drawn, with probabilities by the selector's estimate
+    of the logits, and stands for all that are not read (priority sampling); the rest is ranked. One
+    number, or like shares one for each KV head of each layer. The number read is then the budget's
+    on average. seed, fresh: of the coins that decide, new ones at every step if fresh; trust: see
+    `kernels.sample`.
     Raises ValueError naming the field, its value and what is allowed.
     """
 
@@ -37,6 +47,10 @@ class Budget:
     heavy: int | None = None
     density: float | None = None
     shares: tuple[tuple[float, ...], ...] | None = None
+    sampled: float | tuple[tuple[float, ...], ...] = 0.0
+    seed: int = 0
+    fresh: bool = True
+    trust: float = 0.1
 
     def __post_init__(self) -> None:
         for field, least in (("sink", 0), ("local", 1)):
@@ -52,8 +66,20 @@ class Budget:
             valid = is_number(self.density) and 0 < self.density <= 1
             require(valid, "density", self.density, "a number in (0, 1], e.g. 1/16")
         if self.shares is not None:
-            _check_shares(self.shares)
-            object.__setattr__(self, "shares", tuple(tuple(map(float, s)) for s in self.shares))
+            _check_by_layer("shares", self.shares, math.inf)
+            mean = sum(sum(layer) / len(layer) for layer in self.shares) / len(self.shares)
+            require(math.isclose(mean, 1.0, abs_tol=1e-3), "shares", self.shares,
+                    f"1 on average; their mean is {mean:.4f}")  # fmt: skip
+            object.__setattr__(self, "shares", _as_tuples(self.shares))
+        if not is_number(self.sampled):
+            _check_by_layer("sampled", self.sampled, 1)
+            object.__setattr__(self, "sampled", _as_tuples(self.sampled))
+        else:
+            require(0 <= self.sampled <= 1, "sampled", self.sampled, "a number in [0, 1]")
+        valid = is_count(self.seed, 0, _SEED_MAX)
+        require(valid, "seed", self.seed, "an integer from 0 to 2^64 - 1")
+        valid = is_number(self.trust) and 0 < self.trust <= 1
+        require(valid, "trust", self.trust, "a number in (0, 1]")
 
     @overload
     def heavy_tokens(self, n: int) -> int: ...
@@ -95,40 +121,74 @@ class Budget:
         kv_heads or a multiple. part: which heads these are, where they are not all. ValueError for
         a layer or a number of KV heads that `shares` does not have.
         """
-        if self.shares is None:
+        if self.shares is None and not self.sampled:
             return plan
-        model_heads = kv_heads if part is None else part.kv_heads
-        if layer >= len(self.shares) or len(self.shares[layer]) not in (1, model_heads):
-            raise ValueError(
-                f"shares = {self.shares!r}: must be one factor, or one for each of "
-                f"the {model_heads} KV heads of layer {layer}; allocate them for this model"
-            )
-        factors = self.shares[layer]
-        if part is not None and len(factors) > 1:
-            factors = part.of(factors)
-        scale = torch.tensor(factors, dtype=torch.float64, device=plan.heavy.device)
-        scale = scale.repeat_interleave(lists // len(factors))[:, None]
-        most_heavy = math.ceil(max(factors) * self.heavy_tokens(plan.n))
+        if self.shares is not None:
+            plan = self._shared(plan, layer, kv_heads, lists, part)
+        return self._drawn(plan, layer, kv_heads, lists, part) if self.sampled else plan
+
+    def _drawn(
+        self, plan: SelectionPlan, layer: int, kv_heads: int, lists: int, part: HeadSlice | None
+    ) -> SelectionPlan:
+        """`plan` with the heavy tokens of a layer that are drawn."""
+        share = self.sampled
+        if isinstance(share, tuple):
+            if layer < len(share) and not any(share[layer]):
+                return plan
+            share = self._of_heads("sampled", layer, kv_heads, lists, part, plan.heavy.device)
+        tokens = (plan.heavy * share).round().long()
+        first = 0 if part is None else part.rank * lists
+        coins = Coins(self.seed, layer, first, self.fresh)
+        room = room_for(0, plan.width) - plan.width  # what may be drawn beyond what is expected
+        return replace(
+            plan, draw=Draw(tokens, coins, self.trust), width=min(plan.n, plan.width + room)
+        )
+
+    def _shared(
+        self, plan: SelectionPlan, layer: int, kv_heads: int, lists: int,
+        part: HeadSlice | None = None,
+    ) -> SelectionPlan:  # fmt: skip
+        scale = self._of_heads("shares", layer, kv_heads, lists, part, plan.heavy.device)
+        most_heavy = math.ceil(max(self.shares[layer]) * self.heavy_tokens(plan.n))
         return replace(
             plan,
             heavy=(plan.heavy * scale).floor().long(),
             width=min(plan.n, self.sink + self.local + most_heavy),
         )
 
+    def _of_heads(
+        self, field: str, layer: int, kv_heads: int, lists: int, part: HeadSlice | None,
+        device: torch.device,
+    ) -> Tensor:  # fmt: skip
+        """A layer's numbers of a field, (lists, 1) float64."""
+        value, model_heads = getattr(self, field), kv_heads if part is None else part.kv_heads
+        if layer >= len(value) or len(value[layer]) not in (1, model_heads):
+            raise ValueError(
+                f"{field} = {value!r}: must be one factor, or one for each of the {model_heads} KV "
+                f"heads of layer {layer}; allocate them for this model"
+            )
+        numbers = value[layer]
+        if part is not None and len(numbers) > 1:
+            numbers = part.of(numbers)
+        numbers = torch.tensor(numbers, dtype=torch.float64, device=device)
+        return numbers.repeat_interleave(lists // len(numbers))[:, None]
 
-def _check_shares(shares: Sequence[Sequence[float]]) -> None:
-    valid = isinstance(shares, list | tuple) and all(isinstance(s, list | tuple) for s in shares)
-    valid = valid and all(is_number(f) and f >= 0 for layer in shares for f in layer)
+
+def _check_by_layer(field: str, value: object, most: float) -> None:
+    valid = isinstance(value, list | tuple) and all(isinstance(v, list | tuple) for v in value)
+    valid = valid and all(is_number(f) and 0 <= f <= most for layer in value for f in layer)
     if valid:
-        heads = max((len(layer) for layer in shares), default=0)
-        valid = bool(shares) and all(len(layer) in (1, heads) for layer in shares) and heads > 0
+        heads = max((len(layer) for layer in value), default=0)
+        valid = bool(value) and all(len(layer) in (1, heads) for layer in value) and heads > 0
+    limits = "all at least 0" if most == math.inf else f"all from 0 to {most}"
     require(
-        valid, "shares", shares,
-        "a list of factors for each layer, all at least 0, one for each KV head or one for all",
+        valid, field, value,
+        f"a list of factors for each layer, {limits}, one for each KV head or one for all",
     )  # fmt: skip
-    mean = sum(sum(layer) / len(layer) for layer in shares) / len(shares)
-    require(math.isclose(mean, 1.0, abs_tol=1e-3), "shares", shares,
-            f"1 on average; their mean is {mean:.4f}")  # fmt: skip
+
+
+def _as_tuples(value: Sequence[Sequence[float]]) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(map(float, layer)) for layer in value)
 
 
 def _require_count(field: str, value: object, least: int) -> None:

@@ -60,8 +60,7 @@ def forward(
         view = step.view
         clock.lap("select")
         # the whole buffer, not its first n tokens: slicing a static cache would copy it
-        out = attend(query, key, value, step.indices, log_weights=step.log_weights,
-                     **inputs.logits())  # fmt: skip
+        out = attend(query, key, value, step.indices, log_weights=step.log_weights, **step.logits)
         out, weights = out.transpose(1, 2).contiguous(), None
     clock.lap("attend")
     if call.indexed and call.run.selector.observes:
@@ -105,7 +104,7 @@ def _select(call: LayerCall, inputs: Inputs, view: KeyView, n: int) -> LayerStep
     run.receipt.auxiliary_bits = run.selector.auxiliary_bits(group, head_dim)
     run.receipt.nominal_bits = run.selector.nominal_bits(group, head_dim)
     return LayerStep(call.layer, query, n, shared.visible_total, None, indices, log_weights, plan,
-                     view)  # fmt: skip
+                     view, inputs.value[:, :, :n], inputs.logits())  # fmt: skip
 
 
 def _dense(call: LayerCall, inputs: Inputs, reason: str, n: int) -> tuple[Tensor, Tensor | None]:

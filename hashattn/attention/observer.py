@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -28,7 +28,8 @@ class LayerStep:
     a tensor of one element where it lies on a GPU.
     Of a sparse call: indices (batch, lists, q, m) int32 of the tokens read, -1 for padding;
     log_weights, what was added to their logits, like indices, or None; plan, what the selector
-    could choose from; view, the keys and the selector's index.
+    could choose from; view, the keys and the selector's index; values (batch, kv_heads, n, Dv);
+    logits, keywords of `kernels.attend`: scaling, softcap and sinks.
     seconds: of "encode", "select", "attend" and "total" if a listener is timed, else None.
     The tensors are the model's own: a listener that keeps one must copy it.
     """
@@ -42,6 +43,8 @@ class LayerStep:
     log_weights: Tensor | None = None
     plan: SelectionPlan | None = None
     view: KeyView | None = None
+    values: Tensor | None = None
+    logits: dict[str, Any] | None = None
     seconds: dict[str, float] | None = None
 
     @property

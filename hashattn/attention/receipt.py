@@ -21,6 +21,7 @@ from hashattn.base.environment import package_versions, python_version
 from hashattn.base.errors import ReceiptError, SparsePathError
 from hashattn.base.files import read_json, write_text
 from hashattn.models.identity import config_sha256, model_name
+from hashattn.selectors.calibration import tensors_sha256
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -136,6 +137,8 @@ class Receipt:
         """An empty receipt that describes the model, the method and the machine."""
         layers = sorted(dense_layers)
         settings = asdict(budget) | {"sparse_rows": sparse_rows, "dense_layers": layers}
+        if budget.sampled and selector.slopes is not None:
+            settings["slopes_sha256"] = tensors_sha256(selector.slopes)
         return cls(
             method=selector.record(),
             settings=settings,

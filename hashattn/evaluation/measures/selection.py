@@ -226,14 +226,7 @@ def rows_with_candidates(
 
 def _index(selector: Selector, layer: CapturedLayer, prompt: int) -> dict[str, Tensor | IndexStore]:
     """What the selector stores for the keys, and what it observes in the prompt's queries."""
-    parts = selector.encode_keys(layer.layer, layer.keys[None])
-    if layer.values is not None:
-        parts = parts | selector.encode_values(layer.layer, layer.values[None])
-    # in stores, as in a cache: what a store derives from its keys is then derived once
-    stores = {name: selector.new_store(name, part) for name, part in parts.items()}
-    for name, part in parts.items():
-        stores[name].append(part)
-    index = {name: store.value for name, store in stores.items()}
+    index = selector.index_of(layer.layer, layer.keys, layer.values)
     if not selector.observes:
         return index
     rows = (layer.positions < prompt).nonzero()[:, 0]

@@ -67,7 +67,7 @@ def receipt_cost(
             for stage in STAGES:
                 clock.lap(stage)
             timed = LayerStep(call.layer, call.query, call.n, call.seen, None, call.indices,
-                              None, call.plan, call.view, clock.seconds())  # fmt: skip
+                              None, call.plan, call.view, seconds=clock.seconds())  # fmt: skip
             full.saw(timed)
             stages.saw(timed)
 

@@ -1,0 +1,49 @@
+"""The error bar of a sampled step: how far it may be from dense attention, by the sample itself.
+
+The output o = sum(w v) / sum(w), w = exp(logit) / p for a token drawn with probability p, is a
+ratio of two unbiased sums. By the delta method its variance is that of sum a (v - o), a the
+attention weights that dense attention would give, of which sum (1 - p) a'^2 |v - o|^2 over the
+tokens drawn, a' = w / sum(w), is the unbiased estimate of Horvitz and Thompson for coins that are
+independent (Särndal, Swensson and Wretman 1992, sections 2.8 and 5.6). Tokens that are read for
+certain add nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from hashattn.kernels import gather_tokens
+from hashattn.selectors.logits import listed_logits
+
+if TYPE_CHECKING:
+    from hashattn.attention.observer import LayerStep
+
+
+@torch.no_grad()
+def sampling_error(step: LayerStep) -> Tensor | None:
+    """Expected |o - o_dense| of every row, estimated, float32 (batch, heads, q), in units of the
+    values; None for a step that is dense or drew nothing.
+
+    Reads K and V of the listed tokens once more.
+    """
+    if step.log_weights is None or step.indices is None or step.view is None:
+        return None
+    scaling, softcap, sinks = (step.logits[name] for name in ("scaling", "softcap", "sinks"))
+    logits = listed_logits(step.query, step.view.keys, step.indices) * scaling  # (B, L, q, r, m)
+    if softcap is not None:
+        logits = torch.tanh(logits / softcap) * softcap
+    added = step.log_weights[:, :, :, None]
+    logits = (logits + added).masked_fill((step.indices < 0)[:, :, :, None], -torch.inf)
+    shares = logits.softmax(-1)
+    if sinks is not None:  # they take weight and have no value
+        extra = sinks.float().view(1, logits.shape[1], 1, -1, 1)
+        shares = (logits - torch.logaddexp(logits.logsumexp(-1, keepdim=True), extra)).exp()
+    values = gather_tokens(step.values, step.indices).float()  # (B, L, q, m, Dv)
+    out = shares @ values
+    squares = (values * values).sum(-1)[:, :, :, None] - 2 * out @ values.mT
+    squares = (squares + (out * out).sum(-1, keepdim=True)).clamp(min=0)
+    variance = (-torch.expm1(-added) * shares.square() * squares).sum(-1)  # (B, L, q, r)
+    return variance.sqrt().transpose(2, 3).flatten(1, 2)
