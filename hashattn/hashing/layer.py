@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -186,8 +186,9 @@ class LayerTrainer:
             positions, captured.keys.shape[1], self.recipe.sink, self.recipe.local
         )
         batch = Batch(
-            captured.queries[:, rows].float(), captured.keys, allowed, positions + 1, labels
-        )
+            captured.queries[:, rows].float(), captured.keys, allowed, positions + 1, labels,
+            scaling=captured.scaling, softcap=captured.softcap,
+        )  # fmt: skip
         limit = self.recipe.keys_per_step
         if limit is None or limit >= captured.keys.shape[1]:
             return batch
@@ -204,14 +205,10 @@ class LayerTrainer:
         place = torch.zeros(n, dtype=torch.long, device=self.device)
         place[tokens] = torch.arange(limit, device=self.device)
         labels = RowLabels(place[labels.tokens], labels.weight)
-        return Batch(
-            batch.queries,
-            batch.keys[:, tokens],
-            batch.allowed[:, tokens],
-            batch.visible,
-            labels,
-            limit / n,
-        )
+        return replace(
+            batch, keys=batch.keys[:, tokens], allowed=batch.allowed[:, tokens], labels=labels,
+            kept=limit / n,
+        )  # fmt: skip
 
     def _maps(self, tensors: Sequence[Tensor]) -> LayerMaps:
         return LayerMaps.from_tensors(dict(zip(self.names, tensors, strict=True)), self.config)

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hashattn.hashing.labels import RowLabels
+from hashattn.hashing.labels import RowLabels, attention_logits
 from hashattn.hashing.recipe import TrainRecipe
+from hashattn.hashing.slopes import FLOOR
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,8 @@ class Batch:
     """Rows of one sequence with the keys they are scored against.
 
     queries (Hq, r, D), keys (Hkv, n, D), allowed bool (r, n), visible (r,) tokens each row sees;
-    labels whose tokens index `keys`; kept: share of the candidates that `keys` holds.
+    labels whose tokens index `keys`; kept: share of the candidates that `keys` holds; scaling,
+    softcap: of the model's logits.
     """
 
     queries: Tensor
@@ -26,6 +28,8 @@ class Batch:
     visible: Tensor
     labels: RowLabels
     kept: float = 1.0
+    scaling: float = 1.0
+    softcap: float | None = None
 
 
 def relax(pre: Tensor, sharpness: float, hard: bool) -> Tensor:
@@ -91,6 +95,23 @@ def _ranking_loss(logits: Tensor, batch: Batch, recipe: TrainRecipe) -> Tensor:
     return (weights * gap).sum() / weights.sum().clamp_min(1e-6)
 
 
+def _sampling_loss(logits: Tensor, batch: Batch, recipe: TrainRecipe) -> Tensor:
+    """The "sampling" loss (see TrainRecipe) of logits (maps or Hq, r, n), a scalar."""
+    true = attention_logits(batch.queries, batch.keys, batch.scaling, batch.softcap)
+    true = true.masked_fill(~batch.allowed, -torch.inf).log_softmax(-1)
+    # of a score for a group: it stands for the sum of its heads' weights
+    true = true.unflatten(0, (len(logits), -1)).logsumexp(1)
+    some = batch.allowed.any(-1)
+    true = torch.where(some[:, None], true, 0.0)  # not NaN, which 0 does not silence in a gradient
+    lowest = torch.finfo(logits.dtype).min
+    estimated = logits.masked_fill(~batch.allowed, lowest).log_softmax(-1)
+    least = (FLOOR / batch.allowed.sum(-1, keepdim=True).clamp_min(1)).log()
+    cost = (2 * true - torch.logaddexp(estimated, least)).logsumexp(-1)
+    mass = batch.labels.weight.clamp_min(0).sum(-1)  # rows that attend to candidates count
+    weight = mass.unflatten(0, (len(logits), -1)).sum(1) * some
+    return (weight * cost).sum() / weight.sum().clamp_min(1e-6)
+
+
 def _bce_loss(logits: Tensor, batch: Batch, recipe: TrainRecipe) -> Tensor:
     """The paper's loss of logits (maps or Hq, r, n), a scalar: positives (label of any query head
     of the map) weigh alpha + beta * n, negatives 1; the mean counts non-candidates as zeros."""
@@ -131,5 +152,5 @@ def batch_loss(
     # with a score per query head, those that share a key map share its scale and bias as well
     scale, bias = (x.repeat_interleave(len(scores) // len(x))[:, None, None] for x in (scale, bias))
     logits = scores * scale + bias
-    main = _bce_loss if recipe.loss == "bce" else _ranking_loss
+    main = {"bce": _bce_loss, "sampling": _sampling_loss}.get(recipe.loss, _ranking_loss)
     return main(logits, batch, recipe) + bit_penalties(key_bits, recipe)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from hashattn.base.checks import is_count, require, require_numbers
 
 _CHOICES = {
-    "loss": ("bce", "cross_entropy", "budgeted"),
+    "loss": ("bce", "cross_entropy", "budgeted", "sampling"),
     "surrogate": ("tanh", "anneal", "straight_through"),
     "init": ("random", "spectral", "transform"),
     "normalise": ("none", "per_head"),
@@ -46,7 +46,9 @@ class TrainRecipe:
       loss: "bce" (the paper's; positive weight alpha + beta * tokens), "cross_entropy" of the
       label weights against softmax of the scores, or "budgeted", where a label costs
       softplus(logsumexp(scores) - log(k) - its score) with k = visible / budget_fraction, so
-      that a token stops costing once it is safely among the k best.
+      that a token stops costing once it is safely among the k best; or "sampling", the log of
+      sum(a^2 / w), a the attention and w the softmax of the scores, by which the variance grows
+      when tokens are drawn with probabilities in proportion to w (kernels.sample).
       learn_scale: train scale and bias of the logits, starting at `scale`; else fixed.
       group: what a token is ranked by where query heads share a key map: "each" query head's own
       score, for one selection per query head, or the "sum" over the group, for one per group.

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from hashattn.hashing.capture import CapturedLayer
     from hashattn.hashing.maps import LayerMaps
 
-_FLOOR = 0.1  # of the mean weight, below which no token's is taken to be
+FLOOR = 0.1  # of the mean weight, below which no token's is taken to be
 _FACTORS = torch.logspace(-1, 0.5, 25)  # of the least-squares slope, among which the best is sought
 ROWS = 32  # of a captured layer that are looked at
 LEAST = 4  # candidates that a row must see for each token of sink and local
@@ -105,7 +105,7 @@ def _least_squares(scores: Tensor, true: Tensor, allowed: Tensor) -> Tensor:
 def divergence(scores: Tensor, slopes: Tensor, true: Tensor, allowed: Tensor) -> Tensor:
     """log sum(a^2 / w) sum(w) for each of _FACTORS times the slopes, summed over rows: (factors,
     lists) of scores and log a, true, (lists, r, n)."""
-    least = (_FLOOR / allowed.sum(-1, keepdim=True)).log()
+    least = (FLOOR / allowed.sum(-1, keepdim=True)).log()
     sums = []
     for factor in _FACTORS:
         logits = scores * (factor * slopes)[:, None, None]

@@ -1,6 +1,7 @@
 """Losses against direct formulas, and the recipe's validation."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -97,6 +98,34 @@ def test_ranking_losses_follow_their_formula(loss_name, maps, summed):
     assert float(loss) == pytest.approx(total / float(weights.sum()), rel=1e-4)
 
 
+@pytest.mark.parametrize(("maps", "summed"), [(2, "sum"), (2, "each"), (4, "each")])
+def test_the_sampling_loss_is_the_chi_square_divergence(maps, summed):
+    """log sum(a^2 / w) of every row, by its mass on labels; w has a tenth of its mean added."""
+    batch = replace(random_batch(), scaling=0.7, softcap=5.0)
+    recipe = RECIPE.vary(loss="sampling", average_group=True, group=summed)
+    q, k, scale = bits(4, 3, 1), bits(maps, 30, 2), torch.tensor(7.0)
+    loss = batch_loss(q, k, scale.expand(maps), torch.zeros(maps), batch, recipe)
+    group, total, weights = 4 // maps, 0.0, 0.0
+    lists = [range(m * group, (m + 1) * group) for m in range(maps)] if summed == "sum" else [
+        range(h, h + 1) for h in range(4)
+    ]  # fmt: skip
+    for heads in lists:
+        for row in range(3):
+            allowed = batch.allowed[row]
+            asked, codes = q[list(heads), row].mean(0), k[heads[0] // group]
+            w = (scale * (asked @ codes.T) / 32)[allowed].double().softmax(-1)
+            w = w + 0.1 / len(w)
+            a = sum(
+                (5 * torch.tanh(0.7 * (batch.queries[h, row] @ batch.keys[h // 2].T) / 5))[allowed]
+                .double().softmax(-1)
+                for h in heads
+            )  # fmt: skip
+            mass = sum(float(batch.labels.weight[h, row].clamp(min=0).sum()) for h in heads)
+            total += mass * math.log(float((a * a / w).sum()))
+            weights += mass
+    assert float(loss) == pytest.approx(total / weights, rel=1e-4)
+
+
 def test_a_row_without_candidates_costs_nothing_and_has_finite_gradient():
     batch = random_batch()
     empty = Batch(
@@ -106,7 +135,7 @@ def test_a_row_without_candidates_costs_nothing_and_has_finite_gradient():
         batch.visible,
         RowLabels(torch.zeros(4, 3, 4, dtype=torch.long), -torch.ones(4, 3, 4)),
     )
-    for recipe in (RECIPE, TrainRecipe.official()):
+    for recipe in (RECIPE, TrainRecipe.official(), RECIPE.vary(loss="sampling")):
         q, k = bits(4, 3, 1).requires_grad_(), bits(2, 30, 2).requires_grad_()
         loss = batch_loss(
             q, k, torch.ones(2), torch.zeros(2), empty, recipe.vary(balance=0.0, decorrelation=0.0)
