@@ -168,12 +168,12 @@ def plan_when_last(
             totals += tl.sum(tl.load(at, mask=inside, other=0, cache_modifier=".cg"), axis=0)
         threshold = tl.sum((tl.cumsum(totals, axis=0) < heavy).to(tl.int32), axis=0)
         taken = heavy - tl.sum(tl.where(level_of < threshold, totals, 0), axis=0)
-        on = tl.sum(tl.where(level_of == threshold, totals, 0), axis=0)
-        on = tl.where(threshold == BINS, high - low - tl.sum(totals, axis=0), on)
+        tied = tl.sum(tl.where(level_of == threshold, totals, 0), axis=0)
+        tied = tl.where(threshold == BINS, high - low - tl.sum(totals, axis=0), tied)
         tl.store(PLAN + 4 * row, threshold)
         tl.store(PLAN + 4 * row + 1, taken)
         tl.store(PLAN + 4 * row + 2, heavy)
-        tl.store(PLAN + 4 * row + 3, on - taken)
+        tl.store(PLAN + 4 * row + 3, tied - taken)
         less, equal = 0, 0
         for start in range(0, chunks, BLOCK):
             chunk = start + block
