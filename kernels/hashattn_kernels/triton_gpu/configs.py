@@ -22,7 +22,7 @@ PROGRAMS = 4  # programs that a kernel should start for each multiprocessor
 MULTIPROCESSORS = 132  # of an H100 or H200: assumed where there is no GPU
 MERGE_BLOCK = 16  # parts
 MARK_BLOCK = WRITE_BLOCK = 1024  # tokens of a list, words of a bitmap
-SURVEY_BLOCK = 1024  # candidates
+SURVEY_BLOCK = 512  # candidates
 COUNT_BLOCK = 256  # chunks
 
 
@@ -68,7 +68,7 @@ class Select:
     @property
     def counting(self) -> dict[str, int]:
         """Constants of the histogram kernels."""
-        block = min(128, max(4, 4096 // (32 * self.hot)))
+        block = min(128, max(4, 2048 // (32 * self.hot)))
         return self.scoring | {"HOT": self.hot, "BLOCK": block}
 
     @property
