@@ -63,7 +63,8 @@ def test_levels_are_counted_as_distances_are(group, words):
         torch.tensor([counts], dtype=torch.int32, device=GPU),
         torch.tensor([9], dtype=torch.int32, device=GPU),
     )[0].tolist()
-    assert space.plan[0].tolist() == [(plan[0] - least) // step, plan[1], 9]
+    left = counts[plan[0]] - plan[1]  # ties that were not taken
+    assert space.plan[0].tolist() == [(plan[0] - least) // step, plan[1], 9, left]
     same = simple.select_by_codes(queries, keys, heavy, spans, sink, local, 1, 20)
     assert torch.equal(indices, same)
     assert space.done.tolist() == [0]  # ready for the next step
