@@ -139,10 +139,8 @@ class Budget:
         tokens = (plan.heavy * share).round().long()
         first = 0 if part is None else part.rank * lists
         coins = Coins(self.seed, layer, first, self.fresh)
-        room = room_for(0, plan.width) - plan.width  # what may be drawn beyond what is expected
-        return replace(
-            plan, draw=Draw(tokens, coins, self.trust), width=min(plan.n, plan.width + room)
-        )
+        width = min(plan.n, room_for(0, plan.width))  # more may be drawn than is expected
+        return replace(plan, draw=Draw(tokens, coins, self.trust), width=width)
 
     def _shared(
         self, plan: SelectionPlan, layer: int, kv_heads: int, lists: int,

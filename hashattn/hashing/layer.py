@@ -18,7 +18,7 @@ from hashattn.hashing.labels import RowLabels, candidate_mask, row_labels
 from hashattn.hashing.maps import HashConfig, LayerMaps, random_maps
 from hashattn.hashing.objective import Batch, batch_loss, relax
 from hashattn.hashing.recipe import TrainRecipe
-from hashattn.hashing.slopes import map_slopes
+from hashattn.hashing.slopes import map_slopes, mean_divergence
 from hashattn.hashing.transform import Digits, initial_components
 from hashattn.hashing.validate import selection_quality
 
@@ -247,6 +247,17 @@ class LayerTrainer:
         self.scheduler.step()
         return total
 
+    def slopes(self) -> Tensor:
+        """What a unit of the maps' scores (hashing.slopes) stands for as the loss has it, in nats:
+        (lists,)."""
+        recipe, group = self.recipe, self.config.query_heads // self.config.key_maps
+        slopes = self.log_scale.detach().exp()
+        if recipe.average_group:
+            count = self.config.bits if self.digits is None else self.digits.levels.shape[-1]
+            slopes = slopes / (count if recipe.group == "each" else count * group)
+        # a matching bit instead of one that differs turns -1 to 1
+        return slopes.repeat_interleave(group) if recipe.group == "each" else 2 * slopes
+
     def maps(self) -> LayerMaps:
         """Current maps of raw inputs: normalisation folded into the first stage, then rounded."""
         maps = self._maps([p.detach().clone() for p in self.parameters])
@@ -259,7 +270,10 @@ class LayerTrainer:
 
 
 def figure_of_merit(record: dict[str, float]) -> float:
-    """What early stopping maximises: the mean of the three selection measures."""
+    """What early stopping maximises: the mean of the three selection measures, or what the
+    "sampling" loss is small for."""
+    if "divergence" in record:
+        return -record["divergence"]
     return (record["recall@4"] + record["recall@32"] + record["mass"]) / 3
 
 
@@ -281,7 +295,7 @@ def train_layer(
     the mean loss since the one before.
     """
     trainer = LayerTrainer(captures, config, recipe, seed, start)
-    started, best, best_merit, stale = time.perf_counter(), trainer.maps(), -1.0, 0
+    started, best, best_merit, stale = time.perf_counter(), trainer.maps(), -math.inf, 0
     history: list[dict[str, float]] = []
     losses: list[float] = []
     bar = progress_bar(range(recipe.steps + 1), desc=label, disable=not progress)
@@ -296,6 +310,11 @@ def train_layer(
                 fraction=recipe.selection_fraction,
                 group=recipe.group,
             )
+            if recipe.loss == "sampling":
+                spread = mean_divergence(
+                    maps, trainer.slopes(), validation, recipe.group, recipe.sink, recipe.local
+                )
+                quality |= {} if spread is None else {"divergence": spread}
             mean_loss = {"loss": sum(losses) / len(losses)} if losses else {}
             history.append({"step": number, **mean_loss, **quality})
             losses.clear()

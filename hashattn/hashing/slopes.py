@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from hashattn.hashing.maps import LayerMaps
 
 FLOOR = 0.1  # of the mean weight, below which no token's is taken to be
-_FACTORS = torch.logspace(-1, 0.5, 25)  # of the least-squares slope, among which the best is sought
+_STEP, _STEPS = 0.1, 25  # of the least-squares slope: multiples among which the best is sought
 ROWS = 32  # of a captured layer that are looked at
 LEAST = 4  # candidates that a row must see for each token of sink and local
 _UPPER = 5  # of the candidates, the part with the highest logits: a fifth
@@ -44,14 +44,11 @@ class Slope:
     def add(self, layer: CapturedLayer, rows: Tensor, scores: Tensor) -> None:
         """scores (lists, r, n) of some rows (r,) of a captured layer, `telling_rows`: each list has
         as many query heads."""
-        allowed = candidate_mask(layer.positions[rows], scores.shape[-1], self.sink, self.local)
-        logits = attention_logits(layer.queries[:, rows], layer.keys, layer.scaling, layer.softcap)
-        true = logits.masked_fill(~allowed, -torch.inf).log_softmax(-1)
-        true = true.unflatten(0, (len(scores), -1)).logsumexp(1)
+        true, allowed = _true(layer, rows, len(scores), self.sink, self.local)
         if self._first is None:
             self._first = _least_squares(scores.float(), true, allowed)
-            self._spread = torch.zeros(len(_FACTORS), len(scores))
-        self._spread += divergence(scores.float(), self._first, true, allowed)
+            self._spread = torch.zeros(_STEPS, len(scores))
+        self._spread += divergence(scores.float(), _STEP * self._first, true, allowed, _STEPS)
 
     def best(self) -> Tensor:
         """(lists,) float32, above 0. ValueError if nothing was added."""
@@ -61,7 +58,11 @@ class Slope:
                 f"no captured row sees {tokens} tokens, {LEAST} for each of sink and local: "
                 "capture longer sequences, or later rows"
             )
-        return self._first * _FACTORS[self._spread.argmin(0)]
+        least = self._spread.argmin(0, keepdim=True).clamp(1, _STEPS - 2)
+        below, here, above = (self._spread.gather(0, least + i)[0] for i in (-1, 0, 1))
+        # where a parabola through the three has its least value
+        shift = (below - above) / (2 * (below - 2 * here + above)).clamp(min=1e-12)
+        return self._first * _STEP * (1 + least[0] + shift.clamp(-1, 1))
 
 
 def map_slopes(
@@ -76,12 +77,41 @@ def map_slopes(
     for layer in captures:
         rows = telling_rows(layer.positions, sink, local)
         if len(rows):
-            slope.add(layer, rows, _scores(maps, layer, rows, group))
+            slope.add(layer, rows, map_scores(maps, layer, rows, group))
             some = True
     return slope.best() if some else None
 
 
-def _scores(maps: LayerMaps, layer: CapturedLayer, rows: Tensor, group: str) -> Tensor:
+def mean_divergence(
+    maps: LayerMaps, slopes: Tensor, captures: Iterable[CapturedLayer], group: str, sink: int,
+    local: int,
+) -> float | None:  # fmt: skip
+    """log sum(a^2 / w) sum(w) in nats, the mean over rows and lists, of maps and slopes as of
+    `map_slopes`. None where no captured row sees enough tokens."""
+    total, count = 0.0, 0
+    for layer in captures:
+        rows = telling_rows(layer.positions, sink, local)
+        if len(rows):
+            scores = map_scores(maps, layer, rows, group).float()
+            true, allowed = _true(layer, rows, len(scores), sink, local)
+            total += float(divergence(scores, slopes, true, allowed).sum())
+            count += scores.shape[0] * scores.shape[1]
+    return total / count if count else None
+
+
+def _true(
+    layer: CapturedLayer, rows: Tensor, lists: int, sink: int, local: int
+) -> tuple[Tensor, Tensor]:
+    """Logarithms of attention weights among the candidates of some rows, summed over the heads of
+    each list, (lists, r, n), and which tokens those are, bool (r, n)."""
+    allowed = candidate_mask(layer.positions[rows], layer.keys.shape[1], sink, local)
+    logits = attention_logits(layer.queries[:, rows], layer.keys, layer.scaling, layer.softcap)
+    true = logits.masked_fill(~allowed, -torch.inf).log_softmax(-1)
+    return true.unflatten(0, (lists, -1)).logsumexp(1), allowed
+
+
+def map_scores(maps: LayerMaps, layer: CapturedLayer, rows: Tensor, group: str) -> Tensor:
+    """Scores (lists, r, n) of some rows of a captured layer, in the form that `map_slopes` says."""
     queries, codes = layer.queries[None, :, rows], encode(layer.keys[None], maps.key)
     if group == "sum":
         return hamming_scores(encode(queries, maps.query), codes)[0]
@@ -102,15 +132,17 @@ def _least_squares(scores: Tensor, true: Tensor, allowed: Tensor) -> Tensor:
     return ((x * y).sum((1, 2)) / (x * x).sum((1, 2)).clamp(min=1e-12)).clamp(min=1e-6)
 
 
-def divergence(scores: Tensor, slopes: Tensor, true: Tensor, allowed: Tensor) -> Tensor:
-    """log sum(a^2 / w) sum(w) for each of _FACTORS times the slopes, summed over rows: (factors,
-    lists) of scores and log a, true, (lists, r, n)."""
-    least = (FLOOR / allowed.sum(-1, keepdim=True)).log()
-    sums = []
-    for factor in _FACTORS:
-        logits = scores * (factor * slopes)[:, None, None]
-        logits = logits.masked_fill(~allowed, -torch.inf).log_softmax(-1)
-        logits = torch.logaddexp(logits, least)  # where nothing is allowed, a is 0
-        total = logits.masked_fill(~allowed, -torch.inf).logsumexp(-1)
-        sums.append(((2 * true - logits).logsumexp(-1) + total).sum(-1))
+def divergence(
+    scores: Tensor, slopes: Tensor, true: Tensor, allowed: Tensor, multiples: int = 1
+) -> Tensor:
+    """log sum(a^2 / w) sum(w) for 1, 2, ... `multiples` times the slopes, summed over rows:
+    (multiples, lists) of scores and log a, true, (lists, r, n)."""
+    logits = (scores * slopes[:, None, None]).masked_fill(~allowed, -torch.inf)
+    once = (logits - logits.amax(-1, keepdim=True)).exp()
+    least, squares = FLOOR / allowed.sum(-1, keepdim=True), (2 * true).exp()
+    sums, powers = [], allowed.to(once.dtype)
+    for _ in range(multiples):  # powers instead of exponentials, which would take five times longer
+        powers = powers * once
+        weights = powers / powers.sum(-1, keepdim=True) + least
+        sums.append(((squares / weights).sum(-1) * (1 + FLOOR)).log().sum(-1))
     return torch.stack(sums)

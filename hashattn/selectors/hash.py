@@ -132,14 +132,14 @@ class HashSelector(CodeSelector):
 
     def even_scores(self, layer: int, queries: Tensor, view: KeyView, scaling: float) -> Tensor:
         """Of graded bits: weights in units of the query's pre-activations."""
-        if self.scoring != "graded" or not self.by_codes:
+        if self.scoring != "graded":
             return super().even_scores(layer, queries, view, scaling)
         codes, unit = self._graded(layer, queries)
         return hamming_scores(codes, view.index["codes"], codes.shape[1]) * unit[..., None]
 
     def costs(self, layer: int, queries: Tensor, view: KeyView, scaling: float) -> Tensor:
         """Of graded bits: weights of the bits that differ, in what a unit of weight stands for."""
-        if self.scoring != "graded" or self.slopes is None or not self.by_codes:
+        if not self._priceable:
             return super().costs(layer, queries, view, scaling)
         codes, units = self._priced(layer, queries)
         return -hamming_scores(codes, view.index["codes"], codes.shape[1]) * units[..., None]
@@ -150,8 +150,7 @@ class HashSelector(CodeSelector):
         """Indices and log weights (B, lists, q, m): straight from the codes, where they decide and
         every row sees one interval of tokens."""
         draw = plan.draw
-        graded = self.scoring == "graded" and self.by_codes and self.slopes is not None
-        if draw is None or plan.spans is None or not graded:
+        if draw is None or plan.spans is None or not self._priceable:
             return super().sample(layer, queries, view, scaling, plan)
         codes, units = self._priced(layer, queries)
         drawn = draw.tokens.expand(units.shape)
@@ -159,6 +158,10 @@ class HashSelector(CodeSelector):
             codes, view.index["codes"], units, plan.heavy - drawn, drawn, draw.trust, draw.coins,
             plan.sink, plan.local, spans=plan.spans, width=plan.width, most=self.most,
         )  # fmt: skip
+
+    @property
+    def _priceable(self) -> bool:
+        return self.scoring == "graded" and self.slopes is not None
 
     def _priced(self, layer: int, queries: Tensor) -> tuple[Tensor, Tensor]:
         """Graded codes (B, lists, q, words, 1 + planes) of queries (B, heads, q, D), and what each

@@ -2,7 +2,8 @@
 
 The tokens that top-k leaves out have little weight each, but may have much together. Of these n_s
 tokens, the residual, B are sampled; each stands for n_s / B of them: its logit grows by
-log(n_s / B), and numerator and denominator of the softmax become unbiased estimates.
+log(n_s / B), and numerator and denominator of the softmax become unbiased estimates. Drawn by the
+base's estimated weights instead of evenly, it stands for what it was likely to stand for.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from hashattn.base.checks import require
+from hashattn.base.checks import require, require_one_of
 from hashattn.kernels import indices_to_mask, mask_to_indices
 from hashattn.selectors.base import KeyView
 from hashattn.selectors.logits import listed_logits
@@ -25,6 +26,8 @@ from hashattn.selectors.wrapper import WrapperSelector
 
 if TYPE_CHECKING:
     from hashattn.models.heads import HeadSlice
+
+_PROPOSALS = ("uniform", "weights")
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +41,14 @@ class ResidualSelector(WrapperSelector):
     at 1 - delta / 2, sigma and the denominator D estimated from a base sample of `share` and the
     tokens that are read anyway. No token outside these is looked at. Sampling without replacement
     needs fewer: B / (1 + B / n_s). Lists per KV head take what the neediest head of a group needs.
-    ValueError for a share, epsilon or delta outside (0, 1), or one without the other.
+
+    proposal "weights": the sample's tokens are drawn by the base's estimated weights w, as in
+    vAttention's successor (skylight-org/skylight-research, pull request 92): with the probability
+    1 - (1 - w / sum w)^B with which B draws with replacement hold a token, and weights to match.
+    The coins of tokens are independent, so that the number of tokens varies. Such a sample has no
+    epsilon; Budget.sampled is the same idea with fewer tokens drawn twice.
+    ValueError for a share, epsilon or delta outside (0, 1), one without the other, another
+    proposal, or epsilon with weights.
     """
 
     name = "residual"
@@ -48,11 +58,18 @@ class ResidualSelector(WrapperSelector):
     epsilon: float | None = None
     delta: float | None = None
     seed: int = 0
+    proposal: str = "uniform"
 
     def __post_init__(self) -> None:
+        require_one_of("proposal", self.proposal, _PROPOSALS)
         epsilon, delta = self.epsilon, self.delta
         if (epsilon is None) != (delta is None):
             raise ValueError(f"epsilon = {epsilon!r} and delta = {delta!r}: give both or neither")
+        if epsilon is not None and self.proposal != "uniform":
+            raise ValueError(
+                f"epsilon = {epsilon} says how many tokens a uniform sample needs, and proposal = "
+                f'{self.proposal!r}: give one, or use proposal = "uniform"'
+            )
         for name, value in (("share", self.share), ("epsilon", epsilon), ("delta", delta)):
             require(value is None or 0 < value < 1, name, value, "between 0 and 1")
         super().__post_init__()
@@ -83,6 +100,8 @@ class ResidualSelector(WrapperSelector):
         base_plan = replace(plan, heavy=plan.heavy - sample_size)
         best = indices_to_mask(self.base.select(layer, queries, view, scaling, base_plan), plan.n)
         residual = plan.seen & ~best
+        if self.proposal == "weights":
+            return self._by_weights(layer, queries, view, scaling, best, sample_size, residual)
         rank = self.order.places(layer, queries, view, residual)
         n_s = residual.sum(dim=-1)  # (B, lists, q)
         count = torch.minimum(sample_size, n_s)
@@ -94,6 +113,25 @@ class ResidualSelector(WrapperSelector):
         indices = mask_to_indices(best | sampled)
         weight = (n_s / count.clamp(min=1)).log()[..., None]
         at = indices.clamp(min=0).long()
+        return indices, torch.where(sampled.gather(-1, at), weight, 0.0).float()
+
+    def _by_weights(
+        self, layer: int, queries: Tensor, view: KeyView, scaling: float, best: Tensor,
+        draws: Tensor, residual: Tensor,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """`sample` by the base's estimates, of `residual`, the tokens beside `best`, both
+        (B, lists, q, n); draws (B, 1 or lists, q): B of the class's docstring."""
+        logits = self.base.estimates(layer, queries, view, scaling).double()
+        shares = logits.masked_fill(~residual, -torch.inf).softmax(dim=-1).nan_to_num(0.0)
+        # log(1 - (1 - share)^draws), also where that is next to nothing
+        missed = draws[..., None] * torch.log1p(-shares)
+        chance = -torch.expm1(missed)
+        coins = self.order.scores(layer, queries, view, scaling)
+        coins = coins.repeat_interleave(residual.shape[1] // coins.shape[1], dim=1)
+        sampled = residual & ((coins + 0.5) / 2**31 < chance)
+        indices = mask_to_indices(best | sampled)
+        at = indices.clamp(min=0).long()
+        weight = -chance.gather(-1, at).clamp(min=torch.finfo(torch.float64).tiny).log()
         return indices, torch.where(sampled.gather(-1, at), weight, 0.0).float()
 
     def _needed(

@@ -8,11 +8,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from hashattn.hashing import CapturedLayer, HashConfig, HashWeights, TrainRecipe
 from hashattn.hashing import train as training
-from hashattn.hashing.layer import train_layer
+from hashattn.hashing.layer import LayerTrainer, train_layer
 from hashattn.hashing.maps import HashMap, LayerMaps
+from hashattn.hashing.objective import relaxed_scores
+from hashattn.hashing.slopes import map_scores, mean_divergence, telling_rows
 from hashattn.hashing.train import train_hash_weights
 from hashattn.hashing.validate import METRICS, selected_tokens, selection_quality
-from hashattn.kernels import encode
+from hashattn.kernels import encode, unpack_bits
 from helpers import tiny_model
 
 SHAPES = dict(query_heads=4, kv_heads=2, head_dim=32)
@@ -501,3 +503,57 @@ def test_a_reach_is_in_the_card_and_in_the_weights(tmp_path):
     }  # fmt: skip
     assert trained[500].card["data"]["reach"] == 500 and "reach" not in trained[None].card["data"]
     assert trained[500].sha256 != trained[None].sha256
+
+
+@pytest.mark.parametrize("changes", [
+    {"group": "each", "average_group": True}, {"group": "each", "average_group": False},
+    {"group": "sum", "average_group": True}, {"group": "sum", "average_group": False},
+    {"init": "transform", "average_group": False}, {"init": "transform", "average_group": True},
+], ids=str)  # fmt: skip
+def test_the_trainers_slopes_turn_scores_of_codes_into_the_logits_of_the_loss(data, changes):
+    recipe = FAST.vary(loss="sampling", precision="float32", scale=3.0, **changes)
+    config = HashConfig((0,), **SHAPES, **recipe.shape, hidden=16)
+    trainer = LayerTrainer(data[0][:2], config, recipe, seed=0)
+    for number in range(3):
+        trainer.step(number)
+    layer, maps = data[1][0], trainer.maps()
+    q, k = maps.query(layer.queries[None])[0], unpack_bits(encode(layer.keys[None], maps.key), 32)
+    signs = k[0].float() * 2 - 1
+    if recipe.group == "sum":
+        q = torch.where(q > 0, 1.0, -1.0)
+    logits = relaxed_scores(q, signs, recipe.average_group and trainer.digits is None, recipe.group)
+    scale = trainer.log_scale.exp().repeat_interleave(len(logits) // 2)[:, None, None]
+    if recipe.average_group and trainer.digits is not None:
+        scale = scale / trainer.digits.levels.shape[-1]
+    logits = (logits * scale).log_softmax(-1)
+    scores = map_scores(maps, layer, torch.arange(len(layer.positions)), recipe.group).float()
+    own = (scores * trainer.slopes()[:, None, None]).log_softmax(-1)
+    torch.testing.assert_close(own, logits, rtol=1e-4, atol=1e-4)
+
+
+def test_the_sampling_loss_keeps_the_maps_that_estimate_best(data):
+    """Best by the divergence of held-out rows, which is that of a float64 loop."""
+    config = HashConfig((0,), **SHAPES, folds=3, depth=1)
+    recipe = TrainRecipe.default().vary(
+        steps=40, evaluate_every=4, learning_rate=0.1, schedule="constant"
+    )
+    trained = train_layer(data[0][:2], data[1][:1], config, recipe, progress=False)
+    best = min(record["divergence"] for record in trained.history)
+    assert best < trained.history[0]["divergence"]
+    assert best < trained.history[-1]["divergence"]  # the last maps are not the best
+    layer, rows = data[1][0], telling_rows(data[1][0].positions, **WINDOW)
+    scores, total = map_scores(trained.maps, layer, rows, "each").double(), 0.0
+    for head in range(4):
+        for number, row in enumerate(rows.tolist()):
+            free = slice(WINDOW["sink"], int(layer.positions[row]) + 1 - WINDOW["local"])
+            logits = layer.queries[head, row] @ layer.keys[head // 2, free].T * layer.scaling
+            estimated = (trained.slopes[head] * scores[head, number, free]).softmax(-1)
+            total += float(divergence_of(logits.double().softmax(-1), estimated))
+    given = (trained.maps, trained.slopes, data[1][:1], "each", *WINDOW.values())
+    assert total / (4 * len(rows)) == pytest.approx(mean_divergence(*given), rel=1e-4)
+    assert 0 < best - mean_divergence(*given) < 0.1  # a slope for each head, not for a group
+
+
+def divergence_of(a, w):
+    w = w + 0.1 / len(w)
+    return ((a * a / w).sum() * w.sum()).log()

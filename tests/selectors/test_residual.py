@@ -48,7 +48,8 @@ def test_budget_is_shared_between_the_best_and_a_sample(layout):
             assert weight == pytest.approx(expected, abs=1e-6)
 
 
-def test_numerator_and_denominator_are_unbiased():
+@pytest.mark.parametrize("proposal", ["uniform", "weights"])
+def test_numerator_and_denominator_are_unbiased(proposal):
     """The mean over many seeds is dense attention's, within four standard errors."""
     q, k, v = states()
     logits = (q.double() @ k.double().repeat_interleave(2, 1).mT * 0.25)[..., 0, :]
@@ -56,7 +57,9 @@ def test_numerator_and_denominator_are_unbiased():
     weighted = (logits.exp()[..., None] * v.double().repeat_interleave(2, 1)).sum(-2)
     sums, outs = [], []
     for seed in range(400):
-        selector = ResidualSelector(OracleSelector("per_kv_head"), share=0.5, seed=seed)
+        selector = ResidualSelector(
+            OracleSelector("per_kv_head"), share=0.5, seed=seed, proposal=proposal
+        )
         indices, weights = sampled(selector, Budget(2, 3, heavy=20), q, k)
         out, lse = attend(q, k, v, indices, 0.25, log_weights=weights, return_lse=True)
         mass = lse[..., 0].double().exp()
@@ -66,6 +69,29 @@ def test_numerator_and_denominator_are_unbiased():
         error = (found.mean(0) - expected).abs()
         assert (error <= 4.5 * found.std(0) / 20 + 1e-9).all()
     assert torch.stack(sums).std(0).min() > 0
+
+
+def test_drawing_by_weights_reads_what_draws_with_replacement_would_hold():
+    """Inclusion probabilities by hand in float64; on average at most as many tokens as draws."""
+    q, k, _ = states()
+    budget, total = Budget(2, 3, heavy=20), []
+    for seed in range(50):
+        selector = ResidualSelector(OracleSelector(), share=0.5, seed=seed, proposal="weights")
+        indices, log_weights = sampled(selector, budget, q, k)
+        best = OracleSelector().select(
+            0, q, KeyView(k), 0.25, make_plan(None, B, 1, N, k.device, Budget(2, 3, heavy=10))
+        )
+        for batch, head in ((0, 1), (1, 3)):
+            chosen = best[batch, head, 0].tolist()
+            logits = (k[batch, head // 2].double() @ q[batch, head, 0].double()) * 0.25
+            logits[chosen] = -math.inf
+            inclusion = 1 - (1 - logits.softmax(0)) ** 10
+            listed = [t for t in indices[batch, head, 0].tolist() if t >= 0]
+            total.append(len(listed) - len(chosen))
+            for token, weight in zip(listed, log_weights[batch, head, 0].tolist(), strict=False):
+                expected = 0.0 if token in chosen else -math.log(inclusion[token])
+                assert weight == pytest.approx(expected, abs=1e-5)
+    assert 7 < sum(total) / len(total) < 10
 
 
 def test_a_whole_sample_is_dense_attention():
@@ -168,6 +194,8 @@ def test_generation_reads_the_sample():
         ({"share": 0.0}, "share = 0.0"),
         ({"epsilon": 0.1}, "give both or neither"),
         ({"epsilon": 1.5, "delta": 0.1}, "epsilon = 1.5"),
+        ({"proposal": "guess"}, "proposal = 'guess'"),
+        ({"epsilon": 0.1, "delta": 0.1, "proposal": "weights"}, 'or use proposal = "uniform"'),
     ],
 )
 def test_invalid_parameters(parameters, message):

@@ -1,4 +1,5 @@
-"""Budgets that differ by layer and head: a token goes where it saves the most output error."""
+"""Budgets that differ by layer and head: a token goes where it saves the most output error, and is
+drawn where that pays."""
 
 from __future__ import annotations
 
@@ -7,10 +8,13 @@ from itertools import pairwise
 from statistics import fmean
 
 from hashattn.base.checks import require
+from hashattn.evaluation.measures.drawing import drawing_errors
 from hashattn.evaluation.measures.selection import selection_metrics
 from hashattn.hashing.capture import CapturedLayer
 from hashattn.selectors.base import Selector
 
+_PARTS, _DRAWS = (0.0, 0.25, 0.5, 0.75), 4
+SPREAD = 0.25
 _FACTORS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)
 
 
@@ -29,10 +33,7 @@ def allocate(
     most, along the convex hulls of these curves, which is optimal for their sum (Everett 1963, with
     the last step divided). Every head counts the same. ValueError without values or for heavy < 1.
     """
-    require(heavy >= 1, "heavy", heavy, "at least 1 token, or there is nothing to divide")
-    missing = sorted({layer.layer for layer in captured if layer.values is None})
-    if missing or not captured:
-        raise ValueError(f"layers {missing} were captured without values: capture(values=True)")
+    _check(captured, heavy)
     tokens = sorted({round(factor * heavy) for factor in _FACTORS})
     rows = selection_metrics(captured, {"selector": selector}, tokens, sink, local, by_head=True)
     curves: dict[tuple[int, int], dict[int, list[float]]] = {}
@@ -43,10 +44,50 @@ def allocate(
         head: [(count / heavy, fmean(errors)) for count, errors in sorted(curve.items())]
         for head, curve in curves.items()
     }
-    factors = divide(means)
-    layers = range(max(layer for layer, _ in factors) + 1)
-    heads = range(max(head for _, head in factors) + 1)
-    return tuple(tuple(factors.get((layer, head), 1.0) for head in heads) for layer in layers)
+    return _by_layer(divide(means), 1.0)
+
+
+def split(
+    captured: Sequence[CapturedLayer],
+    selector: Selector,
+    heavy: int,
+    sink: int = 4,
+    local: int = 28,
+    spread: float = SPREAD,
+) -> tuple[tuple[float, ...], ...]:
+    """Budget.sampled by layer and KV head: which of _PARTS of `heavy` tokens is best drawn by
+    `selector`'s estimates, 0 where ranking alone is.
+
+    captured: as of `allocate`. Least is squared bias + spread * variance of the attention output,
+    relative to dense. spread: what an error that is new in every head, layer and step counts beside
+    one that always leans the same way. ValueError as of `allocate`, or for a selector whose scores
+    estimate no logits.
+    """
+    _check(captured, heavy)
+    for layer in captured:
+        selector.require_estimates(layer.layer)
+    rows = drawing_errors(
+        captured, {"selector": selector}, [heavy], _PARTS, _DRAWS, sink, local, by_head=True
+    )
+    costs: dict[tuple[int, int], dict[float, float]] = {}
+    for row in rows:
+        cost = costs.setdefault((row["layer"], row["head"]), dict.fromkeys(_PARTS, 0.0))
+        cost[row["sampled"]] += row["squared_bias"] + spread * row["variance"]
+    return _by_layer({head: min(cost, key=cost.__getitem__) for head, cost in costs.items()}, 0.0)
+
+
+def _check(captured: Sequence[CapturedLayer], heavy: int) -> None:
+    require(heavy >= 1, "heavy", heavy, "at least 1 token, or there is nothing to divide")
+    missing = sorted({layer.layer for layer in captured if layer.values is None})
+    if missing or not captured:
+        raise ValueError(f"layers {missing} were captured without values: capture(values=True)")
+
+
+def _by_layer(values: dict[tuple[int, int], float], other: float) -> tuple[tuple[float, ...], ...]:
+    """Numbers by layer and head in a tuple for each layer; `other` for what was not captured."""
+    layers = range(max(layer for layer, _ in values) + 1)
+    heads = range(max(head for _, head in values) + 1)
+    return tuple(tuple(values.get((layer, head), other) for head in heads) for layer in layers)
 
 
 def divide(

@@ -55,12 +55,12 @@ def selection_metrics(
     table = []
     for layer in captured:
         all_rows = rows_with_candidates(layer, sink, local, prompt=prompt)
-        index = {name: _index(selector, layer, prompt) for name, selector in selectors.items()}
+        index = {name: stored_keys(selector, layer, prompt) for name, selector in selectors.items()}
         parts: dict[tuple[str, int], list[dict[str, Tensor]]] = {}
         kind = tuple(selectors), len(heavy), layer.keys.shape
         for rows in all_rows.split(ROWS_AT_ONCE):
             with _THREADS.piece(kind, len(rows)):
-                truth = _Truth(layer, rows, (sink, local), top, shares)
+                truth = Truth(layer, rows, (sink, local), top, shares)
                 for name, selector in selectors.items():
                     scores = truth.scores(selector, index[name]) if selector.ranks else None
                     for tokens in heavy:
@@ -74,18 +74,18 @@ def selection_metrics(
 
 def selected_rows(
     layer: CapturedLayer, selector: Selector, heavy: int, sink: int, local: int, prompt: int = 0
-) -> tuple[_Truth, tuple[Tensor, Tensor | None]]:
+) -> tuple[Truth, tuple[Tensor, Tensor | None]]:
     """What the rows of a captured layer attend to, and the lists (1, lists, rows, m) int32 that the
     selector reads for them, with their log weights of the same shape, None where it does not
     sample; arguments as of selection_metrics."""
     rows = rows_with_candidates(layer, sink, local, prompt=prompt)
-    index = _index(selector, layer, prompt)
-    truth = _Truth(layer, rows, (sink, local), (heavy,), None)
+    index = stored_keys(selector, layer, prompt)
+    truth = Truth(layer, rows, (sink, local), (heavy,), None)
     scores = truth.scores(selector, index) if selector.ranks else None
     return truth, truth.read(selector, index, scores, heavy)
 
 
-class _Truth:
+class Truth:
     """What some rows of a layer attend to, computed once for all selectors and budgets."""
 
     def __init__(
@@ -134,10 +134,12 @@ class _Truth:
         index: dict[str, Tensor | IndexStore],
         scores: Tensor | None,
         heavy: int,
+        sampled: float = 0.0,
+        seed: int = 0,
     ) -> tuple[Tensor, Tensor | None]:
         """Lists (1, lists, rows, m) int32 of what a selector reads, and log weights if it samples.
 
-        scores: of a selector that ranks; the same for every budget.
+        scores: of a selector that ranks; the same for every budget. sampled, seed: as in Budget.
         """
         cached = self.positions[None] + 1
         plan = SelectionPlan(
@@ -146,9 +148,11 @@ class _Truth:
         )  # fmt: skip
         kv_heads = len(self.layer.keys)
         lists = selector.lists(len(self.queries), kv_heads)
-        budget = Budget(*self.window, heavy=heavy, shares=self.shares)
+        budget = Budget(
+            *self.window, heavy=heavy, shares=self.shares, sampled=sampled, seed=seed, fresh=False
+        )
         plan = budget.of_layer(plan, self.layer.layer, kv_heads, lists)
-        if scores is not None:
+        if scores is not None and plan.draw is None:
             mandatory = self.visible & ~self.candidates
             return select(
                 scores, plan.heavy, self.candidates[None, None], mandatory[None, None]
@@ -173,12 +177,18 @@ class _Truth:
         union = attended.unflatten(0, (-1, heads)).any(1).sum(-1) / self.visible.sum(-1)
         measures["union"] = union.repeat_interleave(heads, dim=0)
         if self.dense is not None:
-            logits = self.logits.masked_fill(~attended, float("-inf"))
-            if log_weights is not None:
-                logits = logits + self._spread(indices, log_weights).repeat_interleave(group, dim=0)
-            error = self._output(logits.softmax(dim=-1)) - self.dense
+            error = self.output(indices, log_weights) - self.dense
             measures["output_error"] = error.norm(dim=-1) / self.dense.norm(dim=-1)
         return measures
+
+    def output(self, indices: Tensor, log_weights: Tensor | None) -> Tensor:
+        """Attention output (query heads, rows, D) over lists and log weights as of `read`."""
+        group = len(self.weights) // indices.shape[1]
+        attended = indices_to_mask(indices, self.weights.shape[-1])[0]
+        logits = self.logits.masked_fill(~attended.repeat_interleave(group, dim=0), float("-inf"))
+        if log_weights is not None:
+            logits = logits + self._spread(indices, log_weights).repeat_interleave(group, dim=0)
+        return self._output(logits.softmax(dim=-1))
 
     def _output(self, weights: Tensor) -> Tensor:
         """Attention output (query heads, rows, D) of weights (query heads, rows, n)."""
@@ -224,7 +234,9 @@ def rows_with_candidates(
     return measured.nonzero()[:, 0]
 
 
-def _index(selector: Selector, layer: CapturedLayer, prompt: int) -> dict[str, Tensor | IndexStore]:
+def stored_keys(
+    selector: Selector, layer: CapturedLayer, prompt: int
+) -> dict[str, Tensor | IndexStore]:
     """What the selector stores for the keys, and what it observes in the prompt's queries."""
     index = selector.index_of(layer.layer, layer.keys, layer.values)
     if not selector.observes:

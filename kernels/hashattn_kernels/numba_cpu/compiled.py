@@ -21,14 +21,16 @@ _announced = False
 
 @cache
 def cache_folder() -> str | None:
-    """NUMBA_CACHE_DIR, else hashattn/<hash of this package> in the user's cache folder.
+    """NUMBA_CACHE_DIR, else hashattn/<hash of the kernels' sources> in the user's cache folder.
 
     None if that cannot be written: every process then compiles the kernels again.
     """
     if config.CACHE_DIR:
         return config.CACHE_DIR
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    folder = Path(__file__).parent
+    # constants of the modules beside this package are compiled in
+    for path in sorted([*folder.glob("*.py"), *folder.parent.glob("*.py")]):
         digest.update(path.read_bytes())
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     folder = Path(base) / "hashattn" / digest.hexdigest()[:16]

@@ -41,7 +41,7 @@ from .self_test import bits_kernel
 from .unions import mark_kernel, write_kernel
 
 ARCHITECTURES = (80, 90)
-SHARED = ("codes.py", "maps.py")  # sources outside this folder that constants come from
+SHARED = ("codes.py", "coins.py", "maps.py")  # sources outside this folder that constants come from
 REGISTERS = 65536  # of a multiprocessor, for all its threads
 NARROW = 4  # single-element loads that a kernel may have, for the query of one head
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}

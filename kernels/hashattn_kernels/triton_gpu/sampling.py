@@ -30,6 +30,15 @@ def mixed(state, number):
 
 
 @triton.jit
+def span_of(SPANS, row, sink, local, lists, q_len):
+    """A row's batch, list and query, and the tokens that it sees and chooses from."""
+    batch = row // (lists * q_len)
+    query = row % q_len
+    first, last, low, high = row_range(SPANS, batch * q_len + query, sink, local)
+    return batch, row // q_len % lists, query, first, last, low, high
+
+
+@triton.jit
 def survey_kernel(
     QUERIES, KEYS, SPANS, DRAWN, UNITS, PLAN, CHANCES, DRAW,
     key_batch, key_head, sink, local, lists, share, q_len, trust,
@@ -42,10 +51,7 @@ def survey_kernel(
     tokens. CHANCES (LARGEST + 1) int32. BINS: a power of 2 above the highest level.
     """
     row = tl.program_id(0)
-    batch = row // (lists * q_len)
-    member = row // q_len % lists
-    query = row % q_len
-    _, _, low, high = row_range(SPANS, batch * q_len + query, sink, local)
+    batch, member, query, _, _, low, high = span_of(SPANS, row, sink, local, lists, q_len)
     codes = QUERIES + (batch * lists + member) * (GROUP * q_len * QUERY_WORDS)
     masks = code_masks(codes, query, q_len, GROUP, SLOTS, WORDS, DIGITS, QUERY_WORDS != WORDS)
     keys = KEYS + batch.to(tl.int64) * key_batch + (member // share).to(tl.int64) * key_head
@@ -130,15 +136,6 @@ def words_read(
     kept = tl.where(left == ties, on, tl.where(left > 0, on & ~rest, 0))
     sure = under | kept
     return sure, sure | (hit & free & tl.where(drawn > 0, -1, 0)), tl.sum(left, axis=0)
-
-
-@triton.jit
-def span_of(SPANS, row, sink, local, lists, q_len):
-    """A row's batch, list and query, and the tokens that it sees and chooses from."""
-    batch = row // (lists * q_len)
-    query = row % q_len
-    first, last, low, high = row_range(SPANS, batch * q_len + query, sink, local)
-    return batch, row // q_len % lists, query, first, last, low, high
 
 
 @triton.jit

@@ -6,10 +6,11 @@ from itertools import product
 import pytest
 import torch
 
-from hashattn.evaluation.measures.allocation import allocate, divide
+from hashattn import Budget
+from hashattn.evaluation.measures.allocation import allocate, divide, split
 from hashattn.evaluation.measures.selection import selection_metrics
 from hashattn.hashing.capture import CapturedLayer
-from hashattn.selectors import make_selector
+from hashattn.selectors import fit_slopes, make_selector
 
 HEADS, KV_HEADS, N, D, SINK, LOCAL = 4, 2, 128, 8, 2, 3
 
@@ -67,3 +68,29 @@ def test_what_cannot_be_divided_is_refused():
         allocate([replace(layer, values=None)], oracle, 4)
     with pytest.raises(ValueError, match="heavy = 0"):
         allocate([layer], oracle, 0)
+
+
+def test_a_head_draws_where_its_estimates_are_good_and_ranks_where_they_are_not():
+    layers = [captured(0, (1.0, 1.0))]
+    exact = split(layers, make_selector("oracle", layout="per_kv_head"), 24, SINK, LOCAL)
+    assert min(exact[0]) > 0
+    fitted = fit_slopes(make_selector("lsh", bits=1024), layers, SINK, LOCAL)
+    absurd = torch.stack([fitted.slopes[0][0], 30 * fitted.slopes[0][1]])
+    found = split(layers, fitted._with(slopes={0: absurd}), 24, SINK, LOCAL)
+    assert found[0][0] > 0 == found[0][1]
+    # where a single step's error is all that counts, estimates by random planes do not pay at all
+    assert split(layers, fitted, 24, SINK, LOCAL, spread=1.0) == ((0.0, 0.0),)
+    # what only varies costs nothing: then all that is measured is bias, and drawing has less
+    assert min(split(layers, fitted, 24, SINK, LOCAL, spread=0.0)[0]) > 0
+    budget = Budget(SINK, LOCAL, heavy=24, sampled=found)
+    assert budget.sampled == found
+
+
+def test_a_split_needs_estimates_values_and_tokens():
+    layers = [captured(0, (3.0, 3.0))]
+    with pytest.raises(ValueError, match="fit_slopes"):
+        split(layers, make_selector("lsh"), 24, SINK, LOCAL)
+    with pytest.raises(ValueError, match="heavy = 0"):
+        split(layers, make_selector("oracle"), 0, SINK, LOCAL)
+    with pytest.raises(ValueError, match=r"layers \[0\] were captured without values"):
+        split([replace(layers[0], values=None)], make_selector("oracle"), 24, SINK, LOCAL)

@@ -1,0 +1,102 @@
+"""Ranked beside drawn: the error of the attention output, its bias and its variance apart.
+
+What is read by rank errs the same way every time; what is drawn errs around its expectation. With o
+the output of a draw and d that of dense attention, E|o - d|^2 = |E o - d|^2 + E|o - E o|^2: the
+squared bias, of which a ratio of unbiased sums has little, and the variance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from hashattn.base.checks import is_count, require
+from hashattn.evaluation.measures.selection import (
+    ROWS_AT_ONCE,
+    Truth,
+    rows_with_candidates,
+    stored_keys,
+)
+
+if TYPE_CHECKING:
+    from hashattn.hashing.capture import CapturedLayer
+    from hashattn.selectors.base import Selector
+
+
+def drawing_errors(
+    captured: Iterable[CapturedLayer],
+    selectors: Mapping[str, Selector],
+    heavy: Sequence[int],
+    sampled: Sequence[float] = (0.0, 0.5),
+    draws: int = 8,
+    sink: int = 4,
+    local: int = 28,
+    by_head: bool = False,
+) -> list[dict[str, Any]]:
+    """One row for each captured layer, selector, heavy budget and part of it that is drawn
+    (Budget.sampled). A selector that only ranks has a row for 0 alone, and one that samples by
+    itself a row with sampled NaN. by_head: a row for each KV head instead, column head.
+
+    Columns: method, layer, heavy, sampled, and three means of squares over query heads and rows,
+    relative to the dense output: squared_error, squared_bias and variance, of which the first is
+    the sum of the others. Both are unbiased estimates from `draws` seeds (2 at least), so that the
+    squared bias may fall below 0. ValueError for other draws, or layers without values.
+    """
+    require(is_count(draws, 2), "draws", draws, "an integer of at least 2")
+    table = []
+    for layer in captured:
+        require(layer.values is not None, "captured", f"layer {layer.layer} without values",
+                "layers captured with values=True")  # fmt: skip
+        kept = rows_with_candidates(layer, sink, local)
+        for name, selector in selectors.items():
+            for tokens in heavy:
+                for share in _shares(selector, layer.layer, sampled):
+                    parts = [
+                        _squares(Truth(layer, rows, (sink, local), (1,), None), selector, tokens,
+                                 share, draws)
+                        for rows in kept.split(ROWS_AT_ONCE)
+                    ]  # fmt: skip
+                    labels = {
+                        "method": name, "layer": layer.layer, "heavy": tokens,
+                        "sampled": float("nan") if share is None else share,
+                    }  # fmt: skip
+                    squares = torch.cat(parts, dim=-1).mean(dim=-1)
+                    heads = len(layer.keys) if by_head else 1
+                    for head, own in enumerate(squares.chunk(heads, dim=1)):
+                        error, variance = own.mean(dim=1).tolist()
+                        table.append(labels | ({"head": head} if by_head else {}) | {
+                            "squared_error": error, "squared_bias": error - variance,
+                            "variance": variance,
+                        })  # fmt: skip
+    return table
+
+
+def _shares(selector: Selector, layer: int, sampled: Sequence[float]) -> list[float | None]:
+    """The parts that are drawn; None: as the method itself has it."""
+    if not selector.ranks:
+        return [None]
+    told = selector.slopes is not None and layer in selector.slopes
+    return list(sampled) if told or selector.name == "oracle" else [0.0]
+
+
+def _squares(
+    truth: Truth, selector: Selector, heavy: int, share: float | None, draws: int
+) -> Tensor:
+    """Squared error and variance, relative to dense, (2, query heads, rows)."""
+    index, outputs = stored_keys(selector, truth.layer, 0), []
+    scores = truth.scores(selector, index) if share == 0 else None
+    for seed in range(1 if share == 0 else draws):
+        if share is None:  # what it stores may depend on its seed, as hyperplanes do
+            selector = replace(selector, seed=seed)
+            index = stored_keys(selector, truth.layer, 0)
+        read = truth.read(selector, index, scores, heavy, share or 0.0, seed)
+        outputs.append(truth.output(*read))
+    made = torch.stack(outputs).double()
+    size = truth.dense.double().square().sum(-1)
+    error = (made - truth.dense).square().sum(-1).mean(0) / size
+    variance = made.var(0).sum(-1) / size if len(made) > 1 else torch.zeros_like(error)
+    return torch.stack([error, variance])
