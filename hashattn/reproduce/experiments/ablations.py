@@ -57,13 +57,15 @@ def training_contenders(profile: Profile, model, retrained: HashWeights) -> dict
 
 
 def variants() -> dict[str, dict]:
-    """Arguments of train_hashes: the default, learned signs and their choices undone one at a time,
-    and the paper's."""
-    signs = TrainRecipe.signs()
+    """Arguments of train_hashes: the default and its loss undone, learned signs and their choices
+    undone one at a time, and the paper's."""
+    default, signs = TrainRecipe.default(), TrainRecipe.signs()
     official = {"recipe": TrainRecipe.official(), "depth": 3, "hidden": 128}
     recipes = {
-        "default": TrainRecipe.default(),
+        "default": default,
+        "default, loss: budgeted": default.vary(loss="budgeted", budget_fraction=16.0),
         "signs": signs,
+        "signs, loss: sampling": signs.vary(loss="sampling"),
         "signs, loss: weighted BCE": signs.vary(loss="bce"),
         "signs, loss: cross-entropy": signs.vary(loss="cross_entropy"),
         "signs, labels: top-32 only": signs.vary(mass_share=0.0),

@@ -27,8 +27,8 @@ from hashattn.selectors.slopes import fit_slopes
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-SHARE = 0.5  # of the heavy tokens
-DRAWN = " drawn"
+_SHARE = 0.5  # of the heavy tokens
+_DRAWN = " drawn"
 _FAMILIES = ("oracle", "hash", "transform", "rabitq", "pqcache", "loki", "double_sparsity", "hata",
              "lsh")  # fmt: skip
 _SEQUENCE = 4000  # seed of a sequence that the frontier measures too
@@ -65,12 +65,12 @@ def samplers(
     found = {}
     for name in bases:
         given = {"base": selectors[name], "seed": seed}
-        found[f"residual of {name}"] = make_selector("residual", share=SHARE, **given)
+        found[f"residual of {name}"] = make_selector("residual", share=_SHARE, **given)
         found[f"residual of {name}, epsilon"] = make_selector(
-            "residual", share=SHARE / 2, epsilon=0.1, delta=0.1, **given
+            "residual", share=_SHARE / 2, epsilon=0.1, delta=0.1, **given
         )
         found[f"residual of {name}, by weights"] = make_selector(
-            "residual", share=SHARE, proposal="weights", **given
+            "residual", share=_SHARE, proposal="weights", **given
         )
     return found | {"magicpig": MagicPIGSelector.calibrate(calibrated, seed=seed)}
 
@@ -86,8 +86,8 @@ def drawn_methods(
         for name, selector in ranked.items():
             found.append(Method(name, selector, Budget(*window, density=density)))
             for seed in range(seeds):
-                budget = Budget(*window, density=density, sampled=SHARE, seed=profile.seed + seed)
-                found.append(Method(name + DRAWN + f" {seed}" * (seed > 0), selector, budget))
+                budget = Budget(*window, density=density, sampled=_SHARE, seed=profile.seed + seed)
+                found.append(Method(name + _DRAWN + f" {seed}" * (seed > 0), selector, budget))
         found += [Method(n, s, Budget(*window, density=density)) for n, s in own.items()]
     return found
 
@@ -103,11 +103,11 @@ def drawn_errors(
     n, fixed = layers[0].keys.shape[1], profile.sink + profile.local
     heavy = {max(1, int(density * n) - fixed): label(density) for density in densities}
     rows = drawing_errors(
-        layers, selectors, list(heavy), (0.0, SHARE), draws, profile.sink, profile.local
+        layers, selectors, list(heavy), (0.0, _SHARE), draws, profile.sink, profile.local
     )
     table = pd.DataFrame(rows)
     table["budget"] = table["heavy"].map(heavy)
-    table["reading"] = table["sampled"].map({0.0: "ranked", SHARE: "drawn"}).fillna("its own")
+    table["reading"] = table["sampled"].map({0.0: "ranked", _SHARE: "drawn"}).fillna("its own")
     squares = table.groupby(["method", "budget", "reading"], sort=False)[
         ["squared_error", "squared_bias", "variance"]
     ].mean()
@@ -123,9 +123,9 @@ def drawn_verdicts(rows: pd.DataFrame) -> pd.DataFrame:
     bootstrap interval over documents, and the verdict.
     """
     lines = []
-    drawn = rows[rows["method"].str.contains(DRAWN)]
+    drawn = rows[rows["method"].str.contains(_DRAWN)]
     for (name, budget), part in drawn.groupby(["method", "budget"], sort=False):
-        for other in dict.fromkeys([name.split(DRAWN)[0], "oracle"]):
+        for other in dict.fromkeys([name.split(_DRAWN)[0], "oracle"]):
             ranked = rows[(rows["method"] == other) & (rows["budget"] == budget)]
             if ranked.empty:
                 continue
@@ -144,7 +144,7 @@ def drawn_lines(axis: Axes, table: pd.DataFrame) -> None:
     sparse = table[table["density"] < 1].reset_index()
     for method, part in sparse.groupby("method", sort=False):
         style = plots.method_style(method)
-        drawn, alone = DRAWN in method, method.split()[0] in ("residual", "magicpig")
+        drawn, alone = _DRAWN in method, method.split()[0] in ("residual", "magicpig")
         axis.plot(
             1 / part["density"], part["kl"], color=style.color, marker=style.marker,
             linestyle="-" if drawn else ":" if alone else "--", linewidth=2 if drawn else 1,

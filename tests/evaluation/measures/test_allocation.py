@@ -76,7 +76,7 @@ def test_a_head_draws_where_its_estimates_are_good_and_ranks_where_they_are_not(
     assert min(exact[0]) > 0
     fitted = fit_slopes(make_selector("lsh", bits=1024), layers, SINK, LOCAL)
     absurd = torch.stack([fitted.slopes[0][0], 30 * fitted.slopes[0][1]])
-    found = split(layers, fitted._with(slopes={0: absurd}), 24, SINK, LOCAL)
+    found = split(layers, fitted._with(slopes={0: absurd}), 24, SINK, LOCAL, spread=1 / 4)
     assert found[0][0] > 0 == found[0][1]
     # where a single step's error is all that counts, estimates by random planes do not pay at all
     assert split(layers, fitted, 24, SINK, LOCAL, spread=1.0) == ((0.0, 0.0),)
