@@ -164,6 +164,8 @@ def sample(
     coins: Tensor,
     candidates: Tensor,
     mandatory: Tensor,
+    *,
+    backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Read some tokens for all: indices (B, L, q, m) int32, -1 padded, and their log weights.
 
@@ -180,7 +182,8 @@ def sample(
     shape = costs.shape[:3]
     certain = _check_heavy("certain", certain, shape, costs.device)
     drawn = _check_heavy("drawn", drawn, shape, costs.device)
-    return reference.sample(costs, certain, drawn, _trust(trust), coins, candidates, mandatory)
+    sampling = backend_for(costs, backend, "sample")
+    return sampling.sample(costs, certain, drawn, _trust(trust), coins, candidates, mandatory)
 
 
 def sample_by_codes(

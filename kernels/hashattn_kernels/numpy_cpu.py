@@ -11,11 +11,11 @@ from torch import Tensor
 
 from . import reference
 from .codes import Codes, tokens_of
-from .reference import encode, grade_bits, sample_by_codes, union
+from .reference import encode, grade_bits, sample, sample_by_codes, union
 
 __all__ = [
     "attend", "dense_decode", "encode", "grade_bits", "hamming_scores",
-    "sample_by_codes", "select", "select_by_codes", "union",
+    "sample", "sample_by_codes", "select", "select_by_codes", "union",
 ]  # fmt: skip
 
 WORD = reference.WORD

@@ -1,5 +1,7 @@
 """Reference kernels in plain torch: they define the results of every other backend."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -364,6 +366,7 @@ def sample(
     coins: Tensor,
     candidates: Tensor,
     mandatory: Tensor,
+    threshold: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Indices (B, L, q, m) int32 of what is read, and log weights like them, float32.
 
@@ -372,11 +375,14 @@ def sample(
     `certain` other candidates of the least cost; of the rest, each whose coin is at least
     min(cost - tau, cap): tau is the largest number with which no more than `drawn` are expected,
     cap the largest with a chance of trust / SIZE times drawn / (how many are not certain).
+    threshold: a backend's own search for tau, `_threshold` of the same arguments.
     """
+    threshold = threshold or _threshold
     candidates = (candidates & ~mandatory).expand(costs.shape)
     best = indices_to_mask(select(-costs, certain, candidates, mandatory), costs.shape[-1])
+    best_free = best & candidates
     caps = _caps((candidates & ~best).sum(dim=-1), drawn, trust)
-    tau = _threshold(costs, candidates, best & candidates, drawn, caps)
+    tau = threshold(costs, _counts(costs, candidates, best_free), drawn, caps)
     over = torch.minimum((costs - tau[..., None]).clamp(min=0), caps[..., None])
     read = candidates & (coins >= over) & (drawn > 0)[..., None]
     indices = mask_to_indices(best | read)
@@ -391,20 +397,22 @@ def _caps(rest: Tensor, drawn: Tensor, trust: int) -> Tensor:
     return (falling.numel() - 1 - torch.searchsorted(falling.flip(0), least)).clamp(min=0)
 
 
-def _threshold(
-    costs: Tensor, candidates: Tensor, best: Tensor, drawn: Tensor, caps: Tensor
-) -> Tensor:
-    """tau (B, L, q) int64 of `sample`, by bisection.
+def _counts(costs: Tensor, candidates: Tensor, best: Tensor) -> Tensor:
+    """For how many tokens each stands, (B, L, q, n) int64, when `sample` counts what it expects.
 
-    How many are expected is counted over every stride-th candidate, each for `stride`, since no
-    choice of tau makes a bias; candidates that tie with the last certain one all count.
+    Every stride-th candidate stands for `stride`, since no choice of tau makes a bias; candidates
+    that tie with the last certain one all count.
     """
     rest = candidates & ~best
     size = candidates.sum(dim=-1, keepdim=True)
     stride = (-(-size // SURVEYED)).clamp(min=1)
     last = costs.masked_fill(~best, torch.iinfo(costs.dtype).min).amax(dim=-1, keepdim=True)
     surveyed = rest & (costs > last) & ((candidates.cumsum(dim=-1) - 1) % stride == 0)
-    counts = torch.where(surveyed, stride, 0) + (rest & (costs == last))
+    return torch.where(surveyed, stride, 0) + (rest & (costs == last))
+
+
+def _threshold(costs: Tensor, counts: Tensor, drawn: Tensor, caps: Tensor) -> Tensor:
+    """tau (B, L, q) int64 of `sample`, by bisection."""
     chances = coin_table(costs.device, "CHANCES")
     shown = costs.masked_fill(counts == 0, 0)
     low, high = shown.amin(dim=-1) - LARGEST - 1, shown.amax(dim=-1)

@@ -106,8 +106,9 @@ def test_coins_of_neighbours_lists_and_layers_are_unrelated():
     assert (pairs - torch.eye(16)).abs().max() < 0.03
 
 
+@pytest.mark.parametrize("backend", ["reference", "numba"])
 @pytest.mark.parametrize(("certain", "drawn"), [(0, 6), (5, 7), (9, 0), (0, 0), (60, 5), (3, 60)])
-def test_sample_by_hand(certain, drawn):
+def test_sample_by_hand(certain, drawn, backend):
     generator = torch.Generator().manual_seed(certain + 10 * drawn)
     shape = 2, 2, 3, 40
     costs = torch.randint(0, 6 * NAT, shape, generator=generator)
@@ -115,7 +116,9 @@ def test_sample_by_hand(certain, drawn):
     coins = Coins(seed=5).of(2, torch.tensor([[38, 39, 40]] * 2), torch.arange(40)[None])
     candidates = torch.rand(2, 1, 3, 40, generator=generator) < 0.8
     mandatory = torch.rand(2, 1, 3, 40, generator=generator) < 0.1
-    made, weights = sample(costs, certain, drawn, TRUST, coins, candidates, mandatory)
+    made, weights = sample(
+        costs, certain, drawn, TRUST, coins, candidates, mandatory, backend=backend
+    )
     for b, line, row in rows_of(2, 2, 3):
         always = mandatory[b, 0, row].nonzero()[:, 0].tolist()
         free = (candidates & ~mandatory)[b, 0, row].nonzero()[:, 0].tolist()
@@ -127,6 +130,22 @@ def test_sample_by_hand(certain, drawn):
         assert listed == sorted(read)
         expected = torch.tensor([read[t] for t in listed])
         torch.testing.assert_close(weights[b, line, row, : len(listed)], expected)
+
+
+@pytest.mark.parametrize("n", [31, 4096, 9000])
+def test_thresholds_of_scores_are_found_alike(n):
+    """Costs with ties, far outliers and rows without candidates; long rows are surveyed."""
+    generator = torch.Generator().manual_seed(n)
+    costs = (torch.randn(1, 2, 5, n, generator=generator) * 2 * NAT).round().long()
+    costs[:, :, 1] = costs[:, :, 1] // NAT * NAT + 7 * NAT
+    costs[:, :, 2, ::3] = 1 << 40
+    candidates = torch.rand(1, 1, 5, n, generator=generator) < 0.9
+    candidates[:, :, 3] = False
+    coins = Coins(seed=5).of(2, torch.full((1, 5), n), torch.arange(n)[None])
+    drawn = torch.tensor([[[n // 9, 2, n // 4, 5, n]]])
+    arguments = costs, n // 20, drawn, TRUST, coins, candidates, ~candidates & False
+    made, expected = (sample(*arguments, backend=name) for name in ("numba", "reference"))
+    assert all(torch.equal(a, b) for a, b in zip(made, expected, strict=True))
 
 
 def test_sums_over_all_tokens_are_estimated_without_bias():

@@ -6,6 +6,7 @@ A name with "drawn" after it is the same method at the same budget, half of it d
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -18,6 +19,7 @@ from hashattn.hashing.capture import CapturedLayer
 from hashattn.reproduce import plots
 from hashattn.reproduce.experiments.common import captured
 from hashattn.reproduce.experiments.frontier import label, outcome
+from hashattn.reproduce.notebooks.claims import Claims
 from hashattn.reproduce.profiles import Profile
 from hashattn.selectors import make_selector
 from hashattn.selectors.base import Selector
@@ -31,6 +33,8 @@ _SHARE = 0.5  # of the heavy tokens
 _DRAWN = " drawn"
 _FAMILIES = ("oracle", "hash", "transform", "rabitq", "pqcache", "loki", "double_sparsity", "hata",
              "lsh")  # fmt: skip
+_ROWS = 32
+_ASKED = {"hash": {"8x": 1, "16x": 1}, "hash_64": {"8x": 1 / 10, "16x": 1 / 6, "32x": 1 / 3}}
 _SEQUENCE = 4000  # seed of a sequence that the frontier measures too
 _PAIRED = ["dataset", "sample"]
 
@@ -64,7 +68,8 @@ def samplers(
     successor); and MagicPIG in its authors' size."""
     found = {}
     for name in bases:
-        given = {"base": selectors[name], "seed": seed}
+        base = selectors[name] if name in selectors else make_selector(name)
+        given = {"base": base, "seed": seed}
         found[f"residual of {name}"] = make_selector("residual", share=_SHARE, **given)
         found[f"residual of {name}, epsilon"] = make_selector(
             "residual", share=_SHARE / 2, epsilon=0.1, delta=0.1, **given
@@ -96,10 +101,13 @@ def drawn_errors(
     profile: Profile, model, tokenizer, selectors: Mapping[str, Selector],
     densities: Iterable[float], draws: int = 4,
 ) -> pd.DataFrame:  # fmt: skip
-    """Relative root mean squared output error of a held-out sequence, bias and spread apart, by
-    method, density and reading ("ranked", "drawn", or "its own")."""
-    layers = captured(profile, model, tokenizer, profile.frontier_length, 1, seed=_SEQUENCE,
-                      values=True)  # fmt: skip
+    """Relative root mean squared output error of _ROWS queries of a held-out sequence, bias and
+    spread apart, by method, density and reading ("ranked", "drawn", or "its own")."""
+    layers = [
+        replace(layer, queries=layer.queries[:, -_ROWS:], positions=layer.positions[-_ROWS:])
+        for layer in captured(profile, model, tokenizer, profile.frontier_length, 1,
+                              seed=_SEQUENCE, values=True)
+    ]  # fmt: skip
     n, fixed = layers[0].keys.shape[1], profile.sink + profile.local
     heavy = {max(1, int(density * n) - fixed): label(density) for density in densities}
     rows = drawing_errors(
@@ -136,6 +144,20 @@ def drawn_verdicts(rows: pd.DataFrame) -> pd.DataFrame:
                 "ranked": pairs["kl ranked"].mean(), **outcome(difference, better=BELOW),
             })  # fmt: skip
     return pd.DataFrame(lines)
+
+
+def drawn_claims(claims: Claims, table: pd.DataFrame, model: str) -> None:
+    """What notebook 03 claims of a model's fidelity_table: drawn by codes beside exact top-k."""
+    for name, bits in (("hash", 32), ("hash_64", 64)):
+        for budget, share in _ASKED[name].items():
+            pair = [(name + _DRAWN, budget), ("oracle", budget)]
+            if set(pair) <= set(table.index):
+                drawn, exact = (float(table.loc[line, "kl"]) for line in pair)
+                claims.goal(f"{model}, {bits} bits, half drawn at {budget}: KL to dense over exact "
+                            "top-k's (ratio)", drawn / exact, high=share)  # fmt: skip
+    if (line := ("hash_64" + _DRAWN, "16x")) in table.index:
+        claims.goal(f"{model}, 64 bits, half drawn at 16x: same next token (points)",
+                    float(table.loc[line, "agreement"]), low=97.0)  # fmt: skip
 
 
 def drawn_lines(axis: Axes, table: pd.DataFrame) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .. import numpy_cpu, reference
 from ..codes import ByteMajor, Codes, tokens_of
-from ..coins import BLOCK, Coins
+from ..coins import BLOCK, CHANCES, Coins
 from ..maps import ACTIVATIONS, Maps
 from . import attention, encoding, lookup, passes, sampling, selection
 from .regions import real
@@ -272,6 +272,25 @@ def sample_by_codes(
         int(coins.fresh), weights.data_ptr(), *sampling.TABLES_AT,
     )  # fmt: skip
     return out, weights
+
+
+def sample(
+    costs: Tensor, certain: Tensor, drawn: Tensor, trust: int, coins: Tensor, candidates: Tensor,
+    mandatory: Tensor,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The reference's, with a compiled search for the threshold."""
+    return reference.sample(
+        costs, certain, drawn, trust, coins, candidates, mandatory, threshold=_threshold
+    )
+
+
+def _threshold(costs: Tensor, counts: Tensor, drawn: Tensor, caps: Tensor) -> Tensor:
+    rows = drawn.numel()
+    tables = [part.reshape(rows, -1).contiguous().numpy() for part in (costs, counts)]
+    numbers = [part.reshape(rows).contiguous().numpy() for part in (drawn, caps)]
+    out, room = np.empty(rows, dtype=np.int64), np.empty((2, costs.shape[-1]), dtype=np.int64)
+    sampling.find_thresholds(*tables, *numbers, CHANCES, *room, out)
+    return torch.from_numpy(out).reshape(drawn.shape)
 
 
 def select(scores: Tensor, k: Tensor, candidates: Tensor, mandatory: Tensor) -> Tensor:

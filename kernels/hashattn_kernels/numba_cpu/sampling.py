@@ -31,6 +31,7 @@ CALL = call_type(
     "coins", "chances", "log_weights",
 )  # fmt: skip
 WORD = np.uint64(MASK)
+_FAR = 1 << 62
 COINS = np.concatenate((TABLE, TABLE[:BLOCK])).astype(np.int16)  # a block never wraps
 
 
@@ -111,6 +112,32 @@ def find_threshold(counts, above, stride, tied, unit, drawn, cap, chances):
             high, most = middle, number
         tries += 1
     return low
+
+
+@kernel
+def find_thresholds(costs, counts, drawn, caps, chances, kept, numbers, out):
+    """reference._threshold of rows: costs, counts (rows, n) int64, drawn, caps and out (rows,).
+    kept, numbers (n,): room for the tokens that count."""
+    n = costs.shape[1]
+    for row in range(len(out)):
+        size, low, high = 0, np.int64(_FAR), np.int64(-_FAR)
+        for token in range(n):
+            shown = costs[row, token] if counts[row, token] else 0
+            low, high = min(low, shown), max(high, shown)
+            if counts[row, token]:
+                kept[size], numbers[size] = shown, counts[row, token]
+                size += 1
+        low -= LARGEST + 1
+        while low < high:
+            middle = low + (high - low + 1) // 2
+            total = 0
+            for i in range(size):
+                total += numbers[i] * chances[min(max(kept[i] - middle, 0), caps[row])]
+            if total <= drawn[row] * SIZE:
+                low = middle
+            else:
+                high = middle - 1
+        out[row] = low
 
 
 @kernel

@@ -12,6 +12,7 @@ from hashattn.evaluation.statistics import SAME
 from hashattn.hashing import CapturedLayer
 from hashattn.reproduce.access import load_model
 from hashattn.reproduce.experiments import common, divergence, drawing
+from hashattn.reproduce.notebooks.claims import Claims
 from hashattn.reproduce.profiles import load_profile
 from hashattn.selectors import make_selector
 
@@ -91,6 +92,15 @@ def test_errors_of_a_sequence_are_told_with_bias_and_spread_apart():
     assert (
         drawn["spread"] > 0 and table.loc[("oracle", "1/8", "ranked"), "error"] < by_rank["error"]
     )
+
+
+def test_claims_hold_drawn_codes_against_exact_top_k():
+    index = [("oracle", "8x"), ("oracle", "16x"), ("hash_64 drawn", "8x"), ("hash_64 drawn", "16x")]
+    measured = {"kl": [0.1, 0.2, 0.009, 0.1], "agreement": [95, 94, 99, 96]}
+    table = pd.DataFrame(measured, index=pd.MultiIndex.from_tuples(index))
+    claims = Claims("test")
+    drawing.drawn_claims(claims, table, "made")
+    assert claims.table()["verdict"].tolist() == ["met", "not met", "not met"]
 
 
 def test_lines_of_both_readings_share_a_colour(read):
