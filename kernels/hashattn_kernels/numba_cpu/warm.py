@@ -10,12 +10,15 @@ from multiprocessing import get_context
 import torch
 
 from hashattn_kernels import (
+    Coins,
     Maps,
     attend,
     dense_decode,
     encode,
     encode_pair,
     grade_bits,
+    sample,
+    sample_by_codes,
     select,
     select_by_codes,
 )
@@ -50,6 +53,7 @@ def _attention(dim: int, dtype: torch.dtype) -> None:
     for lists in (2, 4):
         indices = torch.arange(8, dtype=torch.int32).expand(1, lists, 1, 8)
         attend(queries, keys, values, indices, 1.0)
+        attend(queries, keys, values, indices, 1.0, log_weights=torch.zeros(1, lists, 1, 8))
     for precision in ("float32", "bfloat16"):
         maps = Maps((torch.randn(2, dim, 32),), (torch.zeros(2, 32),))
         maps = maps.rounded() if precision == "bfloat16" else maps
@@ -65,10 +69,15 @@ def _codes() -> None:
         select_by_codes(queries[:, :, :1], keys, 4, 1, 1)
         graded = torch.zeros(1, group, 1, 1 if group == 4 else 4, 6, dtype=torch.int32)
         most = 255 if group == 4 else 1023
-        select_by_codes(graded, keys.expand(1, 2, 40, graded.shape[3]), 4, 1, 1, most=most)
+        keys = keys.expand(1, 2, 40, graded.shape[3])
+        select_by_codes(graded, keys, 4, 1, 1, most=most)
+        units = torch.ones(1, group, 1, dtype=torch.int64)
+        sample_by_codes(graded, keys, units, 2, 2, 0.1, Coins(), 1, 1, most=most)
     grade_bits(torch.ones(1, 1, 1, 32))
     candidates = torch.ones(1, 1, 1, 40, dtype=torch.bool)
     for dtype in (torch.int32, torch.int64):  # distances, and the order of random tokens
         for highest in (9, 999):
             scores = torch.arange(40, dtype=dtype).expand(1, 2, 1, 40) * highest // 39
             select(scores, 4, candidates, ~candidates)
+    coins = torch.zeros(1, 2, 1, 40, dtype=torch.int32)
+    sample(scores, 4, 4, 0.1, coins, candidates, ~candidates)
