@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from statistics import NormalDist
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -81,6 +81,14 @@ class ResidualSelector(WrapperSelector):
         from hashattn.selectors.hash import HashSelector  # only the usual base needs it
 
         return cls(HashSelector.usual(context), share=0.25, seed=context.seed)
+
+    def parameters(self) -> dict[str, Any]:
+        """As of every wrapper; the proposal only where it is not the uniform one, so that results
+        from before there was another are found again."""
+        settings = super().parameters()
+        if self.proposal == "uniform":
+            del settings["proposal"]
+        return settings
 
     def _shard(self, part: HeadSlice) -> ResidualSelector:
         return self._with(base=self.base.shard(part), order=self.order.shard(part))

@@ -234,13 +234,16 @@ def test_cache_folder_changes_with_the_sources(tmp_path, monkeypatch):
     monkeypatch.setattr(compiled.config, "CACHE_DIR", "")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     before = compiled.cache_folder.__wrapped__()
-    copy = tmp_path / "numba_cpu"
-    copy.mkdir()
-    for path in Path(compiled.__file__).parent.glob("*.py"):
-        (copy / path.name).write_bytes(path.read_bytes())
-    monkeypatch.setattr(compiled, "__file__", str(copy / "compiled.py"))
-    assert compiled.cache_folder.__wrapped__() == before
-    (copy / "simd.py").write_text("changed")
-    assert compiled.cache_folder.__wrapped__() != before
+    own = Path(compiled.__file__).parent
+    for changed in (Path("numba_cpu/simd.py"), Path("coins.py")):  # constants are compiled in
+        copy = tmp_path / changed.stem
+        for path in [*own.glob("*.py"), *own.parent.glob("*.py")]:
+            place = copy / path.relative_to(own.parent)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(path.read_bytes())
+        monkeypatch.setattr(compiled, "__file__", str(copy / "numba_cpu" / "compiled.py"))
+        assert compiled.cache_folder.__wrapped__() == before
+        (copy / changed).write_text("changed")
+        assert compiled.cache_folder.__wrapped__() != before
     monkeypatch.setattr(compiled.config, "CACHE_DIR", "/chosen/by/the/user")
     assert compiled.cache_folder.__wrapped__() == "/chosen/by/the/user"

@@ -381,6 +381,22 @@ RECORDS = [
         },
     ),
     (
+        "residual",
+        {"base": make_selector("random", seed=1), "proposal": "weights"},
+        {
+            "name": "residual",
+            "parameters": {
+                "share": 0.5,
+                "epsilon": None,
+                "delta": None,
+                "seed": 0,
+                "proposal": "weights",
+                "base": {"name": "random", "parameters": {"seed": 1}, "weights_sha256": None},
+            },
+            "weights_sha256": None,
+        },
+    ),
+    (
         "sparq",
         {},
         {
