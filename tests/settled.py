@@ -39,7 +39,7 @@ REPORT = ROOT / "data" / "reference" / "settled_tests.json"
 FOLDERS = (
     "tests/attention", "tests/base/engines", "tests/evaluation", "tests/hashing", "tests/kernels",
     "tests/models", "tests/reproduce/bench", "tests/reproduce/experiments",
-    "tests/reproduce/notebooks", "tests/selectors",
+    "tests/reproduce/notebooks", "tests/selectors", "tests/trust",
 )  # fmt: skip
 ELSEWHERE = "tests/kernels/gpu/test_triton_gate.py"  # has a report of its own
 DATA = ("data/embedded", "data/profiles", "data/longbench", "data/corpus")

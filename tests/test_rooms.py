@@ -16,7 +16,7 @@ from imports import imports, module_name
 PACKAGE, KERNELS = packages()
 ROOT = PACKAGE.parent
 # from the ground up: a room imports its own modules and those of rooms before it
-ROOMS = ("base", "models", "hashing", "selectors", "attention", "evaluation", "reproduce")
+ROOMS = ("base", "models", "hashing", "selectors", "attention", "evaluation", "trust", "reproduce")
 OUTSIDE = {"__init__", "kernels"}  # the names that users import, and the kernels' own
 
 

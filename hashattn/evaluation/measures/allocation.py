@@ -4,7 +4,6 @@ drawn where that pays."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import pairwise
 from statistics import fmean
 
@@ -69,13 +68,10 @@ def split(
     _check(captured, heavy)
     for layer in captured:
         selector.require_estimates(layer.layer)
-    late = [  # rows that see nearly as many tokens as a budget of `heavy` is meant for
-        replace(layer, queries=layer.queries[:, -_ROWS:], positions=layer.positions[-_ROWS:])
-        for layer in captured
-    ]
     rows = drawing_errors(
-        late, {"selector": selector}, [heavy], _PARTS, _DRAWS, sink, local, by_head=True
-    )
+        captured, {"selector": selector}, [heavy], _PARTS, _DRAWS, sink, local, by_head=True,
+        last=_ROWS,  # they see nearly as many tokens as a budget of `heavy` is meant for
+    )  # fmt: skip
     costs: dict[tuple[int, int], dict[float, float]] = {}
     for row in rows:
         cost = costs.setdefault((row["layer"], row["head"]), dict.fromkeys(_PARTS, 0.0))

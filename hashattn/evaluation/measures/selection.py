@@ -163,10 +163,7 @@ class Truth:
     def measure(self, indices: Tensor, log_weights: Tensor | None) -> dict[str, Tensor]:
         """recall@k, heavy_mass, mass, density, union and output_error of lists (1, lists, rows, m),
         each (query heads, rows)."""
-        group = len(self.weights) // indices.shape[1]
-        attended = indices_to_mask(indices, self.weights.shape[-1])[0].repeat_interleave(
-            group, dim=0
-        )
+        attended = self._attended(indices)
         real = self.candidates.expand_as(attended).gather(-1, self.best)
         hits = attended.gather(-1, self.best) & real
         measures = {f"recall@{k}": hits[..., :k].sum(-1) / real[..., :k].sum(-1) for k in self.top}
@@ -177,16 +174,27 @@ class Truth:
         union = attended.unflatten(0, (-1, heads)).any(1).sum(-1) / self.visible.sum(-1)
         measures["union"] = union.repeat_interleave(heads, dim=0)
         if self.dense is not None:
-            error = self.output(indices, log_weights) - self.dense
+            error = self._sparse_output(attended, indices, log_weights) - self.dense
             measures["output_error"] = error.norm(dim=-1) / self.dense.norm(dim=-1)
         return measures
 
     def output(self, indices: Tensor, log_weights: Tensor | None) -> Tensor:
         """Attention output (query heads, rows, D) over lists and log weights as of `read`."""
+        return self._sparse_output(self._attended(indices), indices, log_weights)
+
+    def _attended(self, indices: Tensor) -> Tensor:
+        """Listed tokens, bool (query heads, rows, n)."""
         group = len(self.weights) // indices.shape[1]
-        attended = indices_to_mask(indices, self.weights.shape[-1])[0]
-        logits = self.logits.masked_fill(~attended.repeat_interleave(group, dim=0), float("-inf"))
+        listed = indices_to_mask(indices, self.weights.shape[-1])[0]
+        return listed.repeat_interleave(group, dim=0)
+
+    def _sparse_output(
+        self, attended: Tensor, indices: Tensor, log_weights: Tensor | None
+    ) -> Tensor:
+        """`output`, with the mask of the lists."""
+        logits = self.logits.masked_fill(~attended, float("-inf"))
         if log_weights is not None:
+            group = len(self.weights) // indices.shape[1]
             logits = logits + self._spread(indices, log_weights).repeat_interleave(group, dim=0)
         return self._output(logits.softmax(dim=-1))
 

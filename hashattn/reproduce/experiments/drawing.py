@@ -6,7 +6,6 @@ A name with "drawn" after it is the same method at the same budget, half of it d
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -103,16 +102,14 @@ def drawn_errors(
 ) -> pd.DataFrame:  # fmt: skip
     """Relative root mean squared output error of _ROWS queries of a held-out sequence, bias and
     spread apart, by method, density and reading ("ranked", "drawn", or "its own")."""
-    layers = [
-        replace(layer, queries=layer.queries[:, -_ROWS:], positions=layer.positions[-_ROWS:])
-        for layer in captured(profile, model, tokenizer, profile.frontier_length, 1,
-                              seed=_SEQUENCE, values=True)
-    ]  # fmt: skip
+    layers = captured(profile, model, tokenizer, profile.frontier_length, 1, seed=_SEQUENCE,
+                      values=True)  # fmt: skip
     n, fixed = layers[0].keys.shape[1], profile.sink + profile.local
     heavy = {max(1, int(density * n) - fixed): label(density) for density in densities}
     rows = drawing_errors(
-        layers, selectors, list(heavy), (0.0, _SHARE), draws, profile.sink, profile.local
-    )
+        layers, selectors, list(heavy), (0.0, _SHARE), draws, profile.sink, profile.local,
+        last=_ROWS,
+    )  # fmt: skip
     table = pd.DataFrame(rows)
     table["budget"] = table["heavy"].map(heavy)
     table["reading"] = table["sampled"].map({0.0: "ranked", _SHARE: "drawn"}).fillna("its own")

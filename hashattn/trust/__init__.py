@@ -1,0 +1,1 @@
+"""Trust at run time, for operators: audit of what was read, drift alarms, retraining."""
