@@ -138,8 +138,9 @@ class TrainRecipe:
         """This project's recipe: transform codes, trained on from the calibrated ones so that their
         scores are logits to draw tokens by.
 
-        Against the "budgeted" loss with labels and budget of an eighth of the tokens it reads
-        better whether tokens are drawn or ranked. Few steps: codes learn the kind of text next.
+        Against the "budgeted" loss with labels and budget of an eighth of the tokens, SmolLM2 reads
+        better by it whether tokens are drawn or ranked; the embedded model loses 1 to 2 % of output
+        error where 1/8 or 1/16 are ranked. Few steps: codes learn the kind of text next.
         """
         return cls(
             init="transform", loss="sampling", steps=300, learning_rate=3e-3, top=128,

@@ -261,19 +261,25 @@ class Selector(Traits, ABC):
         scores = self.even_scores(layer, queries, view, scaling)
         return scores * self.slopes[layer].to(scores.device)[:, None, None]
 
+    def estimates_logits(self, layer: int) -> bool:
+        """Whether tokens can be drawn by this method's scores in a layer."""
+        fitted = self.slopes is not None and layer in self.slopes
+        return fitted and self.ranks and not self.observes
+
     def require_estimates(self, layer: int) -> None:
-        """ValueError where tokens cannot be drawn by this method's scores in a layer."""
+        """ValueError, with what to do, where `estimates_logits` is False."""
+        if self.estimates_logits(layer):
+            return
         if not self.ranks or self.observes:
             raise ValueError(
                 f"selector {self.name!r} does not read the best of its scores, so none of its "
                 "tokens can be drawn by them: read with Budget(sampled=0)"
             )
-        if self.slopes is None or layer not in self.slopes:
-            raise ValueError(
-                f"selector {self.name!r}: its scores estimate no logits in layer {layer}, so no "
-                "tokens can be drawn by them; calibrate it with hashattn.selectors.fit_slopes, or "
-                "read with Budget(sampled=0)"
-            )
+        raise ValueError(
+            f"selector {self.name!r}: its scores estimate no logits in layer {layer}, so no tokens "
+            "can be drawn by them; calibrate it with hashattn.selectors.fit_slopes, or read with "
+            "Budget(sampled=0)"
+        )
 
     def even_scores(self, layer: int, queries: Tensor, view: KeyView, scaling: float) -> Tensor:
         """Scores float32 (batch, lists, q, n), or their logarithms where they are weights, in a

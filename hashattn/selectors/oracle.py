@@ -43,8 +43,9 @@ class OracleSelector(Selector):
         """Where a group shares a list."""
         return self.layout == "per_kv_head"
 
-    def require_estimates(self, layer: int) -> None:
-        """Nothing is missing: scores are the logits."""
+    def estimates_logits(self, layer: int) -> bool:
+        """True: scores are the logits."""
+        return True
 
     def estimates(self, layer: int, queries: Tensor, view: KeyView, scaling: float) -> Tensor:
         """The logits themselves (B, lists, q, n), or the logarithm of a group's weights."""

@@ -84,8 +84,7 @@ def _shares(selector: Selector, layer: int, sampled: Sequence[float]) -> list[fl
     """The parts that are drawn; None: as the method itself has it."""
     if not selector.ranks:
         return [None]
-    told = selector.slopes is not None and layer in selector.slopes
-    return list(sampled) if told or selector.name == "oracle" else [0.0]
+    return list(sampled) if selector.estimates_logits(layer) else [0.0]
 
 
 def _outputs(

@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 from hashattn.attention.budget import Budget
 from hashattn.base.engines.threads import FasterThreads
 from hashattn.hashing.labels import attention_logits, candidate_mask
-from hashattn.kernels import indices_to_mask, select
+from hashattn.kernels import attend, indices_to_mask, select
 from hashattn.selectors.base import IndexStore, KeyView, Selector
 from hashattn.selectors.plan import SelectionPlan
 
@@ -103,9 +103,9 @@ class Truth:
         view = KeyView(layer.keys[None], positions=self.positions)
         self.visible = view.causal(len(rows))[0, 0]
         logits = attention_logits(self.queries, layer.keys, layer.scaling, layer.softcap)
-        self.window, self.logits = window, logits.masked_fill(~self.visible, float("-inf"))
-        self.weights = self.logits.softmax(dim=-1)
-        self.dense = None if layer.values is None else self._output(self.weights)
+        self.window = window
+        self.weights = logits.masked_fill(~self.visible, float("-inf")).softmax(dim=-1)
+        self.dense = None if layer.values is None else self._dense_output()
         outside = logits.masked_fill(~self.candidates, float("-inf"))
         self.outside = outside.softmax(dim=-1)
         self.best = best_tokens(outside, max(top))
@@ -163,7 +163,10 @@ class Truth:
     def measure(self, indices: Tensor, log_weights: Tensor | None) -> dict[str, Tensor]:
         """recall@k, heavy_mass, mass, density, union and output_error of lists (1, lists, rows, m),
         each (query heads, rows)."""
-        attended = self._attended(indices)
+        group = len(self.weights) // indices.shape[1]
+        attended = indices_to_mask(indices, self.weights.shape[-1])[0].repeat_interleave(
+            group, dim=0
+        )
         real = self.candidates.expand_as(attended).gather(-1, self.best)
         hits = attended.gather(-1, self.best) & real
         measures = {f"recall@{k}": hits[..., :k].sum(-1) / real[..., :k].sum(-1) for k in self.top}
@@ -174,42 +177,22 @@ class Truth:
         union = attended.unflatten(0, (-1, heads)).any(1).sum(-1) / self.visible.sum(-1)
         measures["union"] = union.repeat_interleave(heads, dim=0)
         if self.dense is not None:
-            error = self._sparse_output(attended, indices, log_weights) - self.dense
+            error = self.output(indices, log_weights) - self.dense
             measures["output_error"] = error.norm(dim=-1) / self.dense.norm(dim=-1)
         return measures
 
     def output(self, indices: Tensor, log_weights: Tensor | None) -> Tensor:
         """Attention output (query heads, rows, D) over lists and log weights as of `read`."""
-        return self._sparse_output(self._attended(indices), indices, log_weights)
+        layer = self.layer
+        queries, keys, values = (x[None].float() for x in (self.queries, layer.keys, layer.values))
+        return attend(
+            queries, keys, values, indices, layer.scaling, layer.softcap, log_weights=log_weights
+        )[0]
 
-    def _attended(self, indices: Tensor) -> Tensor:
-        """Listed tokens, bool (query heads, rows, n)."""
-        group = len(self.weights) // indices.shape[1]
-        listed = indices_to_mask(indices, self.weights.shape[-1])[0]
-        return listed.repeat_interleave(group, dim=0)
-
-    def _sparse_output(
-        self, attended: Tensor, indices: Tensor, log_weights: Tensor | None
-    ) -> Tensor:
-        """`output`, with the mask of the lists."""
-        logits = self.logits.masked_fill(~attended, float("-inf"))
-        if log_weights is not None:
-            group = len(self.weights) // indices.shape[1]
-            logits = logits + self._spread(indices, log_weights).repeat_interleave(group, dim=0)
-        return self._output(logits.softmax(dim=-1))
-
-    def _output(self, weights: Tensor) -> Tensor:
-        """Attention output (query heads, rows, D) of weights (query heads, rows, n)."""
+    def _dense_output(self) -> Tensor:
+        """Dense attention output (query heads, rows, D)."""
         values = self.layer.values.float()
-        return weights @ values.repeat_interleave(len(weights) // len(values), dim=0)
-
-    def _spread(self, indices: Tensor, log_weights: Tensor) -> Tensor:
-        """Log weights (lists, rows, n) at their tokens, 0 elsewhere."""
-        n = self.weights.shape[-1]
-        slots = torch.where(indices < 0, n, indices).long()[0]
-        # the extra slot n takes the padding
-        spread = torch.zeros(*slots.shape[:-1], n + 1, device=slots.device)
-        return spread.scatter_(-1, slots, log_weights[0].to(spread.dtype))[..., :n]
+        return self.weights @ values.repeat_interleave(len(self.weights) // len(values), dim=0)
 
 
 def best_tokens(scores: Tensor, k: int) -> Tensor:

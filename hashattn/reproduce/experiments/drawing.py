@@ -53,7 +53,7 @@ def drawable(
     for name, selector in selectors.items():
         if not name.split()[0].startswith(_FAMILIES) or not selector.ranks or selector.observes:
             continue
-        estimates = selector.slopes is not None or selector.name == "oracle"
+        estimates = all(map(selector.estimates_logits, first))
         found[name] = selector if estimates else fit_slopes(selector, first.values())
     return found
 
