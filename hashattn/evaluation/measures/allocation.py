@@ -62,8 +62,8 @@ def split(
     captured: as of `allocate`. Least is squared bias + spread * variance of the attention output,
     relative to dense. spread: what an error that is new in every head, layer and step counts beside
     one that always leans the same way; of 1/4, 1/16 and 1/64 the default had SmolLM2's least KL
-    divergence at 1/16. Calibrate on the kinds of text that will be read: what pays on one may lose on
-    another. ValueError as of `allocate`, or for a selector whose scores estimate no
+    divergence at 1/16. Calibrate on the kinds of text that will be read: what pays on one may lose
+    on another. ValueError as of `allocate`, or for a selector whose scores estimate no
     logits.
     """
     _check(captured, heavy)
