@@ -54,6 +54,9 @@ def forward(
     if reason is not None:
         out, weights = _dense(call, inputs, reason, n)
         step = LayerStep(call.layer, query, n, tokens_seen(query, attention_mask, n), reason)
+        if call.run.observers:  # who asks what dense attention weighted needs its keys
+            seen = replace(view, visible=visible_tokens(attention_mask, n))
+            step = replace(step, view=seen, logits=inputs.logits())
     else:
         refusals.refuse_training(module, query, kwargs)
         step = _select(call, inputs, view, n)

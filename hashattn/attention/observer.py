@@ -29,7 +29,8 @@ class LayerStep:
     Of a sparse call: indices (batch, lists, q, m) int32 of the tokens read, -1 for padding;
     log_weights, what was added to their logits, like indices, or None; plan, what the selector
     could choose from; view, the keys and the selector's index; values (batch, kv_heads, n, Dv);
-    logits, keywords of `kernels.attend`: scaling, softcap and sinks.
+    logits, keywords of `kernels.attend`: scaling, softcap and sinks. A dense call has view and
+    logits too while somebody listens beside the receipt.
     seconds: of "encode", "select", "attend" and "total" if a listener is timed, else None.
     The tensors are the model's own: a listener that keeps one must copy it.
     """
