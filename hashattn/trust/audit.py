@@ -1,4 +1,4 @@
-"""Audit: for each answer token, what every layer and head read, and what dense attention would have.
+"""Audit: what every layer and head read for each answer token, and what dense attention would.
 
 audit = Audit(tokenizer, prompt, file="answer.audit")
 with attach(model, selector, Budget(density=1/16)) as run, run.listen(audit):
@@ -47,10 +47,10 @@ _NOT_AUDITED = {
 class AuditSettings:
     """What an audit keeps.
 
-    top: heaviest tokens of each kind kept for a head and step. passages: at most how many the prompt
-    is cut into (`Source.of`). every: audits the first answer token it can, and from there each
-    every-th. ceiling: most bytes of evidence; at the first layer that would go over it the audit
-    stops, and says so in the evidence. The run goes on.
+    top: heaviest tokens of each kind kept for a head and step. passages: at most how many the
+    prompt is cut into (`Source.of`). every: audits the first answer token it can, and from there
+    each every-th. ceiling: most bytes of evidence; at the first layer that would go over it the
+    audit stops, and says so in the evidence. The run goes on.
 
     A step keeps of each layer, at most and before compression, `step_bytes`; only the layer in hand
     is in memory where the audit has a file. The defaults for 8,192 tokens, 200 steps and 32 layers

@@ -128,7 +128,7 @@ class Evidence:
         header = next(frames, None)
         if header is None or header.kind != HEADER:
             raise AuditError(f"{where} ends before its header: nothing was audited")
-        described = parse_json(header.content.decode(), where, AuditError)
+        described = parse_json(zlib.decompress(header.content).decode(), where, AuditError)
         if described.get("format") != FORMAT:
             raise AuditError(f"{where}: written by another version of hashattn")
         self.source = Source.from_dict(described["source"])
@@ -153,7 +153,7 @@ class Evidence:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Evidence:
-        """Evidence from the file of an audit, also one that was killed. AuditError if it is none."""
+        """Evidence from the file of an audit, also of a killed run. AuditError if it is none."""
         return cls(read_bytes(path, AuditError), str(path))
 
     def layer(self, token: int, layer: int) -> LayerEvidence:
@@ -202,10 +202,10 @@ class Evidence:
         return Path(path)
 
     def save_csv(self, path: str | os.PathLike, **chosen: Collection[int]) -> Path:
-        """Write `rows(**chosen)` as CSV in UTF-8, whole or not at all; returns the path. WriteError.
+        """Write `rows(**chosen)` as CSV in UTF-8, whole or not at all; returns the path.
 
         Texts are escaped as in JSON (\\n, \\u202e), and those that a spreadsheet would take for a
-        formula begin with an apostrophe.
+        formula begin with an apostrophe. WriteError.
         """
         import csv
 
@@ -273,4 +273,4 @@ def _listed(numbers: Collection[int]) -> str:
 def header_frame(source: Source, settings: Mapping[str, Any]) -> Frame:
     """The first frame of an audit."""
     content = {"format": FORMAT, "source": source.to_dict(), "settings": dict(settings)}
-    return Frame(HEADER, 0, 0, json.dumps(content).encode())
+    return Frame(HEADER, 0, 0, zlib.compress(json.dumps(content).encode()))

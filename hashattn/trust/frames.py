@@ -42,19 +42,7 @@ class FrameLog:
         self._memory = bytearray()
         self.size = 0
         if self.path is not None:
-            try:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                with self.path.open("xb"):
-                    pass
-            except FileExistsError as problem:
-                raise AuditError(
-                    f"{self.path} exists, and an audit goes over no other: give another path, or "
-                    "delete it"
-                ) from problem
-            except OSError as problem:
-                raise AuditError(
-                    f"{self.path} cannot be written ({problem.strerror}): give another path"
-                ) from problem
+            self._create()
         self._write(_MAGIC)
 
     def append(self, frame: Frame) -> None:
@@ -64,6 +52,20 @@ class FrameLog:
     def content(self) -> bytes:
         """All that was written."""
         return bytes(self._memory) if self.path is None else read_bytes(self.path, AuditError)
+
+    def _create(self) -> None:
+        if self.path.exists():
+            raise AuditError(
+                f"{self.path} exists, and an audit goes over no other: give another path, or "
+                "delete it"
+            )
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.open("xb").close()
+        except OSError as problem:
+            raise AuditError(
+                f"{self.path} cannot be written ({problem.strerror}): give another path"
+            ) from problem
 
     def _write(self, content: bytes) -> None:
         if self.path is None:

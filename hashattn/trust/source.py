@@ -129,7 +129,8 @@ class Source:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able content, for `from_dict`."""
-        return asdict(self)
+        plain = {name: getattr(self, name) for name in ("text", "ids", "offsets", "passages")}
+        return plain | {"documents": [asdict(document) for document in self.documents]}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Source:
@@ -156,7 +157,7 @@ def find_documents(prompt: str, texts: Mapping[str, str]) -> list[Document]:
     found = []
     for name, text in texts.items():
         count = prompt.count(text) if text else 0
-        allowed = f"a text that occurs once in the prompt, which that of {name!r} does {count} times"
+        allowed = f"found once in the prompt, where the text of {name!r} occurs {count} times"
         require(count == 1, "texts", text, allowed)
         start = prompt.index(text)
         found.append(Document(name, start, start + len(text)))
@@ -189,8 +190,8 @@ def _encode(tokenizer: Any, text: str, ids: list[int] | None) -> Any:
         if ids is None or encoded["input_ids"] == ids:
             return encoded
     raise AuditError(
-        f"the {len(ids)} ids are not those of the text, which are {len(encoded['input_ids'])}: give "
-        "the text that was tokenised, with the chat template and all; or ids without padding"
+        f"the {len(ids)} ids are not those of the text, which has {len(encoded['input_ids'])}: "
+        "give the text that was tokenised, with the chat template and all; or ids without padding"
     )
 
 
