@@ -79,7 +79,7 @@ class LayerEvidence:
             for name, kind in _STORED.items()
         ]
         content = json.dumps(sizes).encode() + b"\n" + b"".join(parts)
-        return Frame(LAYER, self.token, self.layer, zlib.compress(content))
+        return Frame(LAYER, self.token, self.layer, zlib.compress(content, level=1))
 
     @classmethod
     def from_frame(cls, frame: Frame) -> LayerEvidence:

@@ -16,6 +16,7 @@ from hashattn.selectors.dense import DenseSelector
 from hashattn.selectors.oracle import OracleSelector
 from hashattn.selectors.random import RandomSelector
 from hashattn.trust.audit import Audit, AuditSettings
+from hashattn.trust.audit_figure import draw_missed
 from hashattn.trust.evidence import COLUMNS, Evidence, LayerEvidence
 from hashattn.trust.exact import row_weights
 from hashattn.trust.source import AuditError, Document
@@ -395,6 +396,20 @@ def test_listening_changes_nothing_and_ends():
         size = len(audit.evidence.tokens)
         model.generate(ids, **options)
     assert torch.equal(before, during) and len(audit.evidence.tokens) == size == 5
+
+
+def test_the_figure_shows_what_was_missed():
+    from matplotlib.figure import Figure
+
+    evidence = audited(tiny_model("llama"), OracleSelector())[0].evidence
+    axis = Figure().add_subplot()
+    for token in (None, 3):
+        axis.clear()
+        draw_missed(axis, evidence, token)
+        tokens = evidence.tokens if token is None else [token]
+        exact = [[sum(evidence.layer(t, layer).missed[head] for t in tokens) / len(tokens)
+                  for head in range(4)] for layer in (0, 1)]  # fmt: skip
+        assert axis.images[0].get_array().tolist() == [pytest.approx(row) for row in exact]
 
 
 def test_evidence_that_is_none_says_so():

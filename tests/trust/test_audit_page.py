@@ -29,6 +29,7 @@ FLAGS = (
     "--disable-sync --no-first-run"
 ).split()
 SIZES = {"desk": {"width": 1280, "height": 800}, "phone": {"width": 390, "height": 844}}
+INSIDE = "(p => p.scrollWidth <= p.clientWidth)(document.getElementById('prompt'))"
 KINDS = ("read", "dense", "missed")
 HOSTILE = (
     "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
@@ -192,6 +193,7 @@ def test_everything_fits_and_can_be_touched(open_page, small, long_one, size):
         page = open_page(evidence, size)
         width = SIZES[size]["width"]
         assert page.evaluate("document.documentElement.scrollWidth") == width
+        assert page.evaluate(INSIDE)
         boxes = page.eval_on_selector_all(
             "button, select, summary, .strip label, .segments label",
             "nodes => nodes.map(n => n.getBoundingClientRect()).map(r => [r.width, r.height])",
@@ -298,7 +300,7 @@ def test_an_8k_token_page_opens_at_once(open_page, long_one, tmp_path):
 def test_hostile_text_is_shown_and_does_nothing(open_page, size, tmp_path):
     text = HOSTILE + 100_000 * "-" + "\n" + "</script>"
     evidence = hostile_evidence(text)
-    path = evidence.page(tmp_path / "h.html", title="<i>x</i>\ud800", notes="</script>\u202e\0")
+    path = evidence.page(tmp_path / "h.html", title="<i>x</i>\ud800", notes="</script>\u202e\0 a\r\nb")
     html = path.read_bytes()
     assert html.isascii() and html.count(b"</script>") == 2 and html.count(b"<script") == 2
     page = open_page(path, size)
@@ -311,6 +313,9 @@ def test_hostile_text_is_shown_and_does_nothing(open_page, size, tmp_path):
         assert f"⟨U+{mark}⟩" in shown
     for hidden in "\u202e\u202c\u2066\u2069\0\a\u2028\ufeff\r":
         assert hidden not in page.evaluate("document.body.textContent")
+    # a Windows line end is a line end
+    assert "⟨U+000D⟩" not in page.evaluate("document.body.textContent")
+    assert page.evaluate(INSIDE)
     for kept in ("مرحبا שלום", "日本語", "👩‍👩‍👧"):
         assert kept in shown
     where = page.evaluate("JSON.parse(document.getElementById('data').textContent).passages")

@@ -16,14 +16,15 @@ def bpe():
 
 
 @pytest.mark.parametrize("most", [1, 2, 7, 500])
-def test_passages_hold_every_token_once_in_order(bpe, most):
-    source = Source.of(bpe, MIXED, most=most)
+@pytest.mark.parametrize("text", [MIXED, "a" + 300 * "日"])  # three tokens a character
+def test_passages_hold_every_token_once_in_order(bpe, text, most):
+    source = Source.of(bpe, text, most=most)
     assert source.passages[0][0] == 1  # the first token has no text
     covered = [t for first, last in source.passages for t in range(first, last)]
     assert covered == [t for t, (a, b) in enumerate(source.offsets) if a < b]
     assert len(source.passages) <= most
     places = [source.place_of_passage(p) for p in range(len(source.passages))]
-    assert places[0].prompt_start == 0 and places[-1].prompt_end == len(MIXED)
+    assert places[0].prompt_start == 0 and places[-1].prompt_end == len(text)
     for one, other in zip(places, places[1:], strict=False):
         assert one.prompt_end <= other.prompt_start  # no character is cut in two
     segments = source.segments(len(source.ids) + 3).tolist()

@@ -51,6 +51,9 @@
 
   // ---- what is chosen
   const segments = data.passages.length + 2;
+  data.pieces.forEach((piece, i) => {  // a Windows line end may lie in two pieces
+    if (piece.endsWith("\r") && data.pieces[i + 1]?.startsWith("\n")) data.pieces[i] = piece.slice(0, -1);
+  });
   const passageText = data.passages.map(([a, b]) => data.pieces.slice(a, b).join(""));
   const passageOfPiece = new Int32Array(data.pieces.length);
   data.passages.forEach(([a, b], i) => passageOfPiece.fill(i, a, b));
