@@ -206,6 +206,24 @@ def test_everything_fits_and_can_be_touched(open_page, small, long_one, size):
     assert re.match(rf"Answer token {long_one.tokens[-1] + 1}\b", page.inner_text("#status"))
 
 
+@pytest.mark.parametrize("size", SIZES)
+def test_a_chosen_passage_comes_into_view_with_its_numbers(open_page, long_one, size):
+    page = open_page(long_one, size, reduced_motion="reduce")
+    button = page.locator("#passages button").nth(4)
+    where = button.locator(".where").inner_text()
+    button.click()
+    in_view = """id => { const r = document.querySelector(id).getBoundingClientRect();
+      return r.top >= 0 && r.top < innerHeight; }"""
+    assert page.evaluate(in_view, "#prompt .at") and page.evaluate(in_view, "#detail")
+    share = float(page.locator("#prompt .at").get_attribute("data-mass"))
+    assert page.inner_text("#detail").startswith(f"{where}: read {100 * share:.1f} %")
+    page.locator("#map span").nth(0).click()
+    assert page.evaluate("document.getElementById('prompt').scrollTop") == 0
+    assert page.locator("#prompt .at").get_attribute("data-passage") == "0"
+    page.locator("#prompt > span").nth(1).click()
+    assert page.locator("#prompt .at").get_attribute("data-passage") == "1"
+
+
 def test_all_can_be_done_with_a_keyboard(open_page, small):
     page = open_page(small)
     page.keyboard.press("Tab")
@@ -300,7 +318,9 @@ def test_an_8k_token_page_opens_at_once(open_page, long_one, tmp_path):
 def test_hostile_text_is_shown_and_does_nothing(open_page, size, tmp_path):
     text = HOSTILE + 100_000 * "-" + "\n" + "</script>"
     evidence = hostile_evidence(text)
-    path = evidence.page(tmp_path / "h.html", title="<i>x</i>\ud800", notes="</script>\u202e\0 a\r\nb")
+    path = evidence.page(
+        tmp_path / "h.html", title="<i>x</i>\ud800", notes="</script>\u202e\0 a\r\nb"
+    )
     html = path.read_bytes()
     assert html.isascii() and html.count(b"</script>") == 2 and html.count(b"<script") == 2
     page = open_page(path, size)

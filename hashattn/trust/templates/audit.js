@@ -246,7 +246,8 @@
     const box = $("prompt"), calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
     const top = spans[i].getBoundingClientRect().top - box.getBoundingClientRect().top + box.scrollTop;
     box.scrollTo({ top: top - box.clientHeight / 3, behavior: calm ? "auto" : "smooth" });
-    if (box.getBoundingClientRect().bottom < 80 || box.getBoundingClientRect().top > innerHeight - 80) {
+    const { top: from, bottom, height } = box.getBoundingClientRect();
+    if (bottom < height / 2 || from > innerHeight / 2) {
       box.scrollIntoView({ block: "start", behavior: calm ? "auto" : "smooth" });
     }
   }
