@@ -250,8 +250,10 @@ def test_the_wheel_installs_both_packages_and_no_kernels(source, tmp_path):
     pip_install(["--target", site_packages], source)
     installed = {path.name for path in site_packages.iterdir() if "." not in path.name}
     assert installed == {"hashattn", "hashattn_kernels"}
-    pages = {p.relative_to(ROOT) for p in (ROOT / "hashattn").rglob("*.py")}
-    assert {p.relative_to(site_packages) for p in site_packages.glob("hashattn/**/*.py")} == pages
+    for kind in ("py", "html", "css", "js"):
+        files = {p.relative_to(ROOT) for p in (ROOT / "hashattn").rglob(f"*.{kind}")}
+        found = {p.relative_to(site_packages) for p in site_packages.glob(f"hashattn/**/*.{kind}")}
+        assert found == files and files
     assert import_installed(site_packages, tmp_path) == [
         site_packages / name / "__init__.py" for name in ("hashattn", "hashattn_kernels")
     ]

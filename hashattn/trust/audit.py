@@ -3,7 +3,7 @@
 audit = Audit(tokenizer, prompt, file="answer.audit")
 with attach(model, selector, Budget(density=1/16)) as run, run.listen(audit):
     model.generate(**inputs, streamer=audit)
-audit.evidence.page("answer.html")
+save_page(audit.evidence, "answer.html")
 """
 
 from __future__ import annotations

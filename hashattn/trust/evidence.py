@@ -218,12 +218,6 @@ class Evidence:
                 )
         return Path(path)
 
-    def page(self, path: str | os.PathLike, **settings: Any) -> Path:
-        """Write the page for a browser: `hashattn.trust.page.save_page`."""
-        from hashattn.trust.page import save_page
-
-        return save_page(self, path, **settings)
-
     def _places(self, found: LayerEvidence, head: int) -> Iterator[dict[str, Any]]:
         """The columns from "unit" on, of one head."""
         passages = len(self.source.passages)

@@ -18,8 +18,9 @@ from hashattn.base.errors import HashAttnError
 
 PROMPT = "prompt"  # the source of text that is in no document
 _SENTENCE = 48  # tokens after which a passage may end with a sentence
-_LONGEST = 96  # tokens after which it ends anywhere
-_SENTENCE_ENDS = (".", "!", "?", "。", "！", "？")
+_LONGEST = 96  # tokens after which it ends with a word; after twice as many, anywhere
+_SENTENCE_ENDS = (".", "!", "?")
+_WIDE_ENDS = ("。", "！", "？")  # no space follows them
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -221,20 +222,25 @@ def _passages(
     for token, following in zip(tokens, [*tokens[1:], None], strict=True):
         first = token if first is None else first
         size += 1
-        if following is not None:
-            if owners[following] == owners[token]:
-                if offsets[following][0] < offsets[token][1]:
-                    continue  # both are parts of one character
-                piece = text[offsets[token][0] : offsets[following][0]]
-                sentence = piece.rstrip().endswith(_SENTENCE_ENDS)
-                if not (
-                    size >= least
-                    and "\n" in piece
-                    or size >= max(least, _SENTENCE)
-                    and sentence
-                    or size >= max(least, _LONGEST)
-                ):
-                    continue
-        passages.append((first, token + 1))
-        first, size = None, 0
+        if following is None or owners[following] != owners[token]:
+            ends = True
+        elif offsets[following][0] < offsets[token][1]:
+            ends = False  # both are parts of one character
+        else:
+            start, end = offsets[token][0], offsets[following][0]
+            ends = size >= max(least, _enough(text[start:end], text[end : end + 1]))
+        if ends:
+            passages.append((first, token + 1))
+            first, size = None, 0
     return tuple(passages)
+
+
+def _enough(piece: str, following: str) -> int:
+    """Tokens from which on a passage may end with a piece of text before a character."""
+    if "\n" in piece:
+        return 1
+    between = piece[-1:].isspace() or following.isspace()
+    end = piece.rstrip()
+    if end.endswith(_WIDE_ENDS) or between and end.endswith(_SENTENCE_ENDS):
+        return _SENTENCE
+    return _LONGEST if between else 2 * _LONGEST

@@ -11,6 +11,7 @@ import pytest
 
 from hashattn.trust.evidence import Evidence
 from hashattn.trust.frames import Frame, FrameLog, read_frames
+from hashattn.trust.page import save_page
 from hashattn.trust.source import AuditError
 from helpers import full_disk
 
@@ -63,7 +64,7 @@ def test_a_killed_process_loses_the_step_in_hand_at_most(tmp_path):
     assert evidence.tokens[: told + 1] == list(range(1, told + 1))
     assert len(evidence.tokens) in (told, told + 1)
     assert sorted(evidence.answer)[: told + 1] == list(range(told + 1))
-    assert evidence.page(tmp_path / "killed.html").exists()
+    assert save_page(evidence, tmp_path / "killed.html").exists()
     content = file.read_bytes()
     for cut in range(1, 40):  # wherever the last write ended
         assert Evidence(content[:-cut]).tokens[: told - 1] == list(range(1, told))

@@ -17,7 +17,7 @@ from hashattn import Budget, HashSelector, HashWeights, attach
 from hashattn.selectors.oracle import OracleSelector
 from hashattn.trust.audit import Audit
 from hashattn.trust.evidence import Evidence
-from hashattn.trust.page import page_html
+from hashattn.trust.page import page_html, save_page
 from hashattn.trust.source import AuditError, Document
 from helpers import characters, tiny_model
 
@@ -57,7 +57,9 @@ def open_page(browser, tmp_path):
 
     def opened(path, size="desk", **settings):
         if isinstance(path, Evidence):
-            path = path.page(tmp_path / f"page{len(contexts)}.html", notes="Notes <b>here</b>")
+            path = save_page(
+                path, tmp_path / f"page{len(contexts)}.html", notes="Notes <b>here</b>"
+            )
         context = browser.new_context(viewport=SIZES[size], has_touch=size == "phone", **settings)
         contexts.append(context)
         page = context.new_page()
@@ -295,7 +297,7 @@ def test_the_darkest_shade_can_be_read(open_page, small, scheme):
 
 
 def test_an_8k_token_page_opens_at_once(open_page, long_one, tmp_path):
-    path = long_one.page(tmp_path / "long.html")
+    path = save_page(long_one, tmp_path / "long.html")
     assert long_one.tokens == list(range(9))  # the prompt's last row was sparse
     assert path.stat().st_size < 3e6
     times = []
@@ -318,8 +320,8 @@ def test_an_8k_token_page_opens_at_once(open_page, long_one, tmp_path):
 def test_hostile_text_is_shown_and_does_nothing(open_page, size, tmp_path):
     text = HOSTILE + 100_000 * "-" + "\n" + "</script>"
     evidence = hostile_evidence(text)
-    path = evidence.page(
-        tmp_path / "h.html", title="<i>x</i>\ud800", notes="</script>\u202e\0 a\r\nb"
+    path = save_page(
+        evidence, tmp_path / "h.html", title="<i>x</i>\ud800", notes="</script>\u202e\0 a\r\nb"
     )
     html = path.read_bytes()
     assert html.isascii() and html.count(b"</script>") == 2 and html.count(b"<script") == 2
@@ -403,7 +405,7 @@ def test_a_page_of_many_heads_shows_their_means(open_page, small, tmp_path):
 
 
 def test_pages_of_chosen_layers_and_tokens(open_page, small, tmp_path):
-    page = open_page(small.page(tmp_path / "few.html", layers=[1], tokens=[2, 4]))
+    page = open_page(save_page(small, tmp_path / "few.html", layers=[1], tokens=[2, 4]))
     options = page.eval_on_selector_all("#layer option", "all => all.map(o => o.textContent)")
     assert options == ["all", "1"]
     enabled = page.eval_on_selector_all("input[name=answer]", "all => all.map(o => !o.disabled)")
@@ -423,5 +425,5 @@ def test_the_page_forbids_what_it_does_not_need(small):
 def test_a_page_without_a_step_is_refused(tmp_path):
     evidence = Audit(characters(), "abc").evidence
     with pytest.raises(AuditError, match="no step of this run was audited"):
-        evidence.page(tmp_path / "none.html")
+        save_page(evidence, tmp_path / "none.html")
     assert not (tmp_path / "none.html").exists()

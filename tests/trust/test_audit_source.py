@@ -37,13 +37,14 @@ def test_passages_hold_every_token_once_in_order(bpe, text, most):
 
 
 def test_a_passage_ends_with_a_line_and_a_long_one_with_a_sentence():
-    lines = "a b c\nd\n" + 60 * "x" + ". " + 10 * "y" + "\nz"
+    lines = "a b c\nd\n" + 30 * "x." + 10 * "x" + ". " + 10 * "y" + "\nz"
     source = Source.of(characters(), lines, most=1000)
     places = [source.place_of_passage(p) for p in range(len(source.passages))]
     texts = [lines[p.start : p.end] for p in places]
-    assert texts == ["a b c\n", "d\n", 60 * "x" + ".", " " + 10 * "y" + "\n", "z"]
-    endless = Source.of(characters(), 1000 * "q", most=1000)
-    assert {last - first for first, last in endless.passages} == {96, 1000 % 96}
+    assert texts == ["a b c\n", "d\n", lines[8:79], " " + 10 * "y" + "\n", "z"]
+    for endless, sizes in ((1000 * "q", {192, 1000 % 192}), (200 * "words ", {96, 1200 % 96})):
+        endless = Source.of(characters(), endless, most=1000)
+        assert {last - first for first, last in endless.passages} == sizes
 
 
 def test_positions_are_in_the_user_s_own_files(bpe):
