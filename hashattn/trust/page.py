@@ -36,9 +36,9 @@ def save_page(
     """Write the page of an audit, whole or not at all; returns its path.
 
     notes: a text shown under the page, such as `run.receipt.summary()`. tokens, layers: those to
-    show, all if None. Where the weights of all heads need more than 24 MiB (half precision, three
-    kinds, each passage), the page shows means over the heads of a layer, and says so: choose fewer
-    tokens or layers to see heads. AuditError for evidence of no token; WriteError.
+    show, all if None. Where what is kept of all heads needs more than 24 MiB, the page shows means
+    over the heads of a layer, and says so (8K tokens, 200 steps and 32 layers of 32 heads: 10 MB):
+    choose fewer tokens or layers to see heads. AuditError for evidence of no token; WriteError.
     """
     return write_text(path, page_html(evidence, title, notes, tokens, layers))
 
@@ -86,7 +86,8 @@ def _page_data(
             "the prompt, so generate more than one token, with a cache"
         )
     first = evidence.layer(tokens[0], layers[0])
-    means = len(tokens) * len(layers) * first.masses.nbytes > limit
+    size = first.masses.nbytes + first.top.nbytes + first.top.size * 6  # position, three weights
+    means = len(tokens) * len(layers) * size > limit
     masses, tops, heads = [], [], []
     for token in tokens:
         for layer in layers:
@@ -123,7 +124,8 @@ def _page_data(
 
 def _tops(found: Any, means: bool) -> list[tuple[np.ndarray, np.ndarray]]:
     """For each head, or once for their mean: positions (m,) of the heaviest tokens by any kind, and
-    their weights (m, 3). A head's weight of a token that is not among its heaviest counts as 0."""
+    their weights (m, 3). A head's weight of a token that is not among its heaviest counts as 0; of
+    the mean's tokens as many are kept as of a head's."""
     heads, group = [], found.heads // len(found.listed)
     for head in range(found.heads):
         positions, at = np.unique(found.top[:, head], return_index=True)
@@ -137,7 +139,9 @@ def _tops(found: Any, means: bool) -> list[tuple[np.ndarray, np.ndarray]]:
     positions, at = np.unique(np.concatenate([p for p, _ in heads]), return_inverse=True)
     weights = np.zeros((len(positions), 3), np.float32)
     np.add.at(weights, at, np.concatenate([w for _, w in heads]) / len(heads))
-    return [(positions, weights)]
+    best = np.argsort(-weights, axis=0, kind="stable")[: found.top.shape[2]]
+    kept = np.unique(best)
+    return [(positions[kept], weights[kept])]
 
 
 def _text_data(source: Source) -> dict[str, Any]:

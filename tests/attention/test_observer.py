@@ -82,6 +82,19 @@ def test_dense_steps_say_why():
     assert [step.seen for step in heard.steps] == 2 * [40 * 41 / 2] + 2 * [41] + 2 * [42]
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_dense_steps_are_told_with_their_keys_and_what_was_visible(attention):
+    model = tiny_model("llama", attention=attention)
+    ids, mask = left_padded((40, 20))
+    with attach(model, DenseSelector(kernel=True)) as run, run.listen(Listener()) as heard:
+        generate(model, ids, mask, max_new_tokens=2)
+    for step in heard.steps[-2:]:
+        assert step.reason == "dense_selector" and step.indices is None
+        assert step.view.keys.shape[2] == step.n == 41
+        assert step.view.visible.sum(dim=-1).tolist() == [41, 21]
+        assert set(step.logits) == {"scaling", "softcap", "sinks"}
+
+
 def test_a_listener_that_fails_is_heard():
     class Broken(Listener):
         def saw(self, step):

@@ -402,6 +402,15 @@ def test_a_page_of_many_heads_shows_their_means(open_page, small, tmp_path):
     top = max(masses(small, 1, kind).max() for kind in KINDS)
     shown = [mass for mass, _ in shades(page)]
     assert shown == pytest.approx(exact.tolist(), rel=2e-3, abs=1e-6) and top > 0
+    page.select_option("#layer", "1")
+    sums, heads = {}, small.layer(1, 1).heads
+    for row in small.rows(tokens=[1], layers=[1]):
+        if row["unit"] == "token":
+            place = row["position"]
+            sums[place] = sums.get(place, 0) + row["dense"] / heads
+    place = max(sums, key=sums.get)
+    first = page.inner_text("#tokens tbody tr >> nth=0").replace("\n", " ")
+    assert f"{100 * sums[place]:.1f} %" in first
 
 
 def test_pages_of_chosen_layers_and_tokens(open_page, small, tmp_path):

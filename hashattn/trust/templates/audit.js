@@ -13,7 +13,11 @@
   };
 
   // ---- numbers: little-endian arrays in base64
-  const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+  const bytes = (text) => {
+    const raw = atob(text), out = new Uint8Array(raw.length);
+    for (let i = 0; i < out.length; i++) out[i] = raw.charCodeAt(i);
+    return out;
+  };
   const half = (h) => {
     const e = (h >> 10) & 31, f = h & 1023;
     return e ? (1 + f / 1024) * 2 ** (e - 15) : f * 2 ** -24;
@@ -23,10 +27,12 @@
     for (let i = 0; i < out.length; i++) out[i] = half(view.getUint16(2 * i, true));
     return out;
   };
-  const words = (text, read) => {
-    const view = new DataView(bytes(text).buffer);
-    return Array.from({ length: view.byteLength / 4 }, (_, i) => view[read](4 * i, true));
+  const words = (text, read, Kind) => {
+    const view = new DataView(bytes(text).buffer), out = new Kind(view.byteLength / 4);
+    for (let i = 0; i < out.length; i++) out[i] = view[read](4 * i, true);
+    return out;
   };
+  const floats = (text) => words(text, "getFloat32", Float32Array);
   const percent = (x) => (x === 0 ? "0 %" : x < 0.0005 ? "<0.1 %" : `${(100 * x).toFixed(1)} %`);
   const count = (x) => Math.round(x).toLocaleString("en");
 
@@ -57,7 +63,7 @@
   const passageText = data.passages.map(([a, b]) => data.pieces.slice(a, b).join(""));
   const passageOfPiece = new Int32Array(data.pieces.length);
   data.passages.forEach(([a, b], i) => passageOfPiece.fill(i, a, b));
-  const positions = words(data.positions, "getInt32"), topWeights = halves(data.weights);
+  const positions = words(data.positions, "getInt32", Int32Array), topWeights = halves(data.weights);
   const offsets = [];
   let seen = 0;
   for (const layer of data.lengths) {
@@ -97,7 +103,7 @@
           tokens.set(positions[i], sum);
         }
       }
-      words(data.missed[cell], "getFloat32").forEach((m, h) => {
+      floats(data.missed[cell]).forEach((m, h) => {
         if (state.head !== ALL && state.head !== h) return;
         heads++; missed += m; read += data.read[cell][h]; cached += data.cached[cell];
         if (!worst || m > worst.m) worst = { m, layer: data.layers[cell % data.layers.length], head: h };
@@ -339,7 +345,7 @@
 
   function grid() {
     boxes.forEach((row, l) => {
-      const missed = words(data.missed[cells(state.token)[l]], "getFloat32");
+      const missed = floats(data.missed[cells(state.token)[l]]);
       row.forEach((box, h) => {
         const share = missed[h] || 0;
         box.hidden = h >= missed.length;
