@@ -85,6 +85,27 @@ class Attachment:
         finally:
             run.observers = tuple(other for other in run.observers if other is not observer)
 
+    def swap(self, selector: Selector) -> Receipt:
+        """Go on with another selector, such as one with newer hash weights, and a new receipt;
+        returns the finished one.
+
+        Caches stay: their keys are encoded again when they are next used, those of an answer in
+        the making too. Call it between two steps, or in an observer's `saw`; other threads must not
+        be generating. Raises what attach does for the selector; then nothing has changed.
+        """
+        run, receipt = self._state.run, self.receipt
+        if not self.attached:
+            raise AttachmentError("this attachment was detached: call attach again")
+        _check_arguments(selector, run.budget, run.sparse_rows, False, receipt.keep_steps)
+        shard = _served(self.model, selector, run.budget, run.dense_layers)
+        finished = self.reset_receipt()
+        run.selector = shard
+        run.receipt = Receipt.start(
+            self.model, selector, run.budget, sparse_rows=run.sparse_rows,
+            dense_layers=run.dense_layers, heads=run.heads, keep_steps=receipt.keep_steps,
+        )  # fmt: skip
+        return finished
+
     def detach(self, verify: bool = True) -> None:
         """Restore the model. If `verify`, raises SparsePathError if the run was not sparse (see
         attach), NonFiniteError if keys or values were not finite, AttachmentError if something else
@@ -189,13 +210,8 @@ def attach(
     register()
     budget = budget if budget is not None else Budget(density=1.0)
     heads, previous = head_slice(model), text_config(model)._attn_implementation
-    shard = selector if heads is None else selector.shard(heads)
-    if budget.sampled:
-        for layer in sorted(set(full_attention_layers(model)) - set(dense_layers)):
-            shard.require_estimates(layer)
-    shard.identity  # noqa: B018, computed now, before threads need it
     run = SparseRun(
-        selector=shard,
+        selector=_served(model, selector, budget, dense_layers),
         budget=budget,
         sparse_rows=sparse_rows,
         dense_layers=frozenset(dense_layers),
@@ -210,6 +226,20 @@ def attach(
     attachment = Attachment(model, _State(run, allow_dense, previous))
     attachment._install()
     return attachment
+
+
+def _served(
+    model: PreTrainedModel, selector: Selector, budget: Budget, dense_layers: Collection[int]
+) -> Selector:
+    """The selector for the heads of this process, ready for threads; ValueError where tokens shall
+    be drawn by a selector that cannot estimate logits."""
+    heads = head_slice(model)
+    shard = selector if heads is None else selector.shard(heads)
+    if budget.sampled:
+        for layer in sorted(set(full_attention_layers(model)) - set(dense_layers)):
+            shard.require_estimates(layer)
+    shard.identity  # noqa: B018, computed now, before threads need it
+    return shard
 
 
 def detach(model: PreTrainedModel, verify: bool = True) -> None:

@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from hashattn.base.files import FileError
 from hashattn.base.tensors import write_tensors
 from hashattn.hashing.capture import CapturedLayer
 
@@ -32,6 +33,18 @@ def save_captures(path: Path, captures: Mapping[int, CapturedLayer]) -> None:
         # JSON keeps floats to the last bit, and None
         logits[layer] = {"scaling": captured.scaling, "softcap": captured.softcap}
     write_tensors(path, tensors, {_LOGITS: json.dumps(logits)})
+
+
+def load_sequence(path: Path) -> dict[int, CapturedLayer]:
+    """All layers of a sequence, on the CPU; FileError for a file that is missing or damaged."""
+    try:
+        with safe_open(path, "pt") as file:
+            layers = sorted(int(layer) for layer in json.loads(file.metadata()[_LOGITS]))
+        return {layer: load_capture(path, layer, "cpu") for layer in layers}
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as problem:
+        raise FileError(
+            f"{path} is missing or no captured sequence ({problem}): capture it again, or delete it"
+        ) from problem
 
 
 def load_capture(path: Path, layer: int, device: torch.device | str) -> CapturedLayer:

@@ -66,10 +66,6 @@ class RunFolder:
         """The captured queries and keys of a sequence (capture_files), there or not."""
         return self.capture_folder / f"sequence_{number:05d}.safetensors"
 
-    def captured_bytes(self) -> int:
-        """Size of all captured sequences, all layers together."""
-        return sum(path.stat().st_size for path in self.capture_folder.glob("*.safetensors"))
-
     def finished_layers(self) -> dict[int, TrainedLayer]:
         """Layers that a training with the same settings finished.
 

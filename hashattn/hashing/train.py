@@ -113,28 +113,19 @@ def train_hash_weights(
         },
         start_sha256=None if start is None else start.sha256,
     )
-    finished = folder.finished_layers()
-    if finished and progress:
-        say(f"reused {len(finished)} of {len(config.layers)} trained layers: {sorted(finished)}")
-    missing = [layer for layer in config.layers if layer not in finished]
-    if missing:
+    if len(folder.finished_layers()) < len(config.layers):
         _capture_sequences(model, [*train, *held_out], placed, folder, chunk, progress)
-        trainer = _Trainer(config, recipe, progress, model.device)
-        engine = engine or _engine(folder, len(missing), model.device)
-        tasks = (
-            [_task(folder, layer, len(train), len(held_out), start, model.device, engine.local)]
-            for layer in missing
-        )
-        with thread_count(1 if model.device.type == "cpu" else torch.get_num_threads()):
-            for layer, trained in engine.run(trainer, tasks):
-                folder.keep(layer, trained)
-                finished[layer] = trained
+    files = [folder.sequence_file(number) for number in range(len(train) + len(held_out))]
+    finished = train_layers(
+        folder, files[: len(train)], files[len(train) :], start=start, device=model.device,
+        progress=progress, engine=engine,
+    )  # fmt: skip
     card = {
         "trained": True,
         "base_model": base_model,
         "seed": seed,
         "recipe": dataclasses.asdict(recipe),
-        "validation": _curves(finished),
+        "validation": curves(finished),
         **slopes_field({layer: trained.slopes for layer, trained in sorted(finished.items())}),
         "data": {
             "note": data_note,
@@ -186,37 +177,71 @@ def _capture_sequences(
         save_captures(folder.sequence_file(number), captures)
 
 
-def _engine(folder: RunFolder, layers: int, device: torch.device) -> Engine:
+def train_layers(
+    folder: RunFolder,
+    train: Sequence[Path],
+    held_out: Sequence[Path],
+    *,
+    start: HashWeights | None = None,
+    device: torch.device,
+    progress: bool = True,
+    engine: Engine | None = None,
+) -> dict[int, TrainedLayer]:
+    """The trained layers of folder.config, in no order: those that the folder has, and the others
+    after training on captured sequences (files of hashing.capture_files) from `start` or, without
+    it, from where the recipe begins.
+
+    engine: as of train_hash_weights. EngineError when a process is lost, HashWeightsError for a
+    damaged layer's file.
+    """
+    finished = folder.finished_layers()
+    if finished and progress:
+        layers = folder.config.layers
+        say(f"reused {len(finished)} of {len(layers)} trained layers: {sorted(finished)}")
+    missing = [layer for layer in folder.config.layers if layer not in finished]
+    if missing:
+        trainer = _Trainer(folder.config, folder.recipe, progress, device)
+        engine = engine or _engine(folder, len(missing), [*train, *held_out], device)
+        tasks = (
+            [_task(folder.seed, layer, train, held_out, start, device, engine.local)]
+            for layer in missing
+        )
+        with thread_count(1 if device.type == "cpu" else torch.get_num_threads()):
+            for layer, trained in engine.run(trainer, tasks):
+                folder.keep(layer, trained)
+                finished[layer] = trained
+    return finished
+
+
+def _engine(folder: RunFolder, layers: int, files: Sequence[Path], device: torch.device) -> Engine:
     """The environment's choice; several processes instead of this one where they are worth it."""
     engine, steps = chosen_engine(), layers * folder.recipe.steps
     if not isinstance(engine, InProcess) or device.type != "cpu" or steps < STEPS_WORTH_PROCESSES:
         return engine
-    layer_bytes = folder.captured_bytes() // len(folder.config.layers)
+    layer_bytes = sum(path.stat().st_size for path in files) // len(folder.config.layers)
     count = processes_that_fit(layers, 2 * layer_bytes)  # twice, for the labels beside them
     return Processes(count) if count > 1 else engine
 
 
 def _task(
-    folder: RunFolder,
+    seed: int,
     layer: int,
-    train: int,
-    held_out: int,
+    train: Sequence[Path],
+    held_out: Sequence[Path],
     start: HashWeights | None,
     device: torch.device,
     by_path: bool,
 ) -> _LayerTask:
-    """A layer's part of the captured files: the first `train` of them, then `held_out`; or, for
-    other machines, what is in it."""
-    captures: list[CapturedLayer | Path] = [
-        folder.sequence_file(number) for number in range(train + held_out)
-    ]
-    if not by_path:
-        captures = [load_capture(path, layer, device) for path in captures]
+    """A layer's part of the captured files; or, for other machines, what is in it."""
+
+    def part(files: Sequence[Path]) -> list[CapturedLayer | Path]:
+        return list(files) if by_path else [load_capture(path, layer, device) for path in files]
+
     return _LayerTask(
         layer,
-        train=captures[:train],
-        held_out=captures[train:],
-        seed=folder.seed * 1000 + layer,  # layers draw apart, in whatever order they train
+        train=part(train),
+        held_out=part(held_out),
+        seed=seed * 1000 + layer,  # layers draw apart, in whatever order they train
         start=None if start is None else start.maps[layer],
     )
 
@@ -270,7 +295,7 @@ class _Trainer:
         )
 
 
-def _curves(layers: Mapping[int, TrainedLayer]) -> dict[str, Any]:
+def curves(layers: Mapping[int, TrainedLayer]) -> dict[str, Any]:
     """Per layer: the whole curve and the record of the maps kept; keys are strings, as in JSON."""
     return {
         str(layer): {"best": max(trained.history, key=figure_of_merit), "curve": trained.history}

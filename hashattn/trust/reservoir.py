@@ -1,0 +1,264 @@
+"""A bounded, sampled buffer of recent traffic: queries and keys as attention used them.
+
+Listens at `Attachment.listen` and copies what `adapt` learns from. A few contexts are kept, the
+latest; of each its first tokens' keys and a uniform sample of its query rows. What the buffer holds
+of a context is what `hashing.capture` would give for the same tokens and rows.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Collection
+from dataclasses import dataclass
+from weakref import WeakSet
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hashattn.attention.observer import LayerStep
+from hashattn.base.checks import require, require_numbers
+from hashattn.hashing.capture import CapturedLayer
+
+_BEGINS = ("prefill", "several_rows")  # calls that may begin a context, or go on with one
+
+
+@dataclass(frozen=True)
+class ReservoirSettings:
+    """How much a Reservoir keeps.
+
+    contexts: the latest ones, at most. rows: query rows of each, a uniform sample of all rows at
+    the first `tokens` positions, prompt and answer alike. tokens: keys of each, the first ones; of
+    a longer context this prefix is kept, which is a context of its own. share: of contexts that
+    are sampled at all. seed: of all draws. Raises ValueError naming the field.
+    """
+
+    contexts: int = 12
+    rows: int = 192
+    tokens: int = 4096
+    share: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        counts = {"contexts": 1, "rows": 1, "tokens": 1, "seed": 0}
+        require_numbers(vars(self), counts=counts, shares=("share",))
+        require(self.share > 0, "share", self.share, "a number above 0, at most 1")
+
+
+class Reservoir:
+    """An observer that keeps recent contexts for `adapt`, in bounded memory (`most_bytes`).
+
+    layers: those to keep, with full attention: `weights.config.layers`. Of a batch one row, drawn
+    by the seed, is kept. Layers without sparse steps show no keys and are left out, and so are
+    contexts that were never decoded. A context ends where its cache changes otherwise than by new
+    tokens (cropping, beams that change places, another cache in the same thread); what was kept
+    until then stays. Tensors are copied to the CPU in the model's dtype; on a GPU that waits for
+    the device at each row that is kept.
+    """
+
+    timed = False
+
+    def __init__(self, layers: Collection[int], settings: ReservoirSettings | None = None) -> None:
+        self.layers, self.settings = frozenset(layers), settings or ReservoirSettings()
+        require(
+            bool(self.layers), "layers", layers, "the layers of the hash weights, some at least"
+        )
+        self._began = 0
+        self._open = threading.local()
+        self._held: WeakSet[_Context] = WeakSet()  # all that take memory, the open ones too
+        self._kept: deque[_Context] = deque(maxlen=self.settings.contexts)
+        self._lock = threading.Lock()
+
+    def saw(self, step: LayerStep) -> None:
+        """Take what is sampled of a call of a layer."""
+        if step.layer in self.layers:
+            with self._lock:
+                self._take(step)
+
+    def _take(self, step: LayerStep) -> None:
+        context: _Context | None = getattr(self._open, "context", None)
+        if context is None or not context.goes_on(step):
+            if step.reason not in _BEGINS:
+                self._open.context = None
+                return
+            context = self._open.context = self._begin(step.query.shape[0])
+        context.add(step)
+        if step.view is not None and context.sampled and not context.kept:
+            context.kept = True
+            self._kept.append(context)
+
+    def _begin(self, batch: int) -> _Context:
+        context = _Context(self.settings, self._began, batch)
+        self._began += 1
+        self._held.add(context)
+        return context
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all that is held now."""
+        with self._lock:
+            return sum(context.nbytes for context in self._held)
+
+    def most_bytes(
+        self, query_heads: int, kv_heads: int, head_dim: int, itemsize: int, threads: int = 1
+    ) -> int:
+        """What `nbytes` never exceeds for a model of this shape, itemsize bytes a number, that
+        generates in so many threads: for each of contexts + threads, and of its layers,
+        (rows query_heads + tokens kv_heads) head_dim itemsize + 16 rows + tokens bytes."""
+        s = self.settings
+        numbers = (s.rows * query_heads + s.tokens * kv_heads) * head_dim
+        layer = numbers * itemsize + 16 * s.rows + s.tokens
+        return (s.contexts + threads) * len(self.layers) * layer
+
+    def captured(self) -> list[dict[int, CapturedLayer]]:
+        """What is held of each context, the oldest first: queries (Hq, r, D) at sorted positions
+        (r,), keys (Hkv, n, D) of the tokens up to the last of them, without padding. Copies."""
+        with self._lock:
+            made = [context.captured() for context in self._kept]
+        return [layers for layers in made if layers]
+
+    def clear(self) -> None:
+        """Forget everything, such as what came before a drift alarm."""
+        with self._lock:
+            self._kept.clear()
+            for context in self._held:
+                context.drop()
+
+
+class _Context:
+    """What is kept of one context: of a row of the batch, the same sample in every layer."""
+
+    def __init__(self, settings: ReservoirSettings, number: int, batch: int) -> None:
+        self.settings, self.number = settings, number
+        draws = np.random.default_rng([settings.seed, number, 0])
+        self.sampled, self.kept = bool(draws.random() < settings.share), False
+        self.row = int(draws.integers(batch))
+        self.ends: dict[int, int] = {}  # tokens that each layer has had
+        self.layers: dict[int, _Layer] = {}
+
+    def goes_on(self, step: LayerStep) -> bool:
+        """Whether a call follows the layer's last one, in the same cache as far as can be seen."""
+        end = self.ends.get(step.layer)
+        if end is None:
+            return True
+        if step.n - step.query.shape[2] != end:
+            return False
+        layer = self.layers.get(step.layer)
+        return layer is None or step.view is None or layer.agrees(step.view.keys[self.row])
+
+    def add(self, step: LayerStep) -> None:
+        self.ends[step.layer] = step.n
+        if not self.sampled:
+            return
+        if step.layer not in self.layers:
+            draws = np.random.default_rng([self.settings.seed, self.number, 1])
+            self.layers[step.layer] = _Layer(self.settings, draws)
+        self.layers[step.layer].add(step, self.row)
+
+    def drop(self) -> None:
+        self.sampled = False
+        self.layers.clear()
+
+    @property
+    def nbytes(self) -> int:
+        return sum(layer.nbytes for layer in self.layers.values())
+
+    def captured(self) -> dict[int, CapturedLayer]:
+        told = {number: layer for number, layer in sorted(self.layers.items()) if layer.length}
+        # a context may have ended between two layers of a step
+        common = set.intersection(*(layer.whole() for layer in told.values())) if told else set()
+        if not common:
+            return {}
+        return {number: layer.captured(number, common) for number, layer in told.items()}
+
+
+class _Layer:
+    """One layer of a context: a uniform sample of its query rows, and its first keys.
+
+    Each row gets a random priority, and those with the smallest are kept, which is a uniform sample
+    without replacement of all rows so far (reservoir sampling, Vitter 1985; here by priorities, so
+    that a prompt's rows are drawn in one call).
+    """
+
+    def __init__(self, settings: ReservoirSettings, draws: np.random.Generator) -> None:
+        self.settings, self.draws = settings, draws
+        self.length = 0  # keys held
+        self.priorities = np.empty(0)
+        self.positions = np.empty(0, dtype=np.int64)
+        self.queries: Tensor | None = None  # (rows, Hq, D), as they came
+        self.keys: Tensor | None = None  # (tokens, Hkv, D), of which `length` are filled
+        self.visible: Tensor | None = None  # (length,) bool: padding is not
+        self.scaling, self.softcap = 1.0, None  # of the logits
+
+    def agrees(self, keys: Tensor) -> bool:
+        """Whether the last key held is the cache's, keys (Hkv, n, D): another cache, or another
+        beam, has another one."""
+        held = self.length
+        return not held or torch.equal(keys[:, held - 1].cpu(), self.keys[held - 1])
+
+    def add(self, step: LayerStep, row: int) -> None:
+        """Sample the rows of a call, then copy the keys that they need where the call shows any."""
+        count = step.query.shape[2]
+        begin = step.n - count
+        priorities = self.draws.random(count)
+        room = max(0, min(step.n, self.settings.tokens) - begin)
+        if room:
+            self._sample(step.query[row, :, :room], begin, priorities[:room])
+        if step.view is not None and len(self.positions):
+            self._copy_keys(step, row)
+
+    def _sample(self, queries: Tensor, begin: int, priorities: np.ndarray) -> None:
+        """queries (Hq, q, D) of the positions from `begin` on."""
+        limit, held = self.settings.rows, len(self.priorities)
+        both = np.concatenate([self.priorities, priorities])
+        best = np.sort(np.argsort(both)[:limit])
+        old, new = best[best < held], best[best >= held] - held
+        if not len(new):
+            return
+        fresh = queries[:, torch.from_numpy(new).to(queries.device)].transpose(0, 1).detach().cpu()
+        parts = [fresh] if self.queries is None else [self.queries[torch.from_numpy(old)], fresh]
+        self.queries = torch.cat(parts)
+        self.priorities = both[best]
+        self.positions = np.concatenate([self.positions[old], new + begin])
+
+    def _copy_keys(self, step: LayerStep, row: int) -> None:
+        """Keys up to the last sampled row, as the call shows them."""
+        end = int(self.positions.max()) + 1
+        if end <= self.length:
+            return
+        keys = step.view.keys[row]
+        if self.keys is None:
+            shape = (self.settings.tokens, len(keys), keys.shape[2])
+            self.keys = torch.empty(shape, dtype=keys.dtype)
+            self.scaling = float(step.logits["scaling"])
+            self.softcap = step.logits["softcap"]
+        self.keys[self.length : end] = keys[:, self.length : end].transpose(0, 1).detach()
+        visible = step.view.visible
+        if visible is not None:
+            self.visible = visible[min(row, len(visible) - 1), :end].cpu()
+        self.length = end
+
+    @property
+    def nbytes(self) -> int:
+        held = (part for part in (self.queries, self.keys, self.visible) if part is not None)
+        return sum(x.nbytes for x in held) + self.priorities.nbytes + self.positions.nbytes
+
+    def whole(self) -> set[int]:
+        """Sampled positions whose keys are all held, and that are no padding."""
+        positions = self.positions[self.positions < self.length].tolist()
+        return {p for p in positions if self.visible is None or bool(self.visible[p])}
+
+    def captured(self, number: int, positions: set[int]) -> CapturedLayer:
+        """Of these positions, some of `whole`."""
+        chosen = torch.from_numpy(np.isin(self.positions, list(positions)))
+        places = torch.from_numpy(self.positions)[chosen]
+        end = int(places[-1]) + 1
+        keys = self.keys[:end].transpose(0, 1)
+        if self.visible is not None:  # as if there had been no padding
+            real = self.visible[:end]
+            keys, places = keys[:, real], (real.cumsum(0) - 1)[places]
+        queries = self.queries[chosen].transpose(0, 1)
+        return CapturedLayer(
+            number, queries.clone(), places, keys.clone(), self.scaling, self.softcap
+        )
