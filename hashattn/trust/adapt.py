@@ -25,7 +25,7 @@ from torch import nn
 from hashattn.base.checks import is_number, require, require_numbers
 from hashattn.base.engines import Engine
 from hashattn.hashing.capture_files import load_capture
-from hashattn.hashing.card import slopes_field
+from hashattn.hashing.card import benchmarks_field, slopes_field
 from hashattn.hashing.layer import TrainedLayer
 from hashattn.hashing.maps import HashConfig, LayerMaps
 from hashattn.hashing.recipe import TrainRecipe
@@ -136,6 +136,7 @@ def adapt(
     replay: Iterable[CapturedSequence] = (),
     settings: AdaptSettings | None = None,
     note: str = "",
+    benchmarks: Mapping[str, Any] | None = None,
     progress: bool = True,
     engine: Engine | None = None,
 ) -> Adaptation:
@@ -143,7 +144,8 @@ def adapt(
 
     replay: captured sequences of the old domain, mixed in; how many decides what each domain gets.
     Both are written to versions.path/work, one by one, and removed at the end. Layers that were not
-    captured keep their maps. note: what the sequences are, for the card. engine: where layers are
+    captured keep their maps. note: what the sequences are, for the card; benchmarks: whose samples
+    they hold, for the card too (hashing.card.benchmarks_field). engine: where layers are
     trained, as of train_hash_weights.
 
     A layer's maps are replaced if recall@32 on rows that only judge (hashattn.trust.held_out) rises
@@ -157,6 +159,7 @@ def adapt(
     this model; VersionsError.
     """
     started, settings = time.perf_counter(), settings or AdaptSettings()
+    described = {"note": note, **benchmarks_field(benchmarks)}
     parent_version = versions.current
     parent = versions.load(model, parent_version)
     recipe = _recipe(parent, settings)
@@ -180,7 +183,7 @@ def adapt(
     weights, version = parent, parent_version
     if replaced:
         new = {layer: trained[layer] for layer in replaced}
-        card = _card(parent, parent_version, recipe, settings, new, dealt, recall, note)
+        card = _card(parent, parent_version, recipe, settings, new, dealt, recall, described)
         card["base_model"] = base_model_record(model)
         maps = {**parent.maps, **{layer: learned.maps for layer, learned in new.items()}}
         weights = HashWeights(parent.config, maps, card)
@@ -294,7 +297,7 @@ def _decide(
 def _card(
     parent: HashWeights, parent_version: str, recipe: TrainRecipe, settings: AdaptSettings,
     new: Mapping[int, TrainedLayer], dealt: Mapping[str, Dealt], recall: Sequence[LayerRecall],
-    note: str,
+    described: Mapping[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
     """Of the new version: `started_from` has the parent's own data and recipe, and so on back."""
     kept = {layer: None for layer in parent.config.layers} | (parent.slopes or {})
@@ -306,7 +309,7 @@ def _card(
         "recipe": dataclasses.asdict(recipe),
         "validation": (parent.card.get("validation") or {}) | curves(new),
         **slopes_field(dict(sorted(slopes.items()))),
-        "data": {"note": note, **{domain: part.record for domain, part in dealt.items()}},
+        "data": {**described, **{domain: part.record for domain, part in dealt.items()}},
         "started_from": start_record(parent),
         LINEAGE: {
             "parent": parent.sha256,

@@ -53,8 +53,9 @@ class Reservoir:
     by the seed, is kept. Layers without sparse steps show no keys and are left out, and so are
     contexts that were never decoded. A context ends where its cache changes otherwise than by new
     tokens (cropping, beams that change places, another cache in the same thread); what was kept
-    until then stays. Tensors are copied to the CPU in the model's dtype; on a GPU that waits for
-    the device at each row that is kept.
+    until then stays. Only two caches of one length that are filled one after the other in a thread,
+    before either is decoded, cannot be told apart. Tensors are copied to the CPU in the model's
+    dtype; on a GPU that waits for the device at each row that is kept.
     """
 
     timed = False

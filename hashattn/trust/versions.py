@@ -97,15 +97,19 @@ class Versions:
 
     def rollback(self) -> str:
         """Use the version again that the one in use was made from; returns its name. Nothing is
-        deleted. VersionsError for the first version."""
+        deleted. VersionsError where that is not in the folder, as for the first version."""
         name = self.current
-        before = self._card(name).get(LINEAGE, {}).get("parent_version")
-        if before is None:
-            raise VersionsError(f"{name} is the first version in {self.path}: there is none before")
-        if before not in self.names:
-            raise VersionsError(f"{name} was made from {before}, which is not in {self.path}")
-        self._use(before)
-        return before
+        parent = (self.load(name=name).card.get(LINEAGE) or {}).get("parent")
+        earlier = self.names[: self.names.index(name)]
+        # by content: these weights may have been adapted in another folder before they came here
+        found = [other for other in earlier if self.load(name=other).sha256 == parent]
+        if not found:
+            raise VersionsError(
+                f"{name} is not made from another version in {self.path}: there is none to go back "
+                "to"
+            )
+        self._use(found[-1])
+        return found[-1]
 
     def records(self) -> list[dict[str, Any]]:
         """Of each version: name, sha256, whether it is in use, and its card's lineage (None for a
@@ -119,9 +123,6 @@ class Versions:
              LINEAGE: w.card.get(LINEAGE)}
             for name, w in weights
         ]  # fmt: skip
-
-    def _card(self, name: str) -> dict[str, Any]:
-        return self.load(name=name).card
 
     def _use(self, name: str) -> None:
         write_text(self.path / _POINTER, f"{name}\n")
