@@ -84,8 +84,9 @@ class Reservoir:
                 self._open.context = None
                 return
             context = self._open.context = self._begin(step.query.shape[0])
-        context.add(step)
-        if step.view is not None and context.sampled and not context.kept:
+        if not context.add(step):
+            self._open.context = None
+        elif step.view is not None and context.sampled and not context.kept:
             context.kept = True
             self._kept.append(context)
 
@@ -131,7 +132,7 @@ class _Context:
     """What is kept of one context: of a row of the batch, the same sample in every layer."""
 
     def __init__(self, settings: ReservoirSettings, number: int, batch: int) -> None:
-        self.settings, self.number = settings, number
+        self.settings, self.number, self.batch = settings, number, batch
         draws = np.random.default_rng([settings.seed, number, 0])
         self.sampled, self.kept = bool(draws.random() < settings.share), False
         self.row = int(draws.integers(batch))
@@ -139,23 +140,20 @@ class _Context:
         self.layers: dict[int, _Layer] = {}
 
     def goes_on(self, step: LayerStep) -> bool:
-        """Whether a call follows the layer's last one, in the same cache as far as can be seen."""
+        """Whether a call follows the layer's last one, by its sizes."""
         end = self.ends.get(step.layer)
-        if end is None:
-            return True
-        if step.n - step.query.shape[2] != end:
-            return False
-        layer = self.layers.get(step.layer)
-        return layer is None or step.view is None or layer.agrees(step.view.keys[self.row])
+        begin = step.n - step.query.shape[2]
+        return len(step.query) == self.batch and (end is None or begin == end)
 
-    def add(self, step: LayerStep) -> None:
+    def add(self, step: LayerStep) -> bool:
+        """Sample a call; False, and nothing is taken, where it is seen to be of another cache."""
         self.ends[step.layer] = step.n
         if not self.sampled:
-            return
+            return True
         if step.layer not in self.layers:
             draws = np.random.default_rng([self.settings.seed, self.number, 1])
             self.layers[step.layer] = _Layer(self.settings, draws)
-        self.layers[step.layer].add(step, self.row)
+        return self.layers[step.layer].add(step, self.row)
 
     def drop(self) -> None:
         self.sampled = False
@@ -192,42 +190,47 @@ class _Layer:
         self.visible: Tensor | None = None  # (length,) bool: padding is not
         self.scaling, self.softcap = 1.0, None  # of the logits
 
-    def agrees(self, keys: Tensor) -> bool:
-        """Whether the last key held is the cache's, keys (Hkv, n, D): another cache, or another
-        beam, has another one."""
-        held = self.length
-        return not held or torch.equal(keys[:, held - 1].cpu(), self.keys[held - 1])
-
-    def add(self, step: LayerStep, row: int) -> None:
-        """Sample the rows of a call, then copy the keys that they need where the call shows any."""
-        count = step.query.shape[2]
+    def add(self, step: LayerStep, row: int) -> bool:
+        """Sample the rows of a call, then copy the keys that they need where the call shows any.
+        False, and nothing is taken, where the cache is another one than before."""
+        count, held = step.query.shape[2], len(self.priorities)
         begin = step.n - count
-        priorities = self.draws.random(count)
-        room = max(0, min(step.n, self.settings.tokens) - begin)
-        if room:
-            self._sample(step.query[row, :, :room], begin, priorities[:room])
-        if step.view is not None and len(self.positions):
-            self._copy_keys(step, row)
-
-    def _sample(self, queries: Tensor, begin: int, priorities: np.ndarray) -> None:
-        """queries (Hq, q, D) of the positions from `begin` on."""
-        limit, held = self.settings.rows, len(self.priorities)
+        priorities = self.draws.random(count)[: max(0, self.settings.tokens - begin)]
         both = np.concatenate([self.priorities, priorities])
-        best = np.sort(np.argsort(both)[:limit])
-        old, new = best[best < held], best[best >= held] - held
-        if not len(new):
-            return
-        fresh = queries[:, torch.from_numpy(new).to(queries.device)].transpose(0, 1).detach().cpu()
-        parts = [fresh] if self.queries is None else [self.queries[torch.from_numpy(old)], fresh]
-        self.queries = torch.cat(parts)
-        self.priorities = both[best]
-        self.positions = np.concatenate([self.positions[old], new + begin])
+        best = np.sort(np.argsort(both)[: self.settings.rows])
+        fresh = best[best >= held] - held
+        keys = None if step.view is None else step.view.keys[row]
+        # looked at only where something is taken: on a GPU it waits
+        end = int(begin + fresh[-1]) + 1 if len(fresh) else self.last + 1
+        copies = keys is not None and end > self.length
+        if copies and self.length and not self._same_cache(keys):
+            return False
+        if len(fresh):
+            self._take(step.query[row], best[best < held], fresh, begin)
+            self.priorities = both[best]
+        if copies:
+            self._copy_keys(step, row, end)
+        return True
 
-    def _copy_keys(self, step: LayerStep, row: int) -> None:
-        """Keys up to the last sampled row, as the call shows them."""
-        end = int(self.positions.max()) + 1
-        if end <= self.length:
-            return
+    @property
+    def last(self) -> int:
+        """Position of the last sampled row; -1 without any."""
+        return int(self.positions[-1]) if len(self.positions) else -1
+
+    def _same_cache(self, keys: Tensor) -> bool:
+        """Whether the last key held is the one in keys (Hkv, n, D): another cache, or another beam,
+        has another one."""
+        return torch.equal(keys[:, self.length - 1].cpu(), self.keys[self.length - 1])
+
+    def _take(self, queries: Tensor, old: np.ndarray, fresh: np.ndarray, begin: int) -> None:
+        """Keep the rows `old`, and take the rows `fresh` of queries (Hq, q, D) from `begin` on."""
+        rows = queries[:, torch.from_numpy(fresh).to(queries.device)].transpose(0, 1).detach().cpu()
+        kept = [] if self.queries is None else [self.queries[torch.from_numpy(old)]]
+        self.queries = torch.cat([*kept, rows])
+        self.positions = np.concatenate([self.positions[old], fresh + begin])
+
+    def _copy_keys(self, step: LayerStep, row: int, end: int) -> None:
+        """Those before `end` that are not held yet."""
         keys = step.view.keys[row]
         if self.keys is None:
             shape = (self.settings.tokens, len(keys), keys.shape[2])

@@ -87,9 +87,9 @@ def test_what_attach_refuses_is_refused_and_changes_nothing():
     drawn = Budget(sink=1, local=3, heavy=6, sampled=0.5)
     with attach(model, TracingOracle(), drawn) as run:
         receipt = run.receipt
-        for wrong, error in (
-            (random, HashWeightsError), ("hash", ValueError), (HashSelector(maps(model, 0)), ValueError),
-        ):  # fmt: skip
+        no_slopes = HashSelector(maps(model, 0))
+        refused = ((random, HashWeightsError), ("hash", ValueError), (no_slopes, ValueError))
+        for wrong, error in refused:
             with pytest.raises(error):
                 run.swap(wrong)
         assert run.receipt is receipt

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 BEFORE, ADAPTED, ALONE = "before", "adapted", "trained on it alone"
-DOMAINS = {"minutes_ja": "Japanese", "code": "source code"}  # kinds of text, and what they are
+_DOMAINS = {"minutes_ja": "Japanese", "code": "source code"}  # kinds of text, and what they are
 _OLD_SEED, _TEST_SEED = 3000, 9000  # of generated tasks, which no other experiment draws
 _COLORS = {BEFORE: "#999999", ADAPTED: "#0072b2", ALONE: "#d55e00"}
 _Tokens = list[tuple[Tensor, Tensor]]  # ids (n,) and positions of queries (rows,)
@@ -63,7 +63,7 @@ BRIEF = AdaptScale(sequences=8, replay=5, steps=50, alone=100, tested=3)  # a no
 
 def adaptations(
     profile: Profile, model, tokenizer, weights: HashWeights,
-    domains: Iterable[str] = tuple(DOMAINS), scale: AdaptScale | None = None,
+    domains: Iterable[str] = tuple(_DOMAINS), scale: AdaptScale | None = None,
 ) -> pd.DataFrame:  # fmt: skip
     """Of each domain (a kind of text, evaluation.benchmarks.texts) and of `weights` as they are,
     adapted to it and trained on it alone: recall@32 on held-out sequences of the domain (`new`) and
@@ -115,7 +115,7 @@ def closed(table: pd.DataFrame) -> pd.DataFrame:
 def adapting_claims(claims: Claims, shares: pd.DataFrame) -> None:
     """What notebook 05 claims about the table of `closed`."""
     for domain, row in shares.iterrows():
-        name = DOMAINS.get(domain, domain)
+        name = _DOMAINS.get(domain, domain)
         claims.goal(f"{name}: share of the gap to hashes trained on it alone that adapting closes",
                     row["closed"], low=0.8)  # fmt: skip
         claims.goal(f"{name}: recall@32 lost on the old domain (points)",
@@ -135,7 +135,7 @@ def recall_bars(axis: Axes, table: pd.DataFrame) -> None:
         heights = [rows.loc[domain, part] for domain, part in groups]
         places = [place + (number - 1) * width for place in range(len(groups))]
         axis.bar(places, heights, width, color=_COLORS[name], label=name)
-    labels = [DOMAINS.get(d, d) if part == "new" else f"tasks,\nadapted to\n{DOMAINS.get(d, d)}"
+    labels = [_DOMAINS.get(d, d) if part == "new" else f"tasks,\nadapted to\n{_DOMAINS.get(d, d)}"
               for d, part in groups]  # fmt: skip
     axis.set_xticks(range(len(groups)), labels)
     axis.set(ylabel="recall@32, held-out sequences")
