@@ -35,11 +35,11 @@ from hashattn.hashing.train import curves, train_layers
 from hashattn.hashing.validate import selection_quality
 from hashattn.hashing.weights import HashWeights
 from hashattn.models.identity import base_model_record
+from hashattn.trust.adaptation import NEW, REPLAY, Adaptation, LayerRecall
 from hashattn.trust.held_out import AdaptError, Dealt, deal
 from hashattn.trust.sources import CapturedSequence
 from hashattn.trust.versions import LINEAGE, Versions
 
-NEW, REPLAY = "new", "replay"
 _RECALL = "recall@32"
 
 
@@ -70,62 +70,6 @@ class AdaptSettings:
             value = getattr(self, name)
             valid = is_number(value) and 0 <= value < 1
             require(valid, name, value, "a share of recall from 0, below 1")
-
-
-@dataclass(frozen=True)
-class LayerRecall:
-    """recall@32 of a layer on the rows that judge: of the parent's maps, of the trained ones, and
-    of those in use now."""
-
-    layer: int
-    domain: str
-    before: float
-    trained: float
-    after: float
-
-
-@dataclass(frozen=True)
-class Adaptation:
-    """What `adapt` did.
-
-    weights: those in use now; version: their name. replaced: layers with new maps, empty where the
-    parent stays. recall: of each layer and domain. held_out: "sequences" or "rows", by domain.
-    seconds: of the wall clock.
-    """
-
-    weights: HashWeights
-    version: str
-    parent_version: str
-    replaced: tuple[int, ...]
-    recall: tuple[LayerRecall, ...]
-    held_out: dict[str, str]
-    seconds: float
-
-    @property
-    def accepted(self) -> bool:
-        """Whether there is a new version."""
-        return bool(self.replaced)
-
-    def mean(self, domain: str = NEW) -> tuple[float, float]:
-        """recall@32 before and after, the mean over layers; ValueError for a domain without."""
-        rows = [r for r in self.recall if r.domain == domain]
-        domains = sorted({r.domain for r in self.recall})
-        require(bool(rows), "domain", domain, f"one of {domains}")
-        return tuple(
-            sum(getattr(r, part) for r in rows) / len(rows) for part in ("before", "after")
-        )
-
-    def summary(self) -> str:
-        """A few lines for people."""
-        lines = [
-            f"version      {self.version}, layers {list(self.replaced)} are new, from "
-            f"{self.parent_version}" if self.accepted
-            else f"version      {self.version} stays: recall rose in no layer"
-        ]  # fmt: skip
-        for domain, by in self.held_out.items():
-            before, after = self.mean(domain)
-            lines.append(f"recall@32    {before:.3f} to {after:.3f}, {domain}, held-out {by}")
-        return "\n".join([*lines, f"seconds      {self.seconds:.0f}"])
 
 
 def adapt(
@@ -187,7 +131,6 @@ def adapt(
         card["base_model"] = base_model_record(model)
         maps = {**parent.maps, **{layer: learned.maps for layer, learned in new.items()}}
         weights = HashWeights(parent.config, maps, card)
-        weights.forced = parent.forced
         version = versions.add(weights)
     shutil.rmtree(work, ignore_errors=True)
     by = {domain: part.by for domain, part in dealt.items()}

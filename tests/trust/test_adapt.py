@@ -17,7 +17,8 @@ from hashattn.hashing.run_folder import RunFolder
 from hashattn.hashing.train import train_hash_weights
 from hashattn.kernels import unpack_bits
 from hashattn.trust import adapt as adapting
-from hashattn.trust.adapt import NEW, REPLAY, AdaptSettings, adapt
+from hashattn.trust.adapt import AdaptSettings, adapt
+from hashattn.trust.adaptation import NEW, REPLAY
 from hashattn.trust.held_out import AdaptError
 from hashattn.trust.reservoir import Reservoir, ReservoirSettings
 from hashattn.trust.sources import (
