@@ -183,9 +183,11 @@ class _Layer:
     def __init__(self, settings: ReservoirSettings, draws: np.random.Generator) -> None:
         self.settings, self.draws = settings, draws
         self.length = 0  # keys held
-        self.priorities = np.empty(0)
-        self.positions = np.empty(0, dtype=np.int64)
-        self.queries: Tensor | None = None  # (rows, Hq, D), as they came
+        # of each place for a row; what is drawn is below 1
+        self.priorities = np.ones(settings.rows)
+        self.positions = np.full(settings.rows, -1)
+        self.worst = 1.0  # of the priorities
+        self.queries: Tensor | None = None  # (rows, Hq, D)
         self.keys: Tensor | None = None  # (tokens, Hkv, D), of which `length` are filled
         self.visible: Tensor | None = None  # (length,) bool: padding is not
         self.scaling, self.softcap = 1.0, None  # of the logits
@@ -193,41 +195,41 @@ class _Layer:
     def add(self, step: LayerStep, row: int) -> bool:
         """Sample the rows of a call, then copy the keys that they need where the call shows any.
         False, and nothing is taken, where the cache is another one than before."""
-        count, held = step.query.shape[2], len(self.priorities)
-        begin = step.n - count
-        priorities = self.draws.random(count)[: max(0, self.settings.tokens - begin)]
-        both = np.concatenate([self.priorities, priorities])
-        best = np.sort(np.argsort(both)[: self.settings.rows])
-        fresh = best[best >= held] - held
-        keys = None if step.view is None else step.view.keys[row]
+        begin = step.n - step.query.shape[2]
+        priorities = self.draws.random(step.query.shape[2])[: max(0, self.settings.tokens - begin)]
+        fresh = (priorities < self.worst).nonzero()[0]
+        if not len(fresh) and (self.length or step.view is None):
+            return True  # most steps of an answer
+        limit = self.settings.rows
+        best = np.argsort(np.concatenate([self.priorities, priorities[fresh]]))[:limit]
+        fresh = fresh[np.sort(best[best >= limit]) - limit]
+        end = int(begin + fresh[-1]) + 1 if len(fresh) else int(self.positions.max()) + 1
+        copies = step.view is not None and end > self.length
         # looked at only where something is taken: on a GPU it waits
-        end = int(begin + fresh[-1]) + 1 if len(fresh) else self.last + 1
-        copies = keys is not None and end > self.length
-        if copies and self.length and not self._same_cache(keys):
+        if copies and self.length and not self._same_cache(step.view.keys[row]):
             return False
         if len(fresh):
-            self._take(step.query[row], best[best < held], fresh, begin)
-            self.priorities = both[best]
+            places = np.setdiff1d(np.arange(limit), best[best < limit])
+            self._take(step.query[row], fresh, places)
+            self.positions[places] = begin + fresh
+            self.priorities[places] = priorities[fresh]
+            self.worst = float(self.priorities.max())
         if copies:
             self._copy_keys(step, row, end)
         return True
-
-    @property
-    def last(self) -> int:
-        """Position of the last sampled row; -1 without any."""
-        return int(self.positions[-1]) if len(self.positions) else -1
 
     def _same_cache(self, keys: Tensor) -> bool:
         """Whether the last key held is the one in keys (Hkv, n, D): another cache, or another beam,
         has another one."""
         return torch.equal(keys[:, self.length - 1].cpu(), self.keys[self.length - 1])
 
-    def _take(self, queries: Tensor, old: np.ndarray, fresh: np.ndarray, begin: int) -> None:
-        """Keep the rows `old`, and take the rows `fresh` of queries (Hq, q, D) from `begin` on."""
-        rows = queries[:, torch.from_numpy(fresh).to(queries.device)].transpose(0, 1).detach().cpu()
-        kept = [] if self.queries is None else [self.queries[torch.from_numpy(old)]]
-        self.queries = torch.cat([*kept, rows])
-        self.positions = np.concatenate([self.positions[old], fresh + begin])
+    def _take(self, queries: Tensor, rows: np.ndarray, places: np.ndarray) -> None:
+        """Copy these rows of queries (Hq, q, D) to places of the sample."""
+        if self.queries is None:
+            shape = (self.settings.rows, len(queries), queries.shape[2])
+            self.queries = torch.empty(shape, dtype=queries.dtype)
+        taken = queries[:, torch.from_numpy(rows).to(queries.device)]
+        self.queries[torch.from_numpy(places)] = taken.transpose(0, 1).detach().cpu()
 
     def _copy_keys(self, step: LayerStep, row: int, end: int) -> None:
         """Those before `end` that are not held yet."""
@@ -250,12 +252,14 @@ class _Layer:
 
     def whole(self) -> set[int]:
         """Sampled positions whose keys are all held, and that are no padding."""
-        positions = self.positions[self.positions < self.length].tolist()
+        held = (self.positions >= 0) & (self.positions < self.length)
+        positions = self.positions[held].tolist()
         return {p for p in positions if self.visible is None or bool(self.visible[p])}
 
     def captured(self, number: int, positions: set[int]) -> CapturedLayer:
         """Of these positions, some of `whole`."""
-        chosen = torch.from_numpy(np.isin(self.positions, list(positions)))
+        order = np.argsort(self.positions)
+        chosen = torch.from_numpy(order[np.isin(self.positions[order], list(positions))])
         places = torch.from_numpy(self.positions)[chosen]
         end = int(places[-1]) + 1
         keys = self.keys[:end].transpose(0, 1)
