@@ -31,7 +31,8 @@ class ReservoirSettings:
     contexts: the latest ones, at most. rows: query rows of each, a uniform sample of all rows at
     the first `tokens` positions, prompt and answer alike. tokens: keys of each, the first ones; of
     a longer context this prefix is kept, which is a context of its own. share: of contexts that
-    are sampled at all. seed: of all draws. Raises ValueError naming the field.
+    are sampled at all; the others cost next to nothing. seed: of all draws. Raises ValueError
+    naming the field.
     """
 
     contexts: int = 12
@@ -143,7 +144,7 @@ class _Context:
         """Whether a call follows the layer's last one, by its sizes."""
         end = self.ends.get(step.layer)
         begin = step.n - step.query.shape[2]
-        return len(step.query) == self.batch and (end is None or begin == end)
+        return step.query.shape[0] == self.batch and (end is None or begin == end)
 
     def add(self, step: LayerStep) -> bool:
         """Sample a call; False, and nothing is taken, where it is seen to be of another cache."""
@@ -188,7 +189,7 @@ class _Layer:
         self.positions = np.full(settings.rows, -1)
         self.worst = 1.0  # of the priorities
         self.queries: Tensor | None = None  # (rows, Hq, D)
-        self.keys: Tensor | None = None  # (tokens, Hkv, D), of which `length` are filled
+        self.keys: Tensor | None = None  # (Hkv, tokens, D), of which `length` are filled
         self.visible: Tensor | None = None  # (length,) bool: padding is not
         self.scaling, self.softcap = 1.0, None  # of the logits
 
@@ -209,7 +210,9 @@ class _Layer:
         if copies and self.length and not self._same_cache(step.view.keys[row]):
             return False
         if len(fresh):
-            places = np.setdiff1d(np.arange(limit), best[best < limit])
+            free = np.ones(limit, dtype=bool)
+            free[best[best < limit]] = False
+            places = free.nonzero()[0]
             self._take(step.query[row], fresh, places)
             self.positions[places] = begin + fresh
             self.priorities[places] = priorities[fresh]
@@ -221,7 +224,7 @@ class _Layer:
     def _same_cache(self, keys: Tensor) -> bool:
         """Whether the last key held is the one in keys (Hkv, n, D): another cache, or another beam,
         has another one."""
-        return torch.equal(keys[:, self.length - 1].cpu(), self.keys[self.length - 1])
+        return torch.equal(keys[:, self.length - 1].cpu(), self.keys[:, self.length - 1])
 
     def _take(self, queries: Tensor, rows: np.ndarray, places: np.ndarray) -> None:
         """Copy these rows of queries (Hq, q, D) to places of the sample."""
@@ -235,11 +238,11 @@ class _Layer:
         """Those before `end` that are not held yet."""
         keys = step.view.keys[row]
         if self.keys is None:
-            shape = (self.settings.tokens, len(keys), keys.shape[2])
+            shape = (len(keys), self.settings.tokens, keys.shape[2])
             self.keys = torch.empty(shape, dtype=keys.dtype)
             self.scaling = float(step.logits["scaling"])
             self.softcap = step.logits["softcap"]
-        self.keys[self.length : end] = keys[:, self.length : end].transpose(0, 1).detach()
+        self.keys[:, self.length : end] = keys[:, self.length : end].detach()
         visible = step.view.visible
         if visible is not None:
             self.visible = visible[min(row, len(visible) - 1), :end].cpu()
@@ -262,7 +265,7 @@ class _Layer:
         chosen = torch.from_numpy(order[np.isin(self.positions[order], list(positions))])
         places = torch.from_numpy(self.positions)[chosen]
         end = int(places[-1]) + 1
-        keys = self.keys[:end].transpose(0, 1)
+        keys = self.keys[:, :end]
         if self.visible is not None:  # as if there had been no padding
             real = self.visible[:end]
             keys, places = keys[:, real], (real.cumsum(0) - 1)[places]
