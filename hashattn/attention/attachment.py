@@ -64,6 +64,11 @@ class Attachment:
         return self._state.attached
 
     @property
+    def selector(self) -> Selector:
+        """The method, for the heads that this process holds."""
+        return self._state.run.selector
+
+    @property
     def receipt(self) -> Receipt:
         """The receipt of the current run."""
         return self._state.run.receipt

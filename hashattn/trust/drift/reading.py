@@ -1,0 +1,308 @@
+"""What running steps say about the traffic: numbers of each generated token, layer by layer.
+
+The code of the key that a step adds is copied at every step; all else is computed on a sampled
+share of the steps, as scores and exact attention cost as much as the step itself.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hashattn.kernels import Codes, indices_to_mask
+from hashattn.selectors.base import Selector
+from hashattn.selectors.codes import CodeSelector
+from hashattn.selectors.logits import inner_products
+
+if TYPE_CHECKING:
+    from hashattn.attention.observer import LayerStep
+
+KEY_SURPRISE, QUERY_SURPRISE, MARGIN, RECALL, MISSED_MASS = STATISTICS = (
+    "key_surprise",
+    "query_surprise",
+    "margin",
+    "recall",
+    "missed_mass",
+)
+BEGINS = ("prefill", "no_cache")  # reasons of calls that begin a context: no steps
+_BYTE = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
+_PRIOR = 32
+_MASK = (1 << 64) - 1
+_BATCH = 1 << 20  # more rows than a batch has
+
+
+def is_sampled(seed: int, number: int, share: float) -> bool:
+    """Whether step `number` belongs to the sampled share: the same for the same seed, and as good
+    as independent of its neighbours (SplitMix64's mixing; Steele, Lea and Flood 2014)."""
+    mixed = (number + 1) * 0x9E3779B97F4A7C15 + seed * 0xD1342543DE82EF95 & _MASK
+    mixed = (mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9 & _MASK
+    mixed = (mixed ^ mixed >> 27) * 0x94D049BB133111EB & _MASK
+    return (mixed ^ mixed >> 31) < share * 2**64
+
+
+@torch.no_grad()
+def recall_and_missed_mass(step: LayerStep, top: int) -> tuple[Tensor, Tensor]:
+    """Of a sparse step against exact attention over all its keys, each float32 (batch, q).
+
+    recall: share of the `top` tokens of the largest logits, among those that are neither sink nor
+    local, that were read; NaN where there is none. missed mass: softmax weight of the tokens that
+    were not read, learned sinks counted in the sum. Means over query heads.
+    """
+    scaling, softcap, sinks = (step.logits[name] for name in ("scaling", "softcap", "sinks"))
+    logits = inner_products(step.query, step.view.keys) * scaling
+    if softcap is not None:
+        logits = torch.tanh(logits / softcap) * softcap
+    heads, n = logits.shape[1], logits.shape[3]
+    read = indices_to_mask(step.indices, n).repeat_interleave(heads // step.indices.shape[1], 1)
+    candidates = step.plan.candidates.expand_as(logits)
+    best = logits.masked_fill(~candidates, -torch.inf).topk(min(top, n), dim=-1).indices
+    real = candidates.gather(-1, best)
+    hits = read.gather(-1, best) & real
+    recall = hits.sum(-1) / real.sum(-1)
+    logits = logits.masked_fill(~step.plan.seen, -torch.inf)
+    total = logits.logsumexp(-1, keepdim=True)
+    if sinks is not None:
+        total = torch.logaddexp(total, sinks.float()[:, None, None])
+    missed = ((logits - total).exp() * ~read).sum(-1)
+    return recall.mean(1), missed.mean(1)
+
+
+@torch.no_grad()
+def margin_at_threshold(step: LayerStep, selector: Selector) -> Tensor | None:
+    """How far the lowest selected score lies above the scores that were not selected: float32
+    (batch, q), in their standard deviations from their mean; mean over token lists.
+
+    Sink and local tokens do not count. None where scores do not decide what is read; NaN where
+    nothing or everything was selected, or all other scores are equal.
+    """
+    if not selector.ranks or step.log_weights is not None:
+        return None
+    scores = selector.scores(step.layer, step.query, step.view, step.logits["scaling"]).double()
+    read = indices_to_mask(step.indices, scores.shape[3])
+    candidates = step.plan.candidates & scores.isfinite()
+    lowest = scores.masked_fill(~(candidates & read), torch.inf).amin(-1)
+    rest = candidates & ~read
+    number = rest.sum(-1)
+    mean = scores.where(rest, 0).sum(-1) / number
+    spread = ((scores - mean[..., None]).square().where(rest, 0).sum(-1) / number).sqrt()
+    margin = torch.where((spread > 0) & lowest.isfinite(), (lowest - mean) / spread, torch.nan)
+    return margin.mean(1).float()
+
+
+def surprise_tables(counts: np.ndarray) -> np.ndarray:
+    """Bits of surprise of every byte of a code, float32 (heads, bytes, 256), from how often it
+    occurred, counts of the same shape.
+
+    Minus log2 of its estimated probability: the counts with a prior of 32 more that are spread as
+    if the byte's bits were independent, each with its own rate (estimated as by Krichevsky and
+    Trofimov 1981, so never 0 or 1).
+    """
+    total = counts.sum(-1, keepdims=True)
+    rates = (counts @ _BYTE + 0.5) / (total + 1)  # (heads, bytes, 8)
+    prior = np.exp(np.log(rates) @ _BYTE.T + np.log1p(-rates) @ (1 - _BYTE.T.astype(float)))
+    return -np.log2((counts + _PRIOR * prior) / (total + _PRIOR)).astype(np.float32)
+
+
+def bit_rates(tables: np.ndarray) -> np.ndarray:
+    """How often each bit of a code is 1, (heads, bits), of surprise_tables."""
+    return (np.exp2(-tables.astype(float)) @ _BYTE).reshape(len(tables), -1)
+
+
+def count_bytes(codes: np.ndarray) -> np.ndarray:
+    """How often each byte value occurs in codes uint8 (rows, heads, bytes): int64 (heads, bytes,
+    256)."""
+    rows, heads, places = codes.shape
+    cells = (np.arange(heads * places) * 256).reshape(heads, places) + codes
+    return np.bincount(cells.ravel(), minlength=heads * places * 256).reshape(heads, places, 256)
+
+
+def surprise(codes: np.ndarray, tables: np.ndarray) -> np.ndarray:
+    """Bits of surprise of codes uint8 (rows, heads, bytes): float32 (rows,), mean over heads."""
+    heads, places = np.ogrid[: tables.shape[0], : tables.shape[1]]
+    return tables[heads, places, codes].sum((1, 2)) / len(tables)
+
+
+def bits_of(codes: np.ndarray) -> np.ndarray:
+    """Bits (rows, heads, bits), 0 or 1, of codes uint8 (rows, heads, bytes)."""
+    return np.unpackbits(codes, axis=-1, bitorder="little")
+
+
+@dataclass
+class Readings:
+    """Rows of some calls, in order: a row is a token that was computed, a query row of a sequence.
+
+    sequences int64 (rows,): which sequence each belongs to, the same number for the same one.
+    values: statistic -> layer -> float64 (rows,), NaN where there is none. keys, queries: layer ->
+    which rows, and their codes uint8 (that many, heads, bytes).
+    """
+
+    rows: int
+    sequences: np.ndarray
+    values: dict[str, dict[int, np.ndarray]] = field(default_factory=dict)
+    keys: dict[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    queries: dict[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+
+    def add_surprise(self, tables: Mapping[str, Mapping[int, np.ndarray]]) -> None:
+        """Turn codes into the surprise statistics, by tables of `surprise_tables` by layer."""
+        for name, codes in ((KEY_SURPRISE, self.keys), (QUERY_SURPRISE, self.queries)):
+            for layer, (rows, coded) in codes.items():
+                if layer in tables[name]:
+                    values = np.full(self.rows, np.nan)
+                    values[rows] = surprise(coded, tables[name][layer])
+                    self.values.setdefault(name, {})[layer] = values
+
+
+@dataclass
+class _Call:
+    """What is kept of one call of the model; tensors (batch, ..., q, ...) on its device.
+
+    context: number of the batch of sequences. real: which rows are not padding, None for all.
+    """
+
+    context: int
+    audited: bool
+    shape: tuple[int, int]
+    real: Tensor | None
+    keys: dict[int, Tensor] = field(default_factory=dict)
+    queries: dict[int, Tensor] = field(default_factory=dict)
+    values: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+
+
+class StepReader:
+    """An observer of `Attachment.listen` that turns LayerSteps into Readings.
+
+    selector: the method that is attached. share, seed: which calls are audited, see `is_sampled`.
+    top: k of recall@k. every: calls after which `_take` gets their Readings. Subclasses define
+    `_take`; it runs under the reader's lock, as threads may share a reader.
+
+    Memory: codes of `every` calls for each thread that generates, nothing that grows with the run.
+    """
+
+    timed = False
+
+    def __init__(self, selector: Selector, share: float, seed: int, top: int, every: int) -> None:
+        self._selector, self._share, self._seed, self._top = selector, share, seed, top
+        self._every = every
+        self._codes = isinstance(selector, CodeSelector)
+        self._numbers, self._contexts = count(), count()
+        self._pending: list[_Call] = []
+        self._lock = threading.RLock()
+        self._local = threading.local()
+        self._rows_by_reason: Counter[tuple[int, str | None]] = Counter()
+
+    def saw(self, step: LayerStep) -> None:
+        """Told of every call of a layer by the attention path."""
+        here = self._local
+        if step.layer <= getattr(here, "layer", step.layer):
+            self._end_call()
+            here.number = next(self._numbers)
+            begins = step.reason in BEGINS and step.n == step.query.shape[2]
+            if begins or not hasattr(here, "context"):
+                here.context = next(self._contexts)
+        here.layer = step.layer
+        if step.reason in BEGINS:
+            return
+        with self._lock:
+            self._rows_by_reason[step.layer, step.reason] += step.rows
+        if step.reason is not None:
+            return
+        if here.call is None:
+            here.call = self._new_call(step, here.context, here.number)
+        self._read(step, here.call)
+
+    def _new_call(self, step: LayerStep, context: int, number: int) -> _Call:
+        visible, q_len = step.view.visible, step.query.shape[2]
+        real = None if visible is None else visible[:, -q_len:].clone()
+        audited = is_sampled(self._seed, number, self._share)
+        return _Call(context, audited, (step.query.shape[0], q_len), real)
+
+    def _read(self, step: LayerStep, call: _Call) -> None:
+        layer = step.layer
+        if self._codes:
+            call.keys[layer] = _last(step.view.index["codes"], step.query.shape[2])
+        if not call.audited:
+            return
+        if self._codes:
+            codes = self._selector.encode_queries(layer, step.query, step.view)
+            call.queries[layer] = codes[..., 0] if codes.dim() == 5 else codes
+        margin = margin_at_threshold(step, self._selector)
+        if margin is not None:
+            call.values[MARGIN, layer] = margin
+        recall, missed = recall_and_missed_mass(step, self._top)
+        call.values[RECALL, layer], call.values[MISSED_MASS, layer] = recall, missed
+
+    def _end_call(self) -> None:
+        """Hand the finished call of this thread on."""
+        call = getattr(self._local, "call", None)
+        self._local.call = None
+        if call is not None:
+            with self._lock:
+                self._pending.append(call)
+                if len(self._pending) >= self._every:
+                    self._drain()
+
+    def flush(self) -> None:
+        """Take in what this thread's finished calls said; call it between calls of the model."""
+        self._end_call()
+        with self._lock:
+            self._drain()
+
+    def _drain(self) -> None:
+        calls, self._pending = self._pending, []
+        if calls:
+            self._take(_readings(calls))
+
+    def _take(self, readings: Readings) -> None:
+        raise NotImplementedError
+
+
+def _last(codes: Codes | Tensor, tokens: int) -> Tensor:
+    """A copy of the codes (batch, heads, tokens, words) of the last tokens."""
+    return codes.last(tokens) if isinstance(codes, Codes) else codes[:, :, -tokens:].clone()
+
+
+def _readings(calls: list[_Call]) -> Readings:
+    """The real rows of calls; time runs along q first, then along the batch."""
+    parts: dict[str, Any] = {"keys": {}, "queries": {}, "values": {}}
+    first, sequences = 0, []
+    for call in calls:
+        batch, q_len = call.shape
+        real = None if call.real is None else call.real.T.flatten().cpu().numpy()
+        number = batch * q_len if real is None else int(real.sum())
+        rows = np.arange(first, first + number)
+        for kind in parts:
+            for key, tensor in getattr(call, kind).items():
+                array = _by_row(tensor)
+                array = array if real is None else array[real]
+                parts[kind].setdefault(key, []).append((rows, array))
+        of = np.tile(call.context * _BATCH + np.arange(batch), q_len)
+        sequences.append(of if real is None else of[real])
+        first += number
+    readings = Readings(first, np.concatenate(sequences))
+    for kind in ("keys", "queries"):
+        for layer, pieces in parts[kind].items():
+            rows, codes = (np.concatenate(piece) for piece in zip(*pieces, strict=True))
+            getattr(readings, kind)[layer] = rows, codes
+    for (name, layer), pieces in parts["values"].items():
+        values = readings.values.setdefault(name, {})[layer] = np.full(first, np.nan)
+        for rows, array in pieces:
+            values[rows] = array
+    return readings
+
+
+def _by_row(tensor: Tensor) -> np.ndarray:
+    """(batch, q) -> (q * batch,); codes as of `code_bytes`."""
+    return tensor.T.flatten().cpu().numpy() if tensor.dim() == 2 else code_bytes(tensor)
+
+
+def code_bytes(codes: Tensor) -> np.ndarray:
+    """Codes (batch, heads, n, words) int32 -> uint8 (n * batch, heads, 4 * words)."""
+    return codes.permute(2, 0, 1, 3).flatten(0, 1).contiguous().cpu().numpy().view(np.uint8)
