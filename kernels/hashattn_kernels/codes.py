@@ -53,10 +53,6 @@ class Codes(ABC):
         """All codes (batch, heads, length, words) int32."""
 
     @abstractmethod
-    def last(self, count: int) -> Tensor:
-        """A copy of the codes (batch, heads, count, words) int32 of the last tokens alone."""
-
-    @abstractmethod
     def crop(self, length: int) -> None:
         """Drop the tokens after the first `length`."""
 
@@ -98,11 +94,6 @@ class ByteMajor(Codes):
 
     def to_tokens(self) -> Tensor:
         return self._lines.value.transpose(2, 3).contiguous().view(torch.int32)
-
-    def last(self, count: int) -> Tensor:
-        lines = self._lines.value
-        lines = lines[..., max(0, lines.shape[3] - count) :]
-        return lines.transpose(2, 3).contiguous().view(torch.int32)
 
     def crop(self, length: int) -> None:
         self._lines.crop(length)
@@ -153,13 +144,6 @@ class Tiled(Codes):
         batch, heads, tiles, words = self.storage.shape[:4]
         by_token = self.storage.permute(0, 1, 2, 5, 4, 3)  # (..., tiles, 128, 32, words)
         return by_token.reshape(batch, heads, tiles * TILE, words)[:, :, : self._length]
-
-    def last(self, count: int) -> Tensor:
-        tokens = torch.arange(
-            max(0, self._length - count), self._length, device=self.storage.device
-        )
-        tile, row, column = place(tokens)
-        return self.storage[:, :, tile, :, row, column].permute(1, 2, 0, 3)
 
     def crop(self, length: int) -> None:
         self._length = min(self._length, length)

@@ -24,7 +24,7 @@ WORD = reference.WORD
 def hamming_scores(query_codes: Tensor, key_codes: Tensor, lists: int) -> Tensor:
     """Matching bits with numpy's popcount, one list at a time to stay in cache."""
     if query_codes.dim() == 5:
-        return reference.hamming_scores(query_codes, key_codes, lists)
+        return _graded_scores(query_codes, key_codes)
     batch, heads, q_len, words = query_codes.shape
     key_heads, n = key_codes.shape[1:3]
     group = heads // lists
@@ -39,6 +39,28 @@ def hamming_scores(query_codes: Tensor, key_codes: Tensor, lists: int) -> Tensor
             differing = queries[b, h, member, :, at, None] ^ columns[at]
             matches[b, h] -= np.bitwise_count(differing)
     return torch.from_numpy(matches)
+
+
+def _graded_scores(query_codes: Tensor, key_codes: Tensor) -> Tensor:
+    """As the reference, with numpy's unpacking: signed weights of the ones among a key's bits, and
+    the weights of the bits that are zero in the query."""
+    batch, lists, q_len, words, slots = query_codes.shape
+    code_heads, bits = key_codes.shape[1], words * WORD
+    if 2 * bits * (2 ** (slots - 1) - 1) > 2**24:  # not exact in float32
+        return reference.hamming_scores(query_codes, key_codes, lists)
+    digits = _unpacked(query_codes.movedim(-1, 0)).float()
+    weights = (digits[1:] * 2.0 ** torch.arange(slots - 1).view(-1, 1, 1, 1, 1)).sum(0)
+    signed = torch.where(digits[0] > 0, weights, -weights)
+    grouped = signed.reshape(batch, code_heads, -1, bits)
+    ones = grouped @ _unpacked(key_codes).float().mT
+    zeros = (weights - signed).sum(-1, keepdim=True) / 2  # weights of the query's zeros
+    return (ones.reshape(batch, lists, q_len, -1) + zeros).to(torch.int32)
+
+
+def _unpacked(codes: Tensor) -> Tensor:
+    """Bits (..., bits) uint8 of codes (..., words) int32."""
+    octets = np.ascontiguousarray(codes.numpy()).view(np.uint8)
+    return torch.from_numpy(np.unpackbits(octets, axis=-1, bitorder="little"))
 
 
 def select_by_codes(

@@ -125,28 +125,26 @@ class EDetectors:
         first: the number of the first row, in which `since` counts.
         """
         p = self.p_values(values)
-        present = ~np.isnan(p)
-        bets = log_bets(p) * self._exponents
-        path = np.empty(values.shape)
-        for row, bet in enumerate(bets):
-            here = present[row]
-            if here.all():
-                self._step(slice(None), bet, first + row)
-            elif here.any():
-                self._step(here.nonzero()[0], bet[here], first + row)
-            path[row] = self._log_means()
-        return path
+        present = ~np.isnan(p)[:, :, None, None]
+        bets = np.where(present, log_bets(p) * self._exponents, 0)
+        after = bets.cumsum(0)
+        before = after - bets
+        # R_t = exp(after_t) (R_0 + the sum over rows s up to t of exp(-before_s))
+        terms = np.where(present, -before, -np.inf)
+        sums = np.logaddexp.accumulate(np.concatenate([self._log_r[None], terms]))[1:]
+        path = after + sums
+        self._log_r = path[-1]
+        self._follow(np.where(present, before, np.inf), after[-1], first)
+        flat = path.reshape(*values.shape, -1)
+        return np.logaddexp.reduce(flat, axis=2) - np.log(flat.shape[2])
 
-    def _step(self, streams: np.ndarray | slice, bet: np.ndarray, number: int) -> None:
-        self._log_r[streams] = np.logaddexp(self._log_r[streams], 0) + bet
-        sums = self._log_cusum[streams]
-        starts = sums <= 0
-        self._start[streams] = np.where(starts, number, self._start[streams])
-        self._log_cusum[streams] = np.where(starts, 0, sums) + bet
-
-    def _log_means(self) -> np.ndarray:
-        flat = self._log_r.reshape(len(self._log_r), -1)
-        return np.logaddexp.reduce(flat, axis=1) - np.log(flat.shape[1])
+    def _follow(self, before: np.ndarray, total: np.ndarray, first: int) -> None:
+        """The CUSUM of every bet, max(W, 0) + bet, and the row at which it last began."""
+        lowest = before.min(0)
+        latest = len(before) - 1 - before[::-1].argmin(0)
+        begins = lowest <= -self._log_cusum
+        self._start = np.where(begins, first + latest, self._start)
+        self._log_cusum = total - np.minimum(lowest, -self._log_cusum)
 
     def since(self, stream: int) -> int:
         """The row at which the change in a stream most likely began: where the product of its

@@ -50,7 +50,7 @@ class DriftSettings:
     Raises ValueError naming the field, its value and what is allowed.
     """
 
-    every: int = 8
+    every: int = 16
     seed: int = 0
     horizon: int = 10_000
     false_alarms: float = 0.02
@@ -178,13 +178,17 @@ class DriftMonitor(StepReader):
         self._average(np.concatenate([values, z[..., -1:]], axis=2))
         self._count_bits(readings)
         path = self._watch.update(z, self._steps)
-        for row, stream in np.argwhere(path >= 0):
+        alarms = path >= 0
+        for stream in alarms.any(0).nonzero()[0]:
             statistic, place = self._watch.streams[stream]
+            if self._places[place] in self._causes:
+                continue
+            row = alarms[:, stream].argmax()
             cause = Cause(
                 STATISTICS[statistic], self._places[place], self._watch.detectors.rises(stream),
                 self._steps + int(row), self._watch.detectors.since(stream),
             )  # fmt: skip
-            self._causes.setdefault(cause.layer, cause)
+            self._causes[cause.layer] = cause
         self._steps += readings.rows
         self._draw_on()
 

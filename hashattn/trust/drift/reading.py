@@ -10,17 +10,18 @@ import threading
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import count
-from typing import TYPE_CHECKING, Any
+from itertools import count, groupby
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from hashattn.kernels import Codes, indices_to_mask
+from hashattn.kernels import Codes, indices_to_mask, tokens_of
 from hashattn.selectors.base import Selector
 from hashattn.selectors.codes import CodeSelector
 from hashattn.selectors.logits import inner_products
+from hashattn_kernels.codes import ByteMajor, Tiled, place
 
 if TYPE_CHECKING:
     from hashattn.attention.observer import LayerStep
@@ -85,14 +86,14 @@ def margin_at_threshold(step: LayerStep, selector: Selector) -> Tensor | None:
     """
     if not selector.ranks or step.log_weights is not None:
         return None
-    scores = selector.scores(step.layer, step.query, step.view, step.logits["scaling"]).double()
+    scores = selector.scores(step.layer, step.query, step.view, step.logits["scaling"]).float()
     read = indices_to_mask(step.indices, scores.shape[3])
     candidates = step.plan.candidates & scores.isfinite()
-    lowest = scores.masked_fill(~(candidates & read), torch.inf).amin(-1)
+    lowest = scores.where(candidates & read, torch.inf).amin(-1)
     rest = candidates & ~read
     number = rest.sum(-1)
     mean = scores.where(rest, 0).sum(-1) / number
-    spread = ((scores - mean[..., None]).square().where(rest, 0).sum(-1) / number).sqrt()
+    spread = ((scores - mean[..., None]).where(rest, 0).square().sum(-1) / number).sqrt()
     margin = torch.where((spread > 0) & lowest.isfinite(), (lowest - mean) / spread, torch.nan)
     return margin.mean(1).float()
 
@@ -126,8 +127,9 @@ def count_bytes(codes: np.ndarray) -> np.ndarray:
 
 def surprise(codes: np.ndarray, tables: np.ndarray) -> np.ndarray:
     """Bits of surprise of codes uint8 (rows, heads, bytes): float32 (rows,), mean over heads."""
-    heads, places = np.ogrid[: tables.shape[0], : tables.shape[1]]
-    return tables[heads, places, codes].sum((1, 2)) / len(tables)
+    rows, heads, places = codes.shape
+    cells = np.arange(0, heads * places * 256, 256) + codes.reshape(rows, -1)
+    return tables.ravel()[cells].sum(1) / heads
 
 
 def bits_of(codes: np.ndarray) -> np.ndarray:
@@ -232,7 +234,7 @@ class StepReader:
             return
         if self._codes:
             codes = self._selector.encode_queries(layer, step.query, step.view)
-            call.queries[layer] = codes[..., 0] if codes.dim() == 5 else codes
+            call.queries[layer] = _as_bytes(codes[..., 0] if codes.dim() == 5 else codes)
         margin = margin_at_threshold(step, self._selector)
         if margin is not None:
             call.values[MARGIN, layer] = margin
@@ -265,44 +267,88 @@ class StepReader:
 
 
 def _last(codes: Codes | Tensor, tokens: int) -> Tensor:
-    """A copy of the codes (batch, heads, tokens, words) of the last tokens."""
-    return codes.last(tokens) if isinstance(codes, Codes) else codes[:, :, -tokens:].clone()
+    """A copy of the codes of the last tokens, uint8 (batch, heads, tokens, bytes)."""
+    if isinstance(codes, ByteMajor):
+        return codes.storage[..., -tokens:].transpose(2, 3).clone()
+    if isinstance(codes, Tiled):
+        n = codes.length
+        tile, row, column = place(torch.arange(n - tokens, n, device=codes.storage.device))
+        return _as_bytes(codes.storage[:, :, tile, :, row, column].permute(1, 2, 0, 3))
+    return _as_bytes(tokens_of(codes)[:, :, -tokens:])
+
+
+def _as_bytes(codes: Tensor) -> Tensor:
+    """A copy of codes (..., words) int32 as uint8 (..., bytes)."""
+    return codes.clone(memory_format=torch.contiguous_format).view(torch.uint8)
 
 
 def _readings(calls: list[_Call]) -> Readings:
     """The real rows of calls; time runs along q first, then along the batch."""
-    parts: dict[str, Any] = {"keys": {}, "queries": {}, "values": {}}
-    first, sequences = 0, []
-    for call in calls:
-        batch, q_len = call.shape
-        real = None if call.real is None else call.real.T.flatten().cpu().numpy()
-        number = batch * q_len if real is None else int(real.sum())
-        rows = np.arange(first, first + number)
-        for kind in parts:
-            for key, tensor in getattr(call, kind).items():
-                array = _by_row(tensor)
-                array = array if real is None else array[real]
-                parts[kind].setdefault(key, []).append((rows, array))
-        of = np.tile(call.context * _BATCH + np.arange(batch), q_len)
-        sequences.append(of if real is None else of[real])
-        first += number
-    readings = Readings(first, np.concatenate(sequences))
-    for kind in ("keys", "queries"):
-        for layer, pieces in parts[kind].items():
-            rows, codes = (np.concatenate(piece) for piece in zip(*pieces, strict=True))
-            getattr(readings, kind)[layer] = rows, codes
-    for (name, layer), pieces in parts["values"].items():
-        values = readings.values.setdefault(name, {})[layer] = np.full(first, np.nan)
-        for rows, array in pieces:
-            values[rows] = array
+    groups = [list(group) for _, group in groupby(calls, lambda call: call.shape[0])]
+    parts = [_same_batch(group) for group in groups]
+    first = np.cumsum([0, *(part.rows for part in parts)])
+    if len(parts) == 1:
+        return parts[0]
+    joined = Readings(int(first[-1]), np.concatenate([part.sequences for part in parts]))
+    for begin, part in zip(first, parts, strict=False):
+        for name, by_layer in part.values.items():
+            for layer, values in by_layer.items():
+                of = joined.values.setdefault(name, {})
+                whole = of.setdefault(layer, np.full(joined.rows, np.nan))
+                whole[begin : begin + part.rows] = values
+        for kind in ("keys", "queries"):
+            of = getattr(joined, kind)
+            for layer, (rows, codes) in getattr(part, kind).items():
+                before = of.get(layer, (rows[:0], codes[:0]))
+                of[layer] = tuple(
+                    map(np.concatenate, zip(before, (rows + begin, codes), strict=True))
+                )
+    return joined
+
+
+def _same_batch(calls: list[_Call]) -> Readings:
+    """`_readings` of calls of the same number of sequences, which are joined along their rows."""
+    batch = calls[0].shape[0]
+    lengths = [call.shape[1] for call in calls]
+    context = np.repeat([call.context for call in calls], lengths)
+    sequences = (context[:, None] * _BATCH + np.arange(batch)).ravel()
+    real = np.ones(len(sequences), bool)
+    if any(call.real is not None for call in calls):
+        real = np.concatenate([
+            np.ones(batch * q_len, bool) if call.real is None else _by_row(call.real)
+            for call, q_len in zip(calls, lengths, strict=True)
+        ])  # fmt: skip
+    number = np.cumsum(real) - 1
+    ends = np.cumsum(lengths) * batch
+    readings = Readings(int(real.sum()), sequences[real])
+    for kind in ("keys", "queries", "values"):
+        for key in dict.fromkeys(key for call in calls for key in getattr(call, kind)):
+            having = [i for i, call in enumerate(calls) if key in getattr(call, kind)]
+            tensors = [getattr(calls[i], kind)[key] for i in having]
+            array = _by_row(torch.cat(tensors, dim=min(2, tensors[0].dim() - 1)))
+            rows = np.concatenate(
+                [np.arange(ends[i] - batch * lengths[i], ends[i]) for i in having]
+            )
+            array, rows = array[real[rows]], number[rows[real[rows]]]
+            if kind == "values":
+                name, layer = key
+                values = np.full(readings.rows, np.nan)
+                values[rows] = array
+                readings.values.setdefault(name, {})[layer] = values
+            else:
+                getattr(readings, kind)[key] = rows, array
     return readings
 
 
 def _by_row(tensor: Tensor) -> np.ndarray:
-    """(batch, q) -> (q * batch,); codes as of `code_bytes`."""
-    return tensor.T.flatten().cpu().numpy() if tensor.dim() == 2 else code_bytes(tensor)
+    """(batch, q) -> (q * batch,); (batch, heads, q, bytes) -> (q * batch, heads, bytes)."""
+    if tensor.dim() == 2:
+        return tensor.T.flatten().cpu().numpy()
+    return tensor.permute(2, 0, 1, 3).flatten(0, 1).cpu().numpy()
 
 
-def code_bytes(codes: Tensor) -> np.ndarray:
-    """Codes (batch, heads, n, words) int32 -> uint8 (n * batch, heads, 4 * words)."""
-    return codes.permute(2, 0, 1, 3).flatten(0, 1).contiguous().cpu().numpy().view(np.uint8)
+def all_codes(step: LayerStep) -> np.ndarray:
+    """Codes uint8 (tokens, heads, bytes) of all keys that a step could read, without padding."""
+    codes = _by_row(_as_bytes(tokens_of(step.view.index["codes"])))
+    visible = step.view.visible
+    return codes if visible is None else codes[_by_row(visible)]

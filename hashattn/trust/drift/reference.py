@@ -18,7 +18,6 @@ from hashattn.base.checks import is_count, is_number, require, require_numbers
 from hashattn.base.errors import HashAttnError
 from hashattn.base.files import read_json, write_json
 from hashattn.base.tensors import read_tensors, write_tensors
-from hashattn.kernels import tokens_of
 from hashattn.trust.drift.evidence import BETS, BINS, EDetectors, Exponents
 from hashattn.trust.drift.reading import (
     KEY_SURPRISE,
@@ -26,7 +25,7 @@ from hashattn.trust.drift.reading import (
     STATISTICS,
     Readings,
     StepReader,
-    code_bytes,
+    all_codes,
     count_bytes,
     surprise_tables,
 )
@@ -263,7 +262,7 @@ class DriftCalibrator(StepReader):
         if self._coded.get(place) != context:
             self._coded[place] = context
             with self._lock:
-                self._add_bytes(KEY_SURPRISE, step.layer, _real_codes(step))
+                self._add_bytes(KEY_SURPRISE, step.layer, all_codes(step))
 
     def _add_bytes(self, name: str, layer: int, codes: np.ndarray) -> None:
         known = self._bytes[name]
@@ -358,11 +357,3 @@ class _Counting:
         return replace(
             self._reference, counts=counts.copy(), exponents=exponents, sequences=sequences
         )
-
-
-def _real_codes(step: LayerStep) -> np.ndarray:
-    """Codes uint8 (tokens, heads, bytes) of all keys that are no padding."""
-    codes = code_bytes(tokens_of(step.view.index["codes"]))  # row after row of each token
-    if step.view.visible is None:
-        return codes
-    return codes[step.view.visible.T.flatten().cpu().numpy()]
