@@ -6,9 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import numpy as np
+from typing import TYPE_CHECKING, BinaryIO
 
 from hashattn.base.files import WriteError
 from hashattn.trust.drift.report import STATES, DriftReport, LayerReport
@@ -20,7 +18,8 @@ if TYPE_CHECKING:
 
 _ALL = "all"  # the label of what is over all layers
 _COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")  # Okabe and Ito's
-_FLOOR = 1e-9  # of the drawn evidence
+_PIECE = 1 << 16  # bytes that are searched for a line's end at a time
+_FLOOR, _TOP = 1e-8, 1e3  # of the drawn evidence
 _LEGEND = 6  # layers that a legend names one by one
 
 
@@ -39,7 +38,8 @@ def prometheus_text(report: DriftReport, labels: Mapping[str, str] | None = None
         full = f"hashattn_drift_{name}"
         return Gauge(full, help_text, [*common, *names], registry=registry)
 
-    gauge("tokens", "Tokens since the start or the last reset").labels(**common).set(report.steps)
+    tokens = gauge("tokens", "Tokens since the start or the last reset")
+    (tokens.labels(**common) if common else tokens).set(report.steps)
     state = gauge("state", "0 ok, 1 warn, 2 alarm", "layer")
     evidence = gauge(
         "evidence", "Sequential evidence of a shift; 1 raises an alarm", "layer", "statistic"
@@ -75,17 +75,17 @@ def prometheus_text(report: DriftReport, labels: Mapping[str, str] | None = None
 def append_report(path: str | os.PathLike, report: DriftReport, **more: str | float | int) -> None:
     """Add the report to a file of JSON lines, on the disk before this returns; `more` joins it.
 
-    A process that is killed leaves at most its last line incomplete, and the next one begins anew.
+    What a killed process left of its last line is dropped first; one process writes a file.
     Raises WriteError.
     """
     line = json.dumps(report.to_dict() | more, sort_keys=True, allow_nan=False) + "\n"
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "ab+") as file:
-            if file.tell():
-                file.seek(-1, os.SEEK_END)
-                line = line if file.read(1) == b"\n" else f"\n{line}"
+        path.touch()
+        with open(path, "rb+") as file:
+            file.truncate(_end_of_lines(file))
+            file.seek(0, os.SEEK_END)
             file.write(line.encode())
             file.flush()
             os.fsync(file.fileno())
@@ -93,14 +93,27 @@ def append_report(path: str | os.PathLike, report: DriftReport, **more: str | fl
         raise WriteError(f"{path} cannot be written ({problem.strerror or problem})") from problem
 
 
+def _end_of_lines(file: BinaryIO) -> int:
+    """Where the last whole line of a file ends."""
+    end = file.seek(0, os.SEEK_END)
+    while end:
+        begin = max(0, end - _PIECE)
+        file.seek(begin)
+        newline = file.read(end - begin).rfind(b"\n")
+        if newline >= 0:
+            return begin + newline + 1
+        end = begin
+    return 0
+
+
 def draw_evidence(
     monitor: DriftMonitor, axis: Axes | None = None, *, shift: int | None = None
 ) -> Axes:
     """Evidence over tokens, a line for each layer and a thick one for the mean over all layers.
 
-    Dashed lines: a warning, and an alarm at 1. shift: the token at which the traffic changed, where
-    that is known. A dot marks where each layer's alarm was raised. axis: matplotlib's to draw into,
-    a new one if None.
+    Dashed lines: a warning, and an alarm at 1; evidence beyond 1,000 is drawn there. A dot marks
+    where an alarm of a layer was raised. shift: the token at which the traffic changed, where that
+    is known. axis: matplotlib's to draw into, a new one if None.
     """
     if axis is None:
         from matplotlib import pyplot as plt
@@ -114,7 +127,7 @@ def draw_evidence(
         name = "mean over layers" if whole else f"layer {part.layer}"
         shown = whole or len(report.layers) <= _LEGEND
         color = "black" if whole else _COLORS[number % len(_COLORS)]
-        heights = np.maximum(curves[part.layer], _FLOOR)
+        heights = curves[part.layer].clip(_FLOOR, _TOP)
         axis.plot(steps, heights, color=color, linewidth=2.2 if whole else 1.2,
                   alpha=1.0 if shown else 0.6, label=name if shown else None)  # fmt: skip
         cause = part.cause
@@ -125,6 +138,6 @@ def draw_evidence(
     if shift is not None:
         axis.axvline(shift, color="grey", linewidth=1, linestyle=":", label="traffic changed")
     axis.set(yscale="log", xlabel="token", ylabel="evidence of a shift (1: alarm)")
-    axis.set_ylim(bottom=_FLOOR)
+    axis.set_ylim(_FLOOR, 3 * _TOP)
     axis.legend(loc="upper left", fontsize="small", ncols=2)
     return axis

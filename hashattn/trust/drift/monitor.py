@@ -38,7 +38,7 @@ _INTENDED = ("sliding_window", "dense_layer", "dense_selector")  # dense because
 
 @dataclass(frozen=True)
 class DriftSettings:
-    """every: steps after which what they said is taken in, together; an alarm is late by up to so
+    """every: tokens after which what they said is taken in, together; an alarm is late by up to so
     many less one. seed: of the draw of the steps that are audited (the reference's share of them),
     and of what breaks ties.
 
@@ -189,8 +189,8 @@ class DriftMonitor(StepReader):
                 self._steps + int(row), self._watch.detectors.since(stream),
             )  # fmt: skip
             self._causes[cause.layer] = cause
+        self._draw_on(path)
         self._steps += readings.rows
-        self._draw_on()
 
     def _average(self, values: np.ndarray) -> None:
         number = (~np.isnan(values)).sum(0)
@@ -207,16 +207,17 @@ class DriftMonitor(StepReader):
                     share = min(1.0, len(codes) / _RECENT)
                     rates += (bits_of(codes).mean(0) - rates) * share
 
-    def _draw_on(self) -> None:
-        """Add to the curve of evidence; where it is full, every second point goes."""
-        if self._curve and self._steps - self._curve[-1][0] < self._stride:
-            return
-        log_evidence = [float(self._of(place).max(initial=-np.inf))
-                        for place in range(len(self._places))]  # fmt: skip
-        self._curve.append((self._steps, log_evidence))
-        if len(self._curve) > _POINTS:
-            self._curve = self._curve[1::2]
-            self._stride = self._curve[-1][0] - self._curve[-2][0]
+    def _draw_on(self, path: np.ndarray) -> None:
+        """Add rows of log evidence (rows, streams) to the curve; where it is full, every second
+        point goes, and so will those that follow."""
+        steps = self._steps + 1 + np.arange(len(path))
+        drawn = steps % self._stride == 0
+        places = [path[drawn][:, self._watch.streams[:, 1] == place].max(1, initial=-np.inf)
+                  for place in range(len(self._places))]  # fmt: skip
+        self._curve += zip(steps[drawn].tolist(), np.stack(places, 1).tolist(), strict=True)
+        while len(self._curve) > _POINTS:
+            self._stride *= 2
+            self._curve = [point for point in self._curve if point[0] % self._stride == 0]
 
     def _of(self, place: int) -> np.ndarray:
         return self._watch.log_evidence[self._watch.streams[:, 1] == place]

@@ -182,10 +182,10 @@ class StepReader:
     """An observer of `Attachment.listen` that turns LayerSteps into Readings.
 
     selector: the method that is attached. share, seed: which calls are audited, see `is_sampled`.
-    top: k of recall@k. every: calls after which `_take` gets their Readings. Subclasses define
+    top: k of recall@k. every: rows after which `_take` gets their Readings. Subclasses define
     `_take`; it runs under the reader's lock, as threads may share a reader.
 
-    Memory: codes of `every` calls for each thread that generates, nothing that grows with the run.
+    Memory: codes of `every` rows and of one call for each thread, nothing that grows with the run.
     """
 
     timed = False
@@ -196,6 +196,7 @@ class StepReader:
         self._codes = isinstance(selector, CodeSelector)
         self._numbers, self._contexts = count(), count()
         self._pending: list[_Call] = []
+        self._rows = 0  # of these
         self._lock = threading.RLock()
         self._local = threading.local()
         self._rows_by_reason: Counter[tuple[int, str | None]] = Counter()
@@ -248,7 +249,8 @@ class StepReader:
         if call is not None:
             with self._lock:
                 self._pending.append(call)
-                if len(self._pending) >= self._every:
+                self._rows += call.shape[0] * call.shape[1]
+                if self._rows >= self._every:
                     self._drain()
 
     def flush(self) -> None:
@@ -258,7 +260,7 @@ class StepReader:
             self._drain()
 
     def _drain(self) -> None:
-        calls, self._pending = self._pending, []
+        calls, self._pending, self._rows = self._pending, [], 0
         if calls:
             self._take(_readings(calls))
 

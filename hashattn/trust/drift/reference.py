@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from hashattn.attention.receipt import Receipt
 
 CODES = {KEY_SURPRISE: "keys", QUERY_SURPRISE: "queries"}
-LEAST = 64  # values of a statistic without which it is left out
+_LEAST = 64  # values of a statistic without which it is left out
+_LEAST_SCALED = 16  # values without which a statistic has no scale
 _LEAST_SEQUENCES = 8
 _MOST_CLASSES = 16
 _FORMAT = 1
@@ -99,7 +100,7 @@ class DriftReference:
     @property
     def usable(self) -> np.ndarray:
         """Whether there are enough values to compare with, (statistics, layers + 1)."""
-        return self.observations >= LEAST
+        return self.observations >= _LEAST
 
     def values(self, readings: Readings) -> np.ndarray:
         """Values (rows, statistics, layers) of readings, NaN where there is none; turns codes into
@@ -252,7 +253,7 @@ class DriftCalibrator(StepReader):
 
     def _read(self, step: LayerStep, call: Any) -> None:
         super()._read(step, call)
-        if self._codes and self._sequences <= self._warmup // 2:
+        if self._codes and self._sequences < self._warmup // 2:
             self._count_context(step)
 
     def _count_context(self, step: LayerStep) -> None:
@@ -305,7 +306,7 @@ class DriftCalibrator(StepReader):
         for (name, layer), (number, total, squares) in self._moments.items():
             mean = total / max(number, 1)
             variance = squares / max(number, 1) - mean * mean
-            if number >= LEAST and variance > 1e-9 * (1 + mean * mean):
+            if number >= _LEAST_SCALED and variance > 1e-9 * (1 + mean * mean):
                 place = STATISTICS.index(name), layers.index(layer)
                 means[place], scales[place] = mean, variance**0.5
         per_layer = shape[0], shape[1] + 1
@@ -324,7 +325,7 @@ class DriftCalibrator(StepReader):
                 raise DriftError(
                     f"{self._sequences} sequences ran sparse while this calibrator listened, of "
                     f"which {self._warmup} are warm-up; at least {_LEAST_SEQUENCES} more, with "
-                    f"{LEAST} tokens, are needed: let it listen to more traffic"
+                    f"{_LEAST} tokens, are needed: let it listen to more traffic"
                 )
             return learned
 
@@ -344,7 +345,7 @@ class _Counting:
     def add(self, readings: Readings) -> None:
         z = self._reference.standardised(self._reference.values(readings))
         z = z.reshape(len(z), -1)
-        compared = self._detectors.seen >= 4 * LEAST  # few values give no small p-values
+        compared = self._detectors.seen >= 4 * _LEAST  # few values give no small p-values
         p = np.where(compared, self._detectors.p_values(z), np.nan)
         for sequence, row in zip(readings.sequences.tolist(), p, strict=True):
             self._exponents.add(sequence, row)

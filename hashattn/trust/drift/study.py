@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from hashattn.base.checks import require, require_numbers
+from hashattn.evaluation.benchmarks.texts import documents
 from hashattn.trust.drift.monitor import DriftSettings, Watch
 from hashattn.trust.drift.reading import KEY_SURPRISE, STATISTICS, Readings, StepReader, is_sampled
 from hashattn.trust.drift.reference import DriftReference
@@ -25,6 +26,14 @@ if TYPE_CHECKING:
     from hashattn.attention.attachment import Attachment
 
 _ROWS = 64  # of a stream that are tested together
+
+
+def text_sequences(
+    tokenizer: Any, kind: str, length: int, count: int, split: str = "eval"
+) -> list[Tensor]:
+    """Token ids (length,) of `count` documents of a kind (evaluation.benchmarks.texts.KINDS)."""
+    made = documents(tokenizer, kind, length, count, split)
+    return [torch.tensor(tokenizer(text)["input_ids"][:length]) for text in made]
 
 
 @torch.no_grad()
