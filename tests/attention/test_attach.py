@@ -225,3 +225,10 @@ def test_continuous_batching_is_refused():
     with attach(model, RandomSelector(), SMALL, allow_dense=True):
         with pytest.raises(ValueError, match="hash_attention is not supported"):
             model.generate_batch([[5, 6, 7]], generation_config=model.generation_config)
+
+
+def test_an_attachment_names_its_method():
+    model, selector = tiny_model("llama"), make_selector("oracle")
+    with attach(model, selector, SMALL) as run:
+        assert run.selector is selector
+        generate(model, prompt())

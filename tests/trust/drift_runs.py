@@ -2,11 +2,15 @@
 
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 
 from hashattn import Budget, attach, make_selector
 from hashattn.hashing.maps import HashConfig
 from hashattn.hashing.weights import HashWeights
+from hashattn.trust.drift.evidence import BETS, BINS, bins_of
+from hashattn.trust.drift.reference import DriftReference
+from hashattn.trust.drift.statistics import STATISTICS
 from helpers import generate, prompt, tiny_model
 
 BUDGET = Budget(1, 3, heavy=6)
@@ -57,3 +61,18 @@ def several_rows(run, batch=2, length=30, rows=5, mask=None):
     before = None if mask is None else mask[:, :-rows]
     cache = run.model(ids[:, :-rows], use_cache=True, attention_mask=before).past_key_values
     run.model(ids[:, -rows:], past_key_values=cache, use_cache=True, attention_mask=mask)
+
+
+def random_reference(layers=2, values=400, seed=0, exponents=None):
+    """A reference of standard normal values, without a model."""
+    rng = np.random.default_rng(seed)
+    shape = len(STATISTICS), layers + 1
+    counts = np.zeros((*shape, BINS), np.int64)
+    for place in np.ndindex(shape):
+        np.add.at(counts[place], bins_of(rng.normal(size=values)), 1)
+    fingerprint = {"model": {}, "method": {}, "budget": {}}
+    return DriftReference(
+        fingerprint, 4, 0.5, tuple(range(layers)), 30, {"key_surprise": {}, "query_surprise": {}},
+        np.zeros((shape[0], layers)), np.ones((shape[0], layers)), counts,
+        np.ones((*shape, *BETS)) if exponents is None else exponents,
+    )  # fmt: skip

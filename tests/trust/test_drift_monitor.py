@@ -8,14 +8,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from drift_runs import attached, selector, traffic
+from drift_runs import attached, random_reference, selector, traffic
 
 from hashattn import Budget
 from hashattn.base.errors import HashAttnError
-from hashattn.trust.drift.evidence import BETS, BINS, bins_of
+from hashattn.trust.drift.calibration import DriftCalibrator
 from hashattn.trust.drift.monitor import DriftMonitor, DriftSettings, Watch
-from hashattn.trust.drift.reading import STATISTICS, StepReader, bit_rates, bits_of
-from hashattn.trust.drift.reference import DriftCalibrator, DriftError, DriftReference
+from hashattn.trust.drift.reading import StepReader
+from hashattn.trust.drift.reference import DriftError, DriftReference
+from hashattn.trust.drift.statistics import STATISTICS, bit_rates, bits_of
 from helpers import generate, prompt
 
 SEQUENCES, TOKENS, WARMUP = 40, 10, 12
@@ -40,21 +41,6 @@ def calibrated():
             traffic(run, SEQUENCES, TOKENS + 1)
         kept.flush()
         return calibrator.reference(), kept.kept
-
-
-def random_reference(layers=2, values=400, seed=0, exponents=None):
-    """A reference of standard normal values, without a model."""
-    rng = np.random.default_rng(seed)
-    shape = len(STATISTICS), layers + 1
-    counts = np.zeros((*shape, BINS), np.int64)
-    for place in np.ndindex(shape):
-        np.add.at(counts[place], bins_of(rng.normal(size=values)), 1)
-    fingerprint = {"model": {}, "method": {}, "budget": {}}
-    return DriftReference(
-        fingerprint, 4, 0.5, tuple(range(layers)), 30, {"key_surprise": {}, "query_surprise": {}},
-        np.zeros((shape[0], layers)), np.ones((shape[0], layers)), counts,
-        np.ones((*shape, *BETS)) if exponents is None else exponents,
-    )  # fmt: skip
 
 
 def test_scales_are_of_the_second_half_of_the_warm_up(calibrated):

@@ -10,13 +10,11 @@ from drift_runs import Keeper, attached, selector, several_rows, traffic
 
 from hashattn import Budget
 from hashattn.kernels import tokens_of
-from hashattn.trust.drift.reading import (
-    StepReader,
-    _last,
+from hashattn.trust.drift.reading import StepReader, _last, is_sampled
+from hashattn.trust.drift.statistics import (
     bit_rates,
     bits_of,
     count_bytes,
-    is_sampled,
     margin_at_threshold,
     recall_and_missed_mass,
     surprise,

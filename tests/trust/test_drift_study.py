@@ -2,12 +2,11 @@
 
 import numpy as np
 import pytest
-from drift_runs import attached
-from test_drift_monitor import random_reference
+from drift_runs import attached, random_reference
 
+from hashattn.trust.drift.calibration import DriftCalibrator
 from hashattn.trust.drift.monitor import DriftSettings
-from hashattn.trust.drift.reading import STATISTICS
-from hashattn.trust.drift.reference import DriftCalibrator
+from hashattn.trust.drift.statistics import STATISTICS
 from hashattn.trust.drift.study import (
     drift_study,
     first_alarm,

@@ -35,7 +35,7 @@ from __future__ import annotations
 import numpy as np
 
 BINS = 256
-EDGE = 8.0  # values are standardised; what lies farther out is counted in the last bins
+_EDGE = 8.0  # values are standardised; what lies farther out is counted in the last bins
 _EPSILONS = np.array([0.1, 0.3, 0.5, 0.7])
 _LOG_EPSILONS = np.log(_EPSILONS)
 BETS = 2, len(_EPSILONS)  # on large values (small p) and on small ones, with each epsilon
@@ -48,7 +48,7 @@ _SMALLEST = 1e-300  # keeps the logarithm of a p-value finite
 
 def bins_of(values: np.ndarray) -> np.ndarray:
     """Bins int64 of standardised values; NaN goes to bin 0 and must be masked."""
-    scaled = (np.nan_to_num(values) + EDGE) * (BINS / (2 * EDGE))
+    scaled = (np.nan_to_num(values) + _EDGE) * (BINS / (2 * _EDGE))
     return np.clip(scaled, 0, BINS - 1).astype(np.int64)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from hashattn.base.checks import require, require_numbers
 from hashattn.trust.drift.evidence import EDetectors
-from hashattn.trust.drift.reading import STATISTICS, Readings, StepReader, bit_rates, bits_of
+from hashattn.trust.drift.reading import Readings, StepReader
 from hashattn.trust.drift.reference import CODES, DriftError, DriftReference
 from hashattn.trust.drift.report import (
     ALARM,
@@ -26,6 +26,7 @@ from hashattn.trust.drift.report import (
     LayerReport,
     StatisticReport,
 )
+from hashattn.trust.drift.statistics import STATISTICS, bit_rates, bits_of
 
 if TYPE_CHECKING:
     from hashattn.attention.attachment import Attachment

@@ -19,8 +19,9 @@ from torch import Tensor
 from hashattn.base.checks import require, require_numbers
 from hashattn.evaluation.benchmarks.texts import documents
 from hashattn.trust.drift.monitor import DriftSettings, Watch
-from hashattn.trust.drift.reading import KEY_SURPRISE, STATISTICS, Readings, StepReader, is_sampled
+from hashattn.trust.drift.reading import Readings, StepReader, is_sampled
 from hashattn.trust.drift.reference import DriftReference
+from hashattn.trust.drift.statistics import KEY_SURPRISE, STATISTICS
 
 if TYPE_CHECKING:
     from hashattn.attention.attachment import Attachment
