@@ -228,7 +228,7 @@ def test_continuous_batching_is_refused():
 
 
 def test_an_attachment_names_its_method():
-    model, selector = tiny_model("llama"), make_selector("oracle")
+    model, selector = tiny_model("llama"), RandomSelector()
     with attach(model, selector, SMALL) as run:
         assert run.selector is selector
         generate(model, prompt())
