@@ -122,8 +122,8 @@ class DriftMonitor(StepReader):
     Raises DriftError for a reference of another model, method or budget. Threads may share a
     monitor. Alarms stay until `reset`. Memory does not grow with the run (`nbytes`).
 
-    It watches tokens that are decoded, not prompts: a prompt of another kind shows as far as what is
-    generated after it differs.
+    It watches tokens that are decoded, not prompts: a prompt of another kind shows as far as what
+    is generated after it differs.
 
     What is tested, of every token and layer: "key_surprise", bits of surprise of the new key's
     code. On the sampled share: "query_surprise", "margin" of the lowest selected score, "recall" of
