@@ -43,7 +43,7 @@ FOLDERS = (
 )  # fmt: skip
 ELSEWHERE = "tests/kernels/gpu/test_triton_gate.py"  # has a report of its own
 DATA = ("data/embedded", "data/profiles", "data/longbench", "data/corpus",
-        "hashattn/trust/templates")  # fmt: skip
+        "hashattn/trust/audit/templates")  # fmt: skip
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "datasets", "numpy", "numba",
             "llvmlite", "triton", "ray", "papermill", "nbclient", "ipykernel")  # fmt: skip
 LONG = 3.0  # seconds of one of two processes that share two cores

@@ -127,7 +127,7 @@ def test_importing_the_package_opens_no_room_above_attention():
     assert "attention" in everything and everything <= {*ROOMS[:5], "kernels"}
 
 
-PACKAGES = ("selectors", "hashing", "evaluation", "kernels", "reproduce")
+PACKAGES = ("selectors", "hashing", "evaluation", "trust", "kernels", "reproduce")
 PUBLIC = ("hashattn", *(f"hashattn.{name}" for name in PACKAGES))
 
 

@@ -24,9 +24,9 @@ from hashattn.reproduce.experiments.common import sequences
 from hashattn.reproduce.notebooks.claims import Claims
 from hashattn.reproduce.profiles import Profile
 from hashattn.selectors import HashSelector
-from hashattn.trust.adapt import AdaptSettings, adapt, recipe_of
-from hashattn.trust.sources import captured_tokens, text_sequences
-from hashattn.trust.versions import Versions
+from hashattn.trust.retraining.adapt import AdaptSettings, adapt, recipe_of
+from hashattn.trust.retraining.captures import captured_tokens, text_sequences
+from hashattn.trust.retraining.versions import Versions
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

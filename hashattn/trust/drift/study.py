@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _ROWS = 64  # of a stream that are tested together
 
 
-def text_sequences(
+def kind_sequences(
     tokenizer: Any, kind: str, length: int, count: int, split: str = "eval"
 ) -> list[Tensor]:
     """Token ids (length,) of `count` documents of a kind (evaluation.benchmarks.texts.KINDS)."""

@@ -12,7 +12,7 @@ from hashattn.reproduce.experiments import adapting
 from hashattn.reproduce.experiments.adapting import ADAPTED, ALONE, BEFORE, BRIEF, AdaptScale
 from hashattn.reproduce.notebooks.claims import Claims
 from hashattn.reproduce.profiles import load_profile
-from hashattn.trust.versions import LINEAGE, Versions
+from hashattn.trust.retraining.versions import LINEAGE, Versions
 
 SMALL = AdaptScale(length=512, sequences=4, replay=2, rows=24, steps=2, alone=2, tested=1)
 

@@ -16,18 +16,18 @@ from hashattn.hashing.labels import attention_logits, candidate_mask
 from hashattn.hashing.run_folder import RunFolder
 from hashattn.hashing.train import train_hash_weights
 from hashattn.kernels import unpack_bits
-from hashattn.trust import adapt as adapting
-from hashattn.trust.adapt import AdaptSettings, adapt
-from hashattn.trust.adaptation import NEW, REPLAY
-from hashattn.trust.held_out import AdaptError
-from hashattn.trust.reservoir import Reservoir, ReservoirSettings
-from hashattn.trust.sources import (
+from hashattn.trust.retraining import adapt as adapting
+from hashattn.trust.retraining.adapt import AdaptSettings, adapt
+from hashattn.trust.retraining.captures import (
     captured_tokens,
     load_sequences,
     save_sequences,
     text_sequences,
 )
-from hashattn.trust.versions import LINEAGE, Versions
+from hashattn.trust.retraining.held_out import AdaptError
+from hashattn.trust.retraining.outcome import NEW, REPLAY
+from hashattn.trust.retraining.reservoir import Reservoir, ReservoirSettings
+from hashattn.trust.retraining.versions import LINEAGE, Versions
 from helpers import characters, generate, prompt, tiny_model
 
 RECIPE = TrainRecipe.default().vary(

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from hashattn.base.files import write_text
-from hashattn.trust.evidence import COLUMNS, FORMAT, Evidence
-from hashattn.trust.source import AuditError, Source
+from hashattn.trust.audit.evidence import COLUMNS, FORMAT, Evidence
+from hashattn.trust.audit.source import AuditError, Source
 
 _LIMIT = 24 << 20  # bytes of weights above which a page shows means over heads
 
@@ -54,7 +54,7 @@ def page_html(
     """The page as ASCII text; limit: bytes of weights above which heads are averaged."""
     from jinja2 import Environment
 
-    folder = files("hashattn.trust") / "templates"
+    folder = files("hashattn.trust.audit") / "templates"
     template, style, script = (
         (folder / f"audit.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js")
     )

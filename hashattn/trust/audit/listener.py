@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from hashattn.base.checks import require_numbers
-from hashattn.trust.evidence import (
+from hashattn.trust.audit.evidence import (
     FULL,
     TOKENS,
     UNAUDITED,
@@ -27,9 +27,9 @@ from hashattn.trust.evidence import (
     LayerEvidence,
     header_frame,
 )
-from hashattn.trust.exact import row_weights
-from hashattn.trust.frames import Frame, FrameLog, frame_bytes
-from hashattn.trust.source import AuditError, Document, Source
+from hashattn.trust.audit.exact import row_weights
+from hashattn.trust.audit.frames import Frame, FrameLog, frame_bytes
+from hashattn.trust.audit.source import AuditError, Document, Source
 
 if TYPE_CHECKING:
     from hashattn.attention.observer import LayerStep

@@ -15,10 +15,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hashattn import Budget, HashSelector, HashWeights, attach
 from hashattn.selectors.oracle import OracleSelector
-from hashattn.trust.audit import Audit
-from hashattn.trust.evidence import Evidence
-from hashattn.trust.page import page_html, save_page
-from hashattn.trust.source import AuditError, Document
+from hashattn.trust.audit.evidence import Evidence
+from hashattn.trust.audit.listener import Audit
+from hashattn.trust.audit.page import page_html, save_page
+from hashattn.trust.audit.source import AuditError, Document
 from helpers import characters, tiny_model
 
 CHROMIUM = next(

@@ -9,7 +9,7 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from hashattn.trust.evidence import Evidence
+    from hashattn.trust.audit.evidence import Evidence
 
 
 def draw_missed(axis: Axes, evidence: Evidence, token: int | None = None) -> None:

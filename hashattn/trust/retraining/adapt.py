@@ -1,7 +1,7 @@
 """adapt: hash weights learn recent traffic, without touching the model.
 
 The training loop is that of `hashattn.hashing`, on queries and keys that were captured before: in
-running traffic (`Reservoir`) or from texts (`sources`). A layer's new maps replace the old ones
+running traffic (`Reservoir`) or from texts (`captures`). A layer's new maps replace the old ones
 only where they find more on held-out rows of the new domain; sequences of the old one, mixed in
 (`replay`), keep what the old maps found there. Every outcome is a version in a folder (`Versions`),
 and the one before stays.
@@ -35,10 +35,10 @@ from hashattn.hashing.train import curves, train_layers
 from hashattn.hashing.validate import selection_quality
 from hashattn.hashing.weights import HashWeights
 from hashattn.models.identity import base_model_record
-from hashattn.trust.adaptation import NEW, REPLAY, Adaptation, LayerRecall
-from hashattn.trust.held_out import AdaptError, Dealt, deal
-from hashattn.trust.sources import CapturedSequence
-from hashattn.trust.versions import LINEAGE, Versions
+from hashattn.trust.retraining.captures import CapturedSequence
+from hashattn.trust.retraining.held_out import AdaptError, Dealt, deal
+from hashattn.trust.retraining.outcome import NEW, REPLAY, Adaptation, LayerRecall
+from hashattn.trust.retraining.versions import LINEAGE, Versions
 
 _RECALL = "recall@32"
 
@@ -92,8 +92,8 @@ def adapt(
     they hold, for the card too (hashing.card.benchmarks_field). engine: where layers are
     trained, as of train_hash_weights.
 
-    A layer's maps are replaced if recall@32 on rows that only judge (hashattn.trust.held_out) rises
-    by least_gain; while the mean over layers falls by more than most_lost on replayed sequences,
+    A layer's maps are replaced if recall@32 on rows that only judge (retraining.held_out) rises by
+    least_gain; while the mean over layers falls by more than most_lost on replayed sequences,
     the layer that loses most keeps its old maps. If any is replaced there is a new version, in use
     from then on; caches and running attachments follow with `Attachment.swap`. An interrupted call
     leaves the version in use; the same call again goes on with the layers that were finished.

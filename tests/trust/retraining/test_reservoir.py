@@ -11,7 +11,7 @@ from hashattn import Budget, attach
 from hashattn.hashing import capture
 from hashattn.selectors.oracle import OracleSelector
 from hashattn.selectors.random import RandomSelector
-from hashattn.trust.reservoir import Reservoir, ReservoirSettings
+from hashattn.trust.retraining.reservoir import Reservoir, ReservoirSettings
 from helpers import generate, left_padded, prompt, tiny_model
 
 EVERYTHING = Budget(sink=1, local=3, heavy=1000)  # so that queries are those of dense attention

@@ -5,7 +5,7 @@ import pytest
 from hashattn.base.errors import HashWeightsError
 from hashattn.hashing import HashConfig, HashWeights
 from hashattn.hashing.weight_files import CONFIG_FILE
-from hashattn.trust.versions import LINEAGE, Versions, VersionsError
+from hashattn.trust.retraining.versions import LINEAGE, Versions, VersionsError
 
 CONFIG = HashConfig((0,), query_heads=2, kv_heads=1, head_dim=8, depth=1)
 

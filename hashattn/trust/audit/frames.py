@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from hashattn.base.files import read_bytes
-from hashattn.trust.source import AuditError
+from hashattn.trust.audit.source import AuditError
 
 _MAGIC = b"hashattn audit 1\n"
 _HEAD = struct.Struct("<ciiII")  # kind, token, layer, bytes of content, their crc32

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from hashattn.trust.evidence import Evidence
-from hashattn.trust.frames import Frame, FrameLog, read_frames
-from hashattn.trust.page import save_page
-from hashattn.trust.source import AuditError
+from hashattn.trust.audit.evidence import Evidence
+from hashattn.trust.audit.frames import Frame, FrameLog, read_frames
+from hashattn.trust.audit.page import save_page
+from hashattn.trust.audit.source import AuditError
 from helpers import full_disk
 
 TESTS = Path(__file__).parents[1]
@@ -22,7 +22,7 @@ ENDLESS = """
 import sys, torch
 from hashattn import Budget, attach
 from hashattn.selectors.oracle import OracleSelector
-from hashattn.trust.audit import Audit
+from hashattn.trust.audit.listener import Audit
 from helpers import characters, tiny_model
 
 text = "Alice sees Bob.\\nWho sees Bob?"

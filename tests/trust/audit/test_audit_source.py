@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from hashattn.trust.source import AuditError, Document, Source, find_documents
+from hashattn.trust.audit.source import AuditError, Document, Source, find_documents
 from helpers import characters
 
 MIXED = "One line.\n\nZwei Größen: 日本語 and 😀😀.\n" + 30 * "word, " + "\nend"

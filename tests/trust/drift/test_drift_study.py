@@ -10,10 +10,10 @@ from hashattn.trust.drift.statistics import STATISTICS
 from hashattn.trust.drift.study import (
     drift_study,
     first_alarm,
+    kind_sequences,
     read_sequences,
     run_rows,
     stream,
-    text_sequences,
 )
 from helpers import characters, prompt
 
@@ -85,8 +85,8 @@ def test_rows_of_a_sequence_are_read_through_attach():
 
 def test_sequences_of_texts_are_whole():
     tokenizer = characters()
-    found = text_sequences(tokenizer, "prose", 300, 3)
+    found = kind_sequences(tokenizer, "prose", 300, 3)
     assert [ids.shape for ids in found] == [(300,)] * 3
     assert len({tuple(ids.tolist()) for ids in found}) == 3
-    other = text_sequences(tokenizer, "prose", 300, 1, split="train")
+    other = kind_sequences(tokenizer, "prose", 300, 1, split="train")
     assert tuple(other[0].tolist()) not in {tuple(ids.tolist()) for ids in found}

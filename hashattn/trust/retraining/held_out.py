@@ -21,7 +21,7 @@ from hashattn.hashing.capture import CapturedLayer
 from hashattn.hashing.capture_files import load_sequence, save_captures
 from hashattn.hashing.labels import candidate_mask
 from hashattn.hashing.maps import HashConfig
-from hashattn.trust.sources import CapturedSequence
+from hashattn.trust.retraining.captures import CapturedSequence
 
 _HELD_OUT = 4
 

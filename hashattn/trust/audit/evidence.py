@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from hashattn.base.files import parse_json, read_bytes, replacing
-from hashattn.trust.frames import Frame, read_frames
-from hashattn.trust.source import AuditError, Place, Source
+from hashattn.trust.audit.frames import Frame, read_frames
+from hashattn.trust.audit.source import AuditError, Place, Source
 
 KINDS = ("read", "dense", "missed")  # of weights, in this order in every array
 HEADER, LAYER, TOKENS, UNAUDITED, FULL = b"H", b"L", b"T", b"N", b"E"  # kinds of frames

@@ -87,7 +87,7 @@ class Reservoir:
             context = self._open.context = self._begin(step.query.shape[0])
         if not context.add(step):
             self._open.context = None
-        elif step.view is not None and context.sampled and not context.kept:
+        elif step.reason is None and context.sampled and not context.kept:
             context.kept = True
             self._kept.append(context)
 
@@ -199,13 +199,13 @@ class _Layer:
         begin = step.n - step.query.shape[2]
         priorities = self.draws.random(step.query.shape[2])[: max(0, self.settings.tokens - begin)]
         fresh = (priorities < self.worst).nonzero()[0]
-        if not len(fresh) and (self.length or step.view is None):
+        if not len(fresh) and (self.length or step.reason is not None):
             return True  # most steps of an answer
         limit = self.settings.rows
         best = np.argsort(np.concatenate([self.priorities, priorities[fresh]]))[:limit]
         fresh = fresh[np.sort(best[best >= limit]) - limit]
         end = int(begin + fresh[-1]) + 1 if len(fresh) else int(self.positions.max()) + 1
-        copies = step.view is not None and end > self.length
+        copies = step.reason is None and end > self.length
         # looked at only where something is taken: on a GPU it waits
         if copies and self.length and not self._same_cache(step.view.keys[row]):
             return False

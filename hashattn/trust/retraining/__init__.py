@@ -1,0 +1,1 @@
+"""Retraining: hash weights learn recent traffic; versions of them, and the way back."""
