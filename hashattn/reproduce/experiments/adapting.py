@@ -26,7 +26,7 @@ from hashattn.reproduce.profiles import Profile
 from hashattn.selectors import HashSelector
 from hashattn.trust.retraining.adapt import AdaptSettings, adapt, recipe_of
 from hashattn.trust.retraining.captures import captured_tokens, text_sequences
-from hashattn.trust.retraining.versions import Versions
+from hashattn.trust.retraining.versions import LINEAGE, Versions
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,6 +59,12 @@ class AdaptScale:
 
 
 BRIEF = AdaptScale(sequences=8, replay=5, steps=50, alone=100, tested=3)  # a notebook's: a minute
+_LEAST = AdaptScale(length=512, sequences=4, replay=2, rows=24, steps=2, alone=2, tested=1)
+
+
+def scale_of(profile: Profile) -> AdaptScale:
+    """BRIEF, or as little as runs at all where a profile trains on few sequences."""
+    return BRIEF if profile.training.sequences >= 16 else _LEAST
 
 
 def adaptations(
@@ -81,7 +87,7 @@ def adaptations(
         made = _new(tokenizer, domain, scale, scale.sequences, TRAIN)
         test = {"new": _layers(model, _new(tokenizer, domain, scale, scale.tested, EVAL)),
                 "old": tested}  # fmt: skip
-        folder = profile.results / "adapting" / domain
+        folder = _folder(profile, domain)
         shutil.rmtree(folder, ignore_errors=True)
         found: dict[str, HashWeights] = {BEFORE: weights}
         costs: dict[str, dict[str, float]] = {BEFORE: {}}
@@ -112,6 +118,19 @@ def closed(table: pd.DataFrame) -> pd.DataFrame:
     })  # fmt: skip
 
 
+def version_table(profile: Profile, domain: str) -> pd.DataFrame:
+    """The versions that `adaptations` wrote for a domain: which is in use, what each was made from,
+    and which layers got new maps."""
+    rows = []
+    for version in Versions(_folder(profile, domain) / "versions").records():
+        lineage = version[LINEAGE] or {"parent_version": None, "layers": []}
+        rows.append({
+            "version": version["name"], "in use": version["current"],
+            "made from": lineage["parent_version"], "layers with new maps": lineage["layers"],
+        })  # fmt: skip
+    return pd.DataFrame(rows).set_index("version")
+
+
 def adapting_claims(claims: Claims, shares: pd.DataFrame) -> None:
     """What notebook 05 claims about the table of `closed`."""
     for domain, row in shares.iterrows():
@@ -140,6 +159,10 @@ def recall_bars(axis: Axes, table: pd.DataFrame) -> None:
     axis.set_xticks(range(len(groups)), labels)
     axis.set(ylabel="recall@32, held-out sequences")
     axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+
+
+def _folder(profile: Profile, domain: str) -> Path:
+    return profile.results / "adapting" / domain
 
 
 def _new(tokenizer, domain: str, scale: AdaptScale, count: int, split: str) -> _Tokens:

@@ -25,5 +25,6 @@ def draw_missed(axis: Axes, evidence: Evidence, token: int | None = None) -> Non
         row[: len(missed)] = missed
     image = axis.imshow(shares, vmin=0, vmax=1, cmap="Oranges", aspect="auto")
     axis.set(xlabel="query head", ylabel="layer", yticks=range(len(rows)))
+    axis.grid(False)
     axis.set_yticklabels([str(layer) for layer in evidence.layers])
     axis.figure.colorbar(image, ax=axis, label="attention missed")
