@@ -21,13 +21,14 @@ at most N / c, however they depend on each other (union bound), and the mean tim
 alarm at least c / 2. This is for values that are exchangeable with the reference's, one by one.
 
 **Values of one sequence are not**: neighbouring tokens, and all tokens of a sequence, are alike.
-So a bet is raised to an exponent of at most 1, as large as the reference's sequences allow: the
-largest product of bets that a sequence reaches is then 2 at most, on average over the sequences
-(`Exponents`; the adjustment coefficient of Lundberg's inequality, estimated: Asmussen and Albrecher
-2010, "Ruin Probabilities", chapter IV). With such an exponent a bet's mean is at most 1 (Jensen),
-and R at most that of bets scaled up to mean 1, so the guarantee above stays true. That false alarms
-stay as rare where sequences, not tokens, are exchangeable is measured (`drift.study`), not proved:
-no test can tell from one sequence of a kind that the reference never had whether traffic changed.
+So a bet is raised to an exponent of at most 1, as large as the reference's sequences allow: on
+average over them, the product of a whole sequence's bets is then at most 1, so that R does not grow
+from one sequence to the next, and the largest product within a sequence at most 2 (`Exponents`; the
+adjustment coefficient of Lundberg's inequality, estimated: Asmussen and Albrecher 2010, "Ruin
+Probabilities", chapter IV). With such an exponent a bet's mean is at most 1 (Jensen), and R at most
+that of bets scaled up to mean 1, so the guarantee above stays true. That false alarms stay as rare
+where sequences, not tokens, are exchangeable is measured (`drift.study`), not proved: no test can
+tell from one sequence of a kind that the reference never had whether traffic changed.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ _EPSILONS = np.array([0.1, 0.3, 0.5, 0.7])
 _LOG_EPSILONS = np.log(_EPSILONS)
 BETS = 2, len(_EPSILONS)  # on large values (small p) and on small ones, with each epsilon
 _GRID = np.geomspace(1, 0.02, 24)  # exponents
-_PEEK = 2.0  # the mean that a sequence's largest product of bets may have
+# the means that the largest product of bets within a sequence, and the whole one's, may have
+_LIMITS = np.array([2.0, 1.0])
 _MOST_OPEN = 32  # sequences that are followed at a time
 _LARGEST = 600.0  # logarithm of what is counted of a product
 _SMALLEST = 1e-300  # keeps the logarithm of a p-value finite
@@ -166,8 +168,8 @@ class Exponents:
 
     def __init__(self, classes: np.ndarray) -> None:
         self._classes = classes
-        shape = len(classes), *BETS
-        self._total, self._largest = np.zeros((2, len(_GRID), *shape))
+        shape = len(_LIMITS), len(_GRID), len(classes), *BETS
+        self._total, self._largest = np.zeros((2, *shape))
         self._number = np.zeros(len(classes), np.int64)
         self._open: dict[int, tuple[int, np.ndarray, np.ndarray, np.ndarray]] = {}
 
@@ -186,13 +188,14 @@ class Exponents:
         self._open[sequence] = number + 1, sums, most, seen
 
     def _close(self, sequence: int) -> None:
-        _, _, most, seen = self._open.pop(sequence)
-        for part, shown in zip(most, seen, strict=True):
-            for total, largest, exponent in zip(self._total, self._largest, _GRID, strict=True):
-                product = np.exp(np.minimum(exponent * part, _LARGEST)) * shown[:, None, None]
-                total += product
-                np.maximum(largest, product, out=largest)
-            self._number += shown
+        _, sums, most, seen = self._open.pop(sequence)
+        for logs, total, largest in zip((most, sums), self._total, self._largest, strict=True):
+            for part, shown in zip(logs, seen, strict=True):
+                for number, exponent in enumerate(_GRID):
+                    product = np.exp(np.minimum(exponent * part, _LARGEST)) * shown[:, None, None]
+                    total[number] += product
+                    np.maximum(largest[number], product, out=largest[number])
+        self._number += seen.sum(0)
 
     def learned(self) -> np.ndarray:
         """Exponents (streams, *BETS) by all sequences so far. The largest product counts twice, for
@@ -200,6 +203,7 @@ class Exponents:
         for sequence in list(self._open):
             self._close(sequence)
         number = self._number[:, None, None]
-        fits = self._total + self._largest <= _PEEK * (number + 1)
+        means = (self._total + self._largest) / (number + 1)
+        fits = (means <= _LIMITS[:, None, None, None, None]).all(0)
         first = np.where(fits.any(0), fits.argmax(0), len(_GRID) - 1)
         return _GRID[first]
