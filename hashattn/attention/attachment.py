@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from hashattn.attention.budget import Budget
 from hashattn.attention.dispatch import register
+from hashattn.attention.fallback import Fallback
 from hashattn.attention.hooks import install_hooks, previous_of_copy, remove_copied_hooks
 from hashattn.attention.observer import Observer
 from hashattn.attention.receipt import Receipt
@@ -90,24 +91,28 @@ class Attachment:
         finally:
             run.observers = tuple(other for other in run.observers if other is not observer)
 
-    def swap(self, selector: Selector) -> Receipt:
+    def swap(self, selector: Selector, fallback: Fallback | None = None) -> Receipt:
         """Go on with another selector, such as one with newer hash weights, and a new receipt;
         returns the finished one.
 
         Caches stay: their keys are encoded again when they are next used, those of an answer in
         the making too. Call it between two steps, or in an observer's `saw`; other threads must not
-        be generating. Raises what attach does for the selector; then nothing has changed.
+        be generating. fallback: calibrated for this selector, needed where the attachment has one.
+        Raises what attach does for the selector; then nothing has changed.
         """
         run, receipt = self._state.run, self.receipt
         if not self.attached:
             raise AttachmentError("this attachment was detached: call attach again")
         _check_arguments(selector, run.budget, run.sparse_rows, False, receipt.keep_steps)
+        fallback = run.fallback if fallback is None else fallback
         shard = _served(self.model, selector, run.budget, run.dense_layers)
+        rule = _ruling(self.model, selector, run.budget, run.dense_layers, fallback)
         finished = self.reset_receipt()
-        run.selector = shard
+        run.selector, run.fallback = shard, rule
         run.receipt = Receipt.start(
             self.model, selector, run.budget, sparse_rows=run.sparse_rows,
             dense_layers=run.dense_layers, heads=run.heads, keep_steps=receipt.keep_steps,
+            fallback=fallback, dense_below=run.dense_below,
         )  # fmt: skip
         return finished
 
@@ -178,6 +183,8 @@ def attach(
     allow_dense: bool = False,
     allow_untrained: bool = False,
     keep_steps: int = 0,
+    fallback: Fallback | None = None,
+    dense_below: int = 0,
 ) -> Attachment:
     """Make decoding steps of `model` read only selected tokens; undone by detach.
 
@@ -186,7 +193,9 @@ def attach(
     the number of drafted tokens and one: assisted decoding). dense_layers: model layers that stay
     dense. allow_dense: accept a run that turns out dense instead of raising SparsePathError on
     detach. allow_untrained: accept random hash weights. keep_steps: how many of the last steps the
-    receipt keeps one by one (`Receipt.recent`), beside its sums.
+    receipt keeps one by one (`Receipt.recent`), beside its sums. fallback: a calibrated rule by
+    which every token list reads more than the budget where its head's output would be off
+    (hashattn.attention.fallback). dense_below: calls with fewer cached tokens stay dense.
 
     A call that begins a cache is the prompt's prefill, and so are calls that continue this prompt:
     those that ask for the logits of their last row alone (logits_to_keep=1, as generate does for
@@ -201,10 +210,12 @@ def attach(
 
     Raises UnsupportedModelError for models outside transformers' attention interface, or whose KV
     heads the processes of tensor parallelism cannot share evenly, AttachmentError when the model is
-    attached already, HashWeightsError for untrained weights. Steps raise NonFiniteError for keys or
-    values that are NaN or infinite (on a GPU detach does).
+    attached already, HashWeightsError for untrained weights, FallbackError for a fallback of
+    another model, method or budget, ValueError for a method that can have none. Steps raise
+    NonFiniteError for keys or values that are NaN or infinite (on a GPU detach does).
     """
     _check_arguments(selector, budget, sparse_rows, allow_untrained, keep_steps)
+    require_numbers({"dense_below": dense_below}, counts={"dense_below": 0})
     if model in _ATTACHED:
         raise AttachmentError("this model already has sparse attention: call detach first")
     _clean_copy(model)
@@ -225,8 +236,10 @@ def attach(
         heads=heads,
         receipt=Receipt.start(
             model, selector, budget, sparse_rows=sparse_rows, dense_layers=dense_layers,
-            heads=heads, keep_steps=keep_steps,
+            heads=heads, keep_steps=keep_steps, fallback=fallback, dense_below=dense_below,
         ),
+        fallback=_ruling(model, selector, budget, dense_layers, fallback),
+        dense_below=dense_below,
     )  # fmt: skip
     attachment = Attachment(model, _State(run, allow_dense, previous))
     attachment._install()
@@ -245,6 +258,17 @@ def _served(
             shard.require_estimates(layer)
     shard.identity  # noqa: B018, computed now, before threads need it
     return shard
+
+
+def _ruling(
+    model: PreTrainedModel, selector: Selector, budget: Budget, dense_layers: Collection[int],
+    fallback: Fallback | None,
+) -> Fallback | None:  # fmt: skip
+    """The fallback for the heads of this process; its errors where it is of something else."""
+    if fallback is None:
+        return None
+    fallback.require(model, selector, budget, full_attention_layers(model) - set(dense_layers))
+    return fallback.shard(head_slice(model))
 
 
 def detach(model: PreTrainedModel, verify: bool = True) -> None:

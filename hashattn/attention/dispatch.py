@@ -15,12 +15,14 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from hashattn.attention import refusals
+from hashattn.attention.fallback_reading import Reading, read_verified
 from hashattn.attention.inputs import Inputs
 from hashattn.attention.masks import tokens_seen, visible_tokens
 from hashattn.attention.observer import LayerStep
 from hashattn.attention.run import CALL, NAME, LayerCall
 from hashattn.kernels import attend, dense_decode
 from hashattn.selectors.base import KeyView
+from hashattn.selectors.plan import SelectionPlan
 
 
 @torch._dynamo.disable  # selection has data-dependent shapes and writes the receipt
@@ -59,11 +61,9 @@ def forward(
             step = replace(step, view=seen, logits=inputs.logits())
     else:
         refusals.refuse_training(module, query, kwargs)
-        step = _select(call, inputs, view, n)
+        read = _read if call.run.fallback is None else _read_verified
+        step, out = read(call, inputs, view, n, clock)
         view = step.view
-        clock.lap("select")
-        # the whole buffer, not its first n tokens: slicing a static cache would copy it
-        out = attend(query, key, value, step.indices, log_weights=step.log_weights, **step.logits)
         out, weights = out.transpose(1, 2).contiguous(), None
     clock.lap("attend")
     if call.indexed and call.run.selector.observes:
@@ -93,9 +93,49 @@ def _key_view(call: LayerCall, query: Tensor, keys: Tensor, values: Tensor) -> K
     return KeyView(keys=keys, index=index)
 
 
+def _read(
+    call: LayerCall, inputs: Inputs, view: KeyView, n: int, clock: Any
+) -> tuple[LayerStep, Tensor]:
+    """A sparse call with the budget as it is: the step and its output (batch, heads, q, Dv)."""
+    step = _select(call, inputs, view, n)
+    clock.lap("select")
+    # the whole buffer, not its first n tokens: slicing a static cache would copy it
+    return step, attend(
+        inputs.query, inputs.key, inputs.value, step.indices, log_weights=step.log_weights,
+        **step.logits,
+    )  # fmt: skip
+
+
+def _read_verified(
+    call: LayerCall, inputs: Inputs, view: KeyView, n: int, clock: Any
+) -> tuple[LayerStep, Tensor]:
+    """The same, with lists that grow until the fallback accepts them."""
+    step, run = _planned(call, inputs, view, n), call.run
+
+    def select(plan: SelectionPlan) -> Tensor:
+        return run.selector.select(call.layer, inputs.query, step.view, inputs.scaling, plan)
+
+    reading = Reading(
+        select, inputs.query, inputs.key, inputs.value, step.plan, step.logits,
+        run.fallback.levels, run.fallback.begin(call.layer, inputs.query.device), clock,
+    )  # fmt: skip
+    read_verified(reading, run.fallback, call.layer, clock)
+    return replace(step, indices=reading.indices, levels=reading.levels), reading.out
+
+
 @torch.no_grad()
 def _select(call: LayerCall, inputs: Inputs, view: KeyView, n: int) -> LayerStep:
     """The step of a sparse call: the tokens it will read, and their weights."""
+    step = _planned(call, inputs, view, n)
+    indices, log_weights = call.run.selector.sample(
+        call.layer, inputs.query, step.view, inputs.scaling, step.plan
+    )
+    return replace(step, indices=indices, log_weights=log_weights)
+
+
+@torch.no_grad()
+def _planned(call: LayerCall, inputs: Inputs, view: KeyView, n: int) -> LayerStep:
+    """The step of a sparse call before anything is read."""
     run, query, kv_heads = call.run, inputs.query, inputs.key.shape[1]
     group, head_dim = query.shape[1] // kv_heads, inputs.key.shape[3]
     shared = run.plan(inputs.mask, query, n)
@@ -103,11 +143,12 @@ def _select(call: LayerCall, inputs: Inputs, view: KeyView, n: int) -> LayerStep
     plan = run.budget.of_layer(shared, call.layer, kv_heads, lists, run.heads)
     if inputs.mask is not None:
         view = replace(view, visible=plan.seen[:, 0, -1])
-    indices, log_weights = run.selector.sample(call.layer, query, view, inputs.scaling, plan)
     run.receipt.auxiliary_bits = run.selector.auxiliary_bits(group, head_dim)
     run.receipt.nominal_bits = run.selector.nominal_bits(group, head_dim)
-    return LayerStep(call.layer, query, n, shared.visible_total, None, indices, log_weights, plan,
-                     view, inputs.value[:, :, :n], inputs.logits())  # fmt: skip
+    return LayerStep(
+        call.layer, query, n, shared.visible_total, plan=plan, view=view,
+        values=inputs.value[:, :, :n], logits=inputs.logits(),
+    )  # fmt: skip
 
 
 def _dense(call: LayerCall, inputs: Inputs, reason: str, n: int) -> tuple[Tensor, Tensor | None]:

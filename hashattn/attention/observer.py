@@ -31,7 +31,10 @@ class LayerStep:
     could choose from; view, the keys and the selector's index; values (batch, kv_heads, n, Dv);
     logits, keywords of `kernels.attend`: scaling, softcap and sinks. A dense call has view and
     logits too while somebody listens beside the receipt.
-    seconds: of "encode", "select", "attend" and "total" if a listener is timed, else None.
+    levels (batch, lists, q) int64: with a fallback, how often each list was doubled, its number of
+    levels for one that is dense; else None.
+    seconds: of "encode", "select", "attend" and "total" if a listener is timed, else None; with a
+    fallback also of "verify".
     The tensors are the model's own: a listener that keeps one must copy it.
     """
 
@@ -46,6 +49,7 @@ class LayerStep:
     view: KeyView | None = None
     values: Tensor | None = None
     logits: dict[str, Any] | None = None
+    levels: Tensor | None = None
     seconds: dict[str, float] | None = None
 
     @property

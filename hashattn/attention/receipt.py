@@ -9,8 +9,9 @@ import json
 import os
 import threading
 from collections import Counter, deque
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from hashattn.attention.budget import Budget
+    from hashattn.attention.fallback import Fallback
     from hashattn.attention.observer import LayerStep
     from hashattn.models.heads import HeadSlice
     from hashattn.selectors.base import Selector
@@ -60,7 +62,8 @@ class Count:
     reason: why they were dense, None for sparse ones. rows: batch x query rows of all calls; most:
     the most query rows of a call; longest: the most tokens cached. cached, read: tokens summed over
     rows, read also over `lists` token lists; 0 for calls that begin a context. On a GPU they are
-    tensors of one element, as reading numbers would make every step wait.
+    tensors of one element, as reading numbers would make every step wait. levels: with a fallback,
+    how many lists ended at each of its levels.
     """
 
     layer: int
@@ -72,11 +75,14 @@ class Count:
     longest: int = 0
     cached: float | Tensor = 0
     read: float | Tensor = 0
+    levels: list[int] = field(default_factory=list)
 
     def add(
-        self, rows: int, most: int, longest: int, cached: float | Tensor, read: float | Tensor
-    ) -> None:
+        self, rows: int, most: int, longest: int, cached: float | Tensor, read: float | Tensor,
+        levels: Sequence[int] = (),
+    ) -> None:  # fmt: skip
         """Add a call; cached and read are numbers or tensors of one element."""
+        self.levels = _summed(self.levels, levels)
         self.calls += 1
         self.rows += rows
         self.most, self.longest = max(self.most, most), max(self.longest, longest)
@@ -86,6 +92,10 @@ class Count:
         """The same counts as numbers, `read` as the mean over lists."""
         cached, read = float(self.cached), float(self.read) / self.lists
         return replace(self, lists=1, cached=cached, read=read)
+
+
+def _summed(counts: Sequence[int], others: Sequence[int]) -> list[int]:
+    return [a + b for a, b in zip_longest(counts, others, fillvalue=0)]
 
 
 def _added(total: float | Tensor, value: float | Tensor) -> float | Tensor:
@@ -133,12 +143,18 @@ class Receipt:
         dense_layers: Collection[int] = (),
         heads: "HeadSlice | None" = None,
         keep_steps: int = 0,
+        fallback: "Fallback | None" = None,
+        dense_below: int = 0,
     ) -> "Receipt":
         """An empty receipt that describes the model, the method and the machine."""
         layers = sorted(dense_layers)
         settings = asdict(budget) | {"sparse_rows": sparse_rows, "dense_layers": layers}
         if budget.sampled and selector.slopes is not None:
             settings["slopes_sha256"] = tensors_sha256(selector.slopes)
+        if fallback is not None:
+            settings["fallback"] = fallback.record()
+        if dense_below:
+            settings["dense_below"] = dense_below
         return cls(
             method=selector.record(),
             settings=settings,
@@ -163,10 +179,12 @@ class Receipt:
 
     def saw(self, step: "LayerStep") -> None:
         """Count a call of a layer (hashattn.attention.observer)."""
-        read, lists = step.seen, 1
+        read, lists, levels = step.seen, 1, ()
         if step.indices is not None:
             lists = step.indices.shape[1]
             read = _selected(step.indices)
+        if step.levels is not None:
+            levels = step.levels.flatten().bincount().tolist()
         self.add(
             step.layer,
             reason=step.reason,
@@ -176,6 +194,7 @@ class Receipt:
             cached=step.seen,
             read=read,
             lists=lists,
+            levels=levels,
         )
 
     def add(
@@ -189,6 +208,7 @@ class Receipt:
         lists: int = 1,
         most: int = 1,
         longest: int = 0,
+        levels: Sequence[int] = (),
     ) -> None:
         """Count a call; the arguments are the fields of Count, for this call alone."""
         if reason in _NO_STEPS:
@@ -197,7 +217,7 @@ class Receipt:
             count = self._counts.get((layer, reason))
             if count is None:
                 count = self._counts[layer, reason] = Count(layer, reason, lists)
-            count.add(rows, most, longest, cached, read)
+            count.add(rows, most, longest, cached, read, levels)
             if self.keep_steps and reason not in _NO_STEPS:
                 self._keep_step(layer, rows, float(cached), float(read) / lists, reason)
 
@@ -278,6 +298,17 @@ class Receipt:
         return _ratio(self.tokens_read, self.tokens_cached)
 
     @property
+    def levels(self) -> list[int]:
+        """With a fallback, how many token lists ended at each of its levels, over all layers: at
+        the budget, at twice its heavy tokens, and so on, last the dense ones; empty without one."""
+        fallback, totals = self.settings.get("fallback"), []
+        if fallback is None:
+            return []
+        for count in self.counts:
+            totals = _summed(totals, count.levels)
+        return _summed([0] * (fallback["levels"] + 1), totals)
+
+    @property
     def is_sparse(self) -> bool:
         """Whether at least one call went through the selector and skipped a token."""
         return self._sum("read", [None]) < self._sum("cached", [None])
@@ -315,6 +346,12 @@ class Receipt:
                 "tokens with a cache; for a model whose layers are all sliding windows, sparse "
                 "attention has nothing to do. Pass allow_dense=True to accept this"
             )
+        if "fallback" in self.settings:
+            raise SparsePathError(
+                "density 1.0: the fallback made every list dense, as it predicts errors above its "
+                f"tolerance {self.settings['fallback']['tolerance']}. Calibrate it for a larger "
+                "one, or pass allow_dense=True to accept this"
+            )
         raise SparsePathError(
             f"density 1.0: the budget {self.settings} covers all cached tokens. Lower it, use "
             "longer prompts, or pass allow_dense=True to accept this"
@@ -340,6 +377,7 @@ class Receipt:
                 f"density          {self.density:.4f} (all decode calls {self.decode_density:.4f})",
                 f"auxiliary bits   {aux} per token per KV head{nominal}",
                 f"dense calls      {reasons}",
+                *self._fallback_lines(),
                 *self._rows_line(),
             ]
         )
@@ -352,6 +390,22 @@ class Receipt:
         return [
             f"                 several_rows: steps of up to {most} rows were read dense; "
             f"attach(..., sparse_rows={most}) reads them sparse"
+        ]
+
+    def _fallback_lines(self) -> list[str]:
+        """What the fallback keeps, and where the lists ended."""
+        fallback, levels = self.settings.get("fallback"), self.levels
+        if fallback is None:
+            return []
+        names = [f"{2**level}x" for level in range(len(levels) - 1)] + ["dense"]
+        total = max(1, sum(levels))
+        shares = ", ".join(
+            f"{k} {100 * v / total:.1f} %" for k, v in zip(names, levels, strict=True)
+        )
+        return [
+            f"fallback         output error above {100 * fallback['tolerance']:g} % in at most "
+            f"{100 * fallback['risk']:g} % of head-steps, on traffic like the calibration's",
+            f"lists ended at   {shares} of the heavy tokens",
         ]
 
     def _forced_line(self) -> list[str]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hashattn.attention.budget import Budget
 from hashattn.attention.cache import IndexedLayer
+from hashattn.attention.fallback import Fallback
 from hashattn.attention.finite import FiniteWatch
 from hashattn.attention.masks import make_plan
 from hashattn.attention.observer import NO_CLOCK, Clock, LayerStep, Observer
@@ -28,8 +29,9 @@ CALL = "hashattn_call"  # keyword that carries a LayerCall from the module hook 
 class SparseRun:
     """An attachment: the method, its limits, and the listeners of its steps.
 
-    heads: those that this process holds, None for all; selector: the method for these. observers:
-    listeners beside the receipt. Threads may share a run: the plan of a step is kept per thread.
+    heads: those that this process holds, None for all; selector and fallback: for these.
+    dense_below: cached tokens under which a call is dense. observers: listeners beside the receipt.
+    Threads may share a run: the plan of a step is kept per thread.
     """
 
     selector: Selector
@@ -40,6 +42,8 @@ class SparseRun:
     eager: bool
     heads: HeadSlice | None
     receipt: Receipt
+    fallback: Fallback | None = None
+    dense_below: int = 0
     observers: tuple[Observer, ...] = ()
     finite: FiniteWatch = field(default_factory=FiniteWatch)
     _thread: threading.local = field(default_factory=threading.local, repr=False)
@@ -129,6 +133,8 @@ class LayerCall:
             return "unsupported_cache"
         if not few_rows:
             return "several_rows"
+        if n < run.dense_below:
+            return "short_context"
         if mask is not None and (mask.dtype != torch.bool or mask.shape[1] != 1):
             return "unsupported_mask"
         return "position_bias" if adds_position_bias(kwargs) else None
