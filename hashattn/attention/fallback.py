@@ -88,7 +88,9 @@ class Fallback:
     factor: float
     fingerprint: dict[str, Any]
     calibrated: dict[str, Any]
-    _placed: dict[tuple[int, torch.device], Tensor] = field(default_factory=dict, repr=False)
+    _placed: dict[tuple[int, torch.device], Tensor] = field(
+        default_factory=dict, init=False, repr=False
+    )
 
     def __post_init__(self) -> None:
         for name in ("tolerance", "risk"):

@@ -22,16 +22,26 @@ def make_plan(
         spans = spans_of(mask)
         if spans is not None:
             spans, mask = spans.expand(batch, q_len, 2).contiguous(), None
-    count = mask.sum(dim=-1)[:, 0] if spans is None else spans[..., 1] - spans[..., 0]
+    if spans is not None:
+        return spans_plan(spans, n, budget)
+    return _plan(mask.sum(dim=-1)[:, 0], batch, n, budget, mask=mask)
+
+
+def spans_plan(spans: Tensor, n: int, budget: Budget) -> SelectionPlan:
+    """The plan of rows that see spans (batch, q, 2) int64 of n cached tokens."""
+    return _plan(spans[..., 1] - spans[..., 0], len(spans), n, budget, spans=spans)
+
+
+def _plan(visible: Tensor, batch: int, n: int, budget: Budget, **tokens: Tensor) -> SelectionPlan:
+    heavy = budget.heavy_tokens(visible).expand(batch, visible.shape[1])
     return SelectionPlan(
         n=n,
         sink=budget.sink,
         local=budget.local,
-        heavy=budget.heavy_tokens(count).expand(batch, q_len)[:, None].contiguous(),
-        visible=count,
+        heavy=heavy[:, None].contiguous(),
+        visible=visible,
         width=budget.total(n),
-        spans=spans,
-        mask=mask,
+        **tokens,
     )
 
 

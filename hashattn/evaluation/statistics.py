@@ -1,9 +1,10 @@
-"""How sure a difference between two methods is: paired bootstrap over the same samples."""
+"""How sure a result is: paired bootstrap over the same samples, interval of a share."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 
@@ -70,3 +71,19 @@ def _group_sums(
     order = {name: index for index, name in enumerate(dict.fromkeys(groups))}
     member = np.array([order[name] for name in groups])
     return np.bincount(member, weights=deltas), np.bincount(member).astype(np.float64)
+
+
+def wilson(count: int, of: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Ends of the interval of a share, `count` of `of` independent trials (Wilson 1927).
+
+    Trials that share a sequence are not independent: it is too narrow for them. ValueError for a
+    count outside 0..of, or no trials.
+    """
+    require_numbers({"of": of}, counts={"of": 1})
+    require(0 <= count <= of, "count", count, f"from 0 to {of}")
+    require(0 < confidence < 1, "confidence", confidence, "a number between 0 and 1")
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    share, square = count / of, z * z / of
+    middle = share + square / 2
+    width = z * (share * (1 - share) / of + square / (4 * of)) ** 0.5
+    return max(0.0, (middle - width) / (1 + square)), min(1.0, (middle + width) / (1 + square))

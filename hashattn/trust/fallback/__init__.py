@@ -1,0 +1,1 @@
+"""Calibration of the verified fallback (hashattn.attention.fallback) on captured traffic."""
