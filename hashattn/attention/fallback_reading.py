@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 _LEAST = 2  # heavy tokens to begin with, so that both halves have one
 _LOG_LIMIT = 13.8  # statistics count from 1e-6 to 1e6
-_NO_TOKEN = 2**31 - 1  # sorts after all tokens
 
 
 class Reading:
@@ -119,7 +118,7 @@ class Reading:
 
     def _read(self, before: Tensor) -> None:
         """Read the tokens of `indices` that are not in `before`, and find the statistics."""
-        lower = _added(self.indices, before)
+        lower = _added(self.indices, before, self._plan.n)
         more, more_lse = attend(*self._states, lower, **self._logits, return_lse=True)
         total = torch.logaddexp(self._lse, more_lse)
         shares = [(lse - total).exp().nan_to_num(0)[..., None] for lse in (self._lse, more_lse)]
@@ -149,18 +148,18 @@ def read_verified(reading: Reading, fallback: Fallback, layer: int, clock: Any =
         reading.double(more)
 
 
-def _added(now: Tensor, before: Tensor) -> Tensor:
+def _added(now: Tensor, before: Tensor, n: int) -> Tensor:
     """The tokens of lists `now` that are not in `before`, both (batch, lists, q, m) int32,
-    ascending, -1 padded; and so is the result."""
-    if not before.shape[-1]:
-        return now
-    sorted_before, sorted_now = (
-        part.masked_fill(part < 0, _NO_TOKEN).contiguous() for part in (before, now)
-    )
-    place = torch.searchsorted(sorted_before, sorted_now).clamp(max=before.shape[-1] - 1)
-    known = sorted_before.gather(-1, place) == sorted_now
-    added = sorted_now.masked_fill(known, _NO_TOKEN).sort(dim=-1).values
-    return _trimmed(added.masked_fill(added == _NO_TOKEN, -1))
+    ascending, -1 padded, of n tokens; and so is the result."""
+    slots = n + 1  # the last takes the padding
+    known = torch.zeros((*now.shape[:-1], slots), dtype=torch.bool, device=now.device)
+    known.scatter_(-1, before.long().remainder(slots), True)
+    known[..., n] = True
+    added = ~known.gather(-1, now.long().remainder(slots))
+    width = int(added.sum(dim=-1).max()) if added.numel() else 0
+    place = torch.where(added, added.cumsum(dim=-1) - 1, width)
+    room = torch.full((*now.shape[:-1], width + 1), -1, dtype=now.dtype, device=now.device)
+    return room.scatter_(-1, place, now)[..., :width].contiguous()
 
 
 def _trimmed(indices: Tensor) -> Tensor:

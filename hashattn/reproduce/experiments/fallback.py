@@ -47,7 +47,7 @@ class FallbackScale:
     begin: float = 0.5
 
 
-BRIEF = FallbackScale(fitting=16, calibration=60, tested=28, rows=24)  # a notebook's
+BRIEF = FallbackScale(fitting=12, calibration=48, tested=28, rows=24)  # a notebook's
 
 
 @torch.no_grad()

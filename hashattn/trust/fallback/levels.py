@@ -119,7 +119,8 @@ def _read_up(reading: Reading, top: int) -> Levels:
     while True:
         read = (reading.indices >= 0).sum(-1)
         new = reading.new & ~reading.dense
-        passes.append((reading.levels, new, reading.statistics, reading.out.float(), read))
+        parts = (reading.levels, new, reading.statistics, reading.out.float(), read)
+        passes.append([part.cpu() for part in parts])
         if reading.dense.all():
             break
         reading.double(~reading.dense)
@@ -132,11 +133,11 @@ def _read_up(reading: Reading, top: int) -> Levels:
     for levels, new, values, out, read in passes:
         error = (out - dense).norm(dim=-1) / dense.norm(dim=-1)
         entry, row = new[0].nonzero(as_tuple=True)
-        density[entry, row, levels[0, entry, row]] = (read / seen)[0, entry, row].float().cpu()
+        density[entry, row, levels[0, entry, row]] = (read / seen)[0, entry, row]
         group = heads // lists
         levels, new = (part[0].repeat_interleave(group, dim=0) for part in (levels, new))
         head, row = new.nonzero(as_tuple=True)
         at = levels[head, row]
-        statistics[head, row, at] = values[0, head, row].float().cpu()
-        errors[head, row, at] = error[0, head, row].cpu()
+        statistics[head, row, at] = values[0, head, row].float()
+        errors[head, row, at] = error[0, head, row]
     return Levels(statistics, errors, density)
