@@ -405,7 +405,7 @@ class Receipt:
         return [
             f"fallback         output error above {100 * fallback['tolerance']:g} % in at most "
             f"{100 * fallback['risk']:g} % of head-steps, on traffic like the calibration's",
-            f"lists ended at   {shares} of the heavy tokens",
+            f"lists ended at   {shares} (times the budget's heavy tokens)",
         ]
 
     def _forced_line(self) -> list[str]:

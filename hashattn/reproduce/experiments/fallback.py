@@ -44,7 +44,7 @@ class FallbackScale:
     tolerances: tuple[float, ...] = (0.1, 0.2)
     risk: float = 0.05
     levels: int = 6
-    begin: float = 0.5
+    begin: float = 0.7
 
 
 BRIEF = FallbackScale(fitting=12, calibration=48, tested=28, rows=24)  # a notebook's

@@ -64,7 +64,7 @@ class Rows:
 def calibrate_fallback(
     captured: Iterable[Iterable[CapturedLayer]], selector: Selector, budget: Budget, *,
     model: PreTrainedModel, tolerance: float, risk: float = 0.05, fitting: int = 40,
-    levels: int = 6, begin: float = 0.5,
+    levels: int = 6, begin: float = 0.7,
 ) -> Fallback:  # fmt: skip
     """A Fallback for one tolerance, see `calibrate_fallbacks`."""
     made = calibrate_fallbacks(
@@ -78,7 +78,7 @@ def calibrate_fallback(
 def calibrate_fallbacks(
     captured: Iterable[Iterable[CapturedLayer]], selector: Selector, budget: Budget, *,
     model: PreTrainedModel, tolerances: Sequence[float], risk: float = 0.05, fitting: int = 40,
-    levels: int = 6, begin: float = 0.5,
+    levels: int = 6, begin: float = 0.7,
 ) -> dict[float, Fallback]:  # fmt: skip
     """{tolerance: Fallback} of a method and the budget that its lists begin with.
 
