@@ -10,6 +10,7 @@ _EXPORTS = {
     "attach": "hashattn.attention.attachment",
     "Budget": "hashattn.attention.budget",
     "detach": "hashattn.attention.attachment",
+    "Fallback": "hashattn.attention.fallback",
     "HashAttnError": "hashattn.base.errors",
     "HashSelector": "hashattn.selectors.hash",
     "HashWeights": "hashattn.hashing.weights",

@@ -1,4 +1,5 @@
-"""Trust at run time, for operators: audit of what was read, drift alarms, retraining."""
+"""Trust at run time, for operators: audit of what was read, a budget that fits the step, drift
+alarms, retraining."""
 
 from importlib import import_module
 
@@ -10,6 +11,8 @@ _EXPORTS = {
     "Audit": "hashattn.trust.audit.listener",
     "AuditError": "hashattn.trust.audit.source",
     "AuditSettings": "hashattn.trust.audit.listener",
+    "calibrate_fallback": "hashattn.trust.fallback.calibrate",
+    "calibrate_fallbacks": "hashattn.trust.fallback.calibrate",
     "captured_tokens": "hashattn.trust.retraining.captures",
     "Document": "hashattn.trust.audit.source",
     "draw_evidence": "hashattn.trust.drift.export",

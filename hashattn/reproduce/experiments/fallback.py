@@ -14,6 +14,7 @@ from hashattn.attention.fallback import Fallback
 from hashattn.evaluation.statistics import wilson
 from hashattn.hashing.capture import CapturedLayer, capture
 from hashattn.reproduce.experiments.common import QUESTIONS_PER_CONTEXT, sequences
+from hashattn.reproduce.notebooks.claims import Claims
 from hashattn.reproduce.profiles import Profile
 from hashattn.selectors.base import Selector
 from hashattn.trust.fallback.calibrate import Rows, calibrate_fallbacks
@@ -48,6 +49,12 @@ class FallbackScale:
 
 
 BRIEF = FallbackScale(fitting=12, calibration=48, tested=28, rows=24)  # a notebook's
+_LEAST = FallbackScale(length=512, fitting=4, calibration=20, tested=2, rows=4)
+
+
+def scale_of(profile: Profile) -> FallbackScale:
+    """BRIEF, or the fewest sequences that give a risk of 5 % where a profile trains on few."""
+    return BRIEF if profile.training.sequences >= 16 else _LEAST
 
 
 @torch.no_grad()
@@ -137,6 +144,17 @@ def _line(
         "density": float(density.mean()), "dense": float(dense.float().mean()),
         "error": float(errors.mean()),
     }  # fmt: skip
+
+
+def fallback_claims(claims: Claims, frame: pd.DataFrame, risk: float) -> None:
+    """Of each tolerance in a frame of `fallbacks`: the risk kept, and what that reads."""
+    for tolerance, part in frame.groupby("tolerance"):
+        by, name = part.set_index("policy"), f"fallback, {100 * tolerance:g} % output error"
+        claims.goal(f"{name}: head-steps above it (share)", by["violations"][FALLBACK], high=risk)
+        claims.goal(f"{name}: density over the truth-knowing policy's", by["ratio"][FALLBACK],
+                    high=1.2)  # fmt: skip
+        fewer = by["violations"][FALLBACK] / max(by["violations"][FIXED], 1e-9)
+        claims.goal(f"{name}: violations over a fixed budget's", fewer, high=1.0)
 
 
 def draw_fallbacks(frame: pd.DataFrame, risk: float) -> Figure:

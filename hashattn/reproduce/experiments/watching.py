@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hashattn.attention.attachment import attach
 from hashattn.attention.budget import Budget
+from hashattn.attention.fallback import Fallback
 from hashattn.attention.receipt import Receipt
 from hashattn.evaluation.records import Record
 from hashattn.reproduce.experiments import common
@@ -72,21 +73,22 @@ class AuditedAnswer:
 
 def audited_answer(
     profile: Profile, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
-    selector: Selector, density: float, number: int, length: int,
+    selector: Selector, density: float, number: int, length: int, fallback: Fallback | None = None,
 ) -> AuditedAnswer:  # fmt: skip
     """Question `number` about a context of `length` tokens, its first answer token sparse too.
 
-    Evidence, page and CSV lie in <results>/audit, anew.
+    Evidence, page and CSV lie in <results>/audit, anew; in audit_fallback with a `fallback`.
     """
     record = common.records(profile, tokenizer, length, samples=2)[number]
     protocol = common.protocol(profile, length).of(record.dataset)
     prompt = protocol.template.format(context=record.context, input=record.input)
     inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
-    folder = profile.results / "audit"
+    folder = profile.results / ("audit" if fallback is None else "audit_fallback")
     shutil.rmtree(folder, ignore_errors=True)
     documents = find_documents(prompt, {_CONTEXT: record.context})
     audit = Audit(tokenizer, prompt, documents=documents, file=folder / "answer.audit")
-    with attach(model, selector, Budget(profile.sink, profile.local, density=density)) as run:
+    budget = Budget(profile.sink, profile.local, density=density)
+    with attach(model, selector, budget, fallback=fallback) as run:
         cache = model(inputs.input_ids[:, :-1], logits_to_keep=1).past_key_values
         with run.listen(audit):
             ids = model.generate(
