@@ -41,6 +41,7 @@ class _State:
     run: SparseRun
     allow_dense: bool
     previous: str
+    fallback: Fallback | None  # as it was given, of all heads
     hooks: list[Any] = field(default_factory=list)
     attached: bool = True
     proved_sparse: bool = False
@@ -98,17 +99,21 @@ class Attachment:
         Caches stay: their keys are encoded again when they are next used, those of an answer in
         the making too. Call it between two steps, or in an observer's `saw`; other threads must not
         be generating. fallback: calibrated for this selector, needed where the attachment has one.
-        Raises what attach does for the selector; then nothing has changed.
+        Raises what attach does for the selector, and ValueError for one that has to observe a
+        prompt first or is sparse where this one is not; then nothing has changed.
         """
         run, receipt = self._state.run, self.receipt
         if not self.attached:
             raise AttachmentError("this attachment was detached: call attach again")
         _check_arguments(selector, run.budget, run.sparse_rows, False, receipt.keep_steps)
-        fallback = run.fallback if fallback is None else fallback
+        fits = selector.sparse == run.selector.sparse and not selector.observes
+        like = "sparse" if run.selector.sparse else "dense"
+        require(fits, "selector", selector.name, f"{like} and no observer, to be swapped to")
+        fallback = self._state.fallback if fallback is None else fallback
         shard = _served(self.model, selector, run.budget, run.dense_layers)
         rule = _ruling(self.model, selector, run.budget, run.dense_layers, fallback)
         finished = self.reset_receipt()
-        run.selector, run.fallback = shard, rule
+        run.selector, run.fallback, self._state.fallback = shard, rule, fallback
         run.receipt = Receipt.start(
             self.model, selector, run.budget, sparse_rows=run.sparse_rows,
             dense_layers=run.dense_layers, heads=run.heads, keep_steps=receipt.keep_steps,
@@ -241,7 +246,7 @@ def attach(
         fallback=_ruling(model, selector, budget, dense_layers, fallback),
         dense_below=dense_below,
     )  # fmt: skip
-    attachment = Attachment(model, _State(run, allow_dense, previous))
+    attachment = Attachment(model, _State(run, allow_dense, previous, fallback))
     attachment._install()
     return attachment
 

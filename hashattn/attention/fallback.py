@@ -72,13 +72,15 @@ class Fallback:
 
     tolerance: of the relative L2 error of a head's output against dense attention over the same
     cache. risk: the share of head-steps that may exceed it, on average over sequences exchangeable
-    with those of the calibration; nothing is promised for other traffic, or for one head.
+    with those of the calibration; nothing is promised for other traffic, or for one head. Captured
+    queries and keys are those of a dense run; a sparse run's, from the second layer on, come from
+    outputs with an error within the tolerance, and for these the risk is measured, not promised.
     coefficients: layer -> float32 (query heads, levels, 3): log error = constant + edge * log(edge
     statistic) + change * log(change statistic) with a list at a level; level j has 2^j times the
-    budget's heavy tokens, and the level after the last is dense. start: layer -> int64 (lists,):
-    the level that each list begins with. factor: what predictions are multiplied by, found by
-    conformal risk control. fingerprint: what it is valid for. calibrated: what it was calibrated
-    on, counts and lengths. Raises ValueError for parts that do not fit each other.
+    budget's heavy tokens (at least 2), and the level after the last is dense. start: layer -> int64
+    (lists,): the level that each list begins with. factor: what predictions are multiplied by,
+    found by conformal risk control. fingerprint: what it is valid for. calibrated: what it was
+    calibrated on, counts and lengths. Raises ValueError for parts that do not fit each other.
     """
 
     tolerance: float

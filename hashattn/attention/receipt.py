@@ -403,9 +403,10 @@ class Receipt:
             f"{k} {100 * v / total:.1f} %" for k, v in zip(names, levels, strict=True)
         )
         return [
-            f"fallback         output error above {100 * fallback['tolerance']:g} % in at most "
-            f"{100 * fallback['risk']:g} % of head-steps, on traffic like the calibration's",
-            f"lists ended at   {shares} (times the budget's heavy tokens)",
+            f"fallback         calibrated for an output error above {100 * fallback['tolerance']:g}"
+            f" % in at most {100 * fallback['risk']:g} % of head-steps, the mean over sequences "
+            "like the calibration's",
+            f"lists ended at   {shares} (times the heavy tokens that a list begins with)",
         ]
 
     def _forced_line(self) -> list[str]:

@@ -235,7 +235,7 @@ def test_receipts_say_what_was_promised_and_where_lists_ended(tmp_path):
     _, receipt = run_with(model, selector, fallback)
     assert receipt.settings["fallback"]["sha256"] == fallback.sha256
     text = receipt.summary()
-    assert "output error above 20 % in at most 5 % of head-steps" in text
+    assert "an output error above 20 % in at most 5 % of head-steps" in text
     assert "lists ended at   1x" in text and "dense" in text.splitlines()[-1]
     receipt.save(tmp_path / "receipt.json")
     loaded = Receipt.load(tmp_path / "receipt.json")

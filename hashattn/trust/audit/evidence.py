@@ -146,6 +146,8 @@ class Evidence:
                 self.unaudited[frame.layer] = frame.content.decode()
             elif frame.kind == FULL:
                 self.full = True
+                at = frame.token  # its other layers are not there
+                self._frames = {k: f for k, f in self._frames.items() if k[0] != at}
         self.layers = sorted({layer for _, layer in self._frames})
         numbers = sorted({token for token, _ in self._frames})
         complete = [t for t in numbers if all((t, layer) in self._frames for layer in self.layers)]
@@ -257,7 +259,7 @@ def _row(
 def _cell(text: str) -> str:
     """A text that shows what it holds, and that no spreadsheet runs."""
     shown = "".join(c if c.isprintable() and c != "\\" else json.dumps(c)[1:-1] for c in text)
-    return f"'{shown}" if shown.startswith(("=", "+", "-", "@")) else shown
+    return f"'{shown}" if shown.startswith(tuple("=+-@＝＋－＠")) else shown
 
 
 def _listed(numbers: Collection[int]) -> str:

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hashattn.trust.audit.source import AuditError
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -14,8 +16,10 @@ if TYPE_CHECKING:
 
 def draw_missed(axis: Axes, evidence: Evidence, token: int | None = None) -> None:
     """Share of dense attention that each layer (row) and query head (column) did not read: for one
-    answer token, or the mean over all that were audited."""
+    answer token, or the mean over all that were audited. AuditError where none was."""
     tokens = evidence.tokens if token is None else [token]
+    if not tokens:
+        raise AuditError("no answer token was audited, so there is nothing to draw")
     rows = [
         np.mean([evidence.layer(number, layer).missed for number in tokens], axis=0)
         for layer in evidence.layers

@@ -20,6 +20,7 @@ from hashattn.trust.audit.source import AuditError
 
 _MAGIC = b"hashattn audit 1\n"
 _HEAD = struct.Struct("<ciiII")  # kind, token, layer, bytes of content, their crc32
+_CHECK = struct.Struct("<I")  # the head's own crc32
 
 
 class Frame(NamedTuple):
@@ -85,7 +86,8 @@ class FrameLog:
 def frame_bytes(frame: Frame) -> bytes:
     """A frame as it is stored."""
     kind, token, layer, content = frame
-    return _HEAD.pack(kind, token, layer, len(content), zlib.crc32(content)) + content
+    head = _HEAD.pack(kind, token, layer, len(content), zlib.crc32(content))
+    return head + _CHECK.pack(zlib.crc32(head)) + content
 
 
 def read_frames(content: bytes, where: str) -> Iterator[Frame]:
@@ -94,14 +96,21 @@ def read_frames(content: bytes, where: str) -> Iterator[Frame]:
     if not content.startswith(_MAGIC):
         raise AuditError(f"{where} is not evidence of an audit: give the file that Audit wrote")
     position = len(_MAGIC)
-    while position + _HEAD.size <= len(content):
-        kind, token, layer, length, crc = _HEAD.unpack_from(content, position)
-        start, position = position + _HEAD.size, position + _HEAD.size + length
+    while position + _HEAD.size + _CHECK.size <= len(content):
+        head = content[position : position + _HEAD.size]
+        kind, token, layer, length, crc = _HEAD.unpack(head)
+        (check,) = _CHECK.unpack_from(content, position + _HEAD.size)
+        if zlib.crc32(head) != check:
+            if not content[position:].strip(b"\0"):
+                return  # room that a file system had reserved
+            raise AuditError(f"{where} is damaged at byte {position}: take another copy")
+        start = position + _HEAD.size + _CHECK.size
+        position = start + length
         if position > len(content):
             return
         body = content[start:position]
         if zlib.crc32(body) != crc:
-            if position == len(content):
+            if not content[position:].strip(b"\0"):
                 return
             raise AuditError(f"{where} is damaged at byte {start}: take another copy")
         yield Frame(kind, token, layer, body)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -27,9 +28,9 @@ from hashattn.trust.audit.evidence import (
     LayerEvidence,
     header_frame,
 )
-from hashattn.trust.audit.exact import row_weights
 from hashattn.trust.audit.frames import Frame, FrameLog, frame_bytes
 from hashattn.trust.audit.source import AuditError, Document, Source
+from hashattn.trust.exact import row_weights
 
 if TYPE_CHECKING:
     from hashattn.attention.observer import LayerStep
@@ -92,7 +93,8 @@ class Audit:
 
     Audited is every call that follows the prompt, and the prompt's last row where it is no prefill:
     exact attention of all heads over all keys, so an audited step costs about that of a dense one
-    once more. Nothing changes in what the model reads. One sequence at a time: AuditError for more.
+    once more. Nothing changes in what the model reads. One sequence at a time: AuditError for more;
+    of threads that share the attachment, the first that calls or puts.
     Under tensor parallelism it sees the heads of its process.
     """
 
@@ -117,6 +119,8 @@ class Audit:
         self._unaudited: set[int] = set()
         self._first: int | None = None  # number of the first audited answer token
         self._answered = 0  # answer tokens that were put
+        self._prompted = False  # whether the sequence with the prompt was
+        self._thread: int | None = None
         self._full = False
 
     @property
@@ -126,6 +130,8 @@ class Audit:
 
     def saw(self, step: LayerStep) -> None:
         """Keep what a call of a layer read for answer tokens (hashattn.attention.observer)."""
+        if not self._is_mine():
+            return
         if step.query.shape[0] != 1:
             raise AuditError(
                 f"an audit is of one sequence, and this call has {step.query.shape[0]}: generate "
@@ -145,17 +151,19 @@ class Audit:
     def put(self, ids: Tensor) -> None:
         """Tell the audit tokens, as generate tells a streamer: the sequence so far (1, n), or the
         answer's next (n,). AuditError if a sequence does not begin with the prompt."""
+        self._is_mine()
         ids = torch.as_tensor(ids)
         answer = ids.reshape(-1).tolist()
         if ids.dim() > 1:
             prompt = list(self.source.ids)
-            if len(ids) != 1 or answer[: len(prompt)] != prompt:
+            if len(ids) == 1 and answer[: len(prompt)] == prompt:
+                answer, self._prompted = answer[len(prompt) + self._answered :], True
+            elif len(ids) != 1 or not self._prompted:  # several at a time: drafts that were right
                 raise AuditError(
                     f"the model was given a sequence of shape {tuple(ids.shape)} that does not "
                     f"begin with the {len(prompt)} tokens of the audit's text: give Audit the text "
                     "of this prompt, and its ids"
                 )
-            answer = answer[len(prompt) + self._answered :]
         if answer:
             pairs = [(token, self._tokenizer.decode([token])) for token in answer]
             self._log.append(Frame(TOKENS, self._answered, 0, json.dumps(pairs).encode()))
@@ -163,6 +171,12 @@ class Audit:
 
     def end(self) -> None:
         """The end of generate's stream; nothing to do."""
+
+    def _is_mine(self) -> bool:
+        """Whether this is the thread of the answer: the first that calls."""
+        me = threading.get_ident()
+        self._thread = me if self._thread is None else self._thread
+        return self._thread == me
 
     def _check_prompt(self, step: LayerStep) -> None:
         if self._first is not None:

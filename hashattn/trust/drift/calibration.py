@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hashattn.base.checks import is_number, require, require_numbers
-from hashattn.trust.drift.evidence import BETS, BINS, EDetectors, Exponents
+from hashattn.trust.drift.evidence import BETS, BINS, MOST_OPEN, EDetectors, Exponents
 from hashattn.trust.drift.reading import Readings, StepReader, all_codes
 from hashattn.trust.drift.reference import CODES, LEAST, DriftError, DriftReference, fingerprint
 from hashattn.trust.drift.statistics import KEY_SURPRISE, STATISTICS, count_bytes, surprise_tables
@@ -46,7 +46,7 @@ class DriftCalibrator(StepReader):
         require_numbers({"warmup": warmup, "top": top}, counts={"warmup": 2, "top": 1})
         valid = is_number(share) and 0 < share <= 1
         require(valid, "share", share, "a number in (0, 1]")
-        super().__init__(run.selector, share=1.0, seed=0, top=top, every=1)
+        super().__init__(run, share=1.0, seed=0, top=top, every=1)
         self._audited, self._warmup = share, warmup
         self._fingerprint = fingerprint(run.receipt)
         self._bytes: dict[str, dict[int, np.ndarray]] = {name: {} for name in CODES}
@@ -74,7 +74,14 @@ class DriftCalibrator(StepReader):
         known[layer] = known.get(layer, 0) + count_bytes(codes)
 
     def _take(self, readings: Readings) -> None:
-        for sequence in np.unique(readings.sequences).tolist():
+        served = np.unique(readings.sequences).tolist()
+        most = min(self._warmup // 2, MOST_OPEN)
+        if len(served) > most:
+            raise DriftError(
+                f"a batch of {len(served)} sequences: calibrate with at most {most} at a time"
+                + (" or a larger warmup" if most < MOST_OPEN else "")
+            )
+        for sequence in served:
             if sequence > self._last:
                 self._sequences, self._last = self._sequences + 1, sequence
         if self._sequences <= self._warmup // 2:

@@ -43,7 +43,8 @@ BETS = 2, len(_EPSILONS)  # on large values (small p) and on small ones, with ea
 _GRID = np.geomspace(1, 0.02, 24)  # exponents
 # the means that the largest product of bets within a sequence, and the whole one's, may have
 _LIMITS = np.array([2.0, 1.0])
-_MOST_OPEN = 32  # sequences that are followed at a time
+MOST_OPEN = 32  # sequences that are followed at a time
+_ROWS = 64
 _LARGEST = 600.0  # logarithm of what is counted of a product
 _SMALLEST = 1e-300  # keeps the logarithm of a p-value finite
 
@@ -102,6 +103,11 @@ class EDetectors:
         return sum(array.nbytes for array in arrays)
 
     def p_values(self, values: np.ndarray) -> np.ndarray:
+        """`_p_values` of some rows at a time, as they are compared with each other."""
+        parts = [self._p_values(values[i : i + _ROWS]) for i in range(0, len(values), _ROWS)]
+        return np.concatenate(parts) if parts else np.empty(values.shape)
+
+    def _p_values(self, values: np.ndarray) -> np.ndarray:
         """Conformal p-values (rows, streams) of standardised values, row after row; each row joins
         what the next is compared with. Small where a value is larger than usual. NaN stays NaN."""
         rows = len(values)
@@ -176,7 +182,7 @@ class Exponents:
     def add(self, sequence: int, p: np.ndarray) -> None:
         """The next row of p-values (streams,) of a sequence, NaN where there is none."""
         if sequence not in self._open:
-            while len(self._open) >= _MOST_OPEN:
+            while len(self._open) >= MOST_OPEN:
                 self._close(next(iter(self._open)))
             shape = self._classes.max(), len(p), *BETS
             self._open[sequence] = 0, np.zeros(shape), np.zeros(shape), np.zeros(shape[:2], bool)

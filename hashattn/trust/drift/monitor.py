@@ -137,9 +137,7 @@ class DriftMonitor(StepReader):
     ) -> None:
         settings = settings or DriftSettings()
         reference.require(run.receipt)
-        super().__init__(
-            run.selector, reference.share, settings.seed, reference.top, settings.every
-        )
+        super().__init__(run, reference.share, settings.seed, reference.top, settings.every)
         self.reference, self.settings = reference, settings
         self._usual_rates = {
             (name, layer): bit_rates(table)

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from hashattn.kernels import Codes, tokens_of
-from hashattn.selectors.base import Selector
 from hashattn.selectors.codes import CodeSelector
+from hashattn.trust.drift.errors import DriftError
 from hashattn.trust.drift.statistics import (
     KEY_SURPRISE,
     MARGIN,
@@ -33,6 +33,7 @@ from hashattn.trust.drift.statistics import (
 from hashattn_kernels.codes import ByteMajor, Tiled, place
 
 if TYPE_CHECKING:
+    from hashattn.attention.attachment import Attachment
     from hashattn.attention.observer import LayerStep
 
 _BEGINS = ("prefill", "no_cache")  # reasons of calls that begin a context: no steps
@@ -78,11 +79,12 @@ class Readings:
 class _Call:
     """What is kept of one call of the model; tensors (batch, ..., q, ...) on its device.
 
-    context: number of the batch of sequences. real: which rows are not padding, None for all.
+    context: number of the batch of sequences. audited (q,): the sampled rows. real: which rows are
+    not padding, None for all.
     """
 
     context: int
-    audited: bool
+    audited: np.ndarray
     shape: tuple[int, int]
     real: Tensor | None
     keys: dict[int, Tensor] = field(default_factory=dict)
@@ -93,19 +95,20 @@ class _Call:
 class StepReader:
     """An observer of `Attachment.listen` that turns LayerSteps into Readings.
 
-    selector: the method that is attached. share, seed: which calls are audited, see `is_sampled`.
-    top: k of recall@k. every: rows after which `_take` gets their Readings. Subclasses define
-    `_take`; it runs under the reader's lock, as threads may share a reader.
+    run: whose steps it is told. share, seed: which rows are audited, see `is_sampled`. top: k of
+    recall@k. every: rows after which `_take` gets their Readings. Subclasses define `_take`; it
+    runs under the reader's lock, as threads may share a reader.
 
     Memory: codes of `every` rows and of one call for each thread, nothing that grows with the run.
     """
 
     timed = False
 
-    def __init__(self, selector: Selector, share: float, seed: int, top: int, every: int) -> None:
-        self._selector, self._share, self._seed, self._top = selector, share, seed, top
+    def __init__(self, run: Attachment, share: float, seed: int, top: int, every: int) -> None:
+        self._run, self._selector = run, run.selector
+        self._share, self._seed, self._top = share, seed, top
         self._every = every
-        self._codes = isinstance(selector, CodeSelector)
+        self._codes = isinstance(self._selector, CodeSelector)
         self._numbers, self._contexts = count(), count()
         self._pending: list[_Call] = []
         self._rows = 0  # of these
@@ -114,7 +117,13 @@ class StepReader:
         self._rows_by_reason: Counter[tuple[int, str | None]] = Counter()
 
     def saw(self, step: LayerStep) -> None:
-        """Told of every call of a layer by the attention path."""
+        """Told of every call of a layer by the attention path. DriftError after `run.swap`: what
+        was calibrated for other hash weights says nothing of these."""
+        if self._run.selector is not self._selector:
+            raise DriftError(
+                "the attachment's selector was swapped: stop listening with this monitor or "
+                "calibrator, and calibrate a reference for the new one"
+            )
         here = self._local
         if step.layer <= getattr(here, "layer", step.layer):
             self._end_call()
@@ -136,14 +145,16 @@ class StepReader:
     def _new_call(self, step: LayerStep, context: int, number: int) -> _Call:
         visible, q_len = step.view.visible, step.query.shape[2]
         real = None if visible is None else visible[:, -q_len:].clone()
-        audited = is_sampled(self._seed, number, self._share)
+        audited = np.array([
+            is_sampled(self._seed, number + row * _BATCH, self._share) for row in range(q_len)
+        ])  # fmt: skip
         return _Call(context, audited, (step.query.shape[0], q_len), real)
 
     def _read(self, step: LayerStep, call: _Call) -> None:
         layer = step.layer
         if self._codes:
             call.keys[layer] = _last(step.view.index["codes"], step.query.shape[2])
-        if not call.audited:
+        if not call.audited.any():
             return
         if self._codes:
             codes = self._selector.encode_queries(layer, step.query, step.view)
@@ -232,6 +243,7 @@ def _same_batch(calls: list[_Call]) -> Readings:
             np.ones(batch * q_len, bool) if call.real is None else _by_row(call.real)
             for call, q_len in zip(calls, lengths, strict=True)
         ])  # fmt: skip
+    audited = real & np.concatenate([np.repeat(call.audited, batch) for call in calls])
     number = np.cumsum(real) - 1
     ends = np.cumsum(lengths) * batch
     readings = Readings(int(real.sum()), sequences[real])
@@ -243,7 +255,8 @@ def _same_batch(calls: list[_Call]) -> Readings:
             rows = np.concatenate(
                 [np.arange(ends[i] - batch * lengths[i], ends[i]) for i in having]
             )
-            array, rows = array[real[rows]], number[rows[real[rows]]]
+            kept = (real if kind == "keys" else audited)[rows]
+            array, rows = array[kept], number[rows[kept]]
             if kind == "values":
                 name, layer = key
                 values = np.full(readings.rows, np.nan)

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from hashattn.base.checks import is_count, is_number, require
-from hashattn.base.errors import HashAttnError
 from hashattn.base.files import read_json, write_json
 from hashattn.base.tensors import read_tensors, write_tensors
+from hashattn.trust.drift.errors import DriftError
 from hashattn.trust.drift.evidence import BETS, BINS
 from hashattn.trust.drift.reading import Readings
 from hashattn.trust.drift.statistics import (
@@ -34,16 +34,13 @@ _RECORD, _ARRAYS = "drift_reference.json", "drift_reference.safetensors"
 _CALIBRATE = "calibrate one with hashattn.trust's DriftCalibrator"
 
 
-class DriftError(HashAttnError, ValueError):
-    """A drift reference is damaged, too small, or of another model, method or budget."""
-
-
 def fingerprint(receipt: Receipt) -> dict[str, Any]:
     """What a reference is valid for: the model's configuration, the method with the hash of its
-    weights, and the budget. How many rows a call may have does not matter."""
+    weights, the budget, and the heads of this process. How many rows a call may have does not
+    matter: rows are sampled, not calls."""
     settings = {k: v for k, v in receipt.settings.items() if k != "sparse_rows"}
     parts = {
-        "model": {"config_sha256": receipt.model["config_sha256"]},
+        "model": {"config_sha256": receipt.model["config_sha256"], "heads": receipt.heads},
         "method": receipt.method,
         "budget": settings,
     }

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hashattn.kernels import indices_to_mask
 from hashattn.selectors.base import Selector
-from hashattn.selectors.logits import inner_products
+from hashattn.trust.exact import exact_logits, log_total
 
 if TYPE_CHECKING:
     from hashattn.attention.observer import LayerStep
@@ -38,10 +38,7 @@ def recall_and_missed_mass(step: LayerStep, top: int) -> tuple[Tensor, Tensor]:
     local, that were read; NaN where there is none. missed mass: softmax weight of the tokens that
     were not read, learned sinks counted in the sum. Means over query heads.
     """
-    scaling, softcap, sinks = (step.logits[name] for name in ("scaling", "softcap", "sinks"))
-    logits = inner_products(step.query, step.view.keys) * scaling
-    if softcap is not None:
-        logits = torch.tanh(logits / softcap) * softcap
+    logits = exact_logits(step)
     heads, n = logits.shape[1], logits.shape[3]
     read = indices_to_mask(step.indices, n).repeat_interleave(heads // step.indices.shape[1], 1)
     candidates = step.plan.candidates.expand_as(logits)
@@ -50,10 +47,7 @@ def recall_and_missed_mass(step: LayerStep, top: int) -> tuple[Tensor, Tensor]:
     hits = read.gather(-1, best) & real
     recall = hits.sum(-1) / real.sum(-1)
     logits = logits.masked_fill(~step.plan.seen, -torch.inf)
-    total = logits.logsumexp(-1, keepdim=True)
-    if sinks is not None:
-        total = torch.logaddexp(total, sinks.float()[:, None, None])
-    missed = ((logits - total).exp() * ~read).sum(-1)
+    missed = ((logits - log_total(logits, step.logits["sinks"])).exp() * ~read).sum(-1)
     return recall.mean(1), missed.mean(1)
 
 

@@ -67,7 +67,7 @@ def read_sequences(
 
 class _KeepingReader(StepReader):
     def __init__(self, run: Attachment, reference: DriftReference) -> None:
-        super().__init__(run.selector, share=1.0, seed=0, top=reference.top, every=1)
+        super().__init__(run, share=1.0, seed=0, top=reference.top, every=1)
         self._reference, self.kept = reference, []
 
     def _take(self, readings: Readings) -> None:

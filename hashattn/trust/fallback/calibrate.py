@@ -23,6 +23,7 @@ from hashattn.attention.budget import Budget
 from hashattn.attention.fallback import TERMS, Fallback, check_ranked, fallback_fingerprint
 from hashattn.base.checks import is_number, require, require_numbers
 from hashattn.hashing.capture import CapturedLayer
+from hashattn.models.structure import attention_modules
 from hashattn.selectors.base import Selector
 from hashattn.trust.fallback.levels import Levels, levels_of
 
@@ -89,9 +90,15 @@ def calibrate_fallbacks(
     towards 1 fewer tokens are read, in more passes.
 
     ValueError for a risk that the number of sequences cannot give, saying how many it needs, for a
-    tolerance that no factor keeps, layers without values, methods and budgets without a fallback.
+    tolerance that no factor keeps, layers without values, models with learned softmax sinks, and
+    methods and budgets without a fallback.
     """
     check_ranked(selector, budget)
+    if any(getattr(module, "sinks", None) is not None for module in attention_modules(model)):
+        raise ValueError(
+            "model: its softmax has learned sinks, which captures do not hold, so no fallback can "
+            "be calibrated for it"
+        )
     numbers = {"fitting": fitting, "levels": levels, "begin": begin}
     require_numbers(numbers, counts={"fitting": 1, "levels": 1}, shares=["begin"])
     for name, value in [("risk", risk), *(("tolerance", each) for each in tolerances)]:

@@ -87,10 +87,10 @@ def adapt(
     """Train hash maps on captured `sequences` of a new domain, and use them where recall rises.
 
     replay: captured sequences of the old domain, mixed in; how many decides what each domain gets.
-    Both are written to versions.path/work, one by one, and removed at the end. Layers that were not
-    captured keep their maps. note: what the sequences are, for the card; benchmarks: whose samples
-    they hold, for the card too (hashing.card.benchmarks_field). engine: where layers are
-    trained, as of train_hash_weights.
+    Both are written to versions.path/work, one by one, and removed at the end, on errors too.
+    Layers that were not captured keep their maps. note: what the sequences are, for the card;
+    benchmarks: whose samples they hold, for the card too (hashing.card.benchmarks_field). engine:
+    where layers are trained, as of train_hash_weights.
 
     A layer's maps are replaced if recall@32 on rows that only judge (retraining.held_out) rises by
     least_gain; while the mean over layers falls by more than most_lost on replayed sequences,
@@ -108,30 +108,33 @@ def adapt(
     parent = versions.load(model, parent_version)
     recipe = _recipe(parent, settings)
     work = versions.path / "work"
-    dealt = _deal(sequences, replay, work / "captured", parent.config, recipe)
-    config = dataclasses.replace(parent.config, layers=dealt[NEW].layers)
-    trained = _train(model, parent, config, recipe, settings, dealt, work, progress, engine)
-    measured = {
-        (domain, layer): (
-            _recall(parent.maps[layer], layer, part.judge, recipe, model.device),
-            _recall(trained[layer].maps, layer, part.judge, recipe, model.device),
+    try:
+        dealt = _deal(sequences, replay, work / "captured", parent.config, recipe)
+        config = dataclasses.replace(parent.config, layers=dealt[NEW].layers)
+        trained = _train(model, parent, config, recipe, settings, dealt, work, progress, engine)
+        measured = {
+            (domain, layer): (
+                _recall(parent.maps[layer], layer, part.judge, recipe, model.device),
+                _recall(trained[layer].maps, layer, part.judge, recipe, model.device),
+            )
+            for domain, part in dealt.items()
+            for layer in config.layers
+        }
+        replaced = _decide(measured, config.layers, settings)
+        recall = tuple(
+            LayerRecall(layer, domain, before, new, new if layer in replaced else before)
+            for (domain, layer), (before, new) in measured.items()
         )
-        for domain, part in dealt.items()
-        for layer in config.layers
-    }
-    replaced = _decide(measured, config.layers, settings)
-    recall = tuple(
-        LayerRecall(layer, domain, before, new, new if layer in replaced else before)
-        for (domain, layer), (before, new) in measured.items()
-    )
-    weights, version = parent, parent_version
-    if replaced:
-        new = {layer: trained[layer] for layer in replaced}
-        card = _card(parent, parent_version, recipe, settings, new, dealt, recall, described)
-        card["base_model"] = base_model_record(model)
-        maps = {**parent.maps, **{layer: learned.maps for layer, learned in new.items()}}
-        weights = HashWeights(parent.config, maps, card)
-        version = versions.add(weights)
+        weights, version = parent, parent_version
+        if replaced:
+            new = {layer: trained[layer] for layer in replaced}
+            card = _card(parent, parent_version, recipe, settings, new, dealt, recall, described)
+            card["base_model"] = base_model_record(model)
+            maps = {**parent.maps, **{layer: learned.maps for layer, learned in new.items()}}
+            weights = HashWeights(parent.config, maps, card)
+            version = versions.add(weights)
+    finally:  # captured traffic does not stay
+        shutil.rmtree(work / "captured", ignore_errors=True)
     shutil.rmtree(work, ignore_errors=True)
     by = {domain: part.by for domain, part in dealt.items()}
     seconds = time.perf_counter() - started
@@ -141,10 +144,17 @@ def adapt(
 def recipe_of(weights: HashWeights) -> TrainRecipe:
     """The recipe that trained weights; where they were calibrated instead, the usual one of their
     kind."""
+    base = TrainRecipe.default() if weights.config.folds else TrainRecipe.signs()
     stated = weights.card.get("recipe") or {}
-    if set(stated) == {field.name for field in dataclasses.fields(TrainRecipe)}:
-        return TrainRecipe(**stated)
-    return TrainRecipe.default() if weights.config.folds else TrainRecipe.signs()
+    if "steps" not in stated:
+        return base.vary(group=stated.get("group", base.group))
+    known = {field.name for field in dataclasses.fields(TrainRecipe)}
+    if unknown := sorted(set(stated) - known):
+        raise AdaptError(
+            f"the version in use was trained by another version of hashattn, with {unknown} in its "
+            "recipe: give AdaptSettings(recipe=...) of your own"
+        )
+    return base.vary(**stated)
 
 
 def _recipe(parent: HashWeights, settings: AdaptSettings) -> TrainRecipe:

@@ -48,7 +48,8 @@ def text_sequences(
 def save_sequences(folder: str | Path, sequences: Iterable[CapturedSequence]) -> None:
     """Write captured sequences, such as `Reservoir.captured`, one file each, after those that the
     folder has; each atomically."""
-    first = len(list(Path(folder).glob(_FILES)))
+    kept = [int(path.stem.rpartition("_")[2]) for path in Path(folder).glob(_FILES)]
+    first = max(kept, default=-1) + 1
     for number, layers in enumerate(sequences, first):
         save_captures(Path(folder) / _FILES.replace("*", f"{number:05d}"), layers)
 

@@ -1,8 +1,9 @@
 """Captured sequences for adapting, on disk and dealt: what trains, what chooses, what judges.
 
-Maps learn from one part, early stopping chooses by another, and a third, which nothing else has
-looked at, judges. Every 4th sequence is held out, or the last of fewer; of its rows every other one
-chooses. Of a single sequence half of the rows train, a quarter chooses and a quarter judges.
+Maps learn from one part, early stopping chooses by another, and a third judges. Every 4th sequence
+is held out, or the last of fewer; of its rows every other one chooses, and the others, which lie
+between them and see the same keys, judge. Of a single sequence half of the rows train, a quarter
+chooses and a quarter judges.
 """
 
 from __future__ import annotations

@@ -243,9 +243,8 @@ class _Layer:
             self.scaling = float(step.logits["scaling"])
             self.softcap = step.logits["softcap"]
         self.keys[:, self.length : end] = keys[:, self.length : end].detach()
-        visible = step.view.visible
-        if visible is not None:
-            self.visible = visible[min(row, len(visible) - 1), :end].cpu()
+        visible = step.view.visible  # None where the call's rows see all, those before it included
+        self.visible = None if visible is None else visible[min(row, len(visible) - 1), :end].cpu()
         self.length = end
 
     @property

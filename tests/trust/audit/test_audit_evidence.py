@@ -16,10 +16,10 @@ from hashattn.selectors.dense import DenseSelector
 from hashattn.selectors.oracle import OracleSelector
 from hashattn.selectors.random import RandomSelector
 from hashattn.trust.audit.evidence import COLUMNS, Evidence, LayerEvidence
-from hashattn.trust.audit.exact import row_weights
 from hashattn.trust.audit.figure import draw_missed
 from hashattn.trust.audit.listener import Audit, AuditSettings
 from hashattn.trust.audit.source import AuditError, Document
+from hashattn.trust.exact import row_weights
 from helpers import characters, prompt, tiny_model
 
 SMALL = Budget(sink=1, local=3, heavy=6)

@@ -24,7 +24,7 @@ SEQUENCES, TOKENS, WARMUP = 40, 10, 12
 
 class Kept(StepReader):
     def __init__(self, run, every=1):
-        super().__init__(run.selector, 1.0, 0, 4, every)
+        super().__init__(run, 1.0, 0, 4, every)
         self.kept = []
 
     def _take(self, readings):

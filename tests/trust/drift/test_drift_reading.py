@@ -2,6 +2,7 @@
 
 import math
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ from helpers import generate, left_padded, prompt
 
 class Reader(StepReader):
     def __init__(self, method, share=1.0, top=4, every=1):
-        super().__init__(method, share, 0, top, every)
+        super().__init__(SimpleNamespace(selector=method), share, 0, top, every)
         self.kept = []
 
     def _take(self, readings):

@@ -359,6 +359,7 @@
   // ---- words
   const WHY = {
     dense_layer: "kept dense", dense_selector: "the method reads everything", several_rows: "several rows at once",
+    short_context: "fewer cached tokens than dense_below",
   };
   function say(now) {
     const { worst } = now;
@@ -421,7 +422,7 @@
       "application/json", "json");
   });
 
-  const HARMFUL = /^[=+\-@]/;  // what a spreadsheet takes for a formula
+  const HARMFUL = /^[=+\-@\uff1d\uff0b\uff0d\uff20]/;  // what a spreadsheet takes for a formula
   const field = (value) => {
     if (value === null) return "";
     if (typeof value === "number") return String(value);

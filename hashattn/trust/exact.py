@@ -42,12 +42,8 @@ def row_weights(step: LayerStep, row: int = 0) -> RowWeights:
     softmax(scaling * q . k), capped and with sinks as the layer has them, over the tokens that the
     row sees. Reads all keys. A dense step reads what it sees, so nothing is missed.
     """
-    rows = step.query.shape[2]
-    softcap, sinks = step.logits["softcap"], step.logits["sinks"]
-    logits = inner_products(step.query[:, :, row : row + 1], step.view.keys)[0, :, 0]
-    logits = logits * step.logits["scaling"]
-    if softcap is not None:
-        logits = torch.tanh(logits / softcap) * softcap
+    rows, sinks = step.query.shape[2], step.logits["sinks"]
+    logits = exact_logits(step, slice(row, row + 1))[0, :, 0]
     if step.indices is None:
         seen = step.view.causal(rows)[0, 0, row]
         dense = _softmax(logits.masked_fill(~seen, -torch.inf), sinks)
@@ -65,9 +61,22 @@ def row_weights(step: LayerStep, row: int = 0) -> RowWeights:
     return RowWeights(dense, _softmax(logits.masked_fill(unread, -torch.inf), sinks), listed)
 
 
+def exact_logits(step: LayerStep, rows: slice = slice(None)) -> Tensor:
+    """Attention logits of query rows over all keys, scaled and capped as the layer has it, float32
+    (batch, heads, rows, n), whether a row sees the token or not."""
+    softcap = step.logits["softcap"]
+    logits = inner_products(step.query[:, :, rows], step.view.keys) * step.logits["scaling"]
+    return logits if softcap is None else torch.tanh(logits / softcap) * softcap
+
+
+def log_total(logits: Tensor, sinks: Tensor | None) -> Tensor:
+    """Logarithm of the softmax sum of logits (..., heads, q, n), learned sinks (heads,) counted:
+    (..., heads, q, 1)."""
+    total = logits.logsumexp(-1, keepdim=True)
+    return total if sinks is None else torch.logaddexp(total, sinks.float()[:, None, None])
+
+
 def _softmax(logits: Tensor, sinks: Tensor | None) -> Tensor:
     """Weights of logits (heads, n), -inf where nothing is read; sinks take theirs."""
-    total = logits.logsumexp(-1, keepdim=True)
-    if sinks is not None:
-        total = torch.logaddexp(total, sinks.float().view(-1, 1))
+    total = log_total(logits[:, None], sinks)[:, 0]
     return (logits - total).exp().nan_to_num(0)  # a row that reads nothing gives no weight
