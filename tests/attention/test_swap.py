@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from hashattn import Budget, HashSelector, attach
+from hashattn import Budget, HashSelector, attach, make_selector
 from hashattn.attention.cache import IndexedLayer
 from hashattn.base.errors import AttachmentError, HashWeightsError
 from hashattn.hashing.weights import HashWeights
@@ -89,6 +89,7 @@ def test_what_attach_refuses_is_refused_and_changes_nothing():
         receipt = run.receipt
         no_slopes = HashSelector(maps(model, 0))
         refused = ((random, HashWeightsError), ("hash", ValueError), (no_slopes, ValueError))
+        refused += ((make_selector("dense"), ValueError), (make_selector("h2o"), ValueError))
         for wrong, error in refused:
             with pytest.raises(error):
                 run.swap(wrong)

@@ -3,10 +3,12 @@
 import csv
 import json
 import math
+from threading import Thread
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hashattn import Budget, HashSelector, HashWeights, attach
@@ -20,7 +22,7 @@ from hashattn.trust.audit.figure import draw_missed
 from hashattn.trust.audit.listener import Audit, AuditSettings
 from hashattn.trust.audit.source import AuditError, Document
 from hashattn.trust.exact import row_weights
-from helpers import characters, prompt, tiny_model
+from helpers import characters, generate, prompt, tiny_model
 
 SMALL = Budget(sink=1, local=3, heavy=6)
 TEXT = "Alice sees Bob.\nBob sees no one.\nWho sees Bob?"
@@ -214,6 +216,50 @@ def test_the_rows_that_answer_are_audited_and_no_others():
             model(prompt(1, 1), past_key_values=cache)
     assert audit.evidence.tokens == [0, 1, 2, 3]
     check(audit.evidence, copies)
+
+
+def test_drafts_that_were_right_are_put_several_at_a_time():
+    tokenizer = characters()
+    audit = Audit(tokenizer, TEXT)
+    ids = tokenizer(TEXT, return_tensors="pt").input_ids
+    with pytest.raises(AuditError, match="does not begin with"):
+        audit.put(prompt(1, 3))  # no sequence with the prompt came before
+    audit.put(ids)
+    audit.put(torch.tensor([[5, 6, 7]]))
+    audit.put(torch.tensor([8]))
+    assert [token for token, _ in audit.evidence.answer.values()] == [5, 6, 7, 8]
+
+
+def test_another_thread_s_answer_is_not_this_one_s():
+    model, tokenizer = tiny_model("llama"), characters()
+    ids = tokenizer(TEXT, return_tensors="pt").input_ids
+    audit = Audit(tokenizer, TEXT)
+    with attach(model, OracleSelector(), SMALL) as run, run.listen(audit):
+        generate(model, ids, streamer=audit)
+        alone = audit.evidence
+        other = Thread(target=generate, args=(model, prompt(1, 60)))
+        other.start()
+        other.join()
+    assert audit.evidence.tokens == alone.tokens and alone.tokens
+    for token in alone.tokens:
+        np.testing.assert_array_equal(
+            audit.evidence.layer(token, 0).masses, alone.layer(token, 0).masses
+        )
+
+
+def test_a_token_at_which_the_ceiling_was_reached_is_left_out():
+    first, _, _ = audited(tiny_model("llama"), OracleSelector(), new=3)
+    frames = first._log.content()
+    one_layer = AuditSettings(ceiling=len(frames) // 3)
+    audit, _, _ = audited(tiny_model("llama"), OracleSelector(), new=3, settings=one_layer)
+    evidence = audit.evidence
+    assert evidence.full
+    assert all(len(evidence.layers) == 2 for _ in evidence.tokens)
+    assert {token for token, _ in evidence._frames} == set(evidence.tokens)
+    axis = Figure().subplots()
+    nothing = Audit(characters(), TEXT).evidence
+    with pytest.raises(AuditError, match="nothing to draw"):
+        draw_missed(axis, nothing)
 
 
 def test_every_third_token():

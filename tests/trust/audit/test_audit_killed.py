@@ -85,8 +85,8 @@ def test_frames_are_read_to_the_last_whole_one(tmp_path, in_memory):
     log = log_of(None if in_memory else tmp_path / "new" / "frames")
     content = log.content()
     assert len(content) == log.size and list(read_frames(content, "x")) == FRAMES
-    whole = [len(content) - 5 - 17, len(content) - 1]
-    for cut in range(1, 5 + 17 + 1):
+    whole = [len(content) - 5 - 21, len(content) - 1]
+    for cut in range(1, 5 + 21 + 1):
         assert list(read_frames(content[:-cut], "x")) == FRAMES[:2], (cut, whole)
     torn = bytearray(content)
     torn[-1] ^= 1  # the last frame has its length and not its content
@@ -95,6 +95,17 @@ def test_frames_are_read_to_the_last_whole_one(tmp_path, in_memory):
     damaged[content.index(b"one")] ^= 1
     with pytest.raises(AuditError, match="x is damaged at byte"):
         list(read_frames(bytes(damaged), "x"))
+
+
+@pytest.mark.parametrize("place", range(21))
+def test_a_head_that_changed_is_damage_and_reserved_room_is_the_end(place):
+    content = bytearray(log_of(None).content())
+    reserved = bytes(content) + bytes(100)
+    assert list(read_frames(reserved, "x")) == FRAMES
+    second = content.index(b"one") + len(b"one")
+    content[second + place] ^= 1
+    with pytest.raises(AuditError, match="x is damaged at byte"):
+        list(read_frames(bytes(content), "x"))
 
 
 def test_an_audit_goes_over_no_other_file(tmp_path):

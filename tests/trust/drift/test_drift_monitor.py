@@ -304,3 +304,19 @@ def test_threads_share_a_monitor(calibrated):
                 thread.join()
         report = monitor.report()
     assert report.steps == 44 and report.layers[0].calls == {"sparse": 44}
+
+
+def test_a_swap_ends_what_was_calibrated_for_the_selector_before(calibrated):
+    reference, _ = calibrated
+    with attached() as run, run.listen(DriftMonitor(run, reference)):
+        traffic(run, 1, tokens=4)
+        run.swap(selector("oracle"))
+        with pytest.raises(DriftError, match="swapped"):
+            traffic(run, 1, tokens=4)
+
+
+def test_a_batch_that_is_larger_than_the_warm_up_allows_is_refused():
+    with attached() as run, run.listen(DriftCalibrator(run, warmup=6, top=4)) as calibrator:
+        with pytest.raises(DriftError, match="a batch of 4 sequences: calibrate with at most 3"):
+            generate(run.model, prompt(4, 20), max_new_tokens=4)
+            calibrator.flush()

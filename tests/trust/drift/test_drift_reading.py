@@ -11,7 +11,7 @@ from drift_runs import Keeper, attached, selector, several_rows, traffic
 
 from hashattn import Budget
 from hashattn.kernels import tokens_of
-from hashattn.trust.drift.reading import StepReader, _last, is_sampled
+from hashattn.trust.drift.reading import _BATCH, StepReader, _last, is_sampled
 from hashattn.trust.drift.statistics import (
     bit_rates,
     bits_of,
@@ -293,3 +293,27 @@ def test_threads_keep_their_calls_apart():
     sequences = np.concatenate([part.sequences for part in reader.kept])
     assert sorted(np.unique(sequences, return_counts=True)[1]) == [6, 6, 6, 6]
     assert all(len(rows) == part.rows for part in reader.kept for rows, _ in part.keys.values())
+
+
+def test_rows_are_sampled_and_not_calls():
+    """Of one call of several rows those of the share are audited, each for all sequences."""
+    share, batch, rows = 0.3, 2, 40
+    reader, all_rows = Reader(selector(), share=share), Reader(selector())
+    with attached(sparse_rows=rows) as run, run.listen(reader), run.listen(all_rows):
+        several_rows(run, batch, 60, rows)
+    for one in (reader, all_rows):
+        one.flush()
+    (part,), (whole,) = reader.kept, all_rows.kept
+    number = 1  # of the call
+    sampled = [is_sampled(0, number + row * _BATCH, share) for row in range(rows)]
+    assert 0 < sum(sampled) < rows
+    expected = np.repeat(sampled, batch)
+    for name, by_layer in whole.values.items():
+        for layer, values in by_layer.items():
+            found = part.values[name][layer]
+            np.testing.assert_array_equal(found, np.where(expected, values, np.nan))
+    for layer, (places, codes) in part.queries.items():
+        np.testing.assert_array_equal(places, expected.nonzero()[0])
+        np.testing.assert_array_equal(codes, whole.queries[layer][1][expected])
+    for places, _ in part.keys.values():
+        np.testing.assert_array_equal(places, np.arange(batch * rows))

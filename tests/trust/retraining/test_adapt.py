@@ -339,6 +339,9 @@ def test_saved_buffers_come_back(model, tmp_path, new):
     (tmp_path / "buffer" / "sequence_00001.safetensors").write_bytes(b"short")
     with pytest.raises(FileError, match="sequence_00001.*capture it again"):
         list(load_sequences(tmp_path / "buffer"))
+    (tmp_path / "buffer" / "sequence_00001.safetensors").unlink()
+    save_sequences(tmp_path / "buffer", new[1:2])  # none is written over
+    assert len(list(load_sequences(tmp_path / "buffer"))) == 3
     assert list(load_sequences(tmp_path / "nothing")) == []
 
 

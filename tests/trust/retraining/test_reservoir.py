@@ -268,3 +268,22 @@ def test_bad_settings_name_the_field(wrong):
 def test_some_layers_have_to_be_named():
     with pytest.raises(ValueError, match="layers"):
         Reservoir([])
+
+
+def test_a_question_of_several_sparse_rows_and_steps_after_it():
+    """The question's call has a mask and the steps none; nothing is padding."""
+    model, reservoir = tiny_model("llama"), Reservoir((0, 1), ReservoirSettings(rows=1000))
+    ids = prompt(1, 50)
+    with (
+        torch.no_grad(),
+        attach(model, OracleSelector(), EVERYTHING, sparse_rows=20, allow_dense=True) as run,
+        run.listen(reservoir),
+    ):
+        cache = model(ids[:, :30]).past_key_values
+        token = model(ids[:, 30:], past_key_values=cache).logits[:, -1:].argmax(-1)
+        for _ in range(3):
+            ids = torch.cat((ids, token), dim=1)
+            token = model(token, past_key_values=cache).logits[:, -1:].argmax(-1)
+    (held,) = reservoir.captured()
+    assert int(held[0].positions[-1]) == 52
+    assert_captured(held, model, ids[0])
