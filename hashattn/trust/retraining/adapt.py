@@ -146,7 +146,7 @@ def recipe_of(weights: HashWeights) -> TrainRecipe:
     kind."""
     base = TrainRecipe.default() if weights.config.folds else TrainRecipe.signs()
     stated = weights.card.get("recipe") or {}
-    if "steps" not in stated:
+    if not stated.get("steps"):
         return base.vary(group=stated.get("group", base.group))
     known = {field.name for field in dataclasses.fields(TrainRecipe)}
     if unknown := sorted(set(stated) - known):
