@@ -89,7 +89,6 @@ def test_what_attach_refuses_is_refused_and_changes_nothing():
         receipt = run.receipt
         no_slopes = HashSelector(maps(model, 0))
         refused = ((random, HashWeightsError), ("hash", ValueError), (no_slopes, ValueError))
-        refused += ((make_selector("dense"), ValueError), (make_selector("h2o"), ValueError))
         for wrong, error in refused:
             with pytest.raises(error):
                 run.swap(wrong)
@@ -97,6 +96,17 @@ def test_what_attach_refuses_is_refused_and_changes_nothing():
         generate(model, prompt())
     with pytest.raises(AttachmentError, match="attach again"):
         run.swap(TracingOracle())
+
+
+@pytest.mark.parametrize("name", ["dense", "h2o"])
+def test_what_is_not_sparse_or_has_to_observe_is_no_exchange(name):
+    model = tiny_model("llama")
+    with attach(model, TracingOracle(), SMALL) as run:
+        generate(model, prompt())
+        with pytest.raises(
+            ValueError, match=f"selector = '{name}': must be sparse and no observer"
+        ):
+            run.swap(make_selector(name))
 
 
 def test_a_swap_keeps_the_proof_that_the_run_was_sparse():
