@@ -56,9 +56,6 @@ def forward(
     if reason is not None:
         out, weights = _dense(call, inputs, reason, n)
         step = LayerStep(call.layer, query, n, tokens_seen(query, attention_mask, n), reason)
-        if call.run.observers:  # who asks what dense attention weighted needs its keys
-            seen = replace(view, visible=visible_tokens(attention_mask, n))
-            step = replace(step, view=seen, logits=inputs.logits())
     else:
         refusals.refuse_training(module, query, kwargs)
         read = _read if call.run.fallback is None else _read_verified
@@ -66,6 +63,9 @@ def forward(
         view = step.view
         out, weights = out.transpose(1, 2).contiguous(), None
     clock.lap("attend")
+    if reason is not None and call.run.observers:  # what dense attention weighs needs its keys
+        seen = replace(view, visible=visible_tokens(attention_mask, n))
+        step = replace(step, view=seen, logits=inputs.logits())
     if call.indexed and call.run.selector.observes:
         _observe(call, inputs, view, step)
     seconds = clock.seconds()

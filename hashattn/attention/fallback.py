@@ -9,11 +9,10 @@ hashattn.trust.fallback.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,8 +23,11 @@ from torch import Tensor
 from hashattn.base.checks import is_number, require
 from hashattn.base.errors import HashAttnError
 from hashattn.base.files import read_json, write_json
+from hashattn.base.fingerprints import require_same
+from hashattn.base.hashes import sha256_text
 from hashattn.base.tensors import read_tensors, write_tensors
 from hashattn.models.identity import config_sha256
+from hashattn.selectors.calibration import tensors_sha256
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -90,7 +92,7 @@ class Fallback:
     factor: float
     fingerprint: dict[str, Any]
     calibrated: dict[str, Any]
-    _placed: dict[tuple[int, torch.device], Tensor] = field(
+    _placed: dict[tuple[str, int, torch.device], Tensor] = field(
         default_factory=dict, init=False, repr=False
     )
 
@@ -122,7 +124,8 @@ class Fallback:
     @property
     def sha256(self) -> str:
         """Hash of all that decides."""
-        return _sha256(self._tensors(), [self.tolerance, self.risk, self.factor])
+        numbers = json.dumps([self.tolerance, self.risk, self.factor])
+        return sha256_text(numbers + tensors_sha256(self._tensors()))
 
     def record(self) -> dict[str, Any]:
         """For receipts, JSON-able."""
@@ -145,19 +148,20 @@ class Fallback:
     def predicted(self, layer: int, statistics: Tensor, levels: Tensor) -> Tensor:
         """Log errors by the regression, before `factor`: float32 (batch, heads, q); levels of heads
         (batch, heads, q)."""
-        weights = self._on(layer, statistics.device)
+        weights = self._on("coefficients", layer, statistics.device)
         heads = torch.arange(len(weights), device=weights.device)[:, None]
         weights = weights[heads, levels.clamp(max=self.levels - 1)]  # (batch, heads, q, 3)
         return weights[..., 0] + (weights[..., 1:] * statistics).sum(-1)
 
     def begin(self, layer: int, device: torch.device) -> Tensor:
         """`start` of a layer on a device."""
-        return self.start[layer].to(device)
+        return self._on("start", layer, device)
 
-    def _on(self, layer: int, device: torch.device) -> Tensor:
-        place = layer, device
+    def _on(self, part: str, layer: int, device: torch.device) -> Tensor:
+        """Copied once: a step waits for a copy to a GPU."""
+        place = part, layer, device
         if place not in self._placed:
-            self._placed[place] = self.coefficients[layer].to(device)
+            self._placed[place] = getattr(self, part)[layer].to(device)
         return self._placed[place]
 
     def shard(self, part: HeadSlice | None) -> Fallback:
@@ -175,14 +179,8 @@ class Fallback:
         ValueError for a method or budget that no fallback can have."""
         check_ranked(selector, budget)
         now = fallback_fingerprint(model, selector, budget)
-        for part, ours in self.fingerprint.items():
-            names = sorted(k for k in {*ours, *now[part]} if ours.get(k) != now[part].get(k))
-            if names:
-                there, here = _shown(ours, names), _shown(now[part], names)
-                raise FallbackError(
-                    f"this fallback is of another {part}: {there} there, {here} here; {_CALIBRATE} "
-                    "for this one"
-                )
+        remedy = f"{_CALIBRATE} for this one"
+        require_same("fallback", self.fingerprint, now, FallbackError, remedy)
         missing = sorted(set(layers) - set(self.coefficients))
         if missing:
             raise FallbackError(
@@ -231,17 +229,3 @@ class Fallback:
 
 
 _PLAIN = ("tolerance", "risk", "factor", "fingerprint", "calibrated")
-
-
-def _shown(part: dict[str, Any], names: list[str]) -> str:
-    """The named entries of a fingerprint, long ones shortened."""
-    return ", ".join(f"{name} {str(part.get(name))[:40]}" for name in names)
-
-
-def _sha256(tensors: Mapping[str, Tensor], numbers: list[float]) -> str:
-    digest = hashlib.sha256(json.dumps(numbers).encode())
-    for name in sorted(tensors):
-        tensor = tensors[name].cpu().contiguous()
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.numpy().tobytes())
-    return digest.hexdigest()

@@ -57,8 +57,8 @@ def covariance_by_layer(
     return {layer: sums[layer] / counts[layer] for layer in means}
 
 
-def tensors_sha256(tensors: Mapping[int, Tensor]) -> str:
-    """SHA-256 (hex) over the layers, shapes, dtypes and bytes of {layer: tensor}."""
+def tensors_sha256(tensors: Mapping[int, Tensor] | Mapping[str, Tensor]) -> str:
+    """SHA-256 (hex) over the keys, shapes, dtypes and bytes of {layer or name: tensor}."""
     digest = hashlib.sha256()
     for layer in sorted(tensors):
         tensor = tensors[layer].detach().cpu().contiguous()

@@ -17,8 +17,8 @@ from hashattn.reproduce.experiments.common import QUESTIONS_PER_CONTEXT, sequenc
 from hashattn.reproduce.notebooks.claims import Claims
 from hashattn.reproduce.profiles import Profile
 from hashattn.selectors.base import Selector
-from hashattn.trust.fallback.calibrate import Rows, calibrate_fallbacks
-from hashattn.trust.fallback.levels import Levels, levels_of
+from hashattn.trust.fallback.calibrate import Rows, calibrate_fallbacks, sequence_levels
+from hashattn.trust.fallback.levels import Levels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -120,12 +120,7 @@ def _tables(
 ) -> dict[int, Levels]:  # fmt: skip
     rows = Rows()
     for number, layers in enumerate(tested):
-        found = {}
-        for layer in layers:
-            lists = selector.lists(len(layer.queries), len(layer.keys))
-            start = torch.zeros(lists).long() if rule is None else rule.start[layer.layer]
-            found[layer.layer] = levels_of(layer, selector, budget, levels, start)
-        rows.add(found, number)
+        rows.add(sequence_levels(layers, selector, budget, levels, rule), number)
     return rows.joined()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -14,7 +13,9 @@ import torch
 
 from hashattn.base.checks import is_count, is_number, require
 from hashattn.base.files import read_json, write_json
+from hashattn.base.fingerprints import require_same
 from hashattn.base.tensors import read_tensors, write_tensors
+from hashattn.selectors.calibration import tensors_sha256
 from hashattn.trust.drift.errors import DriftError
 from hashattn.trust.drift.evidence import BETS, BINS
 from hashattn.trust.drift.reading import Readings
@@ -111,22 +112,16 @@ class DriftReference:
 
     def require(self, receipt: Receipt) -> None:
         """DriftError unless the reference is of this model, method and budget."""
-        now = fingerprint(receipt)
-        for part, ours in self.fingerprint.items():
-            names = sorted(
-                name for name in {*ours, *now[part]} if ours.get(name) != now[part].get(name)
-            )
-            if names:
-                raise DriftError(
-                    f"this drift reference is of another {part}: {_shown(ours, names)} there, "
-                    f"{_shown(now[part], names)} here; {_CALIBRATE} on this attachment"
-                )
+        remedy = f"{_CALIBRATE} on this attachment"
+        require_same("drift reference", self.fingerprint, fingerprint(receipt), DriftError, remedy)
 
     def save(self, folder: str | os.PathLike) -> Path:
         """Write drift_reference.json and .safetensors into a folder. Raises WriteError."""
-        folder, arrays = Path(folder), self._arrays()
-        write_tensors(folder / _ARRAYS, {k: torch.from_numpy(v) for k, v in arrays.items()})
-        record = {"format": _FORMAT, "statistics": list(STATISTICS), "sha256": _sha256(arrays)}
+        folder = Path(folder)
+        tensors = {name: torch.from_numpy(array) for name, array in self._arrays().items()}
+        write_tensors(folder / _ARRAYS, tensors)
+        record = {"format": _FORMAT, "statistics": list(STATISTICS)}
+        record |= {"sha256": tensors_sha256(tensors)}
         record |= {name: getattr(self, name) for name in _PLAIN}
         write_json(folder / _RECORD, record)  # last: a record has its arrays
         return folder
@@ -153,7 +148,7 @@ class DriftReference:
             raise DriftError(f"{path} was written by another version of hashattn: {_CALIBRATE}")
         tensors = read_tensors(path.with_name(_ARRAYS), DriftError, _CALIBRATE)
         arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
-        if _sha256(arrays) != record["sha256"]:
+        if tensors_sha256(tensors) != record["sha256"]:
             raise DriftError(
                 f"{path} and {_ARRAYS} are not of one reference: copy both again, or {_CALIBRATE}"
             )
@@ -190,17 +185,3 @@ def _check(reference: DriftReference) -> None:
     require(is_count(reference.top), "top", reference.top, "a positive integer")
     parts = set(reference.fingerprint)
     require(parts == {"model", "method", "budget"}, "fingerprint", parts, "model, method, budget")
-
-
-def _shown(part: dict[str, Any], names: list[str]) -> str:
-    """The named entries of a fingerprint, long ones shortened."""
-    return ", ".join(f"{name} {str(part.get(name))[:40]}" for name in names)
-
-
-def _sha256(arrays: Mapping[str, np.ndarray]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
-        digest.update(f"{name} {array.shape} {array.dtype}".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()

@@ -114,13 +114,13 @@ def calibrate_fallbacks(
         require(bool(layers), "captured", "a sequence without layers", "one with captured layers")
         lengths.append(max(layer.keys.shape[1] for layer in layers))
         if number < fitting:
-            fitted.add(_levels(layers, selector, budget, levels, None), number)
+            fitted.add(sequence_levels(layers, selector, budget, levels, None), number)
             continue
         if not rules:
             fingerprint = fallback_fingerprint(model, selector, budget)
             rules = _fitted(fitted, tolerances, risk, begin, fingerprint)
         for tolerance, rule in rules.items():
-            read = _levels(layers, selector, budget, levels, rule)
+            read = sequence_levels(layers, selector, budget, levels, rule)
             calibrated[tolerance].add(read, number - fitting)
     count = len(lengths) - fitting
     _require_enough(count, risk, fitting)
@@ -139,7 +139,7 @@ def _require_enough(count: int, risk: float, fitting: int) -> None:
         )
 
 
-def _levels(
+def sequence_levels(
     layers: list[CapturedLayer], selector: Selector, budget: Budget, top: int, rule: Fallback | None
 ) -> dict[int, Levels]:
     """Levels of each layer of a sequence, from where `rule` begins, all of them without one."""
