@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from hashattn.hashing.labels import capped
 from hashattn.kernels import gather_tokens
 from hashattn.selectors.logits import listed_logits
 
@@ -32,9 +33,8 @@ def sampling_error(step: LayerStep) -> Tensor | None:
     if step.log_weights is None or step.indices is None or step.view is None:
         return None
     scaling, softcap, sinks = (step.logits[name] for name in ("scaling", "softcap", "sinks"))
-    logits = listed_logits(step.query, step.view.keys, step.indices) * scaling  # (B, L, q, r, m)
-    if softcap is not None:
-        logits = torch.tanh(logits / softcap) * softcap
+    logits = listed_logits(step.query, step.view.keys, step.indices)  # (B, L, q, r, m)
+    logits = capped(logits * scaling, softcap)
     added = step.log_weights[:, :, :, None]
     logits = (logits + added).masked_fill((step.indices < 0)[:, :, :, None], -torch.inf)
     shares = logits.softmax(-1)

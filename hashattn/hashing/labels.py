@@ -43,6 +43,11 @@ def attention_logits(
     heads, rows, dim = queries.shape
     grouped = queries.float().reshape(keys.shape[0], -1, dim)
     logits = (grouped @ keys.float().transpose(1, 2) * scaling).view(heads, rows, -1)
+    return capped(logits, softcap)
+
+
+def capped(logits: Tensor, softcap: float | None) -> Tensor:
+    """Logits drawn into (-softcap, softcap) as Gemma 2's are; themselves for None."""
     return logits if softcap is None else torch.tanh(logits / softcap) * softcap
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from hashattn.hashing.labels import capped
 from hashattn.kernels import indices_to_mask
 from hashattn.selectors.logits import inner_products
 
@@ -64,9 +65,8 @@ def row_weights(step: LayerStep, row: int = 0) -> RowWeights:
 def exact_logits(step: LayerStep, rows: slice = slice(None)) -> Tensor:
     """Attention logits of query rows over all keys, scaled and capped as the layer has it, float32
     (batch, heads, rows, n), whether a row sees the token or not."""
-    softcap = step.logits["softcap"]
     logits = inner_products(step.query[:, :, rows], step.view.keys) * step.logits["scaling"]
-    return logits if softcap is None else torch.tanh(logits / softcap) * softcap
+    return capped(logits, step.logits["softcap"])
 
 
 def log_total(logits: Tensor, sinks: Tensor | None) -> Tensor:
