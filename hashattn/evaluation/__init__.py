@@ -1,6 +1,6 @@
 """Evaluation: records, protocols, a resumable runner, statistics, recall."""
 
-from importlib import import_module
+from hashattn.base.lazy import lazy
 
 _EXPORTS = {
     "Method": "hashattn.evaluation.methods",
@@ -27,10 +27,4 @@ _EXPORTS = {
     "sharing_table": "hashattn.evaluation.tables",
 }
 __all__ = sorted(_EXPORTS)
-
-
-def __getattr__(name: str) -> object:
-    """Imports a name when it is first used: pandas and transformers stay out until then."""
-    if name not in _EXPORTS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_EXPORTS[name]), name)
+__getattr__ = lazy(__name__, _EXPORTS)

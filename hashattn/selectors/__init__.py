@@ -26,6 +26,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from hashattn.base.checks import require_one_of
+from hashattn.base.lazy import lazy
 from hashattn.selectors.describe import describe  # eagerly, or the name would be the module
 from hashattn.selectors.variants import HASH_VARIANTS
 
@@ -104,7 +105,4 @@ def make_selector(name: str, **parameters: Any) -> Any:
         raise ValueError(f"selector {name!r} with parameters {names}: {error}") from error
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _CLASSES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_CLASSES[name]), name)
+__getattr__ = lazy(__name__, _CLASSES)

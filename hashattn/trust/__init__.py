@@ -1,7 +1,7 @@
 """Trust at run time, for operators: audit of what was read, a budget that fits the step, drift
 alarms, retraining."""
 
-from importlib import import_module
+from hashattn.base.lazy import lazy
 
 _EXPORTS = {
     "Adaptation": "hashattn.trust.retraining.outcome",
@@ -36,10 +36,4 @@ _EXPORTS = {
     "Versions": "hashattn.trust.retraining.versions",
 }
 __all__ = sorted(_EXPORTS)
-
-
-def __getattr__(name: str) -> object:
-    """Imports a name when it is first used: jinja2 and the like stay out until then."""
-    if name not in _EXPORTS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_EXPORTS[name]), name)
+__getattr__ = lazy(__name__, _EXPORTS)
