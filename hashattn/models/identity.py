@@ -28,7 +28,7 @@ from hashattn.models.structure import attention_modules, full_attention_layers, 
 # is missing here only costs computing again. These run notebooks and report, show and time, cite
 # the paper, and prepare experiments: the records, methods, protocols and hash weights that they
 # make are part of a result's key by their content. No other source may import one of these.
-PRESENTATION = tuple(
+PRESENTATION = ("pilot",) + tuple(
     f"reproduce/{name}"
     for name in (
         "__init__.py",

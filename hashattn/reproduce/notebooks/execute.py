@@ -9,9 +9,11 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from hashattn.base.errors import HashAttnError
 from hashattn.base.files import write_json
@@ -113,7 +115,7 @@ def run_notebook(source: Path, results: Path, fingerprint: str) -> State:
     before = _times(results)
     start = time.monotonic()
     with Heartbeat(source.stem, partial, results / "progress.txt"):
-        _execute(source, partial)
+        execute(source, partial)
     partial.replace(executed)
     written = [path for path, stamp in _times(results).items() if before.get(path) != stamp]
     state = State(
@@ -130,7 +132,9 @@ def _times(results: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in produced_files(results)}
 
 
-def _execute(source: Path, partial: Path) -> None:
+def execute(source: Path, partial: Path, parameters: Mapping[str, Any] | None = None) -> None:
+    """Run a notebook's cells, `parameters` in place of those it sets; `partial` shows how far it
+    came. NotebookFailed."""
     import papermill
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
     from papermill.exceptions import PapermillException, PapermillExecutionError
@@ -140,6 +144,7 @@ def _execute(source: Path, partial: Path) -> None:
         papermill.execute_notebook(
             source,
             partial,
+            dict(parameters or {}),
             kernel_name="python3",
             kernel_manager_class=_own_kernel(),
             cwd=source.parent,

@@ -1,0 +1,103 @@
+"""Questions whose answers changed, with the page that shows what was read for the sparse one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hashattn.attention.attachment import attach
+from hashattn.evaluation.answering import PrefilledContext, end_tokens, feed
+from hashattn.evaluation.methods import Method
+from hashattn.evaluation.metrics import first_line
+from hashattn.evaluation.prompting import make_prompt
+from hashattn.models.identity import fingerprint
+from hashattn.pilot.measure import Measured
+from hashattn.pilot.plan import Asked, protocol
+from hashattn.pilot.settings import PilotSettings
+from hashattn.trust.audit.listener import Audit
+from hashattn.trust.audit.page import save_page
+from hashattn.trust.audit.source import AuditError
+
+_FOLDER = "audit"
+
+
+def changed_answers(
+    model: Any, tokenizer: Any, measured: Measured, method: Method, settings: PilotSettings,
+    folder: str | Path,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """What the report says of every answer at a method's budget that is not dense attention's:
+    right answers that were lost first, then those that were won, then other words.
+
+    The first `settings.audits` of them are answered once more under audit; `audit` is the page's
+    path in `folder`, None for the others and where a prompt cannot be audited. A page that is there
+    is kept.
+    """
+    if not measured.asked:
+        return []
+    budget = method.budget.density
+    dense, sparse = (measured.rows(measured.answers, d) for d in (None, budget))
+    changed = []
+    for asked, one, other in zip(measured.asked, dense.itertuples(), sparse.itertuples(),
+                                 strict=True):  # fmt: skip
+        if one.prediction.strip() != other.prediction.strip():
+            right = (bool(one.score), bool(other.score)) if asked.answers else (None, None)
+            changed.append((asked, one.prediction, other.prediction, right))
+    changed.sort(key=lambda each: _weight(each[3]))
+    rows = []
+    for number, (asked, before, after, right) in enumerate(changed):
+        page = None
+        if number < settings.audits:
+            page = _audited(model, tokenizer, asked, method, settings, Path(folder))
+        rows.append({
+            "question": asked.question, "document": asked.document,
+            "expected": list(asked.answers), "dense": first_line(before).strip(),
+            "sparse": first_line(after).strip(), "dense_right": right[0], "sparse_right": right[1],
+            "budget": budget, "audit": page,
+        })  # fmt: skip
+    return rows
+
+
+def _weight(right: tuple[bool | None, bool | None]) -> int:
+    return [(True, False), (False, True)].index(right) if right[0] != right[1] else 2
+
+
+def _audited(
+    model: Any, tokenizer: Any, asked: Asked, method: Method, settings: PilotSettings, folder: Path
+) -> str | None:
+    own = protocol(tokenizer, settings).of(asked.record.dataset)
+    prompt = make_prompt(tokenizer, own, asked.record)
+    key = fingerprint([prompt.context, prompt.question, method.record()])[:12]
+    name = f"{_FOLDER}/{key}.html"
+    if (folder / name).is_file():
+        return name
+    ids = [*prompt.context, *prompt.question]
+    text = tokenizer.decode(ids)
+    start = text.find(asked.context.text)
+    places = asked.context.places(start) if start >= 0 else []
+    try:
+        audit = Audit(tokenizer, text, ids=ids, documents=places)
+    except AuditError:
+        return None
+    (folder / _FOLDER).mkdir(parents=True, exist_ok=True)
+    receipt = _answer(model, prompt, method, audit, settings.answer_tokens)
+    save_page(audit.evidence, folder / name, title=asked.question, notes=receipt)
+    return name
+
+
+@torch.no_grad()
+def _answer(model: Any, prompt: Any, method: Method, audit: Audit, most: int) -> str:
+    """Answers as evaluation does, the audit listening; the receipt's summary."""
+    rows = len(prompt.question)
+    attached = attach(model, method.selector, method.budget, sparse_rows=rows, allow_dense=True)
+    with attached as run, run.listen(audit):
+        cache = PrefilledContext(model, prompt.context).cache
+        audit.put(torch.tensor([[*prompt.context, *prompt.question]]))
+        token, ends = feed(model, prompt.question, cache), end_tokens(model)
+        for _ in range(most):
+            if token in ends:
+                break
+            audit.put(torch.tensor([token]))
+            token = feed(model, [token], cache)
+    return run.receipt.summary()

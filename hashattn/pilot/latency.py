@@ -1,0 +1,64 @@
+"""How long a decoding step takes on this machine, dense and at each budget."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+
+from hashattn.attention.attachment import attach
+from hashattn.base.environment import device_name
+from hashattn.evaluation.answering import PrefilledContext, feed
+from hashattn.evaluation.methods import Method
+
+_ROUNDS = 5
+_STEPS = 4  # of a round and method, after those that encode the cached keys
+_WARM = 2
+
+
+@torch.no_grad()
+def step_times(model: Any, tokens: Sequence[int], methods: Sequence[Method]) -> dict[str, Any]:
+    """Milliseconds of one-token steps after `tokens`, the methods in turn, dense first.
+
+    {"context", "device", "steps" of each, "dense_ms", "budgets": [{"budget", "ms", "speedup"}]};
+    ms: {"median", "low", "high"}, the ends those of the middle 80 %; dense attention is the one
+    that the model was loaded with.
+    """
+    context = PrefilledContext(model, tokens)
+    taken: list[list[float]] = [[] for _ in methods]
+    for _ in range(_ROUNDS):
+        for own, method in zip(taken, methods, strict=True):
+            own += _steps(model, context, method)
+    dense, *sparse = (_spread(own) for own in taken)
+    budgets = [
+        {"budget": method.budget.density, "ms": ms, "speedup": dense["median"] / ms["median"]}
+        for method, ms in zip(methods[1:], sparse, strict=True)
+    ]
+    return {"context": len(tokens), "device": device_name(), "steps": _ROUNDS * _STEPS,
+            "dense_ms": dense, "budgets": budgets}  # fmt: skip
+
+
+def _steps(model: Any, context: PrefilledContext, method: Method) -> list[float]:
+    attached = attach(model, method.selector, method.budget) if method.sparse else nullcontext()
+    cache, token, times = context.fork(), context.tokens[-1], []
+    with attached:
+        for _ in range(_WARM + _STEPS):
+            _wait(model)
+            start = time.perf_counter()
+            token = feed(model, [token], cache)
+            times.append(1000 * (time.perf_counter() - start))
+    return times[_WARM:]
+
+
+def _wait(model: Any) -> None:
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
+
+
+def _spread(times: Sequence[float]) -> dict[str, float]:
+    low, median, high = np.quantile(times, [0.1, 0.5, 0.9])
+    return {"median": float(median), "low": float(low), "high": float(high)}

@@ -1,0 +1,95 @@
+"""A pilot's result as one JSON value, which the report is written from."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hashattn.base.environment import machine
+from hashattn.models.identity import code_version, model_sha256
+from hashattn.pilot.codes import PilotCodes
+from hashattn.pilot.judgement import FALLBACK, GO, Judgement, cut_contexts
+from hashattn.pilot.plan import Plan
+from hashattn.pilot.privacy import is_guarded
+from hashattn.pilot.settings import PilotSettings
+
+if TYPE_CHECKING:
+    from hashattn.pilot.capacity import Preflight
+    from hashattn.pilot.documents import Library
+
+FORMAT = 1
+
+
+def pilot_result(
+    model: Any, library: Library, plan: Plan, codes: PilotCodes, judgement: Judgement,
+    preflight: Preflight, settings: PilotSettings, *, latency: dict[str, Any] | None,
+    changed: Sequence[dict[str, Any]], title: str, language: str, note: str, name: str,
+    command: str, seconds: float,
+) -> dict[str, Any]:  # fmt: skip
+    """All that report.save_report writes, plain JSON values.
+
+    note: what the model is ("embedded", "pretrained" or "own"), name: what it is called; command:
+    how to run the pilot again; seconds: it took. Whether privacy.nothing_leaves watches over it is
+    looked up now.
+    """
+    context = latency["context"] if latency else settings.context
+    codes_made = codes.to_dict()
+    keys, values = kv_bytes(model), codes_made["bytes_per_token"]
+    judged = judgement.to_dict()
+    return judged | {
+        "format": FORMAT, "language": language, "title": title,
+        "made": {
+            "date": datetime.date.today().isoformat(), "version": version("hashattn"),
+            "code": code_version(), "model": name,
+            "model_sha256": model_sha256(model), "model_note": note, "machine": machine(),
+            "settings": settings.to_dict(), "command": command, "seconds": seconds,
+        },
+        "preflight": preflight.to_dict(),
+        "documents": {
+            "scored": _documents(plan.scored, plan), "unused": [],
+            "calibration": _documents(plan.calibration, plan),
+            "skipped": [skipped.to_dict() for skipped in library.skipped],
+        },
+        "cut": cut_contexts(plan),
+        "codes": codes_made,
+        "latency": latency,
+        "memory": {"kv_bytes_per_token": keys, "code_bytes_per_token": values, "context": context,
+                   "kv_bytes": keys * context, "code_bytes": values * context},
+        "changed": list(changed),
+        "monitor": _monitor(judgement, codes),
+        "private": {"sockets_denied": is_guarded(), "offline": True},
+    }  # fmt: skip
+
+
+def kv_bytes(model: Any) -> int:
+    """Bytes of keys and values of a cached token, in the model's dtype, all layers that keep them."""
+    from hashattn.models.structure import attention_shapes
+
+    shapes = attention_shapes(model)
+    return (
+        2 * len(shapes["layers"]) * shapes["kv_heads"] * shapes["head_dim"] * model.dtype.itemsize
+    )
+
+
+def _documents(documents: Sequence[tuple[Any, int]], plan: Plan) -> list[dict[str, Any]]:
+    return [
+        {"name": document.name, "kind": document.kind, "characters": len(document.text),
+         "tokens": tokens, "cut": document.name in plan.divided}
+        for document, tokens in documents
+    ]  # fmt: skip
+
+
+def _monitor(judgement: Judgement, codes: PilotCodes) -> list[dict[str, Any]]:
+    """What to watch, once it runs; nothing where it should not run."""
+    if judgement.verdict not in (GO, FALLBACK):
+        return []
+    watch = [{"key": "watch_receipt", "values": {"budget": judgement.budget}}]
+    if judgement.verdict == FALLBACK:
+        watch.append({"key": "watch_fallback", "values": {}})
+    watch.append({"key": "watch_drift", "values": {}})
+    if codes.mass is not None:
+        watch.append({"key": "retrain_when", "values": {"mass": codes.mass}})
+    return [*watch, {"key": "recheck_when", "values": {}}]

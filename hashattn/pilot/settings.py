@@ -1,0 +1,60 @@
+"""What a pilot measures with: lengths, budgets, samples, and what counts as kept."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from hashattn.base.checks import is_number, require, require_numbers
+
+_COUNTS = {"context": 256, "questions": 0, "quotes": 0, "texts": 1, "answer_tokens": 1,
+           "text_tokens": 2, "audits": 0, "sink": 0, "local": 1, "seed": 0}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PilotSettings:
+    """How a pilot reads, asks and judges.
+
+    context: most tokens of a prompt with its answer; documents are packed into such contexts.
+    budgets: densities to try, as shares of the cached tokens. questions, quotes, texts: most
+    questions that are asked, sentences that are to be completed (where there are no questions with
+    answers), and contexts that fidelity is measured on. answer_tokens: longest answer. text_tokens:
+    the last tokens of a context at which distributions are compared, and half as many then
+    generated. tolerance: share of right answers that may be lost (0.05: five points). kl_limit:
+    nats of KL divergence to dense that may be lost: 0.05 is the order of what 4-bit weights cost
+    (q4_K_M, Llama 3 8B: perplexity 1.03 times that of 16 bits, llama.cpp pull request 6936).
+    audits: most changed answers that get an audit page. sink, local, seed: as in Protocol.
+    ValueError naming the field.
+    """
+
+    context: int = 2048
+    budgets: tuple[float, ...] = (1 / 8, 1 / 16, 1 / 32)
+    questions: int = 40
+    quotes: int = 24
+    texts: int = 8
+    answer_tokens: int = 20
+    text_tokens: int = 64
+    tolerance: float = 0.05
+    kl_limit: float = 0.05
+    audits: int = 4
+    sink: int = 4
+    local: int = 28
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        valid = isinstance(self.budgets, list | tuple) and len(self.budgets) > 0
+        valid = valid and all(is_number(b) and 0 < b < 1 for b in self.budgets)
+        require(valid, "budgets", self.budgets, "shares between 0 and 1, as (1 / 8, 1 / 16)")
+        object.__setattr__(self, "budgets", tuple(sorted(set(map(float, self.budgets)))[::-1]))
+        require_numbers(asdict(self), counts=_COUNTS, shares=("tolerance",), positive=("kl_limit",))
+        least = self.sink + self.local + 1
+        shortest = min(self.budgets) * self.context
+        require(
+            shortest >= least, "budgets", self.budgets,
+            f"at least {least} tokens of context = {self.context}, sink and local included: raise "
+            "context or drop the smallest budget",
+        )  # fmt: skip
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain JSON values."""
+        return asdict(self) | {"budgets": list(self.budgets)}
