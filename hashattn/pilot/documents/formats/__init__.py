@@ -1,0 +1,1 @@
+"""Texts of files of each kind; only the process that reads (`child`) imports these."""
