@@ -111,7 +111,14 @@ def _rows(content: bytes, kind: str, limits: dict) -> list[list[str]]:
     return [[cleaned(cell).strip() for cell in row] for row in rows]
 
 
-_TASKS = {"document": _document, "rows": _rows}
+def _lines(content: bytes, kind: str, limits: dict) -> list[str]:
+    """Lines of a text, all of them."""
+    from hashattn.pilot.documents.formats.text import decoded
+
+    return cleaned(decoded(content)[0]).split("\n")
+
+
+_TASKS = {"document": _document, "rows": _rows, "lines": _lines}
 
 if __name__ == "__main__":
     _main()

@@ -89,6 +89,8 @@ def _read(
 ) -> tuple[SourceDocument, list]:
     """A document, and notes (key, values) of what of it was not read."""
     content = read_file(file.path, limits.file_bytes)
+    if not content:  # or all empty files would be copies of the first
+        raise Refused("empty")
     sha256 = hashlib.sha256(content).hexdigest()
     same = first.setdefault(sha256, file.name)
     if same != file.name:

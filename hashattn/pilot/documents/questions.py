@@ -13,6 +13,7 @@ from hashattn.base.checks import require_one_of
 from hashattn.base.errors import HashAttnError
 from hashattn.base.files import parse_json
 from hashattn.pilot.documents.files import read_file
+from hashattn.pilot.documents.formats.reading import cleaned
 from hashattn.pilot.documents.library import Library
 from hashattn.pilot.documents.limits import ReadLimits
 from hashattn.pilot.documents.reader import Reader
@@ -96,7 +97,7 @@ def _rows(path: str | os.PathLike, limits: ReadLimits) -> Iterator[tuple[int, di
     suffix = os.path.splitext(os.fspath(path))[1].lower()
     require_one_of("suffix of the questions' file", suffix, _SUFFIXES, QuestionsError)
     kind = _SUFFIXES[suffix]
-    task = "document" if kind == "txt" else "rows"
+    task = "lines" if kind == "txt" else "rows"
     try:
         with Reader(limits) as reader:
             content = read_file(path, limits.file_bytes)
@@ -106,7 +107,7 @@ def _rows(path: str | os.PathLike, limits: ReadLimits) -> Iterator[tuple[int, di
         raise QuestionsError(f"{path}: {reason}") from refused
     if result is None:
         raise QuestionsError(f"{path} is empty: add a row for each question, or name no file")
-    return _of_lines(result["text"], path) if kind == "txt" else _of_table(result, path)
+    return _of_lines(result, path) if task == "lines" else _of_table(result, path)
 
 
 def _of_table(rows: Sequence[Sequence[str]], path: Any) -> Iterator[tuple[int, dict[str, str]]]:
@@ -122,8 +123,8 @@ def _of_table(rows: Sequence[Sequence[str]], path: Any) -> Iterator[tuple[int, d
         yield number, {field: row[at] for field, at in fields.items() if at < len(row)}
 
 
-def _of_lines(text: str, path: Any) -> Iterator[tuple[int, dict[str, str]]]:
-    for number, line in enumerate(text.split("\n"), 1):
+def _of_lines(lines: Sequence[str], path: Any) -> Iterator[tuple[int, dict[str, str]]]:
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"
@@ -141,7 +142,8 @@ def _one_text(value: Any, where: str, field: str) -> str:
     if not all(isinstance(each, str | int | float | None) for each in values):
         lists = " or a list of texts" if field == "answer" else ""
         raise QuestionsError(f"{where}: the {field} must be a text{lists}")
-    return "|".join("" if each is None else str(each).strip() for each in values)
+    # cleaned: "\ud800" in JSON is half of a character
+    return "|".join("" if each is None else cleaned(str(each)).strip() for each in values)
 
 
 def _fields(names: Sequence[str], where: str) -> dict[str, int]:

@@ -15,7 +15,7 @@ SENTENCES: dict[str, dict[str, str]] = {
         "open it and save it again.",
         "documents_limit": "{count} more documents were not read, as {limit} are read at most: "
         "choose fewer, or raise ReadLimits.documents.",
-        "duplicate": "It has the same content as {of}, which stands for both.",
+        "duplicate": "It has the same content as {of}, which stands for both: nothing to do.",
         "empty": "It holds no text: nothing to do if that is right.",
         "encrypted": "It is protected by a password: save a copy without one.",
         "encrypted_office": "It is protected by a password, or in the old Office format: save a "
@@ -66,7 +66,7 @@ SENTENCES: dict[str, dict[str, str]] = {
         "開いて保存し直してください。",
         "documents_limit": "文書は最大 {limit} 件のため、さらに {count} 件を読みませんでした。"
         "減らすか、ReadLimits.documents を大きくしてください。",
-        "duplicate": "{of} と内容が同じため、そちらだけを使います。",
+        "duplicate": "{of} と内容が同じため、そちらだけを使います。対応は不要です。",
         "empty": "文字がありません。意図どおりなら対応は不要です。",
         "encrypted": "パスワードで保護されています。パスワードなしの写しを保存してください。",
         "encrypted_office": "パスワードで保護されているか、古い Office 形式です。"

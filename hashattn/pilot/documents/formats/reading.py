@@ -26,15 +26,19 @@ class Reading:
     empty: str = "empty"
 
     def text(self, most: int) -> tuple[str, bool]:
-        """The first `most` characters, cleaned; whether there are more."""
-        kept, size = [], 0
+        """The first `most` characters, cleaned, no empty lines around; whether there are more."""
+        kept, size = [], -1  # the last line end does not count
         for piece in self.pieces:
-            kept.append(cleaned(piece))
-            size += len(kept[-1]) + 1
-            if size > most + 1:  # the last piece's line end is not counted
+            piece = cleaned(piece).rstrip("\n")
+            if not kept:
+                piece = piece.lstrip("\n")
+            if piece or kept:
+                kept.append(piece)
+                size += len(piece) + 1
+            if piece and size > most:
                 break
-        text = "\n".join(kept)
-        return text[:most].strip("\n"), len(text) > most
+        text = "\n".join(kept).rstrip("\n")
+        return text[:most], len(text) > most
 
 
 def cleaned(text: str) -> str:

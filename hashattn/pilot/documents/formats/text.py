@@ -42,7 +42,7 @@ def decoded(content: bytes, declared: str | None = None) -> tuple[str, str, list
     encoding, errors = _encoding(content, declared)
     text = content.decode(encoding, errors)
     damaged = text.count("\ufffd") if errors == "replace" else 0
-    if len(_CONTROLS.findall(text)) > len(text) // 50:
+    if len(_CONTROLS.findall(text)) > max(8, len(text) // 50):
         raise Refused("not_text", kinds=KIND_NAMES)
     return text, encoding, [("damaged_text", {"count": damaged})] if damaged else []
 
