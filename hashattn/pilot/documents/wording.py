@@ -6,7 +6,7 @@
 SENTENCES: dict[str, dict[str, str]] = {
     "en": {
         # nothing was read
-        "archive": "{count} files ({suffix}) are archives: unpack them into the folder.",
+        "archive": "An archive ({suffix}, {count} in all): unpack it into the folder.",
         "bomb": "It would unpack to more than {megabytes:.0f} MB, as files made to do harm do: "
         "leave it out, or split it.",
         "crashed": "The library that reads it crashed: open the file and save it again, or save "
@@ -23,14 +23,13 @@ SENTENCES: dict[str, dict[str, str]] = {
         "entities": "Its XML declares entities, which Office never writes: take another copy.",
         "files_limit": "Only {limit} files were looked at: choose a smaller folder, or raise "
         "ReadLimits.files.",
-        "hidden": "{count} hidden files and folders, and lock files of Office, were left out: "
-        "nothing to do.",
+        "hidden": "Hidden files and folders, and lock files of Office ({count} in all), were left "
+        "out: nothing to do.",
         "memory": "Reading it needs more than {megabytes:.0f} MB of memory: split it, or raise "
         "ReadLimits.memory_bytes.",
         "no_text_layer": "It has no text layer (it is a scan or a picture): OCR it first.",
         "not_text": "It is not text but binary data: save it as one of {kinds}.",
-        "old_format": "{count} files ({suffix}) are in a format that is not read: save them as "
-        "{save_as}.",
+        "old_format": "A format that is not read ({suffix}, {count} in all): save it as {save_as}.",
         "special": "It is a pipe, socket or device and was not opened: nothing to do.",
         "symlink": "It is a symbolic link and was not followed: copy what it points to into the "
         "folder.",
@@ -42,8 +41,8 @@ SENTENCES: dict[str, dict[str, str]] = {
         "are read at most: choose fewer, or raise ReadLimits.total_characters.",
         "total_seconds": "{count} more documents were not read, as reading took more than "
         "{seconds:g} s in all: choose fewer, or raise ReadLimits.total_seconds.",
-        "unknown_suffix": "{count} files ({suffix}) are of a kind that is not read: save them as "
-        "one of {kinds} if they hold text.",
+        "unknown_suffix": "A kind that is not read ({suffix}, {count} in all): save it as one of "
+        "{kinds} if it holds text.",
         "unreadable": "It cannot be opened ({problem}): change its permissions, or take another "
         "copy.",
         # a part was not read
@@ -57,7 +56,7 @@ SENTENCES: dict[str, dict[str, str]] = {
         "OCR them first.",
     },
     "ja": {
-        "archive": "{count} 個のファイル({suffix})は書庫です。展開してフォルダーに入れてください。",
+        "archive": "書庫です({suffix}、計 {count} 個)。展開してフォルダーに入れてください。",
         "bomb": "展開すると {megabytes:.0f} MB を超えます(悪意のあるファイルによくある形です)。"
         "除くか、分割してください。",
         "crashed": "読み取りライブラリが異常終了しました。"
@@ -81,8 +80,7 @@ SENTENCES: dict[str, dict[str, str]] = {
         "no_text_layer": "文字情報がありません(スキャンまたは画像です)。"
         "先に OCR にかけてください。",
         "not_text": "テキストではなくバイナリーデータです。{kinds} のいずれかで保存してください。",
-        "old_format": "{count} 個のファイル({suffix})は読めない形式です。"
-        "{save_as} で保存してください。",
+        "old_format": "読めない形式です({suffix}、計 {count} 個)。{save_as} で保存してください。",
         "special": "パイプ、ソケットまたはデバイスのため、開きませんでした。対応は不要です。",
         "symlink": "シンボリックリンクのため、たどりませんでした。"
         "リンク先をフォルダーにコピーしてください。",
@@ -94,8 +92,8 @@ SENTENCES: dict[str, dict[str, str]] = {
         "読みませんでした。減らすか、ReadLimits.total_characters を大きくしてください。",
         "total_seconds": "合計 {seconds:g} 秒を超えたため、さらに {count} 件を読みませんでした。"
         "減らすか、ReadLimits.total_seconds を大きくしてください。",
-        "unknown_suffix": "{count} 個のファイル({suffix})は読めない種類です。文書なら {kinds} の"
-        "いずれかで保存してください。",
+        "unknown_suffix": "読めない種類です({suffix}、計 {count} 個)。"
+        "文書なら {kinds} のいずれかで保存してください。",
         "unreadable": "開けません({problem})。権限を変えるか、別の写しを使ってください。",
         "cut": "先頭の {characters} 文字だけを読みました。分割するか、"
         "ReadLimits.characters を大きくしてください。",

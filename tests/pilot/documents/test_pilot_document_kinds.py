@@ -59,6 +59,7 @@ use</h1><p>First <b>bold</b>, <a href="http://x">link</a>.<br>Second&nbsp;line &
 <table><caption>Prices</caption><tr><th>Item<th>Price<tr><td>Lathe</td><td><p>1,200</p></td></tr>
 </table><pre>a  b
   c</pre><ruby>漢字<rp>(</rp><rt>かんじ</rt><rp>)</rp></ruby><p>last<script>no()</script>"""
+LINE = "本契約の期間は申し出がない限り三年と"
 SHOWN = """# Terms of use
 First bold, link.
 Second\xa0line & more
@@ -119,8 +120,16 @@ def test_slides(read):
 
 
 def test_a_pdf_page_by_page(read):
-    library = read(a__pdf=pdf(["The term is three", "years."], ["本契約は三年間", "とする。"]))
-    assert text_of(library) == "The term is three years.\n本契約は三年間とする。"
+    library = read(
+        a__pdf=pdf(
+            ["The term is three", "years."],
+            ["本契約の有効期間は特に申し出のない限り三年間", "とする。"],
+        )
+    )
+    assert (
+        text_of(library)
+        == "The term is three years.\n本契約の有効期間は特に申し出のない限り三年間とする。"
+    )
     assert library.documents[0].encoding is None
 
 
@@ -131,7 +140,12 @@ def test_a_pdf_page_by_page(read):
         ("1. one\r\n2. two\r\na) x", "1. one\n2. two\na) x"),
         ("Intro\r\nAll of it", "Intro\nAll of it"),
         ("atten\ufffetion of it", "atten-\ntion of it"),  # nobody knows whether it is at-tention
-        ("目的\r\n三年と定める\r\nことにする。", "目的\n三年と定めることにする。"),
+        (f"目的\r\n{LINE}定める\r\nことにする。", f"目的\n{LINE}定めることにする。"),
+        (f"{LINE}1\r\n台に{LINE}45\r\n分とする", f"{LINE}1台に{LINE}45分とする"),
+        (f"{LINE}\r\n2. 次に", f"{LINE}\n2. 次に"),
+        (f"{LINE}。\r\n次に", f"{LINE}。\n次に"),
+        (f"{LINE}\r\n見出し\r\n本文は", f"{LINE}見出し\n本文は"),
+        ("品名 旋盤\r\n数量 3台\r\n価格 90円", "品名 旋盤\n数量 3台\n価格 90円"),  # a table
         ("", ""),
     ],
 )  # fmt: skip
