@@ -1,0 +1,340 @@
+"""Is a pilot worth it? A verdict from a model, a workload and a device, with its reasons.
+
+The verdict follows the predicted speed-up of a whole decode step at the budget: "worth" from 1.5x,
+"marginal" from 1.1x, else "no". Both limits are a convention: below 1.1x a gain drowns in what
+varies from day to day, and of one below 1.5x much may go to what is not counted (launches, host,
+computing). Where nothing was measured and less is gained than the host's estimated time, "worth"
+becomes "marginal". A context beyond the model's positions is a "no" whatever the speed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from hashattn.base.checks import INT32_MAX, is_count, is_text, require, require_numbers
+from hashattn.pilot.capacity.devices import DEVICES, Device
+from hashattn.pilot.capacity.machine import Measurement
+from hashattn.pilot.capacity.shapes import ModelShape
+from hashattn.pilot.capacity.speed import USABLE, Speed, least
+
+WORTH, MARGINAL, NO = VERDICTS = ("worth", "marginal", "no")
+LEAST = {WORTH: 1.5, MARGINAL: 1.1}  # predicted speed-up
+# Microseconds of host time of a sparse layer on a GPU, where `generate` launches its kernels one by
+# one: 5 of Triton at 10 to 20 and some 60 of torch at 4 to 6. An estimate, not a measurement.
+HOST_US = 300.0
+_LONGEST = 1 << 27  # tokens: contexts beyond are not asked for
+_MOST_BATCH = 1024
+_ROUND = 1024  # contexts that would change a verdict are rounded up to multiples
+_QUANTISED = 4  # bits of weights that are offered as a change
+_NO_LOSS = 1 - 1e-9  # of the speed-up at a break-even: rounding is no loss
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is asked of the model.
+
+    context: tokens cached when an answer begins. batch: sequences decoded together. new_tokens: of
+    an answer. requests_per_day, price_per_hour (of one device, in `currency`), days: for the cost;
+    None for what is not known. Raises ValueError naming the field.
+    """
+
+    context: int
+    batch: int = 1
+    new_tokens: int = 256
+    requests_per_day: float | None = None
+    price_per_hour: float | None = None
+    currency: str = "USD"
+    days: int = 30
+
+    def __post_init__(self) -> None:
+        for name in ("context", "batch", "new_tokens", "days"):
+            value = getattr(self, name)
+            require(is_count(value, 1, INT32_MAX), name, value, f"an integer from 1 to {INT32_MAX}")
+        for name in ("requests_per_day", "price_per_hour"):
+            if getattr(self, name) is not None:
+                require_numbers({name: getattr(self, name)}, not_negative=(name,))
+        require(is_text(self.currency), "currency", self.currency, "a text, e.g. USD")
+
+    @property
+    def tokens_per_day(self) -> float | None:
+        """Answer tokens of a day."""
+        return None if self.requests_per_day is None else self.requests_per_day * self.new_tokens
+
+
+@dataclass(frozen=True)
+class Note:
+    """A reason, or a change: the key of its sentence (wording.SENTENCES) and the values in it."""
+
+    key: str
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A number: the key of its label (wording.LABELS), its value (None: there is none) and unit:
+    bytes, share, times, tokens, ms, us, devices or sequences."""
+
+    key: str
+    value: float | None
+    unit: str
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Decoding alone (no prompts, no idle time) over `days` days; money None without a price."""
+
+    gpu_hours_dense: float
+    gpu_hours_sparse: float
+    money_dense: float | None
+    money_sparse: float | None
+    currency: str
+    price_per_hour: float | None
+    tokens_per_day: float
+    days: int
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """The verdict, why (most important first), what would change it, and all figures.
+
+    share, ceiling: see Speed, on bandwidth alone. speedup: predicted at the budget, from this
+    machine's times where it was measured. cost: None without a traffic.
+    """
+
+    verdict: str
+    model: str
+    device: str
+    workload: Workload
+    budget: float
+    bits: int
+    lists: str
+    share: float
+    ceiling: float
+    speedup: float
+    devices: int
+    reasons: tuple[Note, ...]
+    changes: tuple[Note, ...]
+    lines: tuple[Figure, ...]
+    cost: Cost | None
+    measured: Measurement | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able content."""
+        return asdict(self)
+
+
+def preflight(
+    model: ModelShape, workload: Workload, device: Device, *, budget: float = 1 / 16,
+    bits: int = 64, lists: str = "per_query_head", measured: Measurement | None = None,
+    fixed_us: float | None = None,
+) -> Preflight:  # fmt: skip
+    """Judge a pilot. See Speed for budget and all that follows, and for what is raised."""
+    speed = Speed(model, device, budget, bits, lists, measured, fixed_us)
+    context, batch = workload.context, workload.batch
+    verdict = _verdict(speed, context, batch)
+    return Preflight(
+        verdict=verdict, model=model.name, device=device.label, workload=workload,
+        budget=float(budget), bits=bits, lists=lists, share=speed.share(context, batch),
+        ceiling=speed.ceiling(context, batch), speedup=speed.speedup(context, batch),
+        devices=speed.devices(context, batch), reasons=tuple(_reasons(speed, workload, verdict)),
+        changes=tuple(_changes(speed, workload, verdict)), lines=tuple(_lines(speed, workload)),
+        cost=_cost(speed, workload), measured=measured,
+    )  # fmt: skip
+
+
+def _verdict(speed: Speed, context: int, batch: int) -> str:
+    if _beyond(speed.model, context):
+        return NO
+    return _by_speed(speed, context, batch)
+
+
+def _by_speed(speed: Speed, context: int, batch: int) -> str:
+    """The verdict on a context that the model can read."""
+    speedup = speed.speedup(context, batch)
+    verdict = next((name for name, minimum in LEAST.items() if speedup >= minimum), NO)
+    return MARGINAL if verdict == WORTH and _host_bound(speed, context, batch) else verdict
+
+
+def _host_bound(speed: Speed, context: int, batch: int) -> bool:
+    """Whether the host's estimated time takes all that is gained; unknown where it is measured."""
+    guessed = speed.measured is None and speed.fixed_us is None
+    return guessed and speed.spare_us(context, batch) < HOST_US
+
+
+def _beyond(model: ModelShape, context: int) -> bool:
+    return model.positions is not None and context > model.positions
+
+
+def _reasons(speed: Speed, workload: Workload, verdict: str) -> list[Note]:
+    """What decided first, then what the figures rest on, then memory."""
+    model, context, batch = speed.model, workload.context, workload.batch
+    share, ceiling = speed.share(context, batch), speed.ceiling(context, batch)
+    notes = []
+    if _beyond(model, context):
+        limits = {"context": context, "positions": model.positions}
+        notes.append(Note("beyond_positions", limits))
+    where = {"share": share, "ceiling": ceiling, "context": context, "batch": batch}
+    gain = {"speedup": speed.speedup(context, batch), "budget": float(speed.budget)}
+    if ceiling < LEAST[MARGINAL]:
+        notes.append(Note("attention_is_small", where))
+    else:
+        lost = "slower" if gain["speedup"] < 1 else "little_gained"
+        key = {WORTH: "much_gained", MARGINAL: "some_gained", NO: lost}
+        notes.append(Note(key[_by_speed(speed, context, batch)], where | gain))
+    if speed.measured is not None:
+        times = {"dense_ms": 1e3 * speed.dense_seconds(context, batch),
+                 "sparse_ms": 1e3 * speed.sparse_seconds(context, batch)}  # fmt: skip
+        longest = max(timing.tokens for timing in speed.measured.timings)
+        notes.append(Note("measured_here", times | {"tokens": longest}))
+    else:
+        spare = {"device": speed.device.label, "spare_us": speed.spare_us(context, batch)}
+        if speed.fixed_us is not None:
+            notes.append(Note("fixed_cost_given", spare | {"fixed_us": speed.fixed_us}))
+        else:
+            notes.append(Note("bandwidth_alone", spare))
+            if verdict != NO and _host_bound(speed, context, batch):
+                notes.append(Note("host_bound", spare | {"host_us": HOST_US}))
+    notes += _memory_reasons(speed, context, batch)
+    if model.windows:
+        notes.append(Note("windows", {"windows": len(model.windows), "layers": model.layers}))
+    if model.experts:
+        read = model.read_bytes(batch) / model.weight_bytes
+        chosen = {"chosen": model.chosen, "experts": model.experts, "read": read}
+        notes.append(Note("experts", chosen))
+    return notes
+
+
+def _memory_reasons(speed: Speed, context: int, batch: int) -> list[Note]:
+    model, devices = speed.model, speed.devices(context, batch)
+    values = {"devices": devices, "device": speed.device.label, "usable": USABLE,
+              "memory_gb": speed.device.memory / 1e9,
+              "needed_gb": speed.stored_bytes(context, batch) / 1e9}  # fmt: skip
+    cached = model.full_bytes(context) + model.window_bytes(context)
+    kept = {"kv_gb": batch * cached / 1e9,
+            "codes_gb": batch * model.code_bytes_per_token(speed.bits) * context / 1e9}  # fmt: skip
+    fits = Note("does_not_fit" if devices > 1 else "fits", values)
+    return [fits, Note("memory_not_saved", kept)]
+
+
+def _changes(speed: Speed, workload: Workload, verdict: str) -> list[Note]:
+    """The nearest workloads and settings with another verdict."""
+    model, context, batch = speed.model, workload.context, workload.batch
+    if _beyond(model, context):
+        return [Note("within_positions", {"positions": model.positions})]
+    if verdict == WORTH:
+        return _losses(speed, context, batch)
+    notes = []
+    longer = least(lambda n: _by_speed(speed, n, batch) == WORTH, _LONGEST)
+    if longer is not None:
+        longer = -(-longer // _ROUND) * _ROUND
+        key = "longer_context_beyond" if _beyond(model, longer) else "longer_context"
+        notes.append(Note(key, {"context": longer, "positions": model.positions or 0}))
+    larger = least(lambda b: _by_speed(speed, context, b) == WORTH, _MOST_BATCH)
+    if larger is not None and larger > batch:
+        needed = {"batch": larger, "devices": speed.devices(context, larger)}
+        notes.append(Note("larger_batch", needed | {"device": speed.device.label}))
+    for key, other, values in _other_settings(speed):
+        if VERDICTS.index(_by_speed(other, context, batch)) < VERDICTS.index(verdict):
+            notes.append(Note(key, values | {"speedup": other.speedup(context, batch)}))
+    if not notes:
+        notes.append(Note("nothing_changes", {"budget": float(speed.budget)}))
+    return notes + _smaller_device(speed, context, batch)
+
+
+def _other_settings(speed: Speed) -> Iterator[tuple[str, Speed, dict[str, int]]]:
+    """(key, speed, values) of smaller weights, and of one list for the heads of a group."""
+    if speed.model.weight_bits > _QUANTISED:
+        yield "smaller_weights", speed.quantised(_QUANTISED), {"bits": _QUANTISED}
+    if speed.lists == "per_query_head" and speed.model.group > 1 and speed.measured is None:
+        shared = replace(speed, lists="per_kv_head")
+        yield "shared_lists", shared, {"group": speed.model.group}
+
+
+def _losses(speed: Speed, context: int, batch: int) -> list[Note]:
+    """What would take a "worth" away."""
+    notes = []
+    shortest = least(lambda n: _by_speed(speed, n, batch) == WORTH, context)
+    if shortest is not None and shortest > 1:
+        notes.append(Note("shorter_context", {"context": shortest, "batch": batch}))
+    smallest = least(lambda b: _by_speed(speed, context, b) == WORTH, batch)
+    if smallest is not None and smallest > 1:
+        notes.append(Note("smaller_batch", {"batch": smallest, "context": context}))
+    if speed.measured is None:
+        spare = speed.spare_us(context, batch)
+        notes.append(Note("fixed_cost", {"spare_us": spare, "device": speed.device.label}))
+    return notes + _smaller_device(speed, context, batch)
+
+
+def _smaller_device(speed: Speed, context: int, batch: int) -> list[Note]:
+    """The smallest known device that holds what several of this one would."""
+    if speed.devices(context, batch) == 1:
+        return []
+    needed = speed.stored_bytes(context, batch)
+    enough = [d for d in DEVICES.values() if USABLE * d.memory >= needed]
+    if not enough:
+        return []
+    return [Note("fits_on", {"device": min(enough, key=lambda d: d.memory).label})]
+
+
+def _lines(speed: Speed, workload: Workload) -> list[Figure]:
+    model, context, batch = speed.model, workload.context, workload.batch
+    even = least(lambda n: speed.speedup(n, batch) > 1 / _NO_LOSS, _LONGEST)
+    fits = speed.devices
+    too_long = least(lambda n: fits(n, batch) > 1, _LONGEST)
+    too_many = least(lambda b: fits(context, b) > 1, _MOST_BATCH)
+    cached = model.full_bytes(context) + model.window_bytes(context)
+    codes = model.code_bytes_per_token(speed.bits)
+    known = speed.measured is not None or speed.fixed_us is not None
+    figures = [
+        ("kv_bytes_per_token", model.kv_bytes_per_token, "bytes"),
+        ("weights", model.weight_bytes, "bytes"),
+        ("weights_read", model.read_bytes(batch), "bytes"),
+        ("kv", batch * cached, "bytes"),
+        ("code_bytes_per_token", codes, "bytes"),
+        ("codes", batch * codes * context, "bytes"),
+        ("kv_share", speed.share(context, batch), "share"),
+        ("ceiling", speed.ceiling(context, batch), "times"),
+        ("tokens_read", speed.rows(context), "tokens"),
+        ("rows_share", speed.rows_share(context), "share"),
+        ("dense_bytes", speed.dense_bytes(context, batch), "bytes"),
+        ("sparse_bytes", speed.sparse_bytes(context, batch), "bytes"),
+        ("bytes_speedup", speed.bytes_speedup(context, batch), "times"),
+        ("dense_ms", 1e3 * speed.dense_seconds(context, batch), "ms"),
+        ("sparse_ms", 1e3 * speed.sparse_seconds(context, batch), "ms"),
+        ("break_even" if known else "break_even_bytes", even, "tokens"),
+        ("stored", speed.stored_bytes(context, batch), "bytes"),
+        ("devices", fits(context, batch), "devices"),
+        ("longest_context", _below(too_long), "tokens"),
+        ("largest_batch", _below(too_many), "sequences"),
+    ]
+    if speed.measured is not None:
+        fixed = 1e6 * speed.measured.sparse.fixed
+        figures += [
+            ("measured_speedup", speed.speedup(context, batch), "times"),
+            ("fixed_us", fixed, "us"),
+            ("dense_bandwidth", speed.measured.dense_bandwidth, "bytes a second"),
+            ("weights_bandwidth", speed.measured.weights_bandwidth, "bytes a second"),
+        ]
+    else:
+        figures.append(("spare_us", speed.spare_us(context, batch), "us"))
+    return [Figure(*figure) for figure in figures]
+
+
+def _below(first: int | None) -> int | None:
+    """The last that fits, 0 if none does; None where all that were asked for do."""
+    return None if first is None else first - 1
+
+
+def _cost(speed: Speed, workload: Workload) -> Cost | None:
+    """Device hours of decoding: a step's seconds / batch, for every answer token."""
+    tokens = workload.tokens_per_day
+    if not tokens:
+        return None
+    context, batch = workload.context, workload.batch
+    per_second = tokens * workload.days / batch / 3600
+    hours = [per_second * s(context, batch) for s in (speed.dense_seconds, speed.sparse_seconds)]
+    price = workload.price_per_hour
+    money = [None if price is None else price * each for each in hours]
+    return Cost(*hours, *money, workload.currency, price, tokens, workload.days)
