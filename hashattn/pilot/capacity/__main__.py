@@ -10,7 +10,8 @@ from hashattn.base.files import write_json
 from hashattn.base.layout import LAYOUTS
 from hashattn.pilot.capacity.devices import DEVICES, THIS_MACHINE, device_named
 from hashattn.pilot.capacity.machine import Measurement, MeasurementError, measure
-from hashattn.pilot.capacity.preflight import Workload, preflight
+from hashattn.pilot.capacity.preflight import preflight
+from hashattn.pilot.capacity.result import Workload
 from hashattn.pilot.capacity.shapes import ModelShape, model_shape, read_config
 from hashattn.pilot.capacity.speed import Speed
 from hashattn.pilot.capacity.wording import LANGUAGES, summary
@@ -34,9 +35,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> None:
     # what is asked is checked before anything is read or measured
-    requests = options.tokens_per_day and options.tokens_per_day / options.new_tokens
+    requests = options.requests_per_day
+    if options.tokens_per_day is not None:
+        requests = options.tokens_per_day / max(1, options.new_tokens)
     workload = Workload(
-        options.context, options.batch, options.new_tokens, requests or options.requests_per_day,
+        options.context, options.batch, options.new_tokens, requests,
         options.price, options.currency, options.days,
     )  # fmt: skip
     device = device_named(options.device)

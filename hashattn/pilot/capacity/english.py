@@ -16,9 +16,9 @@ SENTENCES = {
     "little_gained": "Keys and values are {share:.0%} of the bytes that a decode step reads at "
     "{context:,} tokens and batch {batch:,} (at most {ceiling:.2f}x), but at a budget of "
     "{budget:.2%} only {speedup:.2f}x is predicted.",
-    "slower": "Keys and values are {share:.0%} of the bytes that a decode step reads at {context:,} "
-    "tokens and batch {batch:,} (at most {ceiling:.2f}x), but at a budget of {budget:.2%} a sparse "
-    "step is predicted to be slower than a dense one: {speedup:.2f}x.",
+    "slower": "Keys and values are {share:.0%} of the bytes that a decode step reads at "
+    "{context:,} tokens and batch {batch:,} (at most {ceiling:.2f}x), but at a budget of "
+    "{budget:.2%} a sparse step is predicted to be slower than a dense one: {speedup:.2f}x.",
     "some_gained": "Keys and values are {share:.0%} of the bytes that a decode step reads at "
     "{context:,} tokens and batch {batch:,} (at most {ceiling:.2f}x); at a budget of {budget:.2%}"
     ", {speedup:.2f}x is predicted.",
@@ -62,6 +62,8 @@ SENTENCES = {
     "worth a pilot no more.",
     "fixed_cost": "Fixed costs on {device}: {spare_us:,.0f} microseconds more a sparse layer and "
     "step would leave no gain.",
+    "other_device": "Slower memory: the same step gains {spare_us:,.0f} microseconds a layer on "
+    "{device} (it takes {devices:,}), more than the host takes.",
     "fits_on": "Another device: one {device} would hold all of it.",
     "host_bound": "Unless its kernels are captured in a CUDA graph, a sparse layer takes an "
     "estimated {host_us:,.0f} microseconds of host time or more, and {spare_us:,.0f} are to be "

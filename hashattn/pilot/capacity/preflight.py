@@ -10,16 +10,24 @@ becomes "marginal". A context beyond the model's positions is a "no" whatever th
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from dataclasses import replace
 
-from hashattn.base.checks import INT32_MAX, is_count, is_text, require, require_numbers
 from hashattn.pilot.capacity.devices import DEVICES, Device
 from hashattn.pilot.capacity.machine import Measurement
+from hashattn.pilot.capacity.result import (
+    MARGINAL,
+    NO,
+    VERDICTS,
+    WORTH,
+    Cost,
+    Figure,
+    Note,
+    Preflight,
+    Workload,
+)
 from hashattn.pilot.capacity.shapes import ModelShape
 from hashattn.pilot.capacity.speed import USABLE, Speed, least
 
-WORTH, MARGINAL, NO = VERDICTS = ("worth", "marginal", "no")
 LEAST = {WORTH: 1.5, MARGINAL: 1.1}  # predicted speed-up
 # Microseconds of host time of a sparse layer on a GPU, where `generate` launches its kernels one by
 # one: 5 of Triton at 10 to 20 and some 60 of torch at 4 to 6. An estimate, not a measurement.
@@ -28,101 +36,6 @@ _LONGEST = 1 << 27  # tokens: contexts beyond are not asked for
 _MOST_BATCH = 1024
 _ROUND = 1024  # contexts that would change a verdict are rounded up to multiples
 _QUANTISED = 4  # bits of weights that are offered as a change
-_NO_LOSS = 1 - 1e-9  # of the speed-up at a break-even: rounding is no loss
-
-
-@dataclass(frozen=True)
-class Workload:
-    """What is asked of the model.
-
-    context: tokens cached when an answer begins. batch: sequences decoded together. new_tokens: of
-    an answer. requests_per_day, price_per_hour (of one device, in `currency`), days: for the cost;
-    None for what is not known. Raises ValueError naming the field.
-    """
-
-    context: int
-    batch: int = 1
-    new_tokens: int = 256
-    requests_per_day: float | None = None
-    price_per_hour: float | None = None
-    currency: str = "USD"
-    days: int = 30
-
-    def __post_init__(self) -> None:
-        for name in ("context", "batch", "new_tokens", "days"):
-            value = getattr(self, name)
-            require(is_count(value, 1, INT32_MAX), name, value, f"an integer from 1 to {INT32_MAX}")
-        for name in ("requests_per_day", "price_per_hour"):
-            if getattr(self, name) is not None:
-                require_numbers({name: getattr(self, name)}, not_negative=(name,))
-        require(is_text(self.currency), "currency", self.currency, "a text, e.g. USD")
-
-    @property
-    def tokens_per_day(self) -> float | None:
-        """Answer tokens of a day."""
-        return None if self.requests_per_day is None else self.requests_per_day * self.new_tokens
-
-
-@dataclass(frozen=True)
-class Note:
-    """A reason, or a change: the key of its sentence (wording.SENTENCES) and the values in it."""
-
-    key: str
-    values: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A number: the key of its label (wording.LABELS), its value (None: there is none) and unit:
-    bytes, share, times, tokens, ms, us, devices or sequences."""
-
-    key: str
-    value: float | None
-    unit: str
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Decoding alone (no prompts, no idle time) over `days` days; money None without a price."""
-
-    gpu_hours_dense: float
-    gpu_hours_sparse: float
-    money_dense: float | None
-    money_sparse: float | None
-    currency: str
-    price_per_hour: float | None
-    tokens_per_day: float
-    days: int
-
-
-@dataclass(frozen=True)
-class Preflight:
-    """The verdict, why (most important first), what would change it, and all figures.
-
-    share, ceiling: see Speed, on bandwidth alone. speedup: predicted at the budget, from this
-    machine's times where it was measured. cost: None without a traffic.
-    """
-
-    verdict: str
-    model: str
-    device: str
-    workload: Workload
-    budget: float
-    bits: int
-    lists: str
-    share: float
-    ceiling: float
-    speedup: float
-    devices: int
-    reasons: tuple[Note, ...]
-    changes: tuple[Note, ...]
-    lines: tuple[Figure, ...]
-    cost: Cost | None
-    measured: Measurement | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-able content."""
-        return asdict(self)
 
 
 def preflight(
@@ -184,8 +97,7 @@ def _reasons(speed: Speed, workload: Workload, verdict: str) -> list[Note]:
         key = {WORTH: "much_gained", MARGINAL: "some_gained", NO: lost}
         notes.append(Note(key[_by_speed(speed, context, batch)], where | gain))
     if speed.measured is not None:
-        times = {"dense_ms": 1e3 * speed.dense_seconds(context, batch),
-                 "sparse_ms": 1e3 * speed.sparse_seconds(context, batch)}  # fmt: skip
+        times = dict(zip(("dense_ms", "sparse_ms"), _milliseconds(speed, workload), strict=True))
         longest = max(timing.tokens for timing in speed.measured.timings)
         notes.append(Note("measured_here", times | {"tokens": longest}))
     else:
@@ -238,6 +150,8 @@ def _changes(speed: Speed, workload: Workload, verdict: str) -> list[Note]:
     for key, other, values in _other_settings(speed):
         if VERDICTS.index(_by_speed(other, context, batch)) < VERDICTS.index(verdict):
             notes.append(Note(key, values | {"speedup": other.speedup(context, batch)}))
+    if verdict == MARGINAL and _host_bound(speed, context, batch):
+        notes += _slower_memory(speed, context, batch)
     if not notes:
         notes.append(Note("nothing_changes", {"budget": float(speed.budget)}))
     return notes + _smaller_device(speed, context, batch)
@@ -250,6 +164,19 @@ def _other_settings(speed: Speed) -> Iterator[tuple[str, Speed, dict[str, int]]]
     if speed.lists == "per_query_head" and speed.model.group > 1 and speed.measured is None:
         shared = replace(speed, lists="per_kv_head")
         yield "shared_lists", shared, {"group": speed.model.group}
+
+
+def _slower_memory(speed: Speed, context: int, batch: int) -> list[Note]:
+    """The fastest known device whose memory is slow enough that more is gained than the host takes:
+    empty without one."""
+    others = [replace(speed, device=device) for device in DEVICES.values()]
+    good = [other for other in others if _by_speed(other, context, batch) == WORTH]
+    if not good:
+        return []
+    best = max(good, key=lambda other: other.device.bandwidth)
+    return [Note("other_device", {"device": best.device.label,
+                                  "devices": best.devices(context, batch),
+                                  "spare_us": best.spare_us(context, batch)})]  # fmt: skip
 
 
 def _losses(speed: Speed, context: int, batch: int) -> list[Note]:
@@ -280,12 +207,13 @@ def _smaller_device(speed: Speed, context: int, batch: int) -> list[Note]:
 
 def _lines(speed: Speed, workload: Workload) -> list[Figure]:
     model, context, batch = speed.model, workload.context, workload.batch
-    even = least(lambda n: speed.speedup(n, batch) > 1 / _NO_LOSS, _LONGEST)
+    even = least(lambda n: speed.speedup(n, batch) > 1, _LONGEST)
     fits = speed.devices
     too_long = least(lambda n: fits(n, batch) > 1, _LONGEST)
     too_many = least(lambda b: fits(context, b) > 1, _MOST_BATCH)
     cached = model.full_bytes(context) + model.window_bytes(context)
     codes = model.code_bytes_per_token(speed.bits)
+    dense_ms, sparse_ms = _milliseconds(speed, workload)
     known = speed.measured is not None or speed.fixed_us is not None
     figures = [
         ("kv_bytes_per_token", model.kv_bytes_per_token, "bytes"),
@@ -301,8 +229,8 @@ def _lines(speed: Speed, workload: Workload) -> list[Figure]:
         ("dense_bytes", speed.dense_bytes(context, batch), "bytes"),
         ("sparse_bytes", speed.sparse_bytes(context, batch), "bytes"),
         ("bytes_speedup", speed.bytes_speedup(context, batch), "times"),
-        ("dense_ms", 1e3 * speed.dense_seconds(context, batch), "ms"),
-        ("sparse_ms", 1e3 * speed.sparse_seconds(context, batch), "ms"),
+        ("dense_ms", dense_ms, "ms"),
+        ("sparse_ms", sparse_ms, "ms"),
         ("break_even" if known else "break_even_bytes", even, "tokens"),
         ("stored", speed.stored_bytes(context, batch), "bytes"),
         ("devices", fits(context, batch), "devices"),
@@ -320,6 +248,13 @@ def _lines(speed: Speed, workload: Workload) -> list[Figure]:
     else:
         figures.append(("spare_us", speed.spare_us(context, batch), "us"))
     return [Figure(*figure) for figure in figures]
+
+
+def _milliseconds(speed: Speed, workload: Workload) -> tuple[float, float]:
+    """Of a dense and a sparse step, the work being shared evenly by all devices that are needed."""
+    context, batch = workload.context, workload.batch
+    scale = 1e3 / speed.devices(context, batch)
+    return scale * speed.dense_seconds(context, batch), scale * speed.sparse_seconds(context, batch)
 
 
 def _below(first: int | None) -> int | None:

@@ -25,6 +25,7 @@ from hashattn.models.families import (
     max_positions,
 )
 from hashattn.models.gguf import is_gguf
+from hashattn.models.structure import attention_modules
 
 _BYTES = {"float64": 8.0, "float32": 4.0, "bfloat16": 2.0, "float16": 2.0}  # of an element
 _ROUTED = re.compile(r"\.experts\.")  # parameters of which a token uses some; shared ones differ
@@ -178,8 +179,8 @@ def _cached(model: str) -> Any:
         return AutoConfig.from_pretrained(model, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as problem:  # ValueError: a model with code of its own
         raise ShapeError(
-            f"{model}: no folder and no .json file of this name, and no such model in the local cache "
-            f"of the hub, which alone is looked at. Get its configuration with\n"
+            f"{model}: no folder and no .json file of this name, and no such model in the local "
+            f"cache of the hub, which alone is looked at. Get its configuration with\n"
             f"  hf download {model} config.json\n"
             "or give the path of a folder that holds config.json"
         ) from problem
@@ -197,6 +198,10 @@ def model_shape(
     of full attention; ShapeError for a quantisation that is not known; ValueError for a bad dtype.
     """
     text = config.get_text_config(decoder=True)
+    if config.is_encoder_decoder:
+        raise UnsupportedModelError(
+            f"{config.model_type} is an encoder-decoder: only decoders are supported"
+        )
     if caches_latents(text):
         raise UnsupportedModelError(
             f"{text.model_type} caches latents instead of keys (MLA): sparse attention does not "
@@ -204,10 +209,10 @@ def model_shape(
         )
     try:
         kinds, heads = layer_kinds(config), head_shapes(config)
-    except (AttributeError, TypeError) as problem:
+    except Exception as problem:  # configurations refuse in ways of their own
         raise UnsupportedModelError(
-            f"{text.model_type} has no attention heads in its configuration ({problem}): there is "
-            "no KV cache to read less of"
+            f"{text.model_type} has no attention heads, or not the same in all layers ({problem}): "
+            "its cache is not counted here"
         ) from problem
     full = kinds.count(FULL)
     windows = tuple(getattr(text, LIMITS[kind]) for kind in kinds if kind in LIMITS)
@@ -219,7 +224,7 @@ def model_shape(
     quantised, only_experts = _stored_bits(config)
     dtype = dtype or str(getattr(text, "dtype", None) or "bfloat16").removeprefix("torch.")
     require(dtype in _BYTES, "dtype", dtype, f"one of {', '.join(_BYTES)}")
-    counts = _count(text)
+    counts = _count(text, heads["kv_heads"] * heads["head_dim"])
     if only_experts and weight_bits is None:
         counts["kept_parameters"] = counts["parameters"] - counts["expert_parameters"]
     return ModelShape(
@@ -232,8 +237,13 @@ def model_shape(
     )  # fmt: skip
 
 
-def _count(config: Any) -> dict[str, int]:
-    """Parameters of the causal language model of a text configuration, tied ones once."""
+def _count(config: Any, width: int) -> dict[str, int]:
+    """Parameters of the causal language model of a text configuration, tied ones once.
+
+    ShapeError if none can be built. UnsupportedModelError for a family that cannot be attached, and
+    where a layer caches keys of another width than `width` numbers a token, or those of another
+    layer: such a cache would be counted wrongly.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -248,6 +258,18 @@ def _count(config: Any) -> dict[str, int]:
             f"no causal language model can be built from this {config.model_type} configuration: "
             f"{problem}"
         ) from problem
+    if not attention_modules(model):
+        raise UnsupportedModelError(
+            f"{config.model_type} computes attention outside transformers' AttentionInterface, so "
+            "it cannot be made sparse; use a family that goes through it (Llama, Mistral, Qwen ...)"
+        )
+    projections = (m for name, m in model.named_modules() if name.endswith(".k_proj"))
+    others = {getattr(module, "out_features", width) for module in projections} - {width}
+    if others or getattr(config, "num_kv_shared_layers", None):
+        raise UnsupportedModelError(
+            f"{config.model_type} has layers with KV heads of several sizes, or that share a "
+            "cache: its memory is not counted here"
+        )
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
     kept = {id(p) for module in ends if module is not None for p in module.parameters()}
     parameters = dict(model.named_parameters())

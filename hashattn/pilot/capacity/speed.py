@@ -99,8 +99,9 @@ class Speed:
         return self._other_seconds(context, batch) + full
 
     def sparse_seconds(self, context: int, batch: int) -> float:
-        """Device seconds of a sparse step."""
+        """Device seconds of a sparse step; every device of several has the fixed costs."""
         fixed = 1e-6 * (self.fixed_us or 0.0) * self.model.full_layers
+        fixed *= self.devices(context, batch)
         if self.measured is None:
             return fixed + self.sparse_bytes(context, batch) / self.device.bandwidth
         full = batch * self.model.full_layers * self.measured.sparse.seconds(context)
@@ -111,10 +112,11 @@ class Speed:
         return self.dense_seconds(context, batch) / self.sparse_seconds(context, batch)
 
     def spare_us(self, context: int, batch: int) -> float:
-        """Microseconds gained in each layer with full attention: a further fixed cost that would
-        leave nothing of it; negative for a loss."""
+        """Microseconds gained in each layer with full attention, the work of each being shared
+        evenly by all devices that are needed: a further fixed cost that would leave nothing of it;
+        negative for a loss."""
         gained = self.dense_seconds(context, batch) - self.sparse_seconds(context, batch)
-        return 1e6 * gained / self.model.full_layers
+        return 1e6 * gained / self.model.full_layers / self.devices(context, batch)
 
     def stored_bytes(self, context: int, batch: int) -> float:
         """Weights, K, V and codes: all of them stay in the device's memory."""

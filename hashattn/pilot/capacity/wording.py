@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from hashattn.base.checks import require_one_of
 from hashattn.pilot.capacity import english, japanese
-from hashattn.pilot.capacity.preflight import Figure, Note, Preflight
+from hashattn.pilot.capacity.result import Figure, Note, Preflight
 
 LANGUAGES = ("en", "ja")
 
