@@ -65,7 +65,7 @@ def pilot_result(
 
 
 def kv_bytes(model: Any) -> int:
-    """Bytes of keys and values of a cached token, in the model's dtype, all layers that keep them."""
+    """Bytes of a token's keys and values in the model's dtype, in the layers that keep all tokens."""
     from hashattn.models.structure import attention_shapes
 
     shapes = attention_shapes(model)
