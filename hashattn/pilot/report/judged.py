@@ -14,7 +14,7 @@ _LOST = {"quality_lost", "fidelity_lost"}
 _OTHER_GROUNDS = {"preflight_no", "slower_here"}  # on which a pilot may say no without quality
 
 
-def is_clear(result: dict[str, Any], measure: str) -> bool:
+def _is_clear(result: dict[str, Any], measure: str) -> bool:
     """Whether full attention was told from guessing by what `measure` rests on; a floor that was
     not measured tells nothing."""
     floor = result["floors"][FLOOR_OF[measure]]
@@ -25,7 +25,7 @@ def judged(result: dict[str, Any]) -> dict[str, Any]:
     """A copy of a checked result in which no verdict, reason or recommendation rests on a measure
     whose floor is not clear."""
     result = copy.deepcopy(result)
-    clear = {measure: is_clear(result, measure) for measure in FLOOR_OF}
+    clear = {measure: _is_clear(result, measure) for measure in FLOOR_OF}
     for row in result["quality"]:
         for measure in FLOOR_OF:
             if row[measure] is not None and not clear[measure]:

@@ -18,7 +18,7 @@ from hashattn.pilot.report.blocks import (
     Table,
 )
 
-SYMBOLS = {  # of verdicts and findings, beside their words
+_SYMBOLS = {  # of verdicts and findings, beside their words
     "go": "\u2713", "go_with_fallback": "\u25d0", "no_go": "\u2715", "cannot_be_judged": "?",
     "kept": "\u2713", "lost": "\u2715", "open": "\u2026",
 }  # fmt: skip
@@ -46,7 +46,7 @@ def escaped(text: str) -> str:
 
 
 def _first(first: PageOne) -> list[str]:
-    verdict = f"{SYMBOLS[first.verdict]} {first.word}"
+    verdict = f"{_SYMBOLS[first.verdict]} {first.word}"
     parts = [
         f"# {escaped(first.title)}",
         escaped(first.eyebrow),
@@ -71,7 +71,7 @@ def _first(first: PageOne) -> list[str]:
 
 
 def _symbol(tone: str) -> str:
-    return f" {SYMBOLS[tone]}" if tone in SYMBOLS else ""
+    return f" {_SYMBOLS[tone]}" if tone in _SYMBOLS else ""
 
 
 def _bullets(items: tuple[str, ...]) -> str:

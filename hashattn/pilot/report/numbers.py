@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 
-MINUS = "\u2212"
+_MINUS = "\u2212"
 NONE = "\u2013"  # stands for a number that is not known
 _SMALL = 1e-4
 
@@ -16,12 +16,12 @@ def significant(value: float, digits: int = 2) -> str:
     if value == 0:
         return "0"
     if abs(value) < _SMALL:
-        return f"<{_SMALL}" if value > 0 else f">{MINUS}{_SMALL}"
+        return f"<{_SMALL}" if value > 0 else f">{_MINUS}{_SMALL}"
     decimals = digits - 1 - math.floor(math.log10(abs(value)))
     rounded = round(value, decimals)
     # 0.0999 becomes 0.10: one digit more to the left, one fewer to the right
     decimals = digits - 1 - math.floor(math.log10(abs(rounded)))
-    return f"{rounded:,.{max(0, decimals)}f}".replace("-", MINUS)
+    return f"{rounded:,.{max(0, decimals)}f}".replace("-", _MINUS)
 
 
 def percent(share: float) -> str:
@@ -31,7 +31,7 @@ def percent(share: float) -> str:
         return f"{significant(100 * share)}%"
     if 0.995 <= share < 1:
         return ">99%"
-    return f"{100 * share:,.0f}%".replace("-", MINUS)
+    return f"{100 * share:,.0f}%".replace("-", _MINUS)
 
 
 def fraction(share: float) -> str:
@@ -45,7 +45,7 @@ def fraction(share: float) -> str:
 def points(difference: float) -> str:
     """A difference of scores in 0..1 as signed whole points of 100."""
     whole = round(100 * difference)
-    return f"+{whole}" if whole > 0 else f"{MINUS}{-whole}" if whole < 0 else "0"
+    return f"+{whole}" if whole > 0 else f"{_MINUS}{-whole}" if whole < 0 else "0"
 
 
 def score(value: float) -> str:
@@ -61,7 +61,7 @@ def loss(low: float) -> str:
 
 def count(value: float) -> str:
     """A whole number with thousands separated."""
-    return f"{value:,.0f}".replace("-", MINUS)
+    return f"{value:,.0f}".replace("-", _MINUS)
 
 
 def size(value: float) -> str:

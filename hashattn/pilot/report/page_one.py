@@ -54,7 +54,7 @@ def page_one(result: dict[str, Any], words: Words) -> PageOne:
     )
 
 
-def shown_row(result: dict[str, Any]) -> dict[str, Any] | None:
+def _shown_row(result: dict[str, Any]) -> dict[str, Any] | None:
     """The row of `quality` that page one speaks of: the recommended budget's, else the densest, at
     which sparse attention does best."""
     budget = result["recommendation"]["budget"]
@@ -63,12 +63,12 @@ def shown_row(result: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _quality_tile(result: dict[str, Any], words: Words) -> Tile:
-    name, row = words("tile.quality"), shown_row(result)
+    name, row = words("tile.quality"), _shown_row(result)
     if row is None:
         return Tile(name, words("unknown"), words("tile.quality.none"))
     for measure in FLOOR_OF:
         values = row[measure]
-        if not is_told(result, row, measure):
+        if not is_told(row, measure):
             continue
         values = values | {"budget": row["budget"], "measure": measure}
         if measure == "fidelity":
@@ -109,7 +109,7 @@ def _cost_tile(result: dict[str, Any], words: Words) -> Tile:
         )
         return Tile(words("tile.cost"), value, _cost_text(cost, words))
     latency, name = result["latency"], words("tile.speed")
-    row = shown_row(result)
+    row = _shown_row(result)
     rows = latency["budgets"] if latency is not None else []
     timed = next((each for each in rows if row and each["budget"] == row["budget"]), None)
     timed = timed or (rows[0] if rows else None)

@@ -18,7 +18,7 @@ from hashattn.pilot.report.blocks import (
     Section,
     Table,
 )
-from hashattn.pilot.report.judged import CANNOT, FLOOR_OF, is_clear
+from hashattn.pilot.report.judged import CANNOT, FLOOR_OF
 from hashattn.pilot.report.result import FINDINGS
 from hashattn.pilot.report.wording import Words
 
@@ -27,7 +27,7 @@ def quality_section(result: dict[str, Any], words: Words) -> Section:
     """Curves, then a table for each measure that was taken."""
     rows = result["quality"]
     measured = [m for m in FLOOR_OF if any(row[m] is not None for row in rows)]
-    told = [m for m in measured if any(is_told(result, row, m) for row in rows)]
+    told = [m for m in measured if any(is_told(row, m) for row in rows)]
     blocks: list[Block] = [Paragraph(words("quality.intro"))]
     if not measured:
         blocks += [Paragraph(words("quality.none"), "warn")]
@@ -107,18 +107,19 @@ def found(values: dict[str, Any], words: Words) -> str:
     return words("found.lower" if values["high"] < 0 else "found.higher")
 
 
-def is_told(result: dict[str, Any], row: dict[str, Any], measure: str) -> bool:
-    """Whether what a row measured may be shown beside full attention."""
+def is_told(row: dict[str, Any], measure: str) -> bool:
+    """Whether what a row measured may be shown beside full attention: `judged` has taken the
+    verdict of those that may not."""
     values = row[measure]
-    if values is None or values["verdict"] == CANNOT or values.get("difference", 0) is None:
+    if values is None or values["verdict"] == CANNOT:
         return False
-    return is_clear(result, measure)
+    return values.get("difference", 0) is not None
 
 
 def _table(result: dict[str, Any], measure: str, words: Words) -> Table:
     make = _fidelity_row if measure == "fidelity" else _score_row
     rows = tuple(
-        make(row, measure, is_told(result, row, measure), words)
+        make(row, measure, is_told(row, measure), words)
         for row in result["quality"]
         if row[measure] is not None
     )
@@ -195,7 +196,7 @@ def _finding(values: dict[str, Any], unit: str, words: Words) -> Cell:
 
 
 def _curve(result: dict[str, Any], measure: str, words: Words) -> Figure:
-    rows = [row for row in result["quality"] if is_told(result, row, measure)]
+    rows = [row for row in result["quality"] if is_told(row, measure)]
     count = rows[0][measure]["documents" if measure == "fidelity" else "count"]
     if measure == "fidelity":
         points = [

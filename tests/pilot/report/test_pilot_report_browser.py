@@ -69,7 +69,7 @@ def opened(browser):
 
 
 def until(page, condition):
-    """Wait for a condition; the page's policy refuses Playwright's own way, which evaluates text."""
+    """Wait for it; the page refuses Playwright's own way, which evaluates text."""
     for _ in range(100):
         if page.evaluate(condition):
             return

@@ -85,7 +85,8 @@ TEXTS = {
     # quality
     "quality.title": "Quality and how much is read",
     "quality.intro": "Sparse attention reads a part of the text for each word that it writes. "
-    "Each row is one budget: how much it may read. Full attention reads everything.",
+    "Each row is one budget: how much it may read. Full attention (also called dense) reads "
+    "everything.",
     "quality.none": "Nothing was measured: there was not enough text.",
     "quality.questions": "Answers to your questions",
     "quality.quotes": "Completing sentences of your documents",

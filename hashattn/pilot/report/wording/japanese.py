@@ -1,7 +1,7 @@
 """Japanese."""
 
 TEXTS = {
-    "page.eyebrow": "パイロット報告書：自社文書でのスパース注意の検証",
+    "page.eyebrow": "パイロット報告書：自社文書でのスパースアテンションの検証",
     "page.made": "{date} · モデル {model}（{note}）· 読んだ文書 {documents:count} 件、"
     "読まなかったファイル {skipped:count} 件",
     "page.contents": "この報告書の内容",
@@ -28,23 +28,23 @@ TEXTS = {
     "reasons.title": "理由",
     "tiles.title": "三つの数字",
     "next.title": "次にすること",
-    "tile.quality": "全文注意と比べた品質",
+    "tile.quality": "フルアテンションと比べた品質",
     "tile.quality.value": "{difference:points} 点",
     "tile.quality.text": "{budget:budget}を読む場合：{measure:name measure}、100 点満点で "
     "{low:points} 点から {high:points} 点（{count:count} {measure:name unit}）。{found}。",
     "tile.fidelity.value": "{agreement:percent}",
-    "tile.fidelity.text": "{budget:budget}を読む場合に、次のトークンが全文注意と一致した割合（文"
-    "書 {documents:count} 件）。KL {kl:ratio}、{low:ratio} から {high:ratio}。",
+    "tile.fidelity.text": "{budget:budget}を読む場合に、次のトークンがフルアテンションと一致した割"
+    "合（文書 {documents:count} 件）。KL {kl:ratio}、{low:ratio} から {high:ratio}。",
     "tile.quality.cannot": "モデルの答えを当て推量と区別できなかったため、"
-    "スパース注意による品質への影響はわかりません。",
+    "スパースアテンションによる品質への影響はわかりません。",
     "tile.quality.none": "測定に足る長さの文章がありませんでした。",
-    "tile.memory": "符号に使うメモリー",
+    "tile.memory": "コードに使うメモリー",
     "tile.memory.text": "{context:count} トークンで {kv:size} の KV キャッシュへの上乗せです。"
     "キャッシュ自体は小さくならず、読む量が減ります。",
     "tile.cost": "GPU 時間（予測）",
     "tile.cost.value": "{dense:ratio} → {sparse:ratio}",
-    "tile.cost.text": "{period}。左が全文注意、右がスパース注意です{money}。計算値であり、"
-    "測定値ではありません。",
+    "tile.cost.text": "{period}。左がフルアテンション、右がスパースアテンションです{money}。"
+    "計算値であり、測定値ではありません。",
     "tile.cost.period": "1 日 {tokens:count} トークン、{days:count} 日分",
     "tile.cost.period_untold": "指定された処理量の場合",
     "tile.cost.money": "（費用 {dense:ratio} → {sparse:ratio} {currency}、1 時間 {price}）",
@@ -70,11 +70,11 @@ TEXTS = {
     "{kl:ratio}。",
     "explain.cannot_be_judged": "判定不能：モデル自体を当て推量と区別できませんでした。",
     "found.none": "差は認められない",
-    "found.lower": "全文注意より低い",
-    "found.higher": "全文注意より高い",
+    "found.lower": "フルアテンションより低い",
+    "found.higher": "フルアテンションより高い",
     "measure.questions": "質問への回答",
     "measure.quotes": "文書中の文の補完",
-    "measure.fidelity": "全文注意との近さ",
+    "measure.fidelity": "フルアテンションとの近さ",
     "unit.questions": "問",
     "unit.quotes": "文",
     "measure.text": "文章の予測",
@@ -83,15 +83,16 @@ TEXTS = {
     "range.ratio": "{low:ratio} から {high:ratio}",
     # quality
     "quality.title": "品質と読む量",
-    "quality.intro": "スパース注意は、1 語を書くたびに文章の一部だけを読みます。"
-    "各行は一つの予算（読んでよい量）です。全文注意はすべてを読みます。",
+    "quality.intro": "スパースアテンションは、1 語を書くたびに文章の一部だけを読みます。"
+    "各行は一つの予算（読んでよい量）です。フルアテンション（デンスとも呼びます）はすべてを読みま"
+    "す。",
     "quality.none": "文章が足りず、何も測定していません。",
     "quality.questions": "質問への回答",
     "quality.quotes": "文書中の文の補完",
-    "quality.fidelity": "全文注意との近さ（1 語ごと）",
+    "quality.fidelity": "フルアテンションとの近さ（1 語ごと）",
     "column.budget": "予算",
     "column.read": "実際に読んだ量",
-    "column.full": "全文注意",
+    "column.full": "フルアテンション",
     "column.sparse": "スパース",
     "column.difference": "差",
     "column.found": "言葉では",
@@ -126,39 +127,42 @@ TEXTS = {
     "モデル自体を当て推量と区別できませんでした。",
     "heading.questions": "質問への回答",
     "heading.quotes": "文書中の文の補完",
-    "heading.fidelity": "全文注意との近さ",
+    "heading.fidelity": "フルアテンションとの近さ",
     "figure.score.title": "{measure:name heading}（100 点満点）",
-    "figure.score.caption": "横：文章のうち読む割合。縦：得点。縦線は全文注意との差の区間です。"
-    "{count:count} {measure:name unit}。",
-    "figure.score.alt": "読む割合に対する得点。全文注意 {dense:score}、当て推量 {guess:score}、"
-    "スパース：{points}。",
+    "figure.score.caption": "横：文章のうち読む割合。縦：得点。縦線はフルアテンションとの差の区間"
+    "です。{count:count} {measure:name unit}。",
+    "figure.score.alt": "読む割合に対する得点。フルアテンション {dense:score}、当て推量 "
+    "{guess:score}、スパース：{points}。",
     "figure.point.score": "{budget:fraction} で {sparse:score}",
-    "figure.kl.title": "全文注意からの KL 情報量",
+    "figure.kl.title": "フルアテンションからの KL 情報量",
     "figure.kl.caption": "横：文章のうち読む割合。縦：KL（ナット）。小さいほど近い。"
     "縦線は区間です。文書 {documents:count} 件。",
     "figure.kl.alt": "読む割合に対する KL 情報量：{points}。",
     "figure.point.kl": "{budget:fraction} で {kl:ratio}",
     "figure.latency.title": "1 トークンあたりのミリ秒",
     "figure.latency.caption": "{device}、{context:count} トークン、{steps:count} ステップで測定。"
-    "1/1 は全文注意です。棒は中央値、線は下限から上限です。",
-    "figure.latency.alt": "1 トークンあたりのミリ秒。全文注意 {dense:ratio}、スパース：{points}。",
+    "1/1 はフルアテンションです。棒は中央値、線は下限から上限です。",
+    "figure.latency.alt": "1 トークンあたりのミリ秒。フルアテンション {dense:ratio}、"
+    "スパース：{points}。",
     "figure.point.latency": "{budget:fraction} で {ms:ratio}",
     "figure.memory.title": "1 トークンあたりに読むバイト数",
-    "figure.memory.caption": "{context:count} トークンで 1 ステップが読むキーと値、"
-    "それに符号（すべて読む）。1/1 は全文注意です。予算から計算した値です。キャッシュの {kv:size} "
-    "はすべてメモリーに残ります。",
-    "figure.memory.alt": "1 トークンあたりに読むバイト数。全文注意 {kv:size}、スパース：{points}。",
+    "figure.memory.caption": "{context:count} トークンで 1 ステップが読むキーとバリュー、"
+    "それにコード（すべて読む）。1/1 はフルアテンションです。予算から計算した値です。キャッシュの "
+    "{kv:size} はすべてメモリーに残ります。",
+    "figure.memory.alt": "1 トークンあたりに読むバイト数。フルアテンション {kv:size}、"
+    "スパース：{points}。",
     "figure.point.memory": "{budget:fraction} で {bytes:size}",
     "key.sparse": "スパース（縦線は区間）",
-    "key.full": "全文注意",
-    "key.everything": "全文注意",
+    "key.full": "フルアテンション",
+    "key.everything": "フルアテンション",
     "key.guess": "当て推量",
-    "key.cache": "キーと値",
-    "key.codes": "符号",
+    "key.cache": "キーとバリュー",
+    "key.codes": "コード",
     # floors
     "floors.title": "このモデルはそもそも答えられるか",
-    "floors.intro": "スパース注意を評価する前に、モデル自体を評価します。すべてを読んだとき、"
-    "当て推量より良いか。良くなければ、どの注意方式でも改善せず、その答えに基づく判定はしません。",
+    "floors.intro": "スパースアテンションを評価する前に、モデル自体を評価します。"
+    "すべてを読んだとき、当て推量より良いか。良くなければ、どのアテンション方式でも改善せず、"
+    "その答えに基づく判定はしません。",
     "floors.caption": "モデル自体（すべてを読む場合）",
     "floors.column.what": "課題",
     "floors.column.model": "モデル",
@@ -174,7 +178,7 @@ TEXTS = {
     "floors.absent": "測定なし",
     # documents
     "documents.title": "文書",
-    "documents.intro": "採点に {scored:count} 件、符号の調整に {calibration:count} "
+    "documents.intro": "採点に {scored:count} 件、コードの調整に {calibration:count} "
     "件（採点には使いません）、未使用 {unused:count} 件、読まなかったもの {skipped:count} 件。",
     "documents.none": "読めた文書はありません。",
     "documents.read": "読んだ文書",
@@ -187,7 +191,7 @@ TEXTS = {
     "documents.yes": "あり",
     "documents.no": "なし",
     "use.scored": "採点",
-    "use.calibration": "符号の調整",
+    "use.calibration": "コードの調整",
     "use.unused": "なし",
     "documents.skipped": "読まなかったファイル",
     "documents.reason": "理由",
@@ -196,14 +200,14 @@ TEXTS = {
     "shortened": "長い文は短くしています。全文は pilot.json にあります。",
     # changed
     "changed.title": "変わった答え",
-    "changed.intro": "全文注意とスパース注意で答えが異なる質問です。監査ページでは、どこが読まれ、"
-    "どこが読まれなかったかを確認できます。",
+    "changed.intro": "フルアテンションとスパースアテンションで答えが異なる質問です。"
+    "監査ページでは、どこが読まれ、どこが読まれなかったかを確認できます。",
     "changed.none": "比べた答えに、変わったものはありません。",
     "changed.none_asked": "質問がなかったため、答えは比べていません。",
     "changed.caption": "質問ごとの比較",
     "changed.question": "質問",
     "changed.expected": "正答",
-    "changed.full": "全文注意",
+    "changed.full": "フルアテンション",
     "changed.sparse": "スパース",
     "changed.audit": "監査",
     "changed.open": "開く",
@@ -218,8 +222,8 @@ TEXTS = {
     "speed.caption": "1 トークンの時間（{device}、{context:count} トークン、{steps:count} "
     "ステップ）",
     "speed.ms": "ミリ秒（中央値）",
-    "speed.speedup": "全文注意との比",
-    "speed.full": "全文注意",
+    "speed.speedup": "フルアテンションとの比",
+    "speed.full": "フルアテンション",
     "speed.times": "{speedup:ratio} 倍",
     "speed.note": "この機械、この長さでの測定です。他の機械や長さでは異なります。"
     "そこで何が可能かは、事前計算に示します。",
@@ -228,27 +232,27 @@ TEXTS = {
     "memory.token": "1 トークン",
     "memory.all": "合計",
     "memory.share": "キャッシュに対する割合",
-    "memory.kv": "キーと値（KV キャッシュ）",
-    "memory.codes": "符号（上乗せ）",
-    "memory.note": "キーと値はすべてメモリーに残ります。スパース注意は、"
+    "memory.kv": "キーとバリュー（KV キャッシュ）",
+    "memory.codes": "コード（上乗せ）",
+    "memory.note": "キーとバリューはすべてメモリーに残ります。スパースアテンションは、"
     "そのうち読む量を減らします。",
     # codes
-    "codes.title": "符号",
-    "codes.none": "符号は作られていません。",
-    "codes.intro": "符号は各トークンの短い指紋で、読む価値のあるものを探すのに使います。",
+    "codes.title": "コード",
+    "codes.none": "コードは作られていません。",
+    "codes.intro": "コードは各トークンの短い指紋で、読む価値のあるものを探すのに使います。",
     "codes.method": "方式",
     "codes.method.hash": "学習ハッシュ",
     "codes.method.transform": "較正変換",
-    "codes.bits": "符号のビット数",
+    "codes.bits": "コードのビット数",
     "codes.origin": "由来",
     "codes.origin.shipped": "モデルに付属",
     "codes.origin.calibrated": "自社文書（採点しない分）で較正",
     "codes.origin.trained": "自社文書（採点しない分）で学習",
     "codes.tokens": "調整に使った自社文書のトークン数",
     "codes.bytes": "1 トークンあたりのバイト数",
-    "codes.mass": "符号で見つかる注意の割合",
-    "codes.mass_of_exact": "厳密な探索で見つかる注意の割合",
-    "codes.mass_before": "調整前に見つかった注意の割合",
+    "codes.mass": "コードで見つかるアテンションの割合",
+    "codes.mass_of_exact": "厳密な探索で見つかるアテンションの割合",
+    "codes.mass_before": "調整前に見つかったアテンションの割合",
     # pre-flight
     "preflight.title": "事前計算：最大でどれだけ得られるか",
     "preflight.none": "事前計算はありません。",
@@ -270,7 +274,7 @@ TEXTS = {
     "quantity.us": "{value:ratio} µs",
     "cost.caption": "予測される費用",
     "cost.what": "項目",
-    "cost.full": "全文注意",
+    "cost.full": "フルアテンション",
     "cost.sparse": "スパース",
     "cost.hours": "GPU 時間",
     "cost.money": "費用（{currency}）",
@@ -281,7 +285,7 @@ TEXTS = {
     "回答を書く時間だけで、プロンプトの読み込みと待機時間は含みません。",
     "cost.none": "料金と処理量が与えられていないため、費用は計算していません。",
     # monitor, privacy
-    "monitor.title": "監視すること、符号を作り直すとき",
+    "monitor.title": "監視すること、コードを作り直すとき",
     "monitor.none": "運用しないため、監視するものはありません。",
     "private.title": "プライバシー",
     "private.here": "パイロットはこの機械の中だけで動きます。文書、質問、"
@@ -303,7 +307,7 @@ TEXTS = {
     "reproduce.value": "値",
     "fact.date": "日付",
     "fact.version": "パッケージの版",
-    "fact.code": "コード（SHA-256）",
+    "fact.code": "ソースコード（SHA-256）",
     "fact.model": "モデル",
     "fact.model_sha256": "モデル（SHA-256）",
     "fact.seconds": "所要時間",
@@ -315,13 +319,14 @@ TEXTS = {
     "fact.threads": "スレッド数",
     "value.none": "なし",
     # next steps, by the key of a reason
-    "next.verdict.go": "実際の処理のごく一部をこの予算で動かし、全文注意と並べて比べてください。",
+    "next.verdict.go": "実際の処理のごく一部をこの予算で動かし、フルアテンションと並べて比べてくだ"
+    "さい。",
     "next.verdict.go_with_fallback": "実際の処理のごく一部を、この予算とフォールバック付きで動か"
     "し、フォールバックの頻度を見てください。",
-    "next.verdict.no_go": "全文注意のまま使ってください。上の理由のどれかがなくなったら、"
+    "next.verdict.no_go": "フルアテンションのまま使ってください。上の理由のどれかがなくなったら、"
     "パイロットをやり直してください。",
-    "next.quality_lost": "予算を大きくするか、自社の文章をもっと使って符号を学習してください。",
-    "next.fidelity_lost": "予算を大きくするか、自社の文章をもっと使って符号を学習してください。",
+    "next.quality_lost": "予算を大きくするか、自社の文章をもっと使ってコードを学習してください。",
+    "next.fidelity_lost": "予算を大きくするか、自社の文章をもっと使ってコードを学習してください。",
     "next.quality_open.quotes": "文書を増やしてください。計 {more:count} 文ほどで確定できます。",
     "next.quality_open.quotes_untold": "文書を増やしてください。",
     "next.quality_open": "質問を増やしてください。計 {more:count} 問ほどで確定できます。",
@@ -344,30 +349,33 @@ TEXTS = {
 
 SENTENCES = {
     "quality_kept": "{budget:budget}を読む場合、{measure:name measure}の品質は維持されます。"
-    "全文注意との差は 100 点満点で {difference:points} 点で、{low:loss} "
+    "フルアテンションとの差は 100 点満点で {difference:points} 点で、{low:loss} "
     "点を超える低下は考えにくい（{count:count} {measure:name unit}）。",
     "quality_open": "{budget:budget}を読む場合、{measure:name measure}の品質が保たれるかは未確定で"
-    "す。全文注意との差は 100 点満点で {difference:points} 点ですが、最大 {low:loss} "
+    "す。フルアテンションとの差は 100 点満点で {difference:points} 点ですが、最大 {low:loss} "
     "点低い可能性があります（{count:count} {measure:name unit}。約 {more:count} "
     "{measure:name unit}で確定できます）。",
     "quality_open_untold": "{budget:budget}を読む場合、{measure:name measure}の品質が保たれるかは"
-    "未確定です。全文注意との差は 100 点満点で {difference:points} 点ですが、最大 {low:loss} "
-    "点低い可能性があります（{count:count} {measure:name unit}）。",
+    "未確定です。フルアテンションとの差は 100 点満点で {difference:points} 点ですが、最大 "
+    "{low:loss} 点低い可能性があります（{count:count} {measure:name unit}）。",
     "quality_lost": "{budget:budget}を読む場合、{measure:name measure}の品質は低下します。"
-    "全文注意との差は 100 点満点で {difference:points} 点で、最大 {low:loss} "
+    "フルアテンションとの差は 100 点満点で {difference:points} 点で、最大 {low:loss} "
     "点低い可能性があります（{count:count} {measure:name unit}）。",
-    "fidelity_kept": "{budget:budget}を読む場合、モデルは全文注意とほぼ同じように書きます。"
-    "次のトークンの {agreement:percent} が一致します（KL {kl:ratio}、文書 {documents:count} 件）。",
-    "fidelity_open": "{budget:budget}を読む場合、モデルが全文注意と同じように書くかは未確定です。"
-    "KL {kl:ratio}、最大 {kl_high:ratio} の可能性があります（文書 {documents:count} 件。約 "
-    "{more:count} 件で確定できます）。",
-    "fidelity_open_untold": "{budget:budget}を読む場合、モデルが全文注意と同じように書くかは未確定"
-    "です。KL {kl:ratio}、最大 {kl_high:ratio} の可能性があります（文書 {documents:count} 件）。",
-    "fidelity_lost": "{budget:budget}を読む場合、モデルは全文注意と同じようには書きません。"
-    "次のトークンの一致は {agreement:percent} です（KL {kl:ratio}、文書 {documents:count} 件）。",
+    "fidelity_kept": "{budget:budget}を読む場合、モデルはフルアテンションとほぼ同じように書きま"
+    "す。次のトークンの {agreement:percent} が一致します（KL {kl:ratio}、文書 {documents:count} "
+    "件）。",
+    "fidelity_open": "{budget:budget}を読む場合、モデルがフルアテンションと同じように書くかは未確"
+    "定です。KL {kl:ratio}、最大 {kl_high:ratio} の可能性があります（文書 {documents:count} 件。"
+    "約 {more:count} 件で確定できます）。",
+    "fidelity_open_untold": "{budget:budget}を読む場合、モデルがフルアテンションと同じように書くか"
+    "は未確定です。KL {kl:ratio}、最大 {kl_high:ratio} の可能性があります（文書 {documents:count} "
+    "件）。",
+    "fidelity_lost": "{budget:budget}を読む場合、モデルはフルアテンションと同じようには書きませ"
+    "ん。次のトークンの一致は {agreement:percent} です（KL {kl:ratio}、文書 {documents:count} "
+    "件）。",
     "dense_cannot_answer": "すべてを読んでも、{measure:name measure}でモデル自体を当て推量と区別で"
     "きません。100 点満点で {dense:score} 点、当て推量は {guess:score} 点です（{count:count} "
-    "{measure:name unit}）。どの注意方式でも改善しません。原因はモデルか文書です。",
+    "{measure:name unit}）。どのアテンション方式でも改善しません。原因はモデルか文書です。",
     "text_not_predicted": "モデルによるこの文章の予測は、ファイル圧縮より良くありません（1 "
     "バイトあたり {dense:ratio} ビット、圧縮は {guess:ratio} ビット、文書 {count:count} 件）。"
     "この種の文章を知らないモデルです。",
@@ -375,30 +383,31 @@ SENTENCES = {
     "{measure:name unit}ですが、{least:count} 以上が必要です。",
     "not_judged": "読む量を減らすことによる{measure:name measure}への影響は判定不能です。"
     "そこではモデル自体を当て推量と区別できませんでした。",
-    "preflight_no": "注意の時間がゼロになっても、この処理は最大 {ceiling:ratio} "
-    "倍にしかなりません。1 ステップで読む量のうち、キーと値は {share:percent} です。",
+    "preflight_no": "アテンションの時間がゼロになっても、この処理は最大 {ceiling:ratio} "
+    "倍にしかなりません。1 ステップで読む量のうち、キーとバリューは {share:percent} です。",
     "preflight_marginal": "この処理は最大でも {ceiling:ratio} 倍です。1 ステップで読む量のうち、"
-    "キーと値は {share:percent} です。効果はわずかです。",
-    "preflight_worth": "効果の余地があります。注意の時間がゼロになれば、この処理は "
-    "{ceiling:ratio} 倍速くなります（1 ステップで読む量のうち、キーと値は {share:percent}）。",
+    "キーとバリューは {share:percent} です。効果はわずかです。",
+    "preflight_worth": "効果の余地があります。アテンションの時間がゼロになれば、この処理は "
+    "{ceiling:ratio} 倍速くなります（1 ステップで読む量のうち、キーとバリューは "
+    "{share:percent}）。",
     "contexts_cut": "文書 {of:count} 件中 {contexts:count} 件はモデルの文脈に収まらず、"
     "切り詰めるか分けて読みました。それで {answers_lost:count} 件の答えが失われ、"
     "これはどの方式でも見つけられません。",
     "model_is_embedded": "パッケージ付属の小さな教材用モデル（460 万パラメーター）での結果です。"
     "その答えは、実際に運用するモデルについて何も示しません。",
-    "slower_here": "この機械では、{context:count} トークンで、スパース注意は速くなりませんでし"
-    "た（全文注意の {speedup:ratio} 倍の速さ）。",
-    "faster_here": "この機械では、{context:count} トークンで、スパース注意は全文注意の "
-    "{speedup:ratio} 倍の速さでした。",
+    "slower_here": "この機械では、{context:count} トークンで、スパースアテンションは速くなりません"
+    "でした（フルアテンションの {speedup:ratio} 倍の速さ）。",
+    "faster_here": "この機械では、{context:count} トークンで、スパースアテンションはフルアテンショ"
+    "ンの {speedup:ratio} 倍の速さでした。",
     # what to watch
     "watch_drift": "実際の処理でドリフト監視を動かしてください。警報は、"
     "処理する文章がこの測定に使った文章と似なくなったことを示します。",
     "watch_receipt": "受領記録を保存してください。実際に読んだ量が記録されます。"
     "{budget:budget}の近くにとどまるはずです。",
     "watch_fallback": "フォールバックで全文を読んだ回数を数えてください。割合が増えるのは、"
-    "符号が処理する文章に合わなくなっているしるしです。",
-    "retrain_when": "符号で見つかる注意が {mass:percent} を下回ったとき、"
-    "またはドリフトの警報が出たときは、符号を作り直してください。",
-    "recheck_when": "モデル、符号、文書の種類のどれかを変えたら、このパイロットをやり直してくださ"
-    "い。",
+    "コードが処理する文章に合わなくなっているしるしです。",
+    "retrain_when": "コードで見つかるアテンションが {mass:percent} を下回ったとき、"
+    "またはドリフトの警報が出たときは、コードを作り直してください。",
+    "recheck_when": "モデル、コード、文書の種類のどれかを変えたら、このパイロットをやり直してくだ"
+    "さい。",
 }
