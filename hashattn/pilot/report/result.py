@@ -59,7 +59,7 @@ def _check(value: Any, shape: Shape, where: str) -> None:
                 raise ReportError(f"{field} is missing")
             _check(value[key], inner, field)
     elif isinstance(shape, list):
-        require(isinstance(value, list), where, value, "a list", ReportError)
+        require(isinstance(value, list | tuple), where, value, "a list", ReportError)
         for number, item in enumerate(value):
             _check(item, shape[0], f"{where}[{number}]")
     else:

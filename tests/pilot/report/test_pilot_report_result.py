@@ -74,6 +74,12 @@ def test_loading_gives_back_what_was_saved(tmp_path):
     assert load_result(files.json) == result  # the whole of every text, too
 
 
+def test_tuples_are_lists_as_in_json(tmp_path):
+    result = sample("go")
+    result["monitor"] = tuple(result["monitor"])
+    assert load_result(save_report(result, tmp_path).json) == sample("go")
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [("{", "is not JSON"), ("[]", "must be an object"), ('{"format": 1}', "language"),
