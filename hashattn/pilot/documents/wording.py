@@ -9,8 +9,8 @@ SENTENCES: dict[str, dict[str, str]] = {
         "archive": "An archive ({suffix}, {count} in all): unpack it into the folder.",
         "bomb": "It would unpack to more than {megabytes:.0f} MB, as files made to do harm do: "
         "leave it out, or split it.",
-        "crashed": "The library that reads it crashed: open the file and save it again, or save "
-        "its text.",
+        "crashed": "The library that reads it crashed or ran out of memory: open the file and save "
+        "it again, or save its text.",
         "damaged": "It is not a {kind} file that can be read, so it is damaged or named wrongly: "
         "open it and save it again.",
         "documents_limit": "{count} more documents were not read, as {limit} are read at most: "
@@ -59,7 +59,7 @@ SENTENCES: dict[str, dict[str, str]] = {
         "archive": "書庫です({suffix}、計 {count} 個)。展開してフォルダーに入れてください。",
         "bomb": "展開すると {megabytes:.0f} MB を超えます(悪意のあるファイルによくある形です)。"
         "除くか、分割してください。",
-        "crashed": "読み取りライブラリが異常終了しました。"
+        "crashed": "読み取りライブラリが異常終了したか、メモリーが足りません。"
         "開いて保存し直すか、テキストで保存してください。",
         "damaged": "{kind} ファイルとして読めません。壊れているか、拡張子が違います。"
         "開いて保存し直してください。",

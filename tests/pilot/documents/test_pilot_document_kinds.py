@@ -10,6 +10,7 @@ from openpyxl import Workbook
 from hashattn.pilot.documents import ReadLimits, read_documents
 from hashattn.pilot.documents.formats.page import page_lines
 from hashattn.pilot.documents.formats.pdf import mended
+from hashattn.pilot.documents.formats.reading import Reading
 from hashattn.pilot.documents.formats.tables import table_lines
 
 
@@ -240,7 +241,13 @@ def test_a_long_document_is_cut_and_says_so(read):
     assert library.documents[1].text == "a: 1; b: 2\na:"
 
 
-def test_nothing_after_the_limit_costs_time(read):
-    body = "".join(f"<row r='{n}'>{cell(f'A{n}', 'x' * 50)}</row>" for n in range(1, 5000))
-    library = read(ReadLimits(characters=200, seconds=5), a__xlsx=xlsx(body))
-    assert len(text_of(library)) == 200
+def test_nothing_after_the_limit_is_read():
+    pieces = ("", "\nfirst\n", "", "second", "third")
+
+    def endless():
+        yield from pieces
+        pytest.fail("read on")
+
+    assert Reading(pieces).text(19) == ("first\n\nsecond\nthird", False)
+    assert Reading(endless()).text(18) == ("first\n\nsecond\nthir", True)
+    assert Reading(["a", "\n"]).text(1) == ("a", False)
