@@ -25,6 +25,7 @@ _UNITS = {  # of a value as `shown` writes it
     "en": {"tokens": " tokens", "devices": "", "sequences": " sequences", "times": "x"},
     "ja": {"tokens": " トークン", "devices": " 台", "sequences": " 系列", "times": " 倍"},
 }
+_UNIT = {"MB": 1e6, "GB": 1e9}
 _NONE = {"en": "none found", "ja": "該当なし"}
 _HEADINGS = {
     "en": ("Why", "What would change it", "Figures", "Cost"),
@@ -57,7 +58,8 @@ def sentence(note: Note, language: str = "en") -> str:
 
 
 def shown(figure: Figure, language: str = "en") -> str:
-    """A figure's value with its unit; bytes in B, kB, MB, GB or TB of 1000."""
+    """A figure's value with its unit; bytes in B below a million, else in MB, GB
+    or TB of 1000."""
     value, unit = figure.value, figure.unit
     if value is None:
         return _NONE[language]
@@ -102,8 +104,9 @@ def _cost(result: Preflight, language: str) -> str:
 
 
 def _bytes(value: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000 or unit == "B" and value < 1e6:
-            return f"{value:,.0f} B" if unit == "B" else f"{value:.3g} {unit}"
-        value /= 1000
-    return f"{value:.3g} TB"
+    if value < 1e6:
+        return f"{value:,.0f} B"
+    for unit in ("MB", "GB"):  # in steps at which three digits would round up to 1000
+        if value < 999.5 * _UNIT[unit]:
+            return f"{value / _UNIT[unit]:.3g} {unit}"
+    return f"{value / 1e12:,.3g} TB" if value < 999.5e12 else f"{value / 1e12:,.0f} TB"
