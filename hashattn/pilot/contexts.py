@@ -73,8 +73,8 @@ def _fitting(tokenizer: Any, name: str, text: str, room: int) -> int:
     reach = text[: 16 * room]  # no tokenizer reads more characters a token in earnest
     free = room - _tokens(tokenizer, name, "")
     while True:
-        ends = [end for _, end in tokenizer(reach, add_special_tokens=False,
-                                            return_offsets_mapping=True)["offset_mapping"]]  # fmt: skip
+        encoded = tokenizer(reach, add_special_tokens=False, return_offsets_mapping=True)
+        ends = [end for _, end in encoded["offset_mapping"]]
         if len(ends) <= free:
             return len(reach)
         cut = max(1, ends[max(0, free - 1)])

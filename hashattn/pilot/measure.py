@@ -1,9 +1,8 @@
-"""What a pilot measures: answers, quotes and fidelity, dense and sparse, on one log that resumes."""
+"""What a pilot measures: answers, quotes and fidelity, dense and sparse; a killed run resumes."""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ class Measured:
 
     answers: of every question or quote, by dense attention and at each budget; guesses: dense
     answers to the same, without documents; fidelity: of contexts. asked: what `answers` is about,
-    in order. labels: the rows' budget of each density, None for dense attention. packed, read_bytes:
+    in order. labels: the rows' budget of each density (None: dense attention). packed, read_bytes:
     for each context of fidelity, bits a byte that a file compressor needs for the tokens that are
     predicted, and how many bytes these are.
     """

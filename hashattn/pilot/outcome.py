@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 from collections.abc import Sequence
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hashattn.base.environment import machine
@@ -51,7 +50,11 @@ def pilot_result(
         "documents": {
             "scored": _documents(plan.scored, plan), "unused": [],
             "calibration": _documents(plan.calibration, plan),
-            "skipped": [skipped.to_dict() for skipped in library.skipped],
+            "skipped": [
+                {"name": each.name, "reason": each.reason, "key": each.key,
+                 "values": dict(each.values)}
+                for each in library.skipped
+            ],
         },
         "cut": cut_contexts(plan),
         "codes": codes_made,
@@ -65,7 +68,7 @@ def pilot_result(
 
 
 def kv_bytes(model: Any) -> int:
-    """Bytes of a token's keys and values in the model's dtype, in the layers that keep all tokens."""
+    """Bytes of a token's keys and values, in the model's dtype, in layers that keep all tokens."""
     from hashattn.models.structure import attention_shapes
 
     shapes = attention_shapes(model)

@@ -88,8 +88,8 @@ def about(chosen: PilotModel) -> str:
     notes = {
         "embedded": "a 4.6 M-parameter teaching model: its answers to a company's questions say "
         "nothing about a model you would run. `make pretrained` fetches one that others trained",
-        "pretrained": "trained by others, with 135 M parameters far smaller than what a company would "
-        "run: what holds here has to be measured again on your own model",
+        "pretrained": "trained by others, with 135 M parameters far smaller than what a company "
+        "would run: what holds here has to be measured again on your own model",
         "own": "your own",
     }
     return f"{chosen.name}: {notes[chosen.note]}"

@@ -1,0 +1,205 @@
+"""A pilot on the embedded model, from documents to result: what is kept, resumed, left out."""
+
+import json
+import random
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from hashattn.attention.budget import Budget
+from hashattn.base.repository import repository
+from hashattn.evaluation.methods import Method
+from hashattn.hashing.weights import HashWeights
+from hashattn.pilot.codes import choose_codes
+from hashattn.pilot.evidence import changed_answers
+from hashattn.pilot.judgement import judge
+from hashattn.pilot.latency import step_times
+from hashattn.pilot.measure import measure, methods
+from hashattn.pilot.outcome import kv_bytes
+from hashattn.pilot.plan import PlanError, make_plan
+from hashattn.pilot.settings import PilotSettings
+from hashattn.selectors import HashSelector
+
+EMBEDDED = repository() / "data" / "embedded"
+SETTINGS = PilotSettings(context=512, budgets=(0.25, 0.125), texts=5, text_tokens=12,
+                         answer_tokens=4, quotes=5, audits=1)  # fmt: skip
+WORTH = SimpleNamespace(verdict="worth", ceiling=3.0, share=0.6)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return AutoModelForCausalLM.from_pretrained(EMBEDDED).eval()
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(EMBEDDED)
+
+
+@pytest.fixture(scope="module")
+def library():
+    text = (repository() / "data" / "corpus" / "python_docs.txt").read_text()
+    pieces = [text[1500 * n : 1500 * (n + 1)] for n in range(10, 20)]
+    documents = [SimpleNamespace(name=f"{n}.txt", text=piece, kind="txt", sha256=str(n))
+                 for n, piece in enumerate(pieces)]  # fmt: skip
+    return SimpleNamespace(documents=tuple(documents), skipped=())
+
+
+@pytest.fixture(scope="module")
+def plan(tokenizer, library):
+    asked = [SimpleNamespace(text=f"What is {n}?", answers=("the",), document=f"{n}.txt", row=n)
+             for n in range(4)]  # fmt: skip
+    return make_plan(tokenizer, library, asked, SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def selector(model):
+    return HashSelector(HashWeights.load(EMBEDDED / "hash_weights", model))
+
+
+@pytest.fixture(scope="module")
+def measured(model, tokenizer, plan, selector, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pilot")
+    return folder, measure(model, tokenizer, plan, selector, SETTINGS, folder, progress=False)
+
+
+def test_rows_keep_the_order_of_questions_and_contexts(measured, plan):
+    _, found = measured
+    for density in (None, *SETTINGS.budgets):
+        rows = found.rows(found.answers, density)
+        assert len(rows) == len(plan.asked) == 4
+        assert len(found.rows(found.fidelity, density)) == min(5, len(plan.contexts))
+    read = found.rows(found.answers, 0.125)["density"]
+    assert read.between(0.11, 0.14).all()
+    assert (found.rows(found.fidelity, None)["kl"] == 0).all()
+    assert len(found.guesses) == 4 and (found.guesses["budget"] == "dense").all()
+
+
+def test_a_second_run_measures_nothing(measured, model, tokenizer, plan, selector):
+    folder, first = measured
+    sizes = {path.name: path.stat().st_size for path in folder.glob("*.jsonl")}
+    again = measure(model, tokenizer, plan, selector, SETTINGS, folder, progress=False)
+    assert again.answers.attrs["reused"] == len(again.answers)
+    assert {path.name: path.stat().st_size for path in folder.glob("*.jsonl")} == sizes
+    assert again.answers["prediction"].tolist() == first.answers["prediction"].tolist()
+    assert judge(again, plan, SETTINGS, WORTH) == judge(first, plan, SETTINGS, WORTH)
+
+
+def test_changed_answers_come_with_a_page(measured, model, tokenizer, plan, selector):
+    folder, found = measured
+    one = methods(selector, SETTINGS)[-1]
+    rows = found.rows(found.answers, 0.125).copy()
+    asked = len(plan.asked)
+    changed = changed_answers(model, tokenizer, found, one, SETTINGS, folder)
+    dense = found.rows(found.answers, None)["prediction"].str.strip()
+    assert len(changed) == (dense != rows["prediction"].str.strip()).sum() <= asked
+    paged = [row for row in changed if row["audit"]]
+    assert len(paged) == min(1, len(changed))
+    for row in paged:
+        page = folder / row["audit"]
+        assert "Content-Security-Policy" in page.read_text()
+        stamp = page.stat().st_mtime_ns
+        changed_answers(model, tokenizer, found, one, SETTINGS, folder)
+        assert page.stat().st_mtime_ns == stamp
+    json.dumps(changed, allow_nan=False)
+
+
+def test_answers_that_were_lost_come_first(measured, model, tokenizer, plan, selector, tmp_path):
+    _, found = measured
+    rows = found.answers.copy()
+    dense, sparse = rows["budget"] == "dense", rows["budget"] == "8x"
+    rows.loc[dense, "prediction"] = ["a", "b", "c", "d"]
+    rows.loc[dense, "score"] = [0.0, 1.0, 0.0, 1.0]
+    rows.loc[sparse, "prediction"] = ["a", "x", "y", "z"]
+    rows.loc[sparse, "score"] = [0.0, 1.0, 1.0, 0.0]
+    from dataclasses import replace
+
+    own = replace(found, answers=rows)
+    settings = replace(SETTINGS, audits=0)
+    one = methods(selector, SETTINGS)[-1]
+    changed = changed_answers(model, tokenizer, own, one, settings, tmp_path)
+    said = [(row["question"], row["dense_right"], row["sparse_right"]) for row in changed]
+    assert said == [("What is 3?", True, False), ("What is 2?", False, True),
+                    ("What is 1?", True, True)]  # fmt: skip
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_random_model_cannot_be_judged(tokenizer, plan, tmp_path):
+    torch.manual_seed(0)
+    config = AutoModelForCausalLM.from_pretrained(EMBEDDED).config
+    model = AutoModelForCausalLM.from_config(config).eval()
+    codes = choose_codes(model, tokenizer, plan, SETTINGS, tmp_path)
+    assert codes.origin == "calibrated"
+    found = measure(model, tokenizer, plan, codes.selector, SETTINGS, tmp_path, progress=False)
+    assert judge(found, plan, SETTINGS, WORTH).verdict == "cannot_be_judged"
+
+
+def test_random_characters_cannot_be_judged(model, tokenizer, selector, tmp_path):
+    rng = random.Random(0)
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789 "
+    noise = ["".join(rng.choices(letters, k=1200)) for _ in range(10)]
+    documents = tuple(SimpleNamespace(name=f"{n}.txt", text=t, kind="txt", sha256=t)
+                      for n, t in enumerate(noise))  # fmt: skip
+    own = make_plan(tokenizer, SimpleNamespace(documents=documents, skipped=()), [], SETTINGS)
+    found = measure(model, tokenizer, own, selector, SETTINGS, tmp_path, progress=False)
+    verdict = judge(found, own, SETTINGS, WORTH)
+    assert verdict.verdict == "cannot_be_judged" and not verdict.floors["text"].clear
+
+
+def test_shipped_codes_stay_where_they_find_enough(model, tokenizer, plan, tmp_path, monkeypatch):
+    shipped = EMBEDDED / "hash_weights"
+    monkeypatch.setattr("hashattn.pilot.codes._ENOUGH", 0.0)
+    kept = choose_codes(model, tokenizer, plan, SETTINGS, tmp_path, shipped)
+    assert (kept.origin, kept.before, kept.tokens) == ("shipped", None, 0)
+    assert 0 < kept.mass <= kept.of_exact < 1 and not list(tmp_path.iterdir())
+
+
+def test_codes_are_calibrated_where_shipped_ones_miss(
+    model, tokenizer, plan, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("hashattn.pilot.codes._ENOUGH", 2.0)
+    bad = EMBEDDED / "hash_variants"
+    worst = min(bad.iterdir(), key=lambda folder: folder.name != "signs")
+    codes = choose_codes(model, tokenizer, plan, SETTINGS, tmp_path, worst)
+    again = choose_codes(model, tokenizer, plan, SETTINGS, tmp_path, worst)
+    if codes.origin == "calibrated":
+        assert codes.mass > codes.before and codes.tokens > 0
+        assert len(list(tmp_path.glob("codes-*"))) == 1
+    assert codes.to_dict() == again.to_dict()
+    assert again.weights.sha256 == codes.weights.sha256
+
+
+def test_a_model_without_codes_gets_its_own(model, tokenizer, plan, tmp_path):
+    codes = choose_codes(model, tokenizer, plan, SETTINGS, tmp_path)
+    assert codes.origin == "calibrated" and codes.before is None
+    assert codes.mass > 0.8 * codes.of_exact
+    learned = "".join(context.text for context in plan.learning)
+    assert codes.tokens < len(tokenizer(learned)["input_ids"])  # the last context judges
+
+
+def test_too_little_text_for_codes_is_said(model, tokenizer, library, tmp_path):
+    few = SimpleNamespace(documents=library.documents[:2], skipped=())
+    small = make_plan(tokenizer, few, [], SETTINGS)
+    with pytest.raises(PlanError, match="too few to calibrate"):
+        choose_codes(model, tokenizer, small, SETTINGS, tmp_path)
+    kept = choose_codes(model, tokenizer, small, SETTINGS, tmp_path, EMBEDDED / "hash_weights")
+    assert (kept.origin, kept.mass) == ("shipped", None)
+
+
+def test_times_of_steps(model, selector):
+    every = [Method("dense"), Method("sparse", selector, Budget(density=0.25))]
+    times = step_times(model, list(range(300)), every)
+    assert (times["context"], times["steps"], len(times["budgets"])) == (300, 20, 1)
+    for ms in (times["dense_ms"], times["budgets"][0]["ms"]):
+        assert 0 < ms["low"] <= ms["median"] <= ms["high"]
+    ratio = times["dense_ms"]["median"] / times["budgets"][0]["ms"]["median"]
+    assert times["budgets"][0]["speedup"] == pytest.approx(ratio)
+
+
+def test_bytes_of_a_cached_token(model):
+    cache = model(torch.tensor([[1, 2, 3]]), use_cache=True).past_key_values
+    held = sum(x.numel() * x.element_size() for layer in cache.layers
+               for x in (layer.keys, layer.values))  # fmt: skip
+    assert kv_bytes(model) == held / 3
