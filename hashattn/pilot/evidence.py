@@ -13,7 +13,7 @@ from hashattn.evaluation.methods import Method
 from hashattn.evaluation.metrics import first_line
 from hashattn.evaluation.prompting import make_prompt
 from hashattn.models.identity import fingerprint
-from hashattn.pilot.measure import Measured
+from hashattn.pilot.measurements import Measured
 from hashattn.pilot.plan import Asked, protocol
 from hashattn.pilot.settings import PilotSettings
 from hashattn.trust.audit.listener import Audit

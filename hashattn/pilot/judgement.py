@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from hashattn.evaluation.statistics import Difference, paired_bootstrap
-from hashattn.pilot.measure import Measured
+from hashattn.pilot.measurements import Measured
 from hashattn.pilot.plan import QUESTIONS, QUOTES, Plan
 from hashattn.pilot.settings import PilotSettings
 
@@ -65,7 +65,7 @@ class Closeness:
     agreement: float
     perplexity_ratio: float
     same_tokens: float
-    new_tokens: float
+    new_tokens: int
     documents: int
     verdict: str
     more: int | None = None
@@ -199,10 +199,11 @@ def _quality(
     enough = len(rows) >= _LEAST and floors["text"] is not None and floors["text"].clear
     ratio = math.exp(min(50.0, (rows["nll"] - rows["dense_nll"]).mean()))
     more = _more(len(rows), limit - kl.difference, kl) if verdict == OPEN else None
+    means = {name: float(rows[name].mean()) for name in ("agreement", "same_tokens")}
     closeness = Closeness(
-        kl.difference, kl.low, kl.high, rows["agreement"].mean(), ratio,
-        rows["same_tokens"].mean(), rows["new_tokens"].mean(), len(rows),
-        verdict if enough else UNJUDGED, more if enough else None,
+        kl.difference, kl.low, kl.high, perplexity_ratio=ratio, **means,
+        new_tokens=int(rows["new_tokens"].max()), documents=len(rows),
+        verdict=verdict if enough else UNJUDGED, more=more if enough else None,
     )  # fmt: skip
     read, own = [rows], {QUESTIONS: None, QUOTES: None}
     if measured.asked:
@@ -227,7 +228,7 @@ def _answers(
     more = _more(len(known), found.difference - limit, found) if verdict == OPEN else None
     clear = floor is not None and floor.clear
     return Answers(
-        scores[1].mean(), scores[0].mean(), found.difference, found.low, found.high, len(known),
+        float(scores[1].mean()), float(scores[0].mean()), found.difference, found.low, found.high, len(known),
         same, verdict if clear else UNJUDGED, more if clear else None,
     )  # fmt: skip
 

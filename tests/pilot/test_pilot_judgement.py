@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from hashattn.pilot.judgement import judge
-from hashattn.pilot.measure import Measured, packed_bits
+from hashattn.pilot.measurements import Measured, packed_bits
 from hashattn.pilot.settings import PilotSettings
 
 SETTINGS = PilotSettings(budgets=(1 / 8, 1 / 16), texts=8)
@@ -24,7 +24,7 @@ def answers(scores, predictions=None):
     """Rows of answers: {density: scores}."""
     rows = []
     for density, own in scores.items():
-        said = predictions or [f"answer {n}" if score else "nothing" for n, score in enumerate(own)]
+        said = predictions or [f"answer {n:02d}" if score else "nothing" for n, score in enumerate(own)]
         rows += [
             {"budget": LABELS[density], "score": float(score), "prediction": text,
              "density": density or 1.0}
@@ -48,7 +48,7 @@ def fidelity(kl, dense_nll=1.0, count=8):
 
 def asked(count, known=True, contexts=10):
     return tuple(
-        SimpleNamespace(question=f"q{n}", answers=(f"answer {n}",) if known else (), lost=False,
+        SimpleNamespace(question=f"q{n}", answers=(f"answer {n:02d}",) if known else (), lost=False,
                         context=SimpleNamespace(text=f"context {n % contexts}"))
         for n in range(count)
     )  # fmt: skip

@@ -24,8 +24,9 @@ def tokenizer():
 def document(name, sentences=30, seed=0):
     rng = random.Random(f"{name} {seed}")
     text = "\n".join(
-        f"The {rng.choice(WORDS)} number {rng.randrange(1000)} of {name} needs "
-        f"the {rng.choice(WORDS)} that stands beside the {rng.choice(WORDS)} in hall {rng.randrange(90)} of the works."
+        f"The {rng.choice(WORDS)} number {rng.randrange(1000)} of {name} needs the "
+        f"{rng.choice(WORDS)} that stands beside the {rng.choice(WORDS)} in hall "
+        f"{rng.randrange(90)} of the works."
         for _ in range(sentences)
     )
     return SimpleNamespace(name=name, text=text, kind="txt", sha256=name)

@@ -16,7 +16,7 @@ from hashattn.pilot.codes import choose_codes
 from hashattn.pilot.evidence import changed_answers
 from hashattn.pilot.judgement import judge
 from hashattn.pilot.latency import step_times
-from hashattn.pilot.measure import measure, methods
+from hashattn.pilot.measurements import measure, methods
 from hashattn.pilot.outcome import kv_bytes
 from hashattn.pilot.plan import PlanError, make_plan
 from hashattn.pilot.settings import PilotSettings

@@ -75,7 +75,7 @@ def pilot_settings(profile: Profile, context: int, budgets: Sequence[float]) -> 
     if profile.name != "tiny":
         return own
     small = {"questions": 8, "quotes": 8, "texts": 5, "text_tokens": 16, "audits": 1}
-    return replace(own, context=min(context, 1024), **small)
+    return replace(own, context=min(context, 1152), **small)
 
 
 def path_of(name: str | None) -> Path | None:
