@@ -46,6 +46,9 @@ def test_the_steps_are_attention(embedded, lists, heads, monkeypatch):
     generator = torch.Generator().manual_seed(3)
     layer = machine._Layer(embedded, 200, 1.0, 64, lists, generator)
     query = layer.queries[1].float()
+    assert not torch.equal(layer.keys, layer.values)
+    # K and V of a token side by side
+    assert layer.values.data_ptr() - layer.keys.data_ptr() == 64 * 2
     keys, values = layer.keys.float(), layer.values.float()
     expected = scaled_dot_product_attention(query, keys, values, enable_gqa=True)
     for step in (layer.dense, layer.sparse):
@@ -58,12 +61,20 @@ def test_the_steps_are_attention(embedded, lists, heads, monkeypatch):
     assert read[0].shape[3] == 50
 
 
-def test_parts_are_interleaved_and_the_first_round_is_not_counted():
+def test_parts_are_interleaved_and_the_first_round_is_not_counted(monkeypatch):
     calls = []
     parts = {("dense", n): lambda number, n=n: calls.append((number, n)) for n in (1, 2)}
     timings = machine._timed(parts, 3, 4)
     assert calls == [(number, n) for number in (-1, 0, 1, 2) for n in (1, 2)]
     assert [timing.tokens for timing in timings] == [1, 2]
+    now = [0.0]  # a clock on which the first round takes 100 s, each that follows 1
+    monkeypatch.setattr(machine.time, "perf_counter", lambda: now[0])
+
+    def part(number):
+        now[0] += 100 if number < 0 else 1
+
+    (timing,) = machine._timed({("dense", 1): part}, 2, 4)
+    assert (timing.low, timing.seconds, timing.high) == (1, 1, 1)
 
 
 def test_a_line_through_medians():

@@ -72,6 +72,8 @@ def test_a_gain_that_the_host_may_use_up_is_marginal():
     other = values(quick.changes, "other_device")["device"]
     (device,) = (d for d in DEVICES.values() if d.label == other)
     assert preflight(LLAMA, workload, device).verdict == "worth"
+    faster = [d for d in DEVICES.values() if d.bandwidth > device.bandwidth]
+    assert faster and all(preflight(LLAMA, workload, d).verdict != "worth" for d in faster)
     known = preflight(LLAMA, workload, DEVICES["h100-80gb"], fixed_us=5)
     assert known.verdict == "worth" and "host_bound" not in keys(known.reasons)
     assert "fixed_cost_given" in keys(known.reasons)
