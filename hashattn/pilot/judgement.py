@@ -245,8 +245,8 @@ def _more(count: int, distance: float, found: Difference) -> int | None:
 def _recommend(
     floors: dict[str, Floor | None], quality: Sequence[Quality], preflight: Any, embedded: bool
 ) -> tuple[str, float | None, list[Reason]]:
-    gain = Reason(f"preflight_{preflight.verdict}",
-                  {"ceiling": preflight.ceiling, "share": preflight.share})  # fmt: skip
+    expected = {name: getattr(preflight, name) for name in ("ceiling", "share", "speedup")}
+    gain = Reason(f"preflight_{preflight.verdict}", expected)
     unclear = [_unclear(name, floor) for name, floor in floors.items() if floor and not floor.clear]
     if embedded:
         unclear.insert(0, Reason("model_is_embedded", {}))

@@ -14,7 +14,7 @@ from hashattn.pilot.settings import PilotSettings
 
 SETTINGS = PilotSettings(budgets=(1 / 8, 1 / 16), texts=8)
 LABELS = {None: "dense", 1 / 8: "8x", 1 / 16: "16x"}
-WORTH = SimpleNamespace(verdict="worth", ceiling=3.0, share=0.6)
+WORTH = SimpleNamespace(verdict="worth", ceiling=3.0, share=0.6, speedup=2.2)
 PLAN = SimpleNamespace(
     asked=(SimpleNamespace(lost=False),), divided=(), scored=(1, 2), calibration=(1,)
 )
@@ -155,10 +155,10 @@ def test_too_few_samples_decide_nothing():
 
 
 def test_nothing_to_gain_is_no_go_first():
-    nothing = SimpleNamespace(verdict="no", ceiling=1.02, share=0.02)
+    nothing = SimpleNamespace(verdict="no", ceiling=1.02, share=0.02, speedup=1.01)
     found = judge(measured(GOOD, GOOD, NONE), PLAN, SETTINGS, nothing)
     assert (found.verdict, keys(found)[0]) == ("no_go", "preflight_no")
-    assert found.reasons[0].values == {"ceiling": 1.02, "share": 0.02}
+    assert found.reasons[0].values == {"ceiling": 1.02, "share": 0.02, "speedup": 1.01}
 
 
 def test_the_embedded_model_proves_nothing():

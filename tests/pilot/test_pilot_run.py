@@ -25,7 +25,7 @@ from hashattn.selectors import HashSelector
 EMBEDDED = repository() / "data" / "embedded"
 SETTINGS = PilotSettings(context=512, budgets=(0.25, 0.125), texts=5, text_tokens=12,
                          answer_tokens=4, quotes=5, audits=1)  # fmt: skip
-WORTH = SimpleNamespace(verdict="worth", ceiling=3.0, share=0.6)
+WORTH = SimpleNamespace(verdict="worth", ceiling=3.0, share=0.6, speedup=2.2)
 
 
 @pytest.fixture(scope="module")

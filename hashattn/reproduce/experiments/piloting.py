@@ -52,12 +52,15 @@ def pilot_model(profile: Profile, name: str = AUTO) -> PilotModel:
     if name == AUTO:
         fetched = pretrained(_PRETRAINED).path.is_file() and profile.name != "tiny"
         name = PREFIX + _PRETRAINED if fetched else _EMBEDDED
+    if (repository() / name).resolve() == repository() / _EMBEDDED:
+        name = _EMBEDDED
     known = {load_profile(each).model: each for each in ("embedded", _PRETRAINED)}
     own = load_profile(known[name]) if name in known else replace(
         profile, model=name, hash_weights=None)  # fmt: skip
     model, tokenizer = load_model(own)
     note = {_EMBEDDED: "embedded", PREFIX + _PRETRAINED: "pretrained"}.get(name, "own")
-    return PilotModel(model, tokenizer, _shipped(own), note, name)
+    called = Path(name).name if (repository() / name).exists() else name
+    return PilotModel(model, tokenizer, _shipped(own), note, called)
 
 
 def _shipped(profile: Profile) -> Path | None:

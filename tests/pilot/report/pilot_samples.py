@@ -73,7 +73,7 @@ def go():
                 note("quality_open", budget=1 / 16, measure="quotes", difference=-0.03, low=-0.12,
                      count=64, more=150),
                 note("fidelity_kept", budget=1 / 16, kl=0.0042, agreement=0.958, documents=8),
-                note("preflight_worth", ceiling=2.07, share=0.517),
+                note("preflight_worth", ceiling=2.07, share=0.517, speedup=1.7),
                 note("contexts_cut", contexts=3, of=12, answers_lost=1),
             ],
         },
@@ -196,7 +196,7 @@ def no_go():
         "verdict": "no_go",
         "budget": None,
         "reasons": [
-            note("preflight_no", ceiling=1.04, share=0.036),
+            note("preflight_no", ceiling=1.04, share=0.036, speedup=1.02),
             note("quality_lost", budget=1 / 8, measure="questions", difference=-0.31, low=-0.46,
                  count=40),
             note("fidelity_open", budget=1 / 8, kl=0.05, kl_high=0.19, documents=8, more=None),

@@ -41,7 +41,7 @@ TEXTS = {
     "tile.memory": "Memory for the codes",
     "tile.memory.text": "on top of a KV cache of {kv:size} at {context:count} tokens. The cache "
     "does not shrink: less of it is read.",
-    "tile.cost": "GPU hours, predicted",
+    "tile.cost": "Device hours, predicted",
     "tile.cost.value": "{dense:ratio} → {sparse:ratio}",
     "tile.cost.text": "{period}, from full to sparse attention{money}. Arithmetic, not a "
     "measurement.",
@@ -274,10 +274,10 @@ TEXTS = {
     "cost.what": "What",
     "cost.full": "Full attention",
     "cost.sparse": "Sparse",
-    "cost.hours": "GPU hours",
+    "cost.hours": "Device hours",
     "cost.money": "Money ({currency})",
     "cost.given": "Given: {tokens:count} tokens a day for {days:count} days, {price} {currency} "
-    "for a GPU hour. Predicted by arithmetic, not measured: writing answers alone, without "
+    "for a device hour. Predicted by arithmetic, not measured: writing answers alone, without "
     "reading prompts and without idle time.",
     "cost.given_untold": "Predicted by arithmetic from the price and traffic that were given, not "
     "measured: writing answers alone, without reading prompts and without idle time.",
@@ -382,13 +382,15 @@ SENTENCES = {
     "{measure:name unit}, where {least:count} are needed.",
     "not_judged": "What reading less costs in {measure:name measure} cannot be judged: the model "
     "itself was not told from guessing there.",
-    "preflight_no": "Even with attention that took no time, this traffic would be at most "
-    "{ceiling:ratio} times as fast: keys and values are {share:percent} of what a step reads.",
-    "preflight_marginal": "At best this traffic would be {ceiling:ratio} times as fast: keys and "
-    "values are {share:percent} of what a step reads. That is a small gain.",
-    "preflight_worth": "There is something to gain: with attention that took no time, this "
-    "traffic would be {ceiling:ratio} times as fast (keys and values are {share:percent} of what "
-    "a step reads).",
+    "preflight_no": "There is too little to gain: the pre-flight expects this traffic to run at "
+    "{speedup:ratio} times its present speed. Even attention that took no time would give "
+    "{ceiling:ratio} times, as keys and values are {share:percent} of what a step reads.",
+    "preflight_marginal": "There is little to gain: the pre-flight expects this traffic to run at "
+    "{speedup:ratio} times its present speed (attention that took no time: {ceiling:ratio} times; "
+    "keys and values are {share:percent} of what a step reads).",
+    "preflight_worth": "There is something to gain: the pre-flight expects this traffic to run at "
+    "{speedup:ratio} times its present speed (attention that took no time: {ceiling:ratio} times; "
+    "keys and values are {share:percent} of what a step reads).",
     "contexts_cut": "{contexts:count} of {of:count} documents did not fit the model's context and "
     "were cut or read in parts; answers lost by that, which no method can find: "
     "{answers_lost:count}.",

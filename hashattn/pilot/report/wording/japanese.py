@@ -41,7 +41,7 @@ TEXTS = {
     "tile.memory": "コードに使うメモリー",
     "tile.memory.text": "{context:count} トークンで {kv:size} の KV キャッシュへの上乗せです。"
     "キャッシュ自体は小さくならず、読む量が減ります。",
-    "tile.cost": "GPU 時間（予測）",
+    "tile.cost": "装置時間（予測）",
     "tile.cost.value": "{dense:ratio} → {sparse:ratio}",
     "tile.cost.text": "{period}。左がフルアテンション、右がスパースアテンションです{money}。"
     "計算値であり、測定値ではありません。",
@@ -276,9 +276,9 @@ TEXTS = {
     "cost.what": "項目",
     "cost.full": "フルアテンション",
     "cost.sparse": "スパース",
-    "cost.hours": "GPU 時間",
+    "cost.hours": "装置時間",
     "cost.money": "費用（{currency}）",
-    "cost.given": "前提：1 日 {tokens:count} トークン、{days:count} 日、GPU 1 時間 {price} "
+    "cost.given": "前提：1 日 {tokens:count} トークン、{days:count} 日、装置 1 時間 {price} "
     "{currency}。計算による予測であり、測定値ではありません。回答を書く時間だけで、"
     "プロンプトの読み込みと待機時間は含みません。",
     "cost.given_untold": "与えられた料金と処理量からの計算による予測であり、測定値ではありません。"
@@ -383,13 +383,15 @@ SENTENCES = {
     "{measure:name unit}ですが、{least:count} 以上が必要です。",
     "not_judged": "読む量を減らすことによる{measure:name measure}への影響は判定不能です。"
     "そこではモデル自体を当て推量と区別できませんでした。",
-    "preflight_no": "アテンションの時間がゼロになっても、この処理は最大 {ceiling:ratio} "
-    "倍にしかなりません。1 ステップで読む量のうち、キーとバリューは {share:percent} です。",
-    "preflight_marginal": "この処理は最大でも {ceiling:ratio} 倍です。1 ステップで読む量のうち、"
-    "キーとバリューは {share:percent} です。効果はわずかです。",
-    "preflight_worth": "効果の余地があります。アテンションの時間がゼロになれば、この処理は "
-    "{ceiling:ratio} 倍速くなります（1 ステップで読む量のうち、キーとバリューは "
-    "{share:percent}）。",
+    "preflight_no": "得られる効果が小さすぎます。事前計算では、この処理の速さは現在の "
+    "{speedup:ratio} 倍です。アテンションの時間がゼロになっても {ceiling:ratio} 倍です（1 "
+    "ステップで読む量のうち、キーとバリューは {share:percent}）。",
+    "preflight_marginal": "効果はわずかです。事前計算では、この処理の速さは現在の "
+    "{speedup:ratio} 倍です（アテンションの時間がゼロなら {ceiling:ratio} 倍。1 "
+    "ステップで読む量のうち、キーとバリューは {share:percent}）。",
+    "preflight_worth": "効果の余地があります。事前計算では、この処理の速さは現在の "
+    "{speedup:ratio} 倍です（アテンションの時間がゼロなら {ceiling:ratio} 倍。1 "
+    "ステップで読む量のうち、キーとバリューは {share:percent}）。",
     "contexts_cut": "文書 {of:count} 件中 {contexts:count} 件はモデルの文脈に収まらず、"
     "切り詰めるか分けて読みました。それで {answers_lost:count} 件の答えが失われ、"
     "これはどの方式でも見つけられません。",
