@@ -2,7 +2,8 @@
 # They need python3 >= 3.11, make and a package index; everything lands in .venv and results/.
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup compile test reproduce bench gpu gate settle lab lint clean model pretrained store
+.PHONY: help setup compile test reproduce preflight pilot bench gpu gate settle lab lint clean model pretrained \
+	store
 
 # Set these on the command line, as in `make reproduce ENGINE=ray`: what the shell calls so does not count.
 PROFILE := embedded
@@ -60,6 +61,20 @@ test: compile ## every notebook under nbval, and the unit tests, by WORKERS proc
 
 reproduce: compile ## run the notebooks of PROFILE; figures, tables and report in results/PROFILE
 	$(PY) -m hashattn.reproduce --profile $(PROFILE)
+
+# $(call option,docs,DOCS): --docs with what the command line says of DOCS, nothing if it says nothing
+option = $(if $(filter command%,$(origin $(2))),--$(1) '$($(2))')
+
+preflight: $(READY) ## is a pilot worth it? MODEL=folder CONTEXT=128K [BATCH DEVICE BUDGET PRICE LANGUAGE]
+	@$(PY) -m hashattn.reproduce.preflight $(call option,model,MODEL) $(call option,context,CONTEXT) \
+		$(call option,batch,BATCH) $(call option,device,DEVICE) $(call option,budget,BUDGET) \
+		$(call option,requests-per-day,REQUESTS) $(call option,price,PRICE) $(call option,language,LANGUAGE)
+
+pilot: compile ## own documents, go or no go: DOCS=folder [QUESTIONS MODEL LANGUAGE]; results/pilot/report.html
+	@$(PY) -m hashattn.reproduce.pilot $(call option,docs,DOCS) $(call option,questions,QUESTIONS) \
+		$(call option,model,MODEL) $(call option,language,LANGUAGE) $(call option,context,CONTEXT) \
+		$(call option,budgets,BUDGETS) $(call option,device,DEVICE) $(call option,workload,WORKLOAD) \
+		$(call option,price,PRICE) $(call option,out,OUT)
 
 bench: compile ## CPU latency to 128K tokens and whole models (12 min); results/bench/cpu.json
 	$(PY) -m hashattn.reproduce.bench cpu

@@ -16,7 +16,17 @@ from imports import imports, module_name
 PACKAGE, KERNELS = packages()
 ROOT = PACKAGE.parent
 # from the ground up: a room imports its own modules and those of rooms before it
-ROOMS = ("base", "models", "hashing", "selectors", "attention", "evaluation", "trust", "reproduce")
+ROOMS = (
+    "base",
+    "models",
+    "hashing",
+    "selectors",
+    "attention",
+    "evaluation",
+    "trust",
+    "pilot",
+    "reproduce",
+)
 OUTSIDE = {"__init__", "kernels"}  # the names that users import, and the kernels' own
 
 
@@ -127,7 +137,7 @@ def test_importing_the_package_opens_no_room_above_attention():
     assert "attention" in everything and everything <= {*ROOMS[:5], "kernels"}
 
 
-PACKAGES = ("selectors", "hashing", "evaluation", "trust", "kernels", "reproduce")
+PACKAGES = ("selectors", "hashing", "evaluation", "trust", "pilot", "kernels", "reproduce")
 PUBLIC = ("hashattn", *(f"hashattn.{name}" for name in PACKAGES))
 
 

@@ -24,7 +24,7 @@ from hashattn.selectors.oracle import OracleSelector
 
 _BITS = 64  # of calibrated codes: their output error is that of twice as many learned ones
 _ENOUGH = 0.97  # shipped codes that find this share of what exact top-k finds are kept
-_CALIBRATE = 12  # contexts at most
+_CALIBRATE = 6  # contexts at most
 _EVERY = 8  # of a context's rows, how many are looked at: every eighth
 _JUDGED = 64  # of the last tokens of a context, every second row
 

@@ -27,7 +27,7 @@ from hashattn.reproduce.access import load_model
 from hashattn.reproduce.pretrained import PREFIX, pretrained
 from hashattn.reproduce.profiles import Profile, load_profile
 
-AUTO = "auto"
+_AUTO = "auto"
 _EMBEDDED, _PRETRAINED = "data/embedded", "smollm2"
 
 
@@ -43,13 +43,13 @@ class PilotModel:
     name: str
 
 
-def pilot_model(profile: Profile, name: str = AUTO) -> PilotModel:
+def pilot_model(profile: Profile, name: str = _AUTO) -> PilotModel:
     """The model of a pilot: a folder, a hub id, a GGUF file or "pretrained:<name>", as in profiles.
 
     "auto": SmolLM2 where `make pretrained` has fetched it, else the embedded model; the embedded
     one under the profile of tests, whatever is there. Raises AccessError as load_model does.
     """
-    if name == AUTO:
+    if name == _AUTO:
         fetched = pretrained(_PRETRAINED).path.is_file() and profile.name != "tiny"
         name = PREFIX + _PRETRAINED if fetched else _EMBEDDED
     if (repository() / name).resolve() == repository() / _EMBEDDED:
