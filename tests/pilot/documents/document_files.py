@@ -74,9 +74,11 @@ def paragraph(text, style="", listed=False):
     return f"<w:p><w:pPr>{properties}</w:pPr><w:r><w:t>{escape(text)}</w:t></w:r></w:p>"
 
 
-def xlsx(sheet, prolog=""):
-    """A workbook of one sheet, given as the XML inside <sheetData>."""
+def xlsx(sheet, prolog="", claims=""):
+    """A workbook of one sheet, given as the XML inside <sheetData>; claims: the cells it says that
+    it has."""
     main = "http://schemas.openxmlformats.org/spreadsheetml/2006/main"
+    dimension = f'<dimension ref="{claims}"/>' if claims else ""
     sheets = "application/vnd.openxmlformats-officedocument.spreadsheetml"
     return zipped({
         "[Content_Types].xml": TYPES.format(
@@ -87,8 +89,8 @@ def xlsx(sheet, prolog=""):
         "xl/_rels/workbook.xml.rels": relationships(("worksheet", "worksheets/sheet1.xml")),
         "xl/workbook.xml": f'<workbook xmlns="{main}" xmlns:r="{R}"><sheets>'
         '<sheet name="Prices" sheetId="1" r:id="r0"/></sheets></workbook>',
-        "xl/worksheets/sheet1.xml": f'{prolog}<worksheet xmlns="{main}"><sheetData>{sheet}'
-        "</sheetData></worksheet>",
+        "xl/worksheets/sheet1.xml": f'{prolog}<worksheet xmlns="{main}">{dimension}<sheetData>'
+        f"{sheet}</sheetData></worksheet>",
     })  # fmt: skip
 
 

@@ -179,6 +179,17 @@ def test_the_delimiter_is_found(read, content):
     assert text_of(read(a__csv=content)) == "a: 1,5; b: x\na: 2,5; b: y"
 
 
+def test_in_doubt_the_names_decide_and_not_the_comma(read):
+    assert text_of(read(a__csv="net, EUR;no\n1,5;7\n2,5;8\n")) == (
+        "net, EUR: 1,5; no: 7\nnet, EUR: 2,5; no: 8"
+    )
+
+
+def test_answers_with_bars_do_not_divide_a_row(read):
+    content = "question,answers\nq1,a|b\nq2,b|c\nq3,c|d\nq, 4,c|d\n"
+    assert text_of(read(a__csv=content)).startswith("question: q1; answers: a|b\n")
+
+
 def test_one_column_of_sentences_is_not_cut_at_commas(read):
     assert text_of(read(a__csv="remark\nno, thanks\nfine\n")) == "remark\nno, thanks\nfine"
 
@@ -191,6 +202,7 @@ def test_one_column_of_sentences_is_not_cut_at_commas(read):
         ([["a", "a"], ["1", "2"]], ["A: a; B: a", "A: 1; B: 2"]),
         ([["a", "", "c"], ["1", "2", "3", "4"]], ["a: 1; B: 2; c: 3; D: 4"]),
         ([["x"] * 1 + [""] * 27 + ["2"]], ["A: x; AC: 2"]),
+        ([["only", "names"], []], ["only | names"]),
         ([], []),
     ],
 )  # fmt: skip

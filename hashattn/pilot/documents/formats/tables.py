@@ -69,7 +69,11 @@ def table_lines(rows: Iterable[Sequence[str]]) -> Iterator[str]:
     lone = not names  # a list in one column has no names either, and needs no letters
     for row in above:
         yield from filter(None, row)
-    for row in filled:
+    first = next(filled, None)
+    if first is None:  # nothing under the names
+        yield from [" | ".join(filter(None, names))] if names else []
+        return
+    for row in itertools.chain([first], filled):
         cells = [(column, cell) for column, cell in enumerate(row) if cell]
         if lone and len(cells) == 1 and cells[0][0] == 0:
             yield cells[0][1]
