@@ -260,7 +260,8 @@ def test_the_wheel_installs_both_packages_and_no_kernels(source, tmp_path):
 
 
 def test_the_editable_install_points_at_the_source(source, tmp_path):
-    pip_install(["--prefix", tmp_path], "--editable", source)
+    # without --ignore-installed pip takes the installed package out of this interpreter
+    pip_install(["--prefix", tmp_path, "--ignore-installed"], "--editable", source)
     (site_packages,) = tmp_path.glob("lib/python*/site-packages")
     assert import_installed(site_packages, tmp_path) == [
         source / "hashattn" / "__init__.py",

@@ -35,11 +35,12 @@ class PilotCodes:
 
     mass: share of dense attention's weight on the tokens that they select, mean over layers, on
     calibration text that none of them saw; of_exact: that of the best possible selection; before:
-    of shipped codes that were replaced. origin: "shipped" or "calibrated"; tokens: calibrated on.
-    All masses are None where there was no calibration text.
+    of shipped codes that were replaced. origin: "shipped" or "calibrated"; tokens: calibrated on;
+    place: the folder that they are in. All masses are None where there was no calibration text.
     """
 
     weights: HashWeights
+    place: Path
     origin: str
     mass: float | None
     of_exact: float | None
@@ -82,18 +83,18 @@ def choose_codes(
                 "these documents are too few to calibrate codes on text that is not scored: give "
                 "a folder with more text (several contexts of it), or hash weights of this model"
             )
-        return PilotCodes(weights, "shipped", None, None, None, 0)
+        return PilotCodes(weights, Path(shipped), "shipped", None, None, None, 0)
     captured = _judged(model, judge)
     exact = _mass(captured, OracleSelector(), settings)
     own = None if weights is None else _mass(captured, HashSelector.as_trained(weights), settings)
     if own is not None and (own >= _ENOUGH * exact or not learn):
-        return PilotCodes(weights, "shipped", own, exact, None, 0)
+        return PilotCodes(weights, Path(shipped), "shipped", own, exact, None, 0)
     tokens = sum(map(len, learn))
-    calibrated = _calibrated(model, learn, Path(folder))
+    calibrated, place = _calibrated(model, learn, Path(folder))
     mass = _mass(captured, HashSelector.as_trained(calibrated), settings)
     if own is not None and own >= mass:
-        return PilotCodes(weights, "shipped", own, exact, None, 0)
-    return PilotCodes(calibrated, "calibrated", mass, exact, own, tokens)
+        return PilotCodes(weights, Path(shipped), "shipped", own, exact, None, 0)
+    return PilotCodes(calibrated, place, "calibrated", mass, exact, own, tokens)
 
 
 def _sequences(tokenizer: Any, plan: Plan) -> list[list[int]]:
@@ -120,17 +121,19 @@ def _mass(captured: Sequence[CapturedLayer], selector: Any, settings: PilotSetti
     return sum(row["mass"] for row in rows) / len(rows)
 
 
-def _calibrated(model: Any, sequences: Sequence[Sequence[int]], folder: Path) -> HashWeights:
+def _calibrated(
+    model: Any, sequences: Sequence[Sequence[int]], folder: Path
+) -> tuple[HashWeights, Path]:
     key = fingerprint([model_sha256(model), _BITS, _EVERY, [list(ids) for ids in sequences]])[:16]
     place = folder / f"codes-{key}"
     if (place / "made.json").is_file():
-        return HashWeights.load(place, model)
+        return HashWeights.load(place, model), place
     say(f"calibrating codes on {sum(map(len, sequences)):,} tokens of the documents")
     card = {"base_model": base_model_record(model)}
     weights = calibrate_transform(_captures(model, sequences), bits=_BITS, card=card)
     weights.save(place)
     write_json(place / "made.json", {"sequences": len(sequences), "key": key})
-    return weights
+    return weights, place
 
 
 def _captures(model: Any, sequences: Sequence[Sequence[int]]) -> Iterator[CapturedLayer]:

@@ -136,11 +136,32 @@ def judge(
     """
     floors = {"questions": None, "quotes": None, "text": _text_floor(measured)}
     name = QUESTIONS if plan.asked else QUOTES
-    if measured.asked:
-        floors[name] = _answer_floor(measured)
-    quality = tuple(_quality(measured, settings, d, name, floors) for d in settings.budgets)
+    known, left_out = _told_from_guessing(measured)
+    if known:
+        floors[name] = _answer_floor(measured, known)
+    quality = tuple(_quality(measured, settings, d, name, floors, known) for d in settings.budgets)
     verdict, budget, reasons = _recommend(floors, quality, preflight, embedded)
-    return Judgement(floors, quality, verdict, budget, (*reasons, *_remarks(plan, measured)))
+    return Judgement(floors, quality, verdict, budget, (*reasons, *left_out, *_remarks(plan)))
+
+
+def _told_from_guessing(measured: Measured) -> tuple[list[int], list[Reason]]:
+    """Numbers of the questions that answers are judged on: those whose answers are known, without
+    those in a language in which dense attention cannot be told from guessing, if it can in another;
+    and a remark on each language left out."""
+    known = [number for number, each in enumerate(measured.asked) if each.answers]
+    groups: dict[str, list[int]] = {}
+    for number in known:
+        groups.setdefault(measured.asked[number].record.language, []).append(number)
+    floors = {language: _answer_floor(measured, own) for language, own in groups.items()}
+    if not any(floor.clear for floor in floors.values()):
+        return known, []
+    kept = sorted(n for language, own in groups.items() if floors[language].clear for n in own)
+    return kept, [
+        Reason("language_left_out", {"language": language, "count": floor.count,
+                                     "dense": floor.dense, "guess": floor.guess})
+        for language, floor in floors.items()
+        if not floor.clear
+    ]  # fmt: skip
 
 
 def _text_floor(measured: Measured) -> Floor:
@@ -150,11 +171,8 @@ def _text_floor(measured: Measured) -> Floor:
     return _floor(model, measured.packed, paired_bootstrap(measured.packed, model))
 
 
-def _answer_floor(measured: Measured) -> Floor | None:
-    """Of the questions whose answers are known."""
-    known = [number for number, each in enumerate(measured.asked) if each.answers]
-    if not known:
-        return None
+def _answer_floor(measured: Measured, known: Sequence[int]) -> Floor:
+    """Of the questions `known`, whose answers are."""
     dense = measured.rows(measured.answers, None)
     scores = dense["score"].to_numpy()[known]
     guesses = np.maximum(measured.rows(measured.guesses, None)["score"].to_numpy()[known],
@@ -190,7 +208,7 @@ def _floor(dense: Sequence[float], guess: Sequence[float], difference: Differenc
 
 def _quality(
     measured: Measured, settings: PilotSettings, density: float, name: str,
-    floors: dict[str, Floor | None],
+    floors: dict[str, Floor | None], known: Sequence[int],
 ) -> Quality:  # fmt: skip
     rows = measured.rows(measured.fidelity, density)
     kl = paired_bootstrap(rows["kl"], np.zeros(len(rows)))
@@ -207,29 +225,31 @@ def _quality(
     )  # fmt: skip
     read, own = [rows], {QUESTIONS: None, QUOTES: None}
     if measured.asked:
-        own[name] = _answers(measured, settings, density, floors[name])
+        own[name] = _answers(measured, settings, density, floors[name], known)
         read.append(measured.rows(measured.answers, density))
     counted = float(np.concatenate([part["density"].to_numpy() for part in read]).mean())
     return Quality(density, counted, own[QUESTIONS], own[QUOTES], closeness)
 
 
 def _answers(
-    measured: Measured, settings: PilotSettings, density: float, floor: Floor | None
-) -> Answers:
+    measured: Measured, settings: PilotSettings, density: float, floor: Floor | None,
+    known: Sequence[int],
+) -> Answers:  # fmt: skip
     dense, sparse = (measured.rows(measured.answers, d) for d in (None, density))
-    same = float(np.mean(dense["prediction"].str.strip() == sparse["prediction"].str.strip()))
-    known = [number for number, each in enumerate(measured.asked) if each.answers]
+    same = dense["prediction"].str.strip() == sparse["prediction"].str.strip()
     if not known:
-        return Answers(None, None, None, None, None, len(dense), same, UNJUDGED)
+        return Answers(None, None, None, None, None, len(dense), float(same.mean()), UNJUDGED)
+    same = float(same.to_numpy()[known].mean())
     scores = [rows["score"].to_numpy()[known] for rows in (sparse, dense)]
     found = paired_bootstrap(*scores, groups=_contexts(measured, known))
     limit = -settings.tolerance
     verdict = KEPT if found.low >= limit else LOST if found.high < limit else OPEN
     more = _more(len(known), found.difference - limit, found) if verdict == OPEN else None
     clear = floor is not None and floor.clear
+    sparse_mean, dense_mean = (float(own.mean()) for own in scores)
     return Answers(
-        float(scores[1].mean()), float(scores[0].mean()), found.difference, found.low, found.high, len(known),
-        same, verdict if clear else UNJUDGED, more if clear else None,
+        dense_mean, sparse_mean, found.difference, found.low, found.high, len(known), same,
+        verdict if clear else UNJUDGED, more if clear else None,
     )  # fmt: skip
 
 
@@ -285,7 +305,7 @@ def _measures(quality: Quality) -> list[Reason]:
     return reasons
 
 
-def _remarks(plan: Plan, measured: Measured) -> list[Reason]:
+def _remarks(plan: Plan) -> list[Reason]:
     cut = cut_contexts(plan)
     return [Reason("contexts_cut", cut)] if cut["contexts"] else []
 

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from hashattn.attention.budget import Budget
-from hashattn.evaluation.fidelity import document, fidelity_protocol
+from hashattn.evaluation.fidelity import document
 from hashattn.evaluation.methods import Method
 from hashattn.evaluation.runner import evaluate
 from hashattn.pilot.plan import Asked, Plan, protocol, without_document
+from hashattn.pilot.reading import SETUP, reading_protocol
 from hashattn.pilot.settings import PilotSettings
-from hashattn.selectors.base import Selector
-
-DENSE, SPARSE = "dense", "sparse"
-_SETUP = ("B",)  # the question sparse as well: what holds where many are asked over one prefill
 
 
 @dataclass(frozen=True)
@@ -45,41 +42,33 @@ class Measured:
         return frame[frame["budget"] == self.labels[density]].reset_index(drop=True)
 
 
-def methods(selector: Selector, settings: PilotSettings) -> list[Method]:
-    """Dense attention, and the selector at every budget."""
-    budgets = [Budget(settings.sink, settings.local, density=d) for d in settings.budgets]
-    return [Method(DENSE)] + [Method(SPARSE, selector, budget) for budget in budgets]
-
-
 def measure(
-    model: Any, tokenizer: Any, plan: Plan, selector: Selector, settings: PilotSettings,
+    model: Any, tokenizer: Any, plan: Plan, tried: Sequence[Method], settings: PilotSettings,
     folder: str | Path, progress: bool = True,
 ) -> Measured:  # fmt: skip
-    """Everything that the verdict rests on; results are kept in `folder` and found again, so that
-    an interrupted pilot repeats one answer at most. Raises as evaluate does."""
+    """Everything that the verdict rests on, by dense attention and at every budget (`tried`, as
+    reading.methods makes them). Results are kept in `folder` and found again, so that an
+    interrupted pilot repeats one answer at most. Raises as evaluate does."""
     folder = Path(folder)
     log = folder / "answers.jsonl"
     asked = plan.asked if plan.asked else plan.quotes
-    every, own = methods(selector, settings), protocol(tokenizer, settings)
+    own = protocol(tokenizer, settings)
     empty = pd.DataFrame()
     answers, guesses = empty, empty
     if asked:
         records = [each.record for each in asked]
-        answers = evaluate(model, tokenizer, records, every, own, log, progress, setups=_SETUP)
+        answers = evaluate(model, tokenizer, records, tried, own, log, progress, setups=SETUP)
         nothing = [without_document(record) for record in records]
-        guesses = evaluate(model, tokenizer, nothing, every[:1], own, log, progress, setups=_SETUP)
-    read = fidelity_protocol(
-        settings.text_tokens, max(1, settings.text_tokens // 2), sink=settings.sink,
-        local=settings.local, seed=settings.seed,
-    )  # fmt: skip
+        guesses = evaluate(model, tokenizer, nothing, tried[:1], own, log, progress, setups=SETUP)
+    read = reading_protocol(settings, settings.text_tokens // 2)
     texts = [context.text for context in plan.contexts[: settings.texts]]
     documents = [document(text, "texts", str(number)) for number, text in enumerate(texts)]
-    fidelity = evaluate(model, tokenizer, documents, every, read, folder / "fidelity.jsonl",
-                        progress, setups=_SETUP)  # fmt: skip
+    fidelity = evaluate(model, tokenizer, documents, tried, read, folder / "fidelity.jsonl",
+                        progress, setups=SETUP)  # fmt: skip
     tails = [_tail(tokenizer, text, settings.text_tokens) for text in texts]
     packed = tuple(packed_bits(*tail) for tail in tails)
     densities = [None, *settings.budgets]
-    labels = {d: m.budget_label for d, m in zip(densities, every, strict=True)}
+    labels = {d: m.budget_label for d, m in zip(densities, tried, strict=True)}
     return Measured(tuple(asked), answers, guesses, fidelity, labels, packed,
                     tuple(len(after) for _, after in tails))  # fmt: skip
 

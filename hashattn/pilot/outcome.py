@@ -8,6 +8,8 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from hashattn.base.environment import machine
+from hashattn.base.repository import repository
+from hashattn.evaluation.methods import Method
 from hashattn.models.identity import code_version, model_sha256
 from hashattn.pilot.codes import PilotCodes
 from hashattn.pilot.judgement import FALLBACK, GO, Judgement, cut_contexts
@@ -24,15 +26,15 @@ FORMAT = 1
 
 def pilot_result(
     model: Any, library: Library, plan: Plan, codes: PilotCodes, judgement: Judgement,
-    preflight: Preflight, settings: PilotSettings, *, latency: dict[str, Any] | None,
-    changed: Sequence[dict[str, Any]], title: str, language: str, note: str, name: str,
-    command: str, seconds: float,
+    preflight: Preflight, settings: PilotSettings, *, tried: Sequence[Method],
+    latency: dict[str, Any] | None, changed: Sequence[dict[str, Any]], title: str, language: str,
+    note: str, name: str, command: str, seconds: float,
 ) -> dict[str, Any]:  # fmt: skip
     """All that report.save_report writes, plain JSON values.
 
-    note: what the model is ("embedded", "pretrained" or "own"), name: what it is called; command:
-    how to run the pilot again; seconds: it took. Whether privacy.nothing_leaves watches over it is
-    looked up now.
+    tried: what was measured (reading.methods). note: what the model is ("embedded", "pretrained" or
+    "own"), name: what it is called; command: how to run the pilot again; seconds: it took. Whether
+    privacy.nothing_leaves watches over it is looked up now.
     """
     context = latency["context"] if latency else settings.context
     codes_made = codes.to_dict()
@@ -63,8 +65,26 @@ def pilot_result(
                    "kv_bytes": keys * context, "code_bytes": values * context},
         "changed": list(changed),
         "monitor": _monitor(judgement, codes),
+        "use": _use(judgement, codes, tried),
         "private": {"sockets_denied": is_guarded(), "offline": True},
     }  # fmt: skip
+
+
+def _use(judgement: Judgement, codes: PilotCodes, tried: Sequence[Method]) -> str | None:
+    """Code that reads as recommended, None where nothing is."""
+    method = next((m for m in tried[1:] if m.budget.density == judgement.budget), None)
+    if method is None:
+        return None
+    drawn = f", sampled={method.budget.sampled:g}" if method.budget.sampled else ""
+    ours = codes.place.is_relative_to(repository())
+    place = codes.place.relative_to(repository()).as_posix() if ours else codes.place.name
+    return (
+        f'weights = HashWeights.load("{place}", model)\n'
+        f"budget = Budget(density=1 / {1 / judgement.budget:g}{drawn})\n"
+        "with attach(model, HashSelector.as_trained(weights), budget) as run:\n"
+        "    model.generate(**inputs)\n"
+        "print(run.receipt.summary())"
+    )
 
 
 def kv_bytes(model: Any) -> int:

@@ -31,9 +31,9 @@ class PilotSettings:
     budgets: tuple[float, ...] = (1 / 8, 1 / 16, 1 / 32)
     questions: int = 40
     quotes: int = 24
-    texts: int = 8
-    answer_tokens: int = 20
-    text_tokens: int = 64
+    texts: int = 6
+    answer_tokens: int = 16
+    text_tokens: int = 48
     tolerance: float = 0.05
     kl_limit: float = 0.05
     audits: int = 4

@@ -24,7 +24,8 @@ def answers(scores, predictions=None):
     """Rows of answers: {density: scores}."""
     rows = []
     for density, own in scores.items():
-        said = predictions or [f"answer {n:02d}" if score else "nothing" for n, score in enumerate(own)]
+        right = [f"answer {n:02d}" for n in range(len(own))]
+        said = predictions or [r if s else "nothing" for r, s in zip(right, own, strict=True)]
         rows += [
             {"budget": LABELS[density], "score": float(score), "prediction": text,
              "density": density or 1.0}
@@ -46,9 +47,10 @@ def fidelity(kl, dense_nll=1.0, count=8):
     return pd.DataFrame(rows)
 
 
-def asked(count, known=True, contexts=10):
+def asked(count, known=True, contexts=10, language=lambda n: "en"):
     return tuple(
-        SimpleNamespace(question=f"q{n}", answers=(f"answer {n:02d}",) if known else (), lost=False,
+        SimpleNamespace(record=SimpleNamespace(language=language(n)), question=f"q{n}", lost=False,
+                        answers=(f"answer {n:02d}",) if known else (),
                         context=SimpleNamespace(text=f"context {n % contexts}"))
         for n in range(count)
     )  # fmt: skip
@@ -125,6 +127,18 @@ def test_dense_that_cannot_be_told_from_guessing_decides():
 def test_a_model_that_answers_nothing_is_not_called_equal():
     found = judge(measured(NONE, NONE, NONE), PLAN, SETTINGS, WORTH)
     assert found.verdict == "cannot_be_judged" and "quality_kept" not in keys(found)
+
+
+def test_a_language_that_the_model_cannot_do_is_left_out_and_said():
+    """20 of 40 questions in Japanese, all answered wrongly: they would hide half of every loss."""
+    dense, sparse = [1, 1, 1, 0, 1] * 4 + [0] * 20, [1, 0, 0, 0, 1] * 4 + [0] * 20
+    both = measured(dense, sparse, NONE)
+    ours = asked(40, language=lambda n: "en" if n < 20 else "ja")
+    found = judge(replace(both, asked=ours), PLAN, SETTINGS, WORTH)
+    part, floor = found.quality[0].questions, found.floors["questions"]
+    assert (part.count, part.dense, part.sparse, floor.count) == (20, 0.8, 0.4, 20)
+    (left,) = (reason for reason in found.reasons if reason.key == "language_left_out")
+    assert left.values == {"language": "ja", "count": 20, "dense": 0.0, "guess": 0.0}
 
 
 def test_answers_that_fit_every_question_are_guesses():

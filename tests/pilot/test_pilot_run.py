@@ -4,6 +4,7 @@ import json
 import random
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -16,9 +17,10 @@ from hashattn.pilot.codes import choose_codes
 from hashattn.pilot.evidence import changed_answers
 from hashattn.pilot.judgement import judge
 from hashattn.pilot.latency import step_times
-from hashattn.pilot.measurements import measure, methods
+from hashattn.pilot.measurements import measure
 from hashattn.pilot.outcome import kv_bytes
 from hashattn.pilot.plan import PlanError, make_plan
+from hashattn.pilot.reading import choose_reading, methods
 from hashattn.pilot.settings import PilotSettings
 from hashattn.selectors import HashSelector
 
@@ -62,7 +64,9 @@ def selector(model):
 @pytest.fixture(scope="module")
 def measured(model, tokenizer, plan, selector, tmp_path_factory):
     folder = tmp_path_factory.mktemp("pilot")
-    return folder, measure(model, tokenizer, plan, selector, SETTINGS, folder, progress=False)
+    return folder, measure(
+        model, tokenizer, plan, methods(selector, SETTINGS), SETTINGS, folder, progress=False
+    )
 
 
 def test_rows_keep_the_order_of_questions_and_contexts(measured, plan):
@@ -80,7 +84,9 @@ def test_rows_keep_the_order_of_questions_and_contexts(measured, plan):
 def test_a_second_run_measures_nothing(measured, model, tokenizer, plan, selector):
     folder, first = measured
     sizes = {path.name: path.stat().st_size for path in folder.glob("*.jsonl")}
-    again = measure(model, tokenizer, plan, selector, SETTINGS, folder, progress=False)
+    again = measure(
+        model, tokenizer, plan, methods(selector, SETTINGS), SETTINGS, folder, progress=False
+    )
     assert again.answers.attrs["reused"] == len(again.answers)
     assert {path.name: path.stat().st_size for path in folder.glob("*.jsonl")} == sizes
     assert again.answers["prediction"].tolist() == first.answers["prediction"].tolist()
@@ -132,7 +138,15 @@ def test_a_random_model_cannot_be_judged(tokenizer, plan, tmp_path):
     model = AutoModelForCausalLM.from_config(config).eval()
     codes = choose_codes(model, tokenizer, plan, SETTINGS, tmp_path)
     assert codes.origin == "calibrated"
-    found = measure(model, tokenizer, plan, codes.selector, SETTINGS, tmp_path, progress=False)
+    found = measure(
+        model,
+        tokenizer,
+        plan,
+        methods(codes.selector, SETTINGS),
+        SETTINGS,
+        tmp_path,
+        progress=False,
+    )
     assert judge(found, plan, SETTINGS, WORTH).verdict == "cannot_be_judged"
 
 
@@ -143,7 +157,9 @@ def test_random_characters_cannot_be_judged(model, tokenizer, selector, tmp_path
     documents = tuple(SimpleNamespace(name=f"{n}.txt", text=t, kind="txt", sha256=t)
                       for n, t in enumerate(noise))  # fmt: skip
     own = make_plan(tokenizer, SimpleNamespace(documents=documents, skipped=()), [], SETTINGS)
-    found = measure(model, tokenizer, own, selector, SETTINGS, tmp_path, progress=False)
+    found = measure(
+        model, tokenizer, own, methods(selector, SETTINGS), SETTINGS, tmp_path, progress=False
+    )
     verdict = judge(found, own, SETTINGS, WORTH)
     assert verdict.verdict == "cannot_be_judged" and not verdict.floors["text"].clear
 
@@ -186,6 +202,28 @@ def test_too_little_text_for_codes_is_said(model, tokenizer, library, tmp_path):
         choose_codes(model, tokenizer, small, SETTINGS, tmp_path)
     kept = choose_codes(model, tokenizer, small, SETTINGS, tmp_path, EMBEDDED / "hash_weights")
     assert (kept.origin, kept.mass) == ("shipped", None)
+
+
+def test_the_reading_is_what_is_closer_to_dense_on_calibration_text(
+    model, tokenizer, plan, selector, tmp_path
+):
+    chosen = choose_reading(model, tokenizer, plan, selector, SETTINGS, tmp_path, progress=False)
+    rows = [json.loads(line) for line in (tmp_path / "reading.jsonl").read_text().splitlines()]
+    assert {row["dataset"] for row in rows} == {"reading"}
+    for budget, share in zip(("4x", "8x"), chosen, strict=True):
+        kl = {name: np.mean([row["kl"] for row in rows
+                             if (row["budget"], row["method"]) == (budget, name)])
+              for name in ("ranked", "sampled")}  # fmt: skip
+        assert share == (0.5 if kl["sampled"] < kl["ranked"] else 0.0)
+    tried = methods(selector, SETTINGS, chosen)
+    assert [method.budget.sampled for method in tried[1:]] == list(chosen)
+
+
+def test_without_calibration_text_tokens_are_ranked(model, tokenizer, library, selector, tmp_path):
+    few = SimpleNamespace(documents=library.documents[:2], skipped=())
+    small = make_plan(tokenizer, few, [], SETTINGS)
+    shares = choose_reading(model, tokenizer, small, selector, SETTINGS, tmp_path)
+    assert shares == (0.0, 0.0) and not list(tmp_path.iterdir())
 
 
 def test_times_of_steps(model, selector):

@@ -64,6 +64,8 @@ def reproduce_section(result: dict[str, Any], words: Words) -> Section:
         Paragraph(words("reproduce.again")),
         Code(again),
     ]
+    if use := result.get("use"):
+        blocks += [Paragraph(words("reproduce.use")), Code(short(use, 2000))]
     if rows:
         head = (words("reproduce.name"), words("reproduce.value"))
         blocks.append(Table(words("reproduce.settings"), head, rows))

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from hashattn.base.repository import repository
+from hashattn.evaluation.methods import Method
 from hashattn.evaluation.tables import POINTS
 from hashattn.pilot.capacity.devices import THIS_MACHINE, device_named
 from hashattn.pilot.capacity.machine import Measurement, MeasurementError, measure
@@ -107,6 +108,13 @@ def about_codes(codes: PilotCodes) -> str:
     text += f"; on the company's text they find {codes.mass:.3f} of dense attention's weight"
     text += f", exact top-k {codes.of_exact:.3f}"
     return text + (f", the shipped ones {codes.before:.3f}" if codes.before is not None else "")
+
+
+def about_reading(tried: Sequence[Method]) -> str:
+    """How every budget is read."""
+    ways = [f"1/{1 / method.budget.density:g} {'half drawn' if method.budget.sampled else 'ranked'}"
+            for method in tried[1:]]  # fmt: skip
+    return f"read: {', '.join(ways)}"
 
 
 def judge_workload(

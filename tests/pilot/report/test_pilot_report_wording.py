@@ -29,6 +29,7 @@ EMITTED = {
     "preflight_marginal": {"ceiling": 1.2, "share": 0.17, "speedup": 1.1},
     "preflight_worth": {"ceiling": 2.07, "share": 0.52, "speedup": 1.1},
     "contexts_cut": {"contexts": 3, "of": 12, "answers_lost": 1},
+    "language_left_out": {"language": "ja", "count": 16, "dense": 0.0, "guess": 0.0},
     "model_is_embedded": {},
     "slower_here": {"speedup": 0.8, "context": 4096},
     "faster_here": {"speedup": 1.3, "context": 4096},

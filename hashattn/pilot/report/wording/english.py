@@ -30,6 +30,8 @@ TEXTS = {
     "next.title": "What to do next",
     "tile.quality": "Quality against full attention",
     "tile.quality.value": "{difference:points} points",
+    "language.en": "in English",
+    "language.ja": "in Japanese",
     "tile.quality.text": "At {budget:budget}: {measure:name measure}, from {low:points} to "
     "{high:points} points of 100 ({count:count} {measure:name unit}): {found}.",
     "tile.fidelity.value": "{agreement:percent}",
@@ -299,6 +301,8 @@ TEXTS = {
     "reproduce.intro": "This command, with the same files, version and model, repeats the pilot. "
     "Numbers in full are in pilot.json.",
     "reproduce.again": "This report in Japanese, from the same numbers:",
+    "reproduce.use": "What was recommended, in your own code (codes that did not come with the "
+    "model are in the folder of this report):",
     "reproduce.settings": "Settings",
     "reproduce.facts": "Versions and machine",
     "reproduce.name": "Name",
@@ -391,6 +395,9 @@ SENTENCES = {
     "preflight_worth": "There is something to gain: the pre-flight expects this traffic to run at "
     "{speedup:ratio} times its present speed (attention that took no time: {ceiling:ratio} times; "
     "keys and values are {share:percent} of what a step reads).",
+    "language_left_out": "{count:count} questions ({language:name language}) are left out of the "
+    "verdict: the model itself was not told from guessing there ({dense:score} points of 100, "
+    "guessing {guess:score}).",
     "contexts_cut": "{contexts:count} of {of:count} documents did not fit the model's context and "
     "were cut or read in parts; answers lost by that, which no method can find: "
     "{answers_lost:count}.",

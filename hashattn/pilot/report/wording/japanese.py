@@ -30,6 +30,8 @@ TEXTS = {
     "next.title": "次にすること",
     "tile.quality": "フルアテンションと比べた品質",
     "tile.quality.value": "{difference:points} 点",
+    "language.en": "英語",
+    "language.ja": "日本語",
     "tile.quality.text": "{budget:budget}を読む場合：{measure:name measure}、100 点満点で "
     "{low:points} 点から {high:points} 点（{count:count} {measure:name unit}）。{found}。",
     "tile.fidelity.value": "{agreement:percent}",
@@ -301,6 +303,8 @@ TEXTS = {
     "reproduce.intro": "同じファイル、版、モデルでこのコマンドを実行すると、"
     "パイロットを再現できます。丸めていない数値は pilot.json にあります。",
     "reproduce.again": "同じ数値から英語の報告書を作るには：",
+    "reproduce.use": "推奨した設定を自分のコードで使う方法（モデル付属でないコードは、"
+    "このレポートのフォルダーにあります）：",
     "reproduce.settings": "設定",
     "reproduce.facts": "版と機械",
     "reproduce.name": "名前",
@@ -392,6 +396,9 @@ SENTENCES = {
     "preflight_worth": "効果の余地があります。事前計算では、この処理の速さは現在の "
     "{speedup:ratio} 倍です（アテンションの時間がゼロなら {ceiling:ratio} 倍。1 "
     "ステップで読む量のうち、キーとバリューは {share:percent}）。",
+    "language_left_out": "{count:count} 件の質問（{language:name language}）は判定から外しました。"
+    "すべてを読んでも、モデルの答えは当て推量と区別できません（100 点中 {dense:score} 点、"
+    "当て推量 {guess:score} 点）。",
     "contexts_cut": "文書 {of:count} 件中 {contexts:count} 件はモデルの文脈に収まらず、"
     "切り詰めるか分けて読みました。それで {answers_lost:count} 件の答えが失われ、"
     "これはどの方式でも見つけられません。",
