@@ -94,13 +94,13 @@ def _tokens(tokenizer: Any, name: str, text: str) -> int:
 
 
 def pack(parts: Iterable[Part], room: int) -> list[Context]:
-    """Parts in contexts of at most `room` tokens: each in the first that has room for it."""
+    """Parts in contexts of at most `room` tokens, in their order: what stands together in a folder
+    is read together."""
     contexts: list[Context] = []
     for part in parts:
-        fits = next((c for c in contexts if c.tokens + part.tokens <= room), None)
-        if fits is None:
-            contexts.append(fits := Context())
-        fits.parts.append(part)
+        if not contexts or contexts[-1].tokens + part.tokens > room:
+            contexts.append(Context())
+        contexts[-1].parts.append(part)
     return contexts
 
 

@@ -32,7 +32,7 @@ class PilotSettings:
     questions: int = 40
     quotes: int = 24
     texts: int = 6
-    answer_tokens: int = 16
+    answer_tokens: int = 20
     text_tokens: int = 48
     tolerance: float = 0.05
     kl_limit: float = 0.05

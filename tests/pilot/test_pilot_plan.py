@@ -66,10 +66,11 @@ def test_text_without_content_makes_no_part(tokenizer):
     assert split_document(tokenizer, "a.txt", " \n\t\n", 100) == []
 
 
-def test_packing_is_first_fit():
-    sizes = [60, 50, 40, 30, 5]
+def test_neighbours_are_packed_together():
+    sizes = [60, 40, 50, 30, 120, 5]
     contexts = pack([Part(str(n), "", 0, size) for n, size in enumerate(sizes)], 100)
-    assert [[part.name for part in c.parts] for c in contexts] == [["0", "2"], ["1", "3", "4"]]
+    assert [[part.name for part in c.parts] for c in contexts] == [
+        ["0", "1"], ["2", "3"], ["4"], ["5"]]  # fmt: skip
 
 
 def test_contexts_know_where_their_documents_stand(tokenizer):
