@@ -74,7 +74,7 @@ pilot: compile ## own documents, go or no go: DOCS=folder [QUESTIONS MODEL LANGU
 	@$(PY) -m hashattn.reproduce.pilot $(call option,docs,DOCS) $(call option,questions,QUESTIONS) \
 		$(call option,model,MODEL) $(call option,language,LANGUAGE) $(call option,context,CONTEXT) \
 		$(call option,budgets,BUDGETS) $(call option,device,DEVICE) $(call option,workload,WORKLOAD) \
-		$(call option,price,PRICE) $(call option,out,OUT)
+		$(call option,price,PRICE) $(call option,samples,SAMPLES) $(call option,out,OUT)
 
 bench: compile ## CPU latency to 128K tokens and whole models (12 min); results/bench/cpu.json
 	$(PY) -m hashattn.reproduce.bench cpu

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import string
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 
@@ -133,11 +134,29 @@ def string_match_part(
     return _best(answers, lambda answer: float(answer.lower() in prediction.lower()))
 
 
+def holds_answer(
+    prediction: str, answers: Sequence[str], all_classes: Sequence[str] | None = None
+) -> float:
+    """1.0 if any answer occurs as whole words ("7" does not in "1975"), else 0.0. Case, spacing and
+    width (Unicode NFKC) are ignored."""
+    text = _plain(prediction)
+    return _best(answers, lambda answer: float(_occurs(_plain(answer), text)))
+
+
+def _occurs(answer: str, text: str) -> bool:
+    words = rf"(?<![0-9a-z]){re.escape(answer)}(?![0-9a-z])"
+    return bool(answer) and re.search(words, text) is not None
+
+
+def _plain(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
 METRICS: dict[str, Metric] = {
     metric.__name__: metric
     for metric in (
         exact_match, qa_f1, qa_f1_zh, rouge_l, rouge_zh, classification, retrieval, retrieval_zh,
-        count, code_sim, code_sim_levenshtein, string_match_all, string_match_part,
+        count, code_sim, code_sim_levenshtein, string_match_all, string_match_part, holds_answer,
     )
 }  # fmt: skip
 

@@ -6,14 +6,13 @@ whether the answer went with them.
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from hashattn.base.checks import require
 from hashattn.base.errors import HashAttnError
+from hashattn.evaluation.metrics import holds_answer
 from hashattn.evaluation.protocol import Protocol
 from hashattn.evaluation.records import Record
 from hashattn.models.families import max_positions
@@ -180,22 +179,9 @@ def _cut(
     return Cut(
         uncut_tokens=len(tokens),
         cut_tokens=len(tokens) - sum(map(len, parts)),
-        answer_in_context=_holds_answer(record.context, record),
-        answer_kept=any(_holds_answer(text, record) for text in (*before, last)),
+        answer_in_context=bool(holds_answer(record.context, record.answers)),
+        answer_kept=any(holds_answer(text, record.answers) for text in (*before, last)),
     )
-
-
-def _holds_answer(text: str, record: Record) -> bool:
-    """Whether an accepted answer occurs in a text as whole words: "7" does not in "1975"."""
-    text = _plain(text)
-    answers = filter(None, map(_plain, record.answers))
-    return any(
-        re.search(rf"(?<![0-9a-z]){re.escape(answer)}(?![0-9a-z])", text) for answer in answers
-    )
-
-
-def _plain(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def _chat(tokenizer: Any, prompt: str) -> str:

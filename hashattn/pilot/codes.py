@@ -16,7 +16,7 @@ from hashattn.evaluation.measures.selection import selection_metrics
 from hashattn.hashing.capture import CapturedLayer, capture
 from hashattn.hashing.transform import calibrate_transform
 from hashattn.hashing.weights import HashWeights
-from hashattn.models.identity import base_model_record, fingerprint, model_sha256
+from hashattn.models.identity import base_model_record, code_version, fingerprint, model_sha256
 from hashattn.pilot.plan import Plan, PlanError
 from hashattn.pilot.settings import PilotSettings
 from hashattn.selectors.hash import HashSelector
@@ -81,7 +81,8 @@ def choose_codes(
         if weights is None:
             raise PlanError(
                 "these documents are too few to calibrate codes on text that is not scored: give "
-                "a folder with more text (several contexts of it), or hash weights of this model"
+                "a folder with at least four documents, or with text for several contexts, or a "
+                "shorter context"
             )
         return PilotCodes(weights, Path(shipped), "shipped", None, None, None, 0)
     captured = _judged(model, judge)
@@ -98,9 +99,9 @@ def choose_codes(
 
 
 def _sequences(tokenizer: Any, plan: Plan) -> list[list[int]]:
-    """Token ids of the calibration contexts; a single one in two halves."""
+    """Token ids of the calibration contexts, the longest last; a single one in two halves."""
     texts = [context.text for context in plan.learning[: _CALIBRATE + 1]]
-    ids = [tokenizer(text)["input_ids"] for text in texts]
+    ids = sorted((tokenizer(text)["input_ids"] for text in texts), key=len)
     if len(ids) == 1:
         half = len(ids[0]) // 2
         return [ids[0][:half], ids[0][half:]] if half > _JUDGED else []
@@ -124,7 +125,9 @@ def _mass(captured: Sequence[CapturedLayer], selector: Any, settings: PilotSetti
 def _calibrated(
     model: Any, sequences: Sequence[Sequence[int]], folder: Path
 ) -> tuple[HashWeights, Path]:
-    key = fingerprint([model_sha256(model), _BITS, _EVERY, [list(ids) for ids in sequences]])[:16]
+    key = fingerprint(
+        [model_sha256(model), code_version(), _BITS, _EVERY, [list(ids) for ids in sequences]]
+    )[:16]
     place = folder / f"codes-{key}"
     if (place / "made.json").is_file():
         return HashWeights.load(place, model), place

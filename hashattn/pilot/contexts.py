@@ -9,6 +9,7 @@ from typing import Any
 from hashattn.trust.audit.source import Document
 
 _HEAD = "# {name}\n"
+_NAME = 60  # characters of a name that a heading shows: its end, where a path's own name is
 _GAP = "\n\n"
 
 
@@ -24,7 +25,12 @@ class Part:
     @property
     def whole(self) -> str:
         """The part under its document's name, as contexts hold it."""
-        return _HEAD.format(name=self.name) + self.text + _GAP
+        return self.heading + self.text + _GAP
+
+    @property
+    def heading(self) -> str:
+        """The line above it."""
+        return _HEAD.format(name=self.name[-_NAME:])
 
 
 @dataclass
@@ -47,20 +53,22 @@ class Context:
         """Where the parts stand in the text, which begins at character `before` of a prompt."""
         found = []
         for part in self.parts:
-            start = before + len(_HEAD.format(name=part.name))
+            start = before + len(part.heading)
             found.append(Document(part.name, start, start + len(part.text), part.start))
             before += len(part.whole)
         return found
 
 
 def split_document(tokenizer: Any, name: str, text: str, room: int) -> list[Part]:
-    """A document in parts of at most `room` tokens each, their heading included.
-
-    A part ends with a line if one ends in its second half, else with a word, else anywhere.
+    """A document in parts of at most `room` tokens each, their heading included, of about the same
+    size. A part ends with a line if one ends in its second half, else with a word, else anywhere.
     """
+    count = -(-_tokens(tokenizer, name, text) // room)
+    size = min(room, -(-_tokens(tokenizer, name, text) // count) + room // 8)
     parts, start = [], 0
     while start < len(text):
-        end = start + _fitting(tokenizer, name, text[start:], room)
+        piece = text[start : start + 16 * room]  # no tokenizer reads more characters a token
+        end = start + _fitting(tokenizer, name, piece, size)
         part = text[start:end]
         if part.strip():
             parts.append(Part(name, part, start, _tokens(tokenizer, name, part)))
@@ -70,8 +78,7 @@ def split_document(tokenizer: Any, name: str, text: str, room: int) -> list[Part
 
 def _fitting(tokenizer: Any, name: str, text: str, room: int) -> int:
     """How many of the text's first characters make a part."""
-    reach = text[: 16 * room]  # no tokenizer reads more characters a token in earnest
-    free = room - _tokens(tokenizer, name, "")
+    reach, free = text, room - _tokens(tokenizer, name, "")
     while True:
         encoded = tokenizer(reach, add_special_tokens=False, return_offsets_mapping=True)
         ends = [end for _, end in encoded["offset_mapping"]]
@@ -95,12 +102,17 @@ def _tokens(tokenizer: Any, name: str, text: str) -> int:
 
 def pack(parts: Iterable[Part], room: int) -> list[Context]:
     """Parts in contexts of at most `room` tokens, in their order: what stands together in a folder
-    is read together."""
+    is read together. A context of less than a quarter of that goes to another that has room."""
     contexts: list[Context] = []
     for part in parts:
         if not contexts or contexts[-1].tokens + part.tokens > room:
             contexts.append(Context())
         contexts[-1].parts.append(part)
+    for small in [c for c in contexts if 4 * c.tokens < room]:
+        others = [c for c in contexts if c is not small and c.tokens + small.tokens <= room]
+        if others:
+            max(others, key=lambda context: context.tokens).parts.extend(small.parts)
+            contexts = [context for context in contexts if context is not small]
     return contexts
 
 

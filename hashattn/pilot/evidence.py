@@ -11,10 +11,11 @@ from hashattn.attention.attachment import attach
 from hashattn.evaluation.answering import PrefilledContext, end_tokens, feed
 from hashattn.evaluation.methods import Method
 from hashattn.evaluation.metrics import first_line
-from hashattn.evaluation.prompting import make_prompt
-from hashattn.models.identity import fingerprint
+from hashattn.evaluation.prompting import Prompt, make_prompt
+from hashattn.evaluation.protocol import Protocol
+from hashattn.models.identity import code_version, fingerprint, model_sha256
 from hashattn.pilot.measurements import Measured
-from hashattn.pilot.plan import Asked, protocol
+from hashattn.pilot.plan import Asked, Plan, protocol
 from hashattn.pilot.settings import PilotSettings
 from hashattn.trust.audit.listener import Audit
 from hashattn.trust.audit.page import save_page
@@ -24,39 +25,49 @@ _FOLDER = "audit"
 
 
 def changed_answers(
-    model: Any, tokenizer: Any, measured: Measured, method: Method, settings: PilotSettings,
-    folder: str | Path,
+    model: Any, tokenizer: Any, plan: Plan, measured: Measured, method: Method,
+    settings: PilotSettings, folder: str | Path,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """What the report says of every answer at a method's budget that is not dense attention's:
     right answers that were lost first, then those that were won, then other words.
 
     The first `settings.audits` of them are answered once more under audit; `audit` is the page's
     path in `folder`, None for the others and where a prompt cannot be audited. A page that is there
-    is kept.
+    of this answer is kept, those of others go.
     """
-    if not measured.asked:
+    if not measured.compared:
+        _forget(Path(folder), set())
         return []
     budget = method.budget.density
     dense, sparse = (measured.rows(measured.answers, d) for d in (None, budget))
     changed = []
-    for asked, one, other in zip(measured.asked, dense.itertuples(), sparse.itertuples(),
+    for asked, one, other in zip(measured.compared, dense.itertuples(), sparse.itertuples(),
                                  strict=True):  # fmt: skip
         if one.prediction.strip() != other.prediction.strip():
             right = (bool(one.score), bool(other.score)) if asked.answers else (None, None)
             changed.append((asked, one.prediction, other.prediction, right))
     changed.sort(key=lambda each: _weight(each[3]))
+    protocols = protocol(tokenizer, settings, plan.answer_tokens)
     rows = []
     for number, (asked, before, after, right) in enumerate(changed):
         page = None
         if number < settings.audits:
-            page = _audited(model, tokenizer, asked, method, settings, Path(folder))
+            page = _audited(model, tokenizer, asked, method, protocols, Path(folder))
         rows.append({
             "question": asked.question, "document": asked.document,
             "expected": list(asked.answers), "dense": first_line(before).strip(),
             "sparse": first_line(after).strip(), "dense_right": right[0], "sparse_right": right[1],
             "budget": budget, "audit": page,
         })  # fmt: skip
+    _forget(Path(folder), {row["audit"] for row in rows})
     return rows
+
+
+def _forget(folder: Path, kept: set[str | None]) -> None:
+    """Remove pages of answers that an earlier pilot in this folder changed."""
+    for page in (folder / _FOLDER).glob("*.html"):
+        if page.relative_to(folder).as_posix() not in kept:
+            page.unlink()
 
 
 def _weight(right: tuple[bool | None, bool | None]) -> int:
@@ -64,11 +75,12 @@ def _weight(right: tuple[bool | None, bool | None]) -> int:
 
 
 def _audited(
-    model: Any, tokenizer: Any, asked: Asked, method: Method, settings: PilotSettings, folder: Path
+    model: Any, tokenizer: Any, asked: Asked, method: Method, protocols: Protocol, folder: Path
 ) -> str | None:
-    own = protocol(tokenizer, settings).of(asked.record.dataset)
+    own = protocols.of(asked.record.dataset)
     prompt = make_prompt(tokenizer, own, asked.record)
-    key = fingerprint([prompt.context, prompt.question, method.record()])[:12]
+    known = [model_sha256(model), code_version(), own.fingerprint, method.record()]
+    key = fingerprint([*known, prompt.context, prompt.question])[:12]
     name = f"{_FOLDER}/{key}.html"
     if (folder / name).is_file():
         return name
@@ -81,23 +93,27 @@ def _audited(
     except AuditError:
         return None
     (folder / _FOLDER).mkdir(parents=True, exist_ok=True)
-    receipt = _answer(model, prompt, method, audit, settings.answer_tokens)
+    receipt = _answer(model, tokenizer, prompt, method, audit, own)
     save_page(audit.evidence, folder / name, title=asked.question, notes=receipt)
     return name
 
 
 @torch.no_grad()
-def _answer(model: Any, prompt: Any, method: Method, audit: Audit, most: int) -> str:
+def _answer(
+    model: Any, tokenizer: Any, prompt: Prompt, method: Method, audit: Audit, own: Protocol
+) -> str:
     """Answers as evaluation does, the audit listening; the receipt's summary."""
-    rows = len(prompt.question)
+    rows, tokens = len(prompt.question), []
     attached = attach(model, method.selector, method.budget, sparse_rows=rows, allow_dense=True)
     with attached as run, run.listen(audit):
         cache = PrefilledContext(model, prompt.context).cache
         audit.put(torch.tensor([[*prompt.context, *prompt.question]]))
         token, ends = feed(model, prompt.question, cache), end_tokens(model)
-        for _ in range(most):
-            if token in ends:
-                break
+        while token not in ends:
+            tokens.append(token)
             audit.put(torch.tensor([token]))
+            stopped = own.stop is not None and own.stop in tokenizer.decode(tokens)
+            if stopped or len(tokens) == own.max_new_tokens:
+                break
             token = feed(model, [token], cache)
     return run.receipt.summary()

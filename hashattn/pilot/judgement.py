@@ -7,35 +7,21 @@ sparse attention on that measure but "cannot be judged"; and the recommendation 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from hashattn.evaluation.statistics import Difference, paired_bootstrap
+from hashattn.pilot.floor import LEAST, Floor, difference, text_floor
 from hashattn.pilot.measurements import Measured
-from hashattn.pilot.plan import QUESTIONS, QUOTES, Plan
+from hashattn.pilot.plan import QUESTIONS, QUOTES, Asked, Plan
 from hashattn.pilot.settings import PilotSettings
 
 KEPT, LOST, OPEN, UNJUDGED = "kept", "lost", "open", "cannot_be_judged"
 GO, FALLBACK, NO_GO = "go", "go_with_fallback", "no_go"
-_LEAST = 5  # samples: with fewer an interval means nothing
 _FARTHEST = 100  # times as many samples as there are, beyond which no number is given
-
-
-@dataclass(frozen=True)
-class Floor:
-    """Dense attention beside a guess: difference of their means with the ends of its interval, in
-    favour of dense. clear: there are samples enough, and the interval leaves out zero."""
-
-    dense: float
-    guess: float
-    difference: float
-    low: float
-    high: float
-    count: int
-    clear: bool
 
 
 @dataclass(frozen=True)
@@ -50,7 +36,7 @@ class Answers:
     low: float | None
     high: float | None
     count: int
-    same: float
+    same: float | None
     verdict: str
     more: int | None = None
 
@@ -125,96 +111,52 @@ class Judgement:
 
 def judge(
     measured: Measured, plan: Plan, settings: PilotSettings, preflight: Any,
-    embedded: bool = False,
+    latency: Mapping[str, Any] | None = None, embedded: bool = False,
 ) -> Judgement:  # fmt: skip
     """What is to be recommended, from measurements and pre-flight (capacity.Preflight).
 
-    No go: pre-flight says that there is nothing to gain, or every budget loses more than tolerated.
-    Cannot be judged: the text is predicted no better than a file compressor does, dense attention's
-    answers cannot be told from guesses, or the model is the embedded one. Go: at the smallest
-    budget at which all that was measured is kept; with fallback where what is missing is certainty.
+    No go: pre-flight says that there is nothing to gain, or the largest budget loses more than is
+    tolerated. Cannot be judged: the text is predicted no better than a file compressor does, dense
+    attention's answers cannot be told from guesses, or the model is the embedded one. Go: at the
+    smallest budget for which it and all larger ones keep all that could be judged; with fallback
+    where that fails for want of certainty alone, the means being within what is tolerated.
+    latency: of latency.step_times, for a remark.
     """
-    floors = {"questions": None, "quotes": None, "text": _text_floor(measured)}
-    name = QUESTIONS if plan.asked else QUOTES
-    known, left_out = _told_from_guessing(measured)
-    if known:
-        floors[name] = _answer_floor(measured, known)
-    quality = tuple(_quality(measured, settings, d, name, floors, known) for d in settings.budgets)
-    verdict, budget, reasons = _recommend(floors, quality, preflight, embedded)
-    return Judgement(floors, quality, verdict, budget, (*reasons, *left_out, *_remarks(plan)))
+    floors = {QUESTIONS: None, QUOTES: None, "text": _text_floor(measured)}
+    if measured.floor is not None:
+        known = next(each for each in measured.asked if each.answers)
+        floors[_kind(known)] = measured.floor
+    quality = tuple(_quality(measured, settings, d, floors) for d in settings.budgets)
+    verdict, budget, reasons = _recommend(floors, quality, settings, preflight, embedded)
+    remarks = [*_left_out(measured), *_remarks(plan), *_speed(latency, budget)]
+    return Judgement(floors, quality, verdict, budget, (*reasons, *remarks))
 
 
-def _told_from_guessing(measured: Measured) -> tuple[list[int], list[Reason]]:
-    """Numbers of the questions that answers are judged on: those whose answers are known, without
-    those in a language in which dense attention cannot be told from guessing, if it can in another;
-    and a remark on each language left out."""
-    known = [number for number, each in enumerate(measured.asked) if each.answers]
-    groups: dict[str, list[int]] = {}
-    for number in known:
-        groups.setdefault(measured.asked[number].record.language, []).append(number)
-    floors = {language: _answer_floor(measured, own) for language, own in groups.items()}
-    if not any(floor.clear for floor in floors.values()):
-        return known, []
-    kept = sorted(n for language, own in groups.items() if floors[language].clear for n in own)
-    return kept, [
+def _kind(asked: Asked) -> str:
+    return QUOTES if asked.record.dataset == QUOTES else QUESTIONS
+
+
+def _left_out(measured: Measured) -> list[Reason]:
+    return [
         Reason("language_left_out", {"language": language, "count": floor.count,
                                      "dense": floor.dense, "guess": floor.guess})
-        for language, floor in floors.items()
-        if not floor.clear
+        for language, floor in measured.left_out.items()
     ]  # fmt: skip
 
 
 def _text_floor(measured: Measured) -> Floor:
-    rows = measured.rows(measured.fidelity, None)
-    bits = rows["dense_nll"] * (rows["positions"] - 1) / math.log(2)
-    model = bits / np.maximum(1, measured.read_bytes)
-    return _floor(model, measured.packed, paired_bootstrap(measured.packed, model))
-
-
-def _answer_floor(measured: Measured, known: Sequence[int]) -> Floor:
-    """Of the questions `known`, whose answers are."""
-    dense = measured.rows(measured.answers, None)
-    scores = dense["score"].to_numpy()[known]
-    guesses = np.maximum(measured.rows(measured.guesses, None)["score"].to_numpy()[known],
-                         _swapped(measured, known, dense["prediction"]))  # fmt: skip
-    difference = paired_bootstrap(scores, guesses, groups=_contexts(measured, known))
-    return _floor(scores, guesses, difference)
-
-
-def _swapped(measured: Measured, known: Sequence[int], predictions: Sequence[str]) -> np.ndarray:
-    """For each question, how often an answer to another one would have been right."""
-    from hashattn.evaluation.metrics import first_line, string_match_part
-
-    lines = [first_line(predictions[number]) for number in known]
-    means = []
-    for number in known:
-        hits = [string_match_part(line, measured.asked[number].answers) for line in lines]
-        own = known.index(number)
-        means.append((sum(hits) - hits[own]) / max(1, len(hits) - 1))
-    return np.array(means)
-
-
-def _contexts(measured: Measured, known: Sequence[int]) -> list[str]:
-    return [measured.asked[number].context.text for number in known]
-
-
-def _floor(dense: Sequence[float], guess: Sequence[float], difference: Difference) -> Floor:
-    clear = len(dense) >= _LEAST and difference.low > 0
-    return Floor(
-        float(np.mean(dense)), float(np.mean(guess)), difference.difference, difference.low,
-        difference.high, len(dense), clear,
-    )  # fmt: skip
+    dense = measured.rows(measured.fidelity, None)
+    return text_floor(dense, measured.read_bytes, measured.packed)
 
 
 def _quality(
-    measured: Measured, settings: PilotSettings, density: float, name: str,
-    floors: dict[str, Floor | None], known: Sequence[int],
-) -> Quality:  # fmt: skip
+    measured: Measured, settings: PilotSettings, density: float, floors: dict[str, Floor | None]
+) -> Quality:
     rows = measured.rows(measured.fidelity, density)
     kl = paired_bootstrap(rows["kl"], np.zeros(len(rows)))
     limit = settings.kl_limit
     verdict = KEPT if kl.high <= limit else LOST if kl.low > limit else OPEN
-    enough = len(rows) >= _LEAST and floors["text"] is not None and floors["text"].clear
+    enough = len(rows) >= LEAST and floors["text"] is not None and floors["text"].clear
     ratio = math.exp(min(50.0, (rows["nll"] - rows["dense_nll"]).mean()))
     more = _more(len(rows), limit - kl.difference, kl) if verdict == OPEN else None
     means = {name: float(rows[name].mean()) for name in ("agreement", "same_tokens")}
@@ -223,33 +165,43 @@ def _quality(
         new_tokens=int(rows["new_tokens"].max()), documents=len(rows),
         verdict=verdict if enough else UNJUDGED, more=more if enough else None,
     )  # fmt: skip
-    read, own = [rows], {QUESTIONS: None, QUOTES: None}
-    if measured.asked:
-        own[name] = _answers(measured, settings, density, floors[name], known)
-        read.append(measured.rows(measured.answers, density))
-    counted = float(np.concatenate([part["density"].to_numpy() for part in read]).mean())
-    return Quality(density, counted, own[QUESTIONS], own[QUOTES], closeness)
+    read = [rows["density"]]
+    if measured.compared:
+        read.append(measured.rows(measured.answers, density)["density"])
+    answers = {
+        kind: _answers(measured, settings, density, kind, floors[kind])
+        for kind in (QUESTIONS, QUOTES)
+        if any(_kind(each) == kind for each in measured.asked)
+    }
+    counted = float(np.concatenate(read).mean())
+    return Quality(density, counted, answers.get(QUESTIONS), answers.get(QUOTES), closeness)
 
 
 def _answers(
-    measured: Measured, settings: PilotSettings, density: float, floor: Floor | None,
-    known: Sequence[int],
-) -> Answers:  # fmt: skip
-    dense, sparse = (measured.rows(measured.answers, d) for d in (None, density))
+    measured: Measured, settings: PilotSettings, density: float, kind: str, floor: Floor | None
+) -> Answers:
+    """Of the questions or quotes that were compared; no verdict where no answer to one is known."""
+    own = [number for number, each in enumerate(measured.compared) if _kind(each) == kind]
+    if not own:
+        count = sum(_kind(each) == kind for each in measured.asked)
+        return Answers(None, None, None, None, None, count, None, UNJUDGED)
+    dense, sparse = (measured.rows(measured.answers, d).iloc[own] for d in (None, density))
     same = dense["prediction"].str.strip() == sparse["prediction"].str.strip()
+    asked = [measured.compared[number] for number in own]
+    known = [number for number, each in enumerate(asked) if each.answers]
     if not known:
-        return Answers(None, None, None, None, None, len(dense), float(same.mean()), UNJUDGED)
-    same = float(same.to_numpy()[known].mean())
+        return Answers(None, None, None, None, None, len(own), float(same.mean()), UNJUDGED)
     scores = [rows["score"].to_numpy()[known] for rows in (sparse, dense)]
-    found = paired_bootstrap(*scores, groups=_contexts(measured, known))
+    found = difference(*scores, [asked[number] for number in known])
     limit = -settings.tolerance
     verdict = KEPT if found.low >= limit else LOST if found.high < limit else OPEN
     more = _more(len(known), found.difference - limit, found) if verdict == OPEN else None
     clear = floor is not None and floor.clear
     sparse_mean, dense_mean = (float(own.mean()) for own in scores)
     return Answers(
-        dense_mean, sparse_mean, found.difference, found.low, found.high, len(known), same,
-        verdict if clear else UNJUDGED, more if clear else None,
+        dense_mean, sparse_mean, found.difference, found.low, found.high, len(known),
+        float(same.to_numpy()[known].mean()), verdict if clear else UNJUDGED,
+        more if clear else None,
     )  # fmt: skip
 
 
@@ -263,7 +215,11 @@ def _more(count: int, distance: float, found: Difference) -> int | None:
 
 
 def _recommend(
-    floors: dict[str, Floor | None], quality: Sequence[Quality], preflight: Any, embedded: bool
+    floors: dict[str, Floor | None],
+    quality: Sequence[Quality],
+    settings: PilotSettings,
+    preflight: Any,
+    embedded: bool,
 ) -> tuple[str, float | None, list[Reason]]:
     expected = {name: getattr(preflight, name) for name in ("ceiling", "share", "speedup")}
     gain = Reason(f"preflight_{preflight.verdict}", expected)
@@ -274,17 +230,34 @@ def _recommend(
         return NO_GO, None, [gain, *unclear]
     if unclear:
         return UNJUDGED, None, [*unclear, gain]
-    for verdict, accepted in ((GO, (KEPT, UNJUDGED)), (FALLBACK, (KEPT, OPEN, UNJUDGED))):
-        fitting = [q for q in quality if all(part.verdict in accepted for _, part in q.judged)]
-        if fitting:
-            best = fitting[-1]  # budgets come from the largest to the smallest
+    for verdict, accepts in ((GO, _kept), (FALLBACK, _within)):
+        best = None
+        for one in quality:  # from the largest budget to the smallest
+            if not all(accepts(part, settings) for _, part in one.judged):
+                break
+            best = one
+        if best is not None:
             return verdict, best.budget, [*_measures(best), gain]
     return NO_GO, None, [*_measures(quality[0]), gain]
 
 
+def _kept(part: Answers | Closeness, settings: PilotSettings) -> bool:
+    """Kept, or not to be judged."""
+    return part.verdict in (KEPT, UNJUDGED)
+
+
+def _within(part: Answers | Closeness, settings: PilotSettings) -> bool:
+    """Kept, or open with a mean that is within what is tolerated."""
+    if part.verdict != OPEN:
+        return _kept(part, settings)
+    if isinstance(part, Closeness):
+        return part.kl <= settings.kl_limit
+    return part.difference >= -settings.tolerance
+
+
 def _unclear(name: str, floor: Floor) -> Reason:
-    if floor.count < _LEAST:
-        return Reason("nothing_to_judge", {"measure": name, "count": floor.count, "least": _LEAST})
+    if floor.count < LEAST:
+        return Reason("nothing_to_judge", {"measure": name, "count": floor.count, "least": LEAST})
     values = {"dense": floor.dense, "guess": floor.guess, "count": floor.count}
     if name == "text":
         return Reason("text_not_predicted", values)
@@ -306,8 +279,22 @@ def _measures(quality: Quality) -> list[Reason]:
 
 
 def _remarks(plan: Plan) -> list[Reason]:
-    cut = cut_contexts(plan)
-    return [Reason("contexts_cut", cut)] if cut["contexts"] else []
+    remarks, cut = [], cut_contexts(plan)
+    if cut["contexts"]:
+        remarks.append(Reason("contexts_cut", cut))
+    for key, count in (("questions_withheld", plan.withheld), ("questions_beyond", plan.beyond)):
+        if count:
+            remarks.append(Reason(key, {"count": count}))
+    return remarks
+
+
+def _speed(latency: Mapping[str, Any] | None, budget: float | None) -> list[Reason]:
+    """What a step was measured to gain or lose on this machine, at the budget or else the first."""
+    if latency is None:
+        return []
+    at = next((b for b in latency["budgets"] if b["budget"] == budget), latency["budgets"][0])
+    key = "faster_here" if at["speedup"] > 1 else "slower_here"
+    return [Reason(key, {"speedup": at["speedup"], "context": latency["context"]})]
 
 
 def cut_contexts(plan: Plan) -> dict[str, int]:

@@ -43,7 +43,9 @@ def step_times(model: Any, tokens: Sequence[int], methods: Sequence[Method]) -> 
 
 
 def _steps(model: Any, context: PrefilledContext, method: Method) -> list[float]:
-    attached = attach(model, method.selector, method.budget) if method.sparse else nullcontext()
+    attached = nullcontext()
+    if method.sparse:
+        attached = attach(model, method.selector, method.budget, allow_dense=method.allow_dense)
     cache, token, times = context.fork(), context.tokens[-1], []
     with attached:
         for _ in range(_WARM + _STEPS):

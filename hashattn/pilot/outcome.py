@@ -66,7 +66,7 @@ def pilot_result(
         "changed": list(changed),
         "monitor": _monitor(judgement, codes),
         "use": _use(judgement, codes, tried),
-        "private": {"sockets_denied": is_guarded(), "offline": True},
+        "private": {"sockets_denied": is_guarded(), "offline": is_guarded()},
     }  # fmt: skip
 
 

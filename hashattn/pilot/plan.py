@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hashattn.base.checks import require
 from hashattn.base.errors import HashAttnError
 from hashattn.base.hashes import sha256_text
+from hashattn.evaluation.metrics import holds_answer
 from hashattn.evaluation.prompting import make_prompt
 from hashattn.evaluation.protocol import Protocol
 from hashattn.evaluation.records import Record
@@ -25,8 +26,10 @@ QUESTIONS, QUOTES = "questions", "quotes"
 _CALIBRATION = 4  # one document of so many is kept from scoring, for the codes
 _SLACK = 8  # tokens that joining parts and a chat template may add
 _LEAST = 128  # tokens of documents that a context has to have room for
-_QUOTE = 24  # characters that a quote has to continue by
+_QUOTE = 8  # tokens that a sentence has to be continued by
+_BEGIN_TOKENS = 48  # of it that are given, at most
 _SENTENCE = re.compile(r"(?<=[\n。.!?！？])[^。.!?！？]{60,600}[。.!?！？]")
+_FAR = 400  # characters from its end to that of the context, at least
 _BEGIN = 30  # characters, at least, that a sentence to complete begins with
 _JAPANESE = re.compile("[\u3040-\u30ff\u4e00-\u9fff]")
 _TEMPLATES = {
@@ -44,8 +47,9 @@ class PlanError(HashAttnError, ValueError):
 
 @dataclass(frozen=True)
 class Asked:
-    """A question, the context it is asked over, and its record. answers: the accepted ones, none if
-    the company gave none. lost: an answer stands in the document but not in the context."""
+    """A question or the beginning of a sentence, the context it is asked over, and its record.
+    answers: the accepted ones, none if the company gave none. lost: an answer stands in a document
+    but not in the context."""
 
     question: str
     answers: tuple[str, ...]
@@ -60,9 +64,11 @@ class Plan:
     """What is read and asked.
 
     scored, calibration: documents by what they are for, with their tokens. contexts: of scored
-    documents, those with questions first. learning: contexts of the others. asked, quotes: what is
-    asked over the contexts. dropped: questions that are not asked, because their document is for
-    calibration or there are too many. divided: names of documents too long for one context.
+    documents, those with questions first. learning: contexts of the others, or contexts without
+    questions where there are too few documents. asked, quotes: what is asked over the contexts.
+    withheld: questions that are not asked because their document is for calibration; beyond: those
+    beyond `PilotSettings.questions`. divided: names of documents too long for one context.
+    answer_tokens: of an answer, by dataset (`protocol`).
     """
 
     scored: tuple[tuple[SourceDocument, int], ...]
@@ -71,16 +77,13 @@ class Plan:
     learning: tuple[Context, ...]
     asked: tuple[Asked, ...]
     quotes: tuple[Asked, ...]
-    dropped: int
+    withheld: int
+    beyond: int
     divided: tuple[str, ...]
-
-    @property
-    def answered(self) -> tuple[Asked, ...]:
-        """Questions whose answers are known."""
-        return tuple(each for each in self.asked if each.answers)
+    answer_tokens: dict[str, int]
 
 
-def protocol(tokenizer: Any, settings: PilotSettings) -> Protocol:
+def protocol(tokenizer: Any, settings: PilotSettings, answer_tokens: Mapping[str, int]) -> Protocol:
     """How questions and quotes are asked: context dense, question and answer sparse, the answer's
     first line scored by whether it holds an accepted answer."""
     chat = bool(getattr(tokenizer, "chat_template", None))
@@ -88,11 +91,12 @@ def protocol(tokenizer: Any, settings: PilotSettings) -> Protocol:
     datasets = {
         f"{QUESTIONS}_{language}": {"template": template} | asked
         for language, template in _TEMPLATES.items()
-    }
+    } | {QUOTES: {"template": "{context}{input}"}}
+    for name, own in datasets.items():
+        own["max_new_tokens"] = answer_tokens.get(name, settings.answer_tokens)
     return Protocol(
-        sink=settings.sink, local=settings.local, seed=settings.seed,
-        max_new_tokens=settings.answer_tokens, metric="string_match_part", first_line=True,
-        truncated="prompt", datasets=datasets | {QUOTES: {"template": "{context}{input}"}},
+        sink=settings.sink, local=settings.local, seed=settings.seed, metric="holds_answer",
+        first_line=True, truncated="prompt", datasets=datasets,
     )  # fmt: skip
 
 
@@ -101,44 +105,92 @@ def make_plan(
 ) -> Plan:
     """Divides, packs and asks. The same for the same documents, questions and settings.
 
-    A quarter of the documents, those that no question is about if there are enough, is for
-    calibration. A document that does not fit a context is divided; its questions are asked over the
-    part that BM25 finds. Without a question with answers, sentences are to be completed instead.
-    Raises PlanError without documents, or if a context has no room for any.
+    A question that names no document is about the one that BM25 finds. A quarter of the documents,
+    those that no question is about if there are enough, is for calibration. A document that does
+    not fit a context is divided; its questions are asked over the part that BM25 finds. Without a
+    question with answers, sentences are to be completed too.
+    Raises PlanError without documents, if a context has no room for any, or if all are so short
+    that the smallest budget would read everything.
     """
     if not library.documents:
         raise PlanError(
             f"no document could be read ({len(library.skipped)} files were skipped): give a folder "
             "with txt, md, html, pdf, docx, xlsx, csv or pptx files"
         )
-    require(getattr(tokenizer, "is_fast", False), "tokenizer", tokenizer,
+    require(getattr(tokenizer, "is_fast", False), "tokenizer", type(tokenizer).__name__,
             "a fast one, which knows the characters of each token", PlanError)  # fmt: skip
-    scored, calibration = _split(library.documents, [q.document for q in questions])
-    kept = [q for q in questions if q.document not in {d.name for d in calibration}]
-    chosen = kept if len(kept) <= settings.questions else _evenly(kept, settings.questions)
-    room = _room(tokenizer, [q.text for q in chosen], settings)
+    lengths = _answer_tokens(tokenizer, questions, settings)
+    room = _room(tokenizer, [q.text for q in questions], settings, lengths)
     parts = {d.name: split_document(tokenizer, d.name, d.text, room) for d in library.documents}
+    about = _about(tokenizer, questions, parts)
+    scored, calibration = _split(library.documents, about.values())
+    learning = {document.name for document in calibration}
+    kept = [n for n, name in about.items() if name not in learning]
+    chosen = kept if len(kept) <= settings.questions else _evenly(kept, settings.questions)
     contexts = pack((part for d in scored for part in parts[d.name]), room)
-    asked = _asked(tokenizer, chosen, [d for d in scored], parts, contexts)
+    texts = {document.name: document.text for document in library.documents}
+    asked = _asked(tokenizer, [(questions[n], about[n]) for n in chosen], texts, parts, contexts)
     busy = {id(each.context) for each in asked}
     contexts.sort(key=lambda context: id(context) not in busy)
-    quotes = [] if any(each.answers for each in asked) else _quotes(contexts, settings)
+    learn = pack((part for d in calibration for part in parts[d.name]), room)
+    if not learn:
+        contexts, learn = _set_aside(contexts, len(busy))
+    longest = max((context.tokens for context in contexts), default=0)
+    require(
+        longest >= settings.least_tokens, "documents", f"{longest} tokens in the longest context",
+        f"at least {settings.least_tokens}, or the smallest budget reads everything: give longer "
+        "documents or larger budgets",
+        PlanError,
+    )  # fmt: skip
+    known = any(each.answers for each in asked)
+    quotes = [] if known else _quotes(tokenizer, contexts, settings)
 
     def sized(documents: Iterable[SourceDocument]) -> tuple[tuple[SourceDocument, int], ...]:
         return tuple((d, sum(part.tokens for part in parts[d.name])) for d in documents)
 
     return Plan(
-        sized(scored), sized(calibration), tuple(contexts),
-        tuple(pack((part for d in calibration for part in parts[d.name]), room)),
-        tuple(asked), tuple(quotes), len(questions) - len(chosen),
-        tuple(name for name, own in parts.items() if len(own) > 1),
+        sized(scored), sized(calibration), tuple(contexts), tuple(learn), tuple(asked),
+        tuple(quotes), len(questions) - len(kept), len(kept) - len(chosen),
+        tuple(name for name, own in parts.items() if len(own) > 1), lengths,
     )  # fmt: skip
 
 
+def _answer_tokens(
+    tokenizer: Any, questions: Sequence[Question], settings: PilotSettings
+) -> dict[str, int]:
+    """Of an answer, by dataset: room for the longest accepted one and some words around it."""
+    lengths: dict[str, int] = {}
+    for question in questions:
+        name = f"{QUESTIONS}_{_language(question.text)}"
+        for answer in question.answers:
+            ids = tokenizer(answer, add_special_tokens=False)["input_ids"]
+            needed = min(settings.longest_answer, len(ids) + settings.answer_tokens // 2)
+            lengths[name] = max(lengths.get(name, settings.answer_tokens), needed)
+    return lengths
+
+
+def _about(
+    tokenizer: Any, questions: Sequence[Question], parts: Mapping[str, list[Part]]
+) -> dict[int, str]:
+    """The document that each question is about, by the question's number."""
+    every = [part for own in parts.values() for part in own]
+    open_ones = [n for n, question in enumerate(questions) if question.document is None]
+    found = best_parts(tokenizer, [questions[n].text for n in open_ones], [every] * len(open_ones))
+    guessed = {n: part.name for n, part in zip(open_ones, found, strict=True)}
+    return {n: question.document or guessed[n] for n, question in enumerate(questions)}
+
+
+def _set_aside(contexts: list[Context], busy: int) -> tuple[list[Context], list[Context]]:
+    """(scored, for the codes) where documents are too few to be divided: a quarter of the contexts,
+    one at least if three are left, of those behind the first `busy`, which questions are about."""
+    count = min(max(1, len(contexts) // _CALIBRATION), len(contexts) - max(busy, 3))
+    return (contexts[:-count], contexts[-count:]) if count > 0 else (contexts, [])
+
+
 def _split(
-    documents: Sequence[SourceDocument], asked: Sequence[str | None]
+    documents: Sequence[SourceDocument], asked: Iterable[str]
 ) -> tuple[list[SourceDocument], list[SourceDocument]]:
-    """(scored, calibration), each in the library's order; no calibration of a single document."""
+    """(scored, calibration), each in the library's order; no calibration of fewer than four."""
     wanted = set(asked)
     order = sorted(documents, key=lambda d: (d.name in wanted, sha256_text(d.name)))
     learning = {d.name for d in order[: len(documents) // _CALIBRATION]}
@@ -148,17 +200,18 @@ def _split(
     )
 
 
-def _room(tokenizer: Any, questions: Sequence[str], settings: PilotSettings) -> int:
+def _room(
+    tokenizer: Any, questions: Sequence[str], settings: PilotSettings, lengths: Mapping[str, int]
+) -> int:
     """Tokens of documents that a context may hold beside its longest question and answer."""
-    own = protocol(tokenizer, settings)
-    around = max(
-        sum(map(len, (prompt.context, prompt.question)))
-        for prompt in (
-            make_prompt(tokenizer, own.of(record.dataset), record)
-            for record in (_record(question, "", ("",)) for question in [*questions, ""])
-        )
-    )
-    room = settings.context - around - settings.answer_tokens - _SLACK
+    own, around = protocol(tokenizer, settings, lengths), _BEGIN_TOKENS + settings.answer_tokens
+    for question in [*questions, ""]:
+        record = _record(question, "", ("",))
+        asked = own.of(record.dataset)
+        prompt = make_prompt(tokenizer, asked, record)
+        needed = len(prompt.context) + len(prompt.question) + asked.max_new_tokens
+        around = max(around, needed)
+    room = settings.context - around - _SLACK
     require(
         room >= _LEAST, "context", settings.context,
         f"at least {settings.context - room + _LEAST} tokens: the longest question and its answer "
@@ -169,29 +222,34 @@ def _room(tokenizer: Any, questions: Sequence[str], settings: PilotSettings) -> 
 
 
 def _asked(
-    tokenizer: Any, questions: Sequence[Question], scored: Sequence[SourceDocument],
-    parts: dict[str, list[Part]], contexts: Sequence[Context],
+    tokenizer: Any, questions: Sequence[tuple[Question, str]], texts: Mapping[str, str],
+    parts: Mapping[str, list[Part]], contexts: Sequence[Context],
 ) -> list[Asked]:  # fmt: skip
-    texts = {document.name: document.text for document in scored}
-    every = [part for name in texts for part in parts[name]]
-    choices = [every if q.document is None else parts[q.document] for q in questions]
-    best = best_parts(tokenizer, [q.text for q in questions], choices)
+    best = best_parts(tokenizer, [question.text for question, _ in questions],
+                      [parts[name] for _, name in questions])  # fmt: skip
     where = {id(part): context for context in contexts for part in context.parts}
     made = []
-    for question, part in zip(questions, best, strict=True):
-        context = where[id(part)]
-        record = _record(question.text, context.text, question.answers or ("",))
-        lost = any(answer in texts[part.name] for answer in question.answers) and not any(
-            answer in context.text for answer in question.answers
+    for (question, name), part in zip(questions, best, strict=True):
+        context, answers = where[id(part)], tuple(question.answers)
+        there = answers and holds_answer(context.text, answers)
+        lost = (
+            bool(answers)
+            and not there
+            and any(holds_answer(text, answers) for text in texts.values())
         )
-        made.append(Asked(question.text, question.answers, part.name, context, record, lost))
+        record = _record(question.text, context.text, answers or ("",))
+        made.append(Asked(question.text, answers, name, context, record, lost))
     return made
 
 
 def _record(question: str, context: str, answers: tuple[str, ...]) -> Record:
-    language = "ja" if _JAPANESE.search(question) else "en"
+    language = _language(question)
     return Record(question, context, answers, length=len(context), language=language,
                   dataset=f"{QUESTIONS}_{language}")  # fmt: skip
+
+
+def _language(text: str) -> str:
+    return "ja" if _JAPANESE.search(text) else "en"
 
 
 def without_document(record: Record) -> Record:
@@ -200,30 +258,31 @@ def without_document(record: Record) -> Record:
                   language=record.language)  # fmt: skip
 
 
-def _quotes(contexts: Sequence[Context], settings: PilotSettings) -> list[Asked]:
+def _quotes(tokenizer: Any, contexts: Sequence[Context], settings: PilotSettings) -> list[Asked]:
     """Sentences of the documents whose second half is to be found, `quotes` of them at most, taken
     in turn from as many contexts as fidelity is measured on."""
     rng = random.Random(settings.seed)
-    drawn = [_sentences(context, rng) for context in contexts[: settings.texts]]
+    drawn = [_sentences(tokenizer, context, rng) for context in contexts[: settings.texts]]
     made: list[Asked] = []
     while len(made) < settings.quotes and any(drawn):
         made += [own.pop() for own in drawn if own]
     return made[: settings.quotes]
 
 
-def _sentences(context: Context, rng: random.Random) -> list[Asked]:
+def _sentences(tokenizer: Any, context: Context, rng: random.Random) -> list[Asked]:
     """Sentences that occur once in a context, whose end is not near, in random order."""
     text, found = context.text, []
     for part, place in zip(context.parts, context.places(), strict=True):
         for match in _SENTENCE.finditer(part.text):
             sentence = match[0].strip()
             half = _middle(sentence)
-            begin, rest = sentence[:half].rstrip(), sentence[half:].lstrip()
-            near = len(text) - place.start - match.end() < 400
-            short = len(begin) < _BEGIN or len(rest) < _QUOTE or "\n" in rest[:_QUOTE]
-            if near or short or text.count(begin) > 1:
+            begin = _tokens_of(tokenizer, sentence[:half].rstrip(), last=_BEGIN_TOKENS)
+            rest = _tokens_of(tokenizer, sentence[half:].lstrip(), first=_QUOTE)
+            near = len(text) - place.start - match.end() < _FAR
+            if near or len(begin) < _BEGIN or "\n" in rest or text.count(begin) > 1:
                 continue
-            record = Record(begin, text, (_first_words(rest),), length=len(text), dataset=QUOTES)
+            record = Record(begin, text, (rest,), length=len(text), dataset=QUOTES,
+                            language=_language(sentence))  # fmt: skip
             found.append(Asked(begin, record.answers, part.name, context, record))
     rng.shuffle(found)
     return found
@@ -235,10 +294,15 @@ def _middle(sentence: str) -> int:
     return space if space > len(sentence) // 4 else len(sentence) // 2
 
 
-def _first_words(text: str) -> str:
-    """About _QUOTE characters of a text, whole words if words are apart."""
-    space = text.rfind(" ", 1, _QUOTE + 1)
-    return text[: space if space > 0 else _QUOTE]
+def _tokens_of(
+    tokenizer: Any, text: str, *, first: int | None = None, last: int | None = None
+) -> str:
+    """The characters of a text's first or last tokens."""
+    offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    ends = offsets["offset_mapping"]
+    if first is not None:
+        return text[: ends[:first][-1][1]].strip()
+    return text[ends[-last:][0][0] :].strip()
 
 
 def _evenly(items: Sequence[Any], count: int) -> list[Any]:

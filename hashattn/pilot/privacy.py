@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import socket
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,6 +23,8 @@ _QUIET = {
 
 
 _guards = 0  # blocks that are open
+_CONNECTIONS = ("connect", "connect_ex", "sendto", "sendmsg")
+_LOOK_UPS = ("getaddrinfo", "gethostbyname", "gethostbyname_ex", "gethostbyaddr", "getnameinfo")
 
 
 class PrivacyError(HashAttnError, PermissionError):
@@ -31,30 +33,63 @@ class PrivacyError(HashAttnError, PermissionError):
 
 @contextmanager
 def nothing_leaves() -> Iterator[None]:
-    """In a `with` block: this process opens no connection to another machine, by any of Python's
-    sockets (PrivacyError for the attempt), and libraries are told to be offline and to report
-    nothing. Connections within this machine go on."""
-    before = {name: os.environ.get(name) for name in _QUIET}
-    methods = {name: getattr(socket.socket, name) for name in ("connect", "connect_ex", "sendto")}
+    """In a `with` block: this process opens no connection to another machine and asks for no name
+    of one by Python's socket module (PrivacyError for the attempt), knows no proxy, and libraries
+    are told to be offline and to report nothing. Connections within this machine go on. Other
+    processes, and native code that does not use that module, are not watched."""
     global _guards
-    look_up, here = socket.getaddrinfo, _names()
-    os.environ |= _QUIET
-    for name, own in methods.items():
-        setattr(socket.socket, name, _guarded(own, here))
-    socket.getaddrinfo = _local_lookup(look_up, here)
-    _guards += 1
+    here, away = _names(), {name: None for name in os.environ if name.lower().endswith("_proxy")}
+    functions = {name: getattr(socket, name) for name in _LOOK_UPS}
+    methods = {name: getattr(socket.socket, name) for name in _CONNECTIONS}
+    with _environment(_QUIET | away), _hub_offline():
+        for name, own in methods.items():
+            setattr(socket.socket, name, _guarded(own, name, here))
+        for name, own in functions.items():
+            setattr(socket, name, _local_lookup(own, here))
+        _guards += 1
+        try:
+            yield
+        finally:
+            _guards -= 1
+            for name, own in functions.items():
+                setattr(socket, name, own)
+            for name, own in methods.items():
+                setattr(socket.socket, name, own)
+
+
+@contextmanager
+def _environment(values: Mapping[str, str | None]) -> Iterator[None]:
+    """Environment variables set, or taken away where the value is None."""
+    before = {name: os.environ.get(name) for name in values}
+    _set(values)
     try:
         yield
     finally:
-        _guards -= 1
-        socket.getaddrinfo = look_up
-        for name, own in methods.items():
-            setattr(socket.socket, name, own)
+        _set(before)
+
+
+def _set(values: Mapping[str, str | None]) -> None:
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+@contextmanager
+def _hub_offline() -> Iterator[None]:
+    """huggingface_hub reads its variables once, when it is imported."""
+    from huggingface_hub import constants
+
+    names = ("HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY")
+    before = {name: getattr(constants, name) for name in names}
+    for name in names:
+        setattr(constants, name, True)
+    try:
+        yield
+    finally:
         for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+            setattr(constants, name, value)
 
 
 def is_guarded() -> bool:
@@ -62,11 +97,13 @@ def is_guarded() -> bool:
     return _guards > 0
 
 
-def _guarded(own: Any, here: Collection[str]) -> Any:
+def _guarded(own: Any, name: str, here: Collection[str]) -> Any:
     def call(self: socket.socket, *arguments: Any) -> Any:
-        address = arguments[-1]  # of connect's one argument, of sendto's last
         if self.family in (socket.AF_INET, socket.AF_INET6):
-            _require_local(address[0], here)
+            # sendmsg's address is its fourth argument and may be missing, others' the last
+            address = arguments[3:4] if name == "sendmsg" else arguments[-1:]
+            for each in address:
+                _require_local(each[0], here)
         return own(self, *arguments)
 
     return call
@@ -74,7 +111,7 @@ def _guarded(own: Any, here: Collection[str]) -> Any:
 
 def _local_lookup(own: Any, here: Collection[str]) -> Any:
     def call(host: Any, *arguments: Any, **options: Any) -> Any:
-        _require_local(host, here)
+        _require_local(host[0] if isinstance(host, tuple) else host, here)
         return own(host, *arguments, **options)
 
     return call

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hashattn.attention.budget import Budget
+from hashattn.base.engines import InProcess
 from hashattn.evaluation.fidelity import document, fidelity_protocol
 from hashattn.evaluation.methods import Method
 from hashattn.evaluation.runner import evaluate
@@ -26,10 +27,10 @@ def methods(
     selector: Selector, settings: PilotSettings, sampled: Sequence[float] | None = None
 ) -> list[Method]:
     """Dense attention, and the selector at every budget, read as `sampled` says (`choose_reading`;
-    None: ranked)."""
+    None: ranked). Contexts too short to skip anything are read whole, and count so."""
     shares = [0.0] * len(settings.budgets) if sampled is None else sampled
     return [Method(DENSE)] + [
-        Method(SPARSE, selector, _budget(settings, density, share))
+        Method(SPARSE, selector, _budget(settings, density, share), allow_dense=True)
         for density, share in zip(settings.budgets, shares, strict=True)
     ]
 
@@ -40,8 +41,8 @@ def choose_reading(
 ) -> tuple[float, ...]:  # fmt: skip
     """For each budget Budget.sampled, 0 or a half: what gives the lower KL to dense on contexts of
     calibration text. 0 where there is none, or the selector cannot estimate logits."""
-    texts = [context.text for context in plan.learning[:_CONTEXTS]]
-    texts = [text for text in texts if _long_enough(tokenizer, text, settings)]
+    long = [context.text for context in plan.learning if context.tokens >= settings.least_tokens]
+    texts = long[:_CONTEXTS]
     if not texts or not _estimates(model, selector):
         return (0.0,) * len(settings.budgets)
     ways = {0.0: "ranked", _SAMPLED: "sampled"}
@@ -52,7 +53,8 @@ def choose_reading(
     ]
     records = [document(text, "reading", str(number)) for number, text in enumerate(texts)]
     frame = evaluate(model, tokenizer, records, tried, reading_protocol(settings, 0),
-                     Path(folder) / "reading.jsonl", progress, setups=SETUP)  # fmt: skip
+                     Path(folder) / "reading.jsonl", progress, setups=SETUP,
+                     engine=InProcess())  # fmt: skip
     kl = frame.groupby(["budget", "method"])["kl"].mean()
     labels = [method.budget_label for method in tried[:: len(ways)]]
     return tuple(min(ways, key=lambda way: kl[label, ways[way]]) for label in labels)
@@ -69,12 +71,6 @@ def reading_protocol(settings: PilotSettings, new_tokens: int) -> Any:
 def _budget(settings: PilotSettings, density: float, share: float) -> Budget:
     return Budget(settings.sink, settings.local, density=density, sampled=share,
                   seed=settings.seed)  # fmt: skip
-
-
-def _long_enough(tokenizer: Any, text: str, settings: PilotSettings) -> bool:
-    """Whether the smallest budget reads more than sink and local of it."""
-    tokens = len(tokenizer(text)["input_ids"])
-    return min(settings.budgets) * tokens > settings.sink + settings.local + 1
 
 
 def _estimates(model: Any, selector: Selector) -> bool:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from hashattn.base.checks import is_number, require, require_numbers
 
-_COUNTS = {"context": 256, "questions": 0, "quotes": 0, "texts": 1, "answer_tokens": 1,
-           "text_tokens": 2, "audits": 0, "sink": 0, "local": 1, "seed": 0}  # fmt: skip
+_COUNTS = {
+    "context": 256, "questions": 0, "quotes": 0, "texts": 1, "answer_tokens": 1,
+    "longest_answer": 1, "text_tokens": 2, "audits": 0, "sink": 0, "local": 1, "seed": 0,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -18,11 +21,12 @@ class PilotSettings:
     context: most tokens of a prompt with its answer; documents are packed into such contexts.
     budgets: densities to try, as shares of the cached tokens. questions, quotes, texts: most
     questions that are asked, sentences that are to be completed (where there are no questions with
-    answers), and contexts that fidelity is measured on. answer_tokens: longest answer. text_tokens:
-    the last tokens of a context at which distributions are compared, and half as many then
-    generated. tolerance: share of right answers that may be lost (0.05: five points). kl_limit:
-    nats of KL divergence to dense that may be lost: 0.05 is the order of what 4-bit weights cost
-    (q4_K_M, Llama 3 8B: perplexity 1.03 times that of 16 bits, llama.cpp pull request 6936).
+    answers), and contexts that fidelity is measured on. answer_tokens: of an answer; more where the
+    accepted ones are longer, up to longest_answer. text_tokens: the last tokens of a context at
+    which distributions are compared, and half as many then generated. tolerance: share of right
+    answers that may be lost (0.05: five points). kl_limit: nats of KL divergence to dense that may
+    be lost: 0.05 is the order of what 4-bit weights cost (q4_K_M, Llama 3 8B: perplexity 1.03 times
+    that of 16 bits, llama.cpp pull request 6936).
     audits: most changed answers that get an audit page. sink, local, seed: as in Protocol.
     ValueError naming the field.
     """
@@ -33,6 +37,7 @@ class PilotSettings:
     quotes: int = 24
     texts: int = 6
     answer_tokens: int = 20
+    longest_answer: int = 96
     text_tokens: int = 48
     tolerance: float = 0.05
     kl_limit: float = 0.05
@@ -47,13 +52,16 @@ class PilotSettings:
         require(valid, "budgets", self.budgets, "shares between 0 and 1, as (1 / 8, 1 / 16)")
         object.__setattr__(self, "budgets", tuple(sorted(set(map(float, self.budgets)))[::-1]))
         require_numbers(asdict(self), counts=_COUNTS, shares=("tolerance",), positive=("kl_limit",))
-        least = self.sink + self.local + 1
-        shortest = min(self.budgets) * self.context
         require(
-            shortest >= least, "budgets", self.budgets,
-            f"at least {least} tokens of context = {self.context}, sink and local included: raise "
-            "context or drop the smallest budget",
+            self.context >= self.least_tokens, "budgets", self.budgets,
+            f"at least {self.sink + self.local + 1} tokens of context = {self.context}, sink and "
+            "local included: raise context or drop the smallest budget",
         )  # fmt: skip
+
+    @property
+    def least_tokens(self) -> int:
+        """Of a context, so that the smallest budget reads more than sink and local of it."""
+        return math.ceil((self.sink + self.local + 1) / min(self.budgets))
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain JSON values."""

@@ -22,6 +22,7 @@ from hashattn.base.errors import HashAttnError
 from hashattn.base.files import read_json
 from hashattn.base.progress import VARIABLE
 from hashattn.base.repository import repository
+from hashattn.pilot.capacity.result import tokens_of_text
 from hashattn.reproduce.notebooks.driver import elapsed, only_run
 from hashattn.reproduce.notebooks.execute import execute, kernel_environment, require_kernel
 from hashattn.reproduce.notebooks.progress import Heartbeat
@@ -29,6 +30,7 @@ from hashattn.reproduce.profiles import load_profile, profile_path, results_root
 
 _NOTEBOOK = "06_pilot.ipynb"
 _LANGUAGES = ("en", "ja")
+_WORKLOAD = {"context": 8192, "batch": 8}  # where the command line names a price alone
 
 
 class PilotError(HashAttnError, ValueError):
@@ -64,6 +66,9 @@ def run_pilot(parameters: dict[str, Any], out: Path) -> dict[str, Any]:
     executed = out / _NOTEBOOK
     partial = executed.with_suffix(".partial.ipynb")
     with only_run(out):
+        for name in ("report.html", "report.md", "pilot.json"):  # of other documents, perhaps
+            (out / name).unlink(missing_ok=True)
+        os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
         os.environ |= {
             VARIABLE: str(out / "progress.txt"),
             "HASHATTN_RESULTS": str(out / "notebook"),
@@ -93,7 +98,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--budgets", help="shares of the context to try, as 1/8,1/16,1/32")
     add("--device", help="of the pre-flight: this-machine, or one that make preflight lists")
     add("--workload", help='of the pre-flight, as JSON: {"context": 8192, "batch": 8}')
-    add("--price", help="of one device for an hour")
+    add("--price", help="of one device for an hour, in USD")
+    add("--samples", help='how much is measured, as JSON: {"questions": 100, "texts": 12}')
     add("--out", type=Path, default=results_root() / "pilot", help="folder of the report")
     return parser
 
@@ -118,19 +124,31 @@ def _parameters(options: argparse.Namespace, out: Path) -> dict[str, Any]:
         given["model_name"] = str(local.resolve()) if local.exists() else options.model
     if options.device is not None:
         given["device"] = options.device
-    for name, read in (("context", int), ("budgets", _budgets), ("workload", json.loads),
-                       ("price", float)):  # fmt: skip
+    readers = {"context": tokens_of_text, "budgets": _budgets, "workload": _fields,
+               "samples": _fields, "price": float}  # fmt: skip
+    for name, read in readers.items():
         text = getattr(options, name)
         if text is not None:
             given[name] = _read(name, text, read)
+    price = given.pop("price", None)
+    if price is not None:
+        given["workload"] = {**_WORKLOAD, **given.get("workload", {}), "price_per_hour": price}
     return given
 
 
 def _read(name: str, text: str, read: Any) -> Any:
     try:
         return read(text)
+    except PilotError:
+        raise
     except (ValueError, ZeroDivisionError) as problem:
         raise PilotError(f"{name} = {text!r}: {problem}") from problem
+
+
+def _fields(text: str) -> dict[str, Any]:
+    fields = json.loads(text)
+    require(isinstance(fields, dict), "value", fields, 'a JSON object, as {"batch": 8}', PilotError)
+    return fields
 
 
 def _budgets(text: str) -> list[float]:

@@ -21,13 +21,14 @@ _MODEL, _CONTEXT = "data/embedded", "4096"  # where the command line names none
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 for a verdict, whichever; 1 failed (the reason is on stderr); 2 usage."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    for name, value in (("--model", _MODEL), ("--context", _CONTEXT)):
-        if name not in given and "-h" not in given and "--help" not in given:
-            given += [name, value]
+    given = ["--model", _MODEL, "--context", _CONTEXT, *given]  # the last of two counts
     try:
-        at = given.index("--model") + 1 if "--model" in given[:-1] else None
-        if at is not None:
-            given[at] = _folder(given[at])
+        for at, word in enumerate(given):
+            name, equals, value = word.partition("=")
+            if name == "--model" and equals:
+                given[at] = f"--model={_folder(value)}"
+            elif name == "--model" and at + 1 < len(given):
+                given[at + 1] = _folder(given[at + 1])
     except HashAttnError as error:
         print(error, file=sys.stderr)
         return 1

@@ -1,7 +1,6 @@
 """The verdict, from rows written by hand: the floor decides first, then what was lost."""
 
 import json
-from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,15 +8,14 @@ import pandas as pd
 import pytest
 
 from hashattn.pilot.judgement import judge
-from hashattn.pilot.measurements import Measured, packed_bits
+from hashattn.pilot.measurements import Measured, _told_from_guessing, packed_bits
 from hashattn.pilot.settings import PilotSettings
 
 SETTINGS = PilotSettings(budgets=(1 / 8, 1 / 16), texts=8)
 LABELS = {None: "dense", 1 / 8: "8x", 1 / 16: "16x"}
 WORTH = SimpleNamespace(verdict="worth", ceiling=3.0, share=0.6, speedup=2.2)
-PLAN = SimpleNamespace(
-    asked=(SimpleNamespace(lost=False),), divided=(), scored=(1, 2), calibration=(1,)
-)
+PLAN = SimpleNamespace(asked=(SimpleNamespace(lost=False),), divided=(), scored=(1, 2),
+                       calibration=(1,), withheld=0, beyond=0)  # fmt: skip
 
 
 def answers(scores, predictions=None):
@@ -49,22 +47,27 @@ def fidelity(kl, dense_nll=1.0, count=8):
 
 def asked(count, known=True, contexts=10, language=lambda n: "en"):
     return tuple(
-        SimpleNamespace(record=SimpleNamespace(language=language(n)), question=f"q{n}", lost=False,
+        SimpleNamespace(record=SimpleNamespace(language=language(n), dataset="questions_en"),
+                        question=f"q{n}", lost=False,
                         answers=(f"answer {n:02d}",) if known else (),
                         context=SimpleNamespace(text=f"context {n % contexts}"))
         for n in range(count)
     )  # fmt: skip
 
 
-def measured(dense, sparse, guess, kl=0.01, **how):
-    """40 questions: scores of dense, of every budget, of guesses."""
-    count = len(dense)
+def measured(dense, sparse, guess, kl=0.01, ours=None, said=None, **how):
+    """What was asked (40 questions unless `ours`): scores of dense, of every budget, of guesses."""
+    ours = asked(len(dense)) if ours is None else ours
     own = dict.fromkeys((1 / 8, 1 / 16), sparse) if isinstance(sparse, list) else sparse
     closeness = kl if isinstance(kl, dict) else {1 / 8: kl, 1 / 16: kl}
     texts = how.get("count", 8)
+    alone = answers({None: dense}, said)
+    floor, left_out, numbers = _told_from_guessing(ours, alone, answers({None: guess}))
+    kept = {d: [scores[n] for n in numbers] for d, scores in {None: dense, **own}.items()}
     return Measured(
-        asked(count), answers({None: dense, **own}), answers({None: guess}),
-        fidelity(closeness, **how), LABELS, (4.0,) * texts, (200,) * texts,
+        ours, floor, left_out, tuple(ours[n] for n in numbers),
+        answers(kept, said) if numbers else pd.DataFrame(), fidelity(closeness, **how), LABELS,
+        (4.0,) * texts, (200,) * texts,
     )  # fmt: skip
 
 
@@ -82,6 +85,48 @@ def test_kept_everywhere_goes_at_the_smallest_budget():
     assert found.floors["questions"].clear and found.floors["questions"].difference == 0.75
     best = found.quality[-1].questions
     assert (best.difference, best.low, best.high, best.same, best.more) == (0, 0, 0, 1, None)
+
+
+def test_all_questions_on_one_context_have_an_interval_too():
+    """Whole contexts are drawn where there are five; one alone would give no width at all."""
+    ours = asked(40, contexts=1)
+    found = judge(measured(GOOD, [1] * 28 + [0] * 12, [1] * 28 + [0] * 12, ours=ours), PLAN,
+                  SETTINGS, WORTH)  # fmt: skip
+    floor = found.floors["questions"]
+    assert floor.low < floor.difference < floor.high and not floor.clear
+    part = judge(measured(GOOD, [1] * 28 + [0] * 12, NONE, ours=ours), PLAN, SETTINGS, WORTH)
+    assert part.quality[0].questions.low < -0.05 < 0 == part.quality[0].questions.high
+
+
+def test_a_budget_counts_only_if_larger_ones_do():
+    """1/8 loses, 1/16 keeps by chance: no go; 1/8 is open, 1/16 kept: fallback at most."""
+    found = judge(measured(GOOD, {1 / 8: BAD, 1 / 16: GOOD}, NONE), PLAN, SETTINGS, WORTH)
+    assert (found.verdict, found.budget) == ("no_go", None)
+    wavering = [1] * 28 + [0, 0] + [1, 1] + [0] * 8
+    found = judge(measured(GOOD, {1 / 8: wavering, 1 / 16: GOOD}, NONE), PLAN, SETTINGS, WORTH)
+    assert found.verdict == "go_with_fallback"
+
+
+def test_a_mean_that_loses_more_than_tolerated_is_no_fallback():
+    """At 1/16 15 points are lost, give or take 12: open, but not to be gone for."""
+    worse = [1] * 24 + [0] * 6 + [0] * 10
+    for n in (30, 31):
+        worse[n] = 1
+    kept = [1] * 29 + [0] + [1] + [0] * 9
+    found = judge(measured(GOOD, {1 / 8: kept, 1 / 16: worse}, NONE), PLAN, SETTINGS, WORTH)
+    assert found.quality[1].questions.verdict == "open"
+    assert (found.verdict, found.budget) == ("go_with_fallback", 1 / 8)
+
+
+def test_what_was_not_asked_and_how_fast_it_was_are_remarks():
+    plan = SimpleNamespace(**(vars(PLAN) | {"withheld": 3, "beyond": 20}))
+    times = {"context": 1800, "budgets": [{"budget": 1 / 8, "speedup": 0.8},
+                                          {"budget": 1 / 16, "speedup": 1.5}]}  # fmt: skip
+    found = judge(measured(GOOD, GOOD, NONE), plan, SETTINGS, WORTH, times)
+    remarks = {reason.key: reason.values for reason in found.reasons}
+    assert remarks["questions_withheld"] == {"count": 3}
+    assert remarks["questions_beyond"] == {"count": 20}
+    assert remarks["faster_here"] == {"speedup": 1.5, "context": 1800}
 
 
 def test_the_smallest_budget_that_keeps_quality_is_taken():
@@ -118,8 +163,10 @@ def test_dense_that_cannot_be_told_from_guessing_decides():
     assert (found.verdict, found.budget) == ("cannot_be_judged", None)
     assert keys(found)[0] == "dense_cannot_answer"
     assert not found.floors["questions"].clear
-    assert {quality.questions.verdict for quality in found.quality} == {"cannot_be_judged"}
-    assert {quality.questions.more for quality in found.quality} == {None}
+    parts = [quality.questions for quality in found.quality]
+    assert {(part.verdict, part.more, part.sparse) for part in parts} == {
+        ("cannot_be_judged", None, None)
+    }
     # what rests on the text alone is still judged
     assert {quality.fidelity.verdict for quality in found.quality} == {"kept"}
 
@@ -132,9 +179,8 @@ def test_a_model_that_answers_nothing_is_not_called_equal():
 def test_a_language_that_the_model_cannot_do_is_left_out_and_said():
     """20 of 40 questions in Japanese, all answered wrongly: they would hide half of every loss."""
     dense, sparse = [1, 1, 1, 0, 1] * 4 + [0] * 20, [1, 0, 0, 0, 1] * 4 + [0] * 20
-    both = measured(dense, sparse, NONE)
     ours = asked(40, language=lambda n: "en" if n < 20 else "ja")
-    found = judge(replace(both, asked=ours), PLAN, SETTINGS, WORTH)
+    found = judge(measured(dense, sparse, NONE, ours=ours), PLAN, SETTINGS, WORTH)
     part, floor = found.quality[0].questions, found.floors["questions"]
     assert (part.count, part.dense, part.sparse, floor.count) == (20, 0.8, 0.4, 20)
     (left,) = (reason for reason in found.reasons if reason.key == "language_left_out")
@@ -143,11 +189,11 @@ def test_a_language_that_the_model_cannot_do_is_left_out_and_said():
 
 def test_answers_that_fit_every_question_are_guesses():
     """All say yes, and yes is right half of the time."""
-    rows = measured([1, 0] * 20, [1, 0] * 20, NONE)
-    yes = tuple(SimpleNamespace(**(vars(each) | {"answers": ("yes",) if n % 2 == 0 else ("no",)}))
-                for n, each in enumerate(rows.asked))  # fmt: skip
-    said = ["yes"] * 40
-    rows = replace(rows, asked=yes, answers=answers({d: [1, 0] * 20 for d in LABELS}, said))
+    yes = tuple(
+        SimpleNamespace(**(vars(each) | {"answers": ("yes",) if n % 2 == 0 else ("no",)}))
+        for n, each in enumerate(asked(40))
+    )
+    rows = measured([1, 0] * 20, [1, 0] * 20, NONE, ours=yes, said=["yes"] * 40)
     found = judge(rows, PLAN, SETTINGS, WORTH)
     assert found.verdict == "cannot_be_judged"
     assert found.floors["questions"].guess == pytest.approx(0.5, abs=0.02)
@@ -181,7 +227,7 @@ def test_the_embedded_model_proves_nothing():
 
 
 def test_questions_without_answers_leave_the_verdict_to_fidelity():
-    rows = replace(measured(GOOD, GOOD, NONE), asked=asked(40, known=False))
+    rows = measured(GOOD, GOOD, NONE, ours=asked(40, known=False))
     found = judge(rows, PLAN, SETTINGS, WORTH)
     assert (found.verdict, found.floors["questions"]) == ("go", None)
     assert keys(found) == ["fidelity_kept", "preflight_worth"]
@@ -190,7 +236,7 @@ def test_questions_without_answers_leave_the_verdict_to_fidelity():
 
 
 def test_without_questions_fidelity_alone_decides():
-    rows = Measured((), pd.DataFrame(), pd.DataFrame(), fidelity({1 / 8: 0.01, 1 / 16: 0.2}),
+    rows = Measured((), None, {}, (), pd.DataFrame(), fidelity({1 / 8: 0.01, 1 / 16: 0.2}),
                     LABELS, (4.0,) * 8, (200,) * 8)  # fmt: skip
     found = judge(rows, SimpleNamespace(**(vars(PLAN) | {"asked": ()})), SETTINGS, WORTH)
     assert (found.verdict, found.budget) == ("go", 1 / 8)

@@ -66,11 +66,27 @@ def test_text_without_content_makes_no_part(tokenizer):
     assert split_document(tokenizer, "a.txt", " \n\t\n", 100) == []
 
 
+def names_of(contexts):
+    return [[part.name for part in context.parts] for context in contexts]
+
+
 def test_neighbours_are_packed_together():
-    sizes = [60, 40, 50, 30, 120, 5]
+    sizes = [60, 40, 50, 30, 120, 45]
     contexts = pack([Part(str(n), "", 0, size) for n, size in enumerate(sizes)], 100)
-    assert [[part.name for part in c.parts] for c in contexts] == [
-        ["0", "1"], ["2", "3"], ["4"], ["5"]]  # fmt: skip
+    assert names_of(contexts) == [["0", "1"], ["2", "3"], ["4"], ["5"]]
+
+
+def test_what_is_left_over_goes_where_there_is_room():
+    sizes = [20, 95, 60, 90, 10]
+    contexts = pack([Part(str(n), "", 0, size) for n, size in enumerate(sizes)], 100)
+    assert names_of(contexts) == [["1"], ["2", "0"], ["3", "4"]]
+
+
+def test_a_long_document_is_divided_evenly(tokenizer):
+    text = document("a.txt", 60).text
+    whole = tokens(tokenizer, text)
+    parts = split_document(tokenizer, "a.txt", text, round(whole / 1.1))
+    assert len(parts) == 2 and min(part.tokens for part in parts) > 0.3 * whole
 
 
 def test_contexts_know_where_their_documents_stand(tokenizer):
@@ -99,7 +115,7 @@ def test_documents_are_scored_or_learned_from_never_both(tokenizer):
     plan = make_plan(tokenizer, library(), asked, PilotSettings())
     scored, learned = ({d.name for d, _ in part} for part in (plan.scored, plan.calibration))
     assert len(learned) == 2 and scored | learned == {f"manual {n}.txt" for n in range(8)}
-    assert learned == {"manual 6.txt", "manual 7.txt"} and plan.dropped == 0
+    assert learned == {"manual 6.txt", "manual 7.txt"} and plan.withheld == 0
     texts = "".join(context.text for context in plan.contexts)
     assert not any(f"# {name}" in texts for name in learned)
     assert all(f"# {name}" in "".join(c.text for c in plan.learning) for name in learned)
@@ -108,7 +124,7 @@ def test_documents_are_scored_or_learned_from_never_both(tokenizer):
 def test_questions_about_what_codes_learn_from_are_dropped_and_counted(tokenizer):
     asked = [question("What?", f"manual {number}.txt") for number in range(8)]
     plan = make_plan(tokenizer, library(), asked, PilotSettings())
-    assert plan.dropped == 2 and len(plan.asked) == 6
+    assert plan.withheld == 2 and len(plan.asked) == 6
     learned = {d.name for d, _ in plan.calibration}
     assert not learned & {each.document for each in plan.asked}
 
@@ -117,19 +133,23 @@ def test_too_many_questions_are_thinned_evenly(tokenizer):
     asked = [question(f"What is {number}?", "manual 0.txt") for number in range(20)]
     plan = make_plan(tokenizer, library(), asked, PilotSettings(questions=5))
     assert [each.question for each in plan.asked] == [f"What is {n}?" for n in (0, 4, 8, 12, 16)]
-    assert plan.dropped == 15
+    assert plan.beyond == 15
 
 
 def test_every_prompt_and_its_answer_fit_the_context(tokenizer):
     asked = [question("Which " + "relay " * n + "?", f"manual {n}.txt") for n in range(6)]
     settings = PilotSettings(context=700, budgets=(0.25,))
     plan = make_plan(tokenizer, library(sentences=90), asked, settings)
-    own = protocol(tokenizer, settings)
+    own = protocol(tokenizer, settings, plan.answer_tokens)
     assert plan.divided
     for each in plan.asked:
         prompt = make_prompt(tokenizer, own.of(each.record.dataset), each.record)
         longest = len(prompt.context) + len(prompt.question) + settings.answer_tokens
         assert longest <= settings.context and prompt.cut is None
+    quoted = make_plan(tokenizer, library(sentences=90), [], settings)
+    for each in quoted.quotes:
+        prompt = make_prompt(tokenizer, own.of(each.record.dataset), each.record)
+        assert len(prompt.context) + len(prompt.question) + 20 <= settings.context
 
 
 def test_an_answer_in_a_part_that_is_not_read_is_counted(tokenizer):
@@ -145,7 +165,7 @@ def test_an_answer_in_a_part_that_is_not_read_is_counted(tokenizer):
 def test_without_answers_sentences_are_to_be_completed(tokenizer):
     plan = make_plan(tokenizer, library(), [question("What?", "manual 0.txt", ())],
                      PilotSettings(quotes=6))  # fmt: skip
-    assert len(plan.quotes) == 6 and plan.answered == ()
+    assert len(plan.quotes) == 6 and len(plan.asked) == 1
     for quote in plan.quotes:
         (answer,) = quote.answers
         text = quote.context.text
@@ -157,12 +177,12 @@ def test_without_answers_sentences_are_to_be_completed(tokenizer):
 
 def test_no_sentences_are_completed_where_answers_are_known(tokenizer):
     plan = make_plan(tokenizer, library(), [question("What?", "manual 0.txt")], PilotSettings())
-    assert plan.quotes == () and len(plan.answered) == 1
+    assert plan.quotes == () and len(plan.asked) == 1
 
 
 def test_a_question_in_japanese_is_asked_in_japanese(tokenizer):
     plan = make_plan(tokenizer, library(), [question("保証期間は何か月ですか？")], PilotSettings())
-    own = protocol(tokenizer, PilotSettings())
+    own = protocol(tokenizer, PilotSettings(), {})
     record = plan.asked[0].record
     assert "質問：" in own.of(record.dataset).template and record.language == "ja"
 
@@ -174,6 +194,46 @@ def test_a_guess_is_the_question_without_documents(tokenizer):
     assert not re.search("manual|pump", guess.context)
     assert (guess.input, guess.answers, guess.dataset) == (
         record.input, record.answers, record.dataset)  # fmt: skip
+
+
+def test_questions_without_a_document_are_asked_wherever_they_belong(tokenizer):
+    """BM25 looks at all documents before any is kept for the codes."""
+    documents = library(8).documents
+    for number, each in enumerate(documents):
+        each.text += f"\nThe Zephyr-{number}{number} centrifuge is painted colour {number}.\n"
+    asked = [question(f"Which colour has the Zephyr-{n}{n} centrifuge?", None, (f"colour {n}",))
+             for n in range(6)]  # fmt: skip
+    plan = make_plan(tokenizer, SimpleNamespace(documents=documents, skipped=()), asked,
+                     PilotSettings())  # fmt: skip
+    assert [each.document for each in plan.asked] == [f"manual {n}.txt" for n in range(6)]
+    assert not any(each.lost for each in plan.asked) and plan.withheld == 0
+
+
+def test_long_answers_get_room(tokenizer):
+    long = "the relay that stands beside the old motor of the northern hall and its spare parts"
+    asked = [question("Which relay?", "manual 0.txt", (long,)), question("どれですか？")]
+    plan = make_plan(tokenizer, library(), asked, PilotSettings(answer_tokens=8))
+    needed = tokens(tokenizer, long)
+    assert plan.answer_tokens["questions_en"] == needed + 4
+    assert plan.answer_tokens["questions_ja"] == 8
+    endless = make_plan(tokenizer, library(), [question("Which?", None, (60 * long,))],
+                        PilotSettings())  # fmt: skip
+    assert endless.answer_tokens["questions_en"] == PilotSettings().longest_answer
+
+
+def test_few_documents_leave_contexts_for_the_codes(tokenizer):
+    found = SimpleNamespace(documents=library(2, sentences=150).documents, skipped=())
+    plan = make_plan(tokenizer, found, [], PilotSettings(context=1200))
+    assert len(plan.contexts) >= 3 and plan.learning and plan.calibration == ()
+    scored, learned = ({(p.name, p.start) for c in part for p in c.parts}
+                       for part in (plan.contexts, plan.learning))  # fmt: skip
+    assert not scored & learned
+
+
+def test_documents_that_every_budget_reads_whole_are_refused(tokenizer):
+    found = SimpleNamespace(documents=library(1, sentences=3).documents, skipped=())
+    with pytest.raises(PlanError, match="the smallest budget reads everything"):
+        make_plan(tokenizer, found, [], PilotSettings())
 
 
 def test_plans_repeat(tokenizer):

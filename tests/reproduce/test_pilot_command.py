@@ -46,6 +46,7 @@ def company(tmp_path):
         (["--context", "many"], "context = 'many'"),
         (["--budgets", "1/0"], "budgets = '1/0'"),
         (["--workload", "{"], "workload = '{'"),
+        (["--samples", "5"], "a JSON object"),
     ],
 )
 def test_what_cannot_start_says_so(given, message, capsys, tmp_path):
@@ -136,9 +137,35 @@ def test_the_pre_flight_of_a_model_that_is_not_here(capsys, monkeypatch, tmp_pat
 
 
 def test_settings_of_the_profile_of_tests_are_small():
-    own = piloting.pilot_settings(load_profile("tiny"), 4096, [1 / 8])
+    tiny = load_profile("tiny")
+    chosen = piloting.pilot_model(tiny)
+    own = piloting.pilot_settings(tiny, chosen, 4096, [1 / 8])
     assert own.questions < PilotSettings().questions and own.context < 4096
-    assert piloting.pilot_settings(load_profile("embedded"), 4096, [1 / 8]).context == 4096
+    embedded = load_profile("embedded")
+    assert piloting.pilot_settings(embedded, chosen, 4096, [1 / 8]).context == 4096
+    assert piloting.pilot_settings(tiny, chosen, 4096, [1 / 8], {"texts": 9}).texts == 9
+    with pytest.raises(ValueError, match="at most 8192, the model's positions"):
+        piloting.pilot_settings(embedded, chosen, 10_000, [1 / 8])
+
+
+def test_a_file_of_questions_among_the_documents_is_not_read(company):
+    (company / "questions.csv").write_text("question,answer\nWhich pump?,the old one\n")
+    library = piloting.read_library(company, company / "questions.csv")
+    assert "questions.csv" not in {document.name for document in library.documents}
+    assert [s.key for s in library.skipped if s.name == "questions.csv"] == ["questions"]
+    assert "questions" in library.skipped[-1].say("en") and "質問" in library.skipped[-1].say("ja")
+    elsewhere = piloting.read_library(company, company.parent / "questions.csv")
+    assert "questions.csv" in {document.name for document in elsewhere.documents}
+
+
+def test_options_of_the_command_line(tmp_path):
+    given = ["--context", "4K", "--budgets", "1/4,1/8", "--price", "3", "--samples",
+             '{"texts": 9}', "--workload", '{"batch": 4, "context": 9}']  # fmt: skip
+    read = pilot._parameters(pilot._parser().parse_args(given), tmp_path)
+    assert read == {
+        "language": "en", "context": 4096, "budgets": [0.25, 0.125], "samples": {"texts": 9},
+        "workload": {"batch": 4, "context": 9, "price_per_hour": 3.0},
+    }  # fmt: skip
 
 
 def test_workloads_that_cannot_be():

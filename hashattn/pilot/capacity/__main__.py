@@ -11,12 +11,10 @@ from hashattn.base.layout import LAYOUTS
 from hashattn.pilot.capacity.devices import DEVICES, THIS_MACHINE, device_named
 from hashattn.pilot.capacity.machine import Measurement, MeasurementError, measure
 from hashattn.pilot.capacity.preflight import preflight
-from hashattn.pilot.capacity.result import Workload
+from hashattn.pilot.capacity.result import Workload, tokens_of_text
 from hashattn.pilot.capacity.shapes import ModelShape, model_shape, read_config
 from hashattn.pilot.capacity.speed import Speed
 from hashattn.pilot.capacity.wording import LANGUAGES, summary
-
-_SUFFIXES = {"k": 1 << 10, "m": 1 << 20}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -102,12 +100,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _tokens(text: str) -> int:
-    """A number of tokens, K and M being 1024 and 1024^2."""
-    factor = _SUFFIXES.get(text[-1:].lower(), 1)
+    """`tokens_of_text` for argparse."""
     try:
-        return int(text[:-1] if factor > 1 else text) * factor
+        return tokens_of_text(text)
     except ValueError as problem:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of tokens") from problem
+        raise argparse.ArgumentTypeError(str(problem)) from problem
 
 
 def _fraction(text: str) -> float:

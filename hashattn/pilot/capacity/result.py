@@ -11,6 +11,9 @@ from hashattn.pilot.capacity.machine import Measurement
 WORTH, MARGINAL, NO = VERDICTS = ("worth", "marginal", "no")
 
 
+_SUFFIXES = {"k": 1 << 10, "m": 1 << 20}
+
+
 @dataclass(frozen=True)
 class Workload:
     """What is asked of the model.
@@ -103,3 +106,12 @@ class Preflight:
     def to_dict(self) -> dict[str, Any]:
         """JSON-able content."""
         return asdict(self)
+
+
+def tokens_of_text(text: str) -> int:
+    """A number of tokens as it is written, K and M being 1024 and 1024^2; ValueError."""
+    factor = _SUFFIXES.get(text[-1:].lower(), 1)
+    try:
+        return int(text[:-1] if factor > 1 else text) * factor
+    except ValueError as problem:
+        raise ValueError(f"{text!r} is no number of tokens") from problem

@@ -30,6 +30,7 @@ SENTENCES: dict[str, dict[str, str]] = {
         "no_text_layer": "It has no text layer (it is a scan or a picture): OCR it first.",
         "not_text": "It is not text but binary data: save it as one of {kinds}.",
         "old_format": "A format that is not read ({suffix}, {count} in all): save it as {save_as}.",
+        "questions": "It holds the questions that are asked: nothing to do.",
         "special": "It is a pipe, socket or device and was not opened: nothing to do.",
         "symlink": "It is a symbolic link and was not followed: copy what it points to into the "
         "folder.",
@@ -81,6 +82,7 @@ SENTENCES: dict[str, dict[str, str]] = {
         "先に OCR にかけてください。",
         "not_text": "テキストではなくバイナリーデータです。{kinds} のいずれかで保存してください。",
         "old_format": "読めない形式です({suffix}、計 {count} 個)。{save_as} で保存してください。",
+        "questions": "質問のファイルなので、文書としては読みません。対応は不要です。",
         "special": "パイプ、ソケットまたはデバイスのため、開きませんでした。対応は不要です。",
         "symlink": "シンボリックリンクのため、たどりませんでした。"
         "リンク先をフォルダーにコピーしてください。",

@@ -11,16 +11,20 @@ from typing import Any
 
 import pandas as pd
 
+from hashattn.base.checks import require
+from hashattn.base.environment import device_name
 from hashattn.base.repository import repository
 from hashattn.evaluation.methods import Method
 from hashattn.evaluation.tables import POINTS
+from hashattn.models.families import max_positions
 from hashattn.pilot.capacity.devices import THIS_MACHINE, device_named
 from hashattn.pilot.capacity.machine import Measurement, MeasurementError, measure
 from hashattn.pilot.capacity.preflight import preflight
 from hashattn.pilot.capacity.result import Preflight, Workload
 from hashattn.pilot.capacity.shapes import ModelShape, model_shape
 from hashattn.pilot.codes import PilotCodes
-from hashattn.pilot.documents import Library
+from hashattn.pilot.documents.library import Library, read_documents
+from hashattn.pilot.documents.skipped import Skipped
 from hashattn.pilot.judgement import UNJUDGED, Judgement
 from hashattn.pilot.plan import Plan
 from hashattn.pilot.settings import PilotSettings
@@ -73,13 +77,30 @@ def _shipped(profile: Profile) -> Path | None:
     return wide if wide.is_dir() else folder
 
 
-def pilot_settings(profile: Profile, context: int, budgets: Sequence[float]) -> PilotSettings:
-    """The notebook's own; under the profile of tests, fewer of everything."""
+def pilot_settings(
+    profile: Profile, chosen: PilotModel, context: int, budgets: Sequence[float],
+    samples: Mapping[str, int] | None = None,
+) -> PilotSettings:  # fmt: skip
+    """The notebook's own, samples being other fields of PilotSettings; under the profile of tests,
+    fewer of everything. ValueError for a context beyond the model's positions."""
+    positions = max_positions(chosen.model.config)
+    allowed = f"at most {positions}, the model's positions (max_position_embeddings)"
+    require(not positions or context <= positions, "context", context, allowed)
     own = PilotSettings(context=context, budgets=tuple(budgets), seed=profile.seed)
-    if profile.name != "tiny":
-        return own
-    small = {"questions": 8, "quotes": 8, "texts": 5, "text_tokens": 16, "audits": 1}
-    return replace(own, context=min(context, 1152), **small)
+    if profile.name == "tiny":
+        small = {"questions": 8, "quotes": 8, "texts": 5, "text_tokens": 16, "audits": 1}
+        own = replace(own, context=min(context, 1664), **small)
+    return replace(own, **(samples or {}))
+
+
+def read_library(docs: Path, questions: Path | None) -> Library:
+    """The documents of a folder; a file of questions among them is asked, not read."""
+    library = read_documents(docs)
+    if questions is None or not questions.resolve().is_relative_to(docs.resolve()):
+        return library
+    name = questions.resolve().relative_to(docs.resolve()).as_posix()
+    kept = tuple(document for document in library.documents if document.name != name)
+    return replace(library, documents=kept, skipped=(*library.skipped, Skipped(name, "questions")))
 
 
 def path_of(name: str | None) -> Path | None:
@@ -123,12 +144,16 @@ def judge_workload(
 ) -> Preflight:  # fmt: skip
     """The pre-flight of a model for a workload (fields of capacity.Workload), at the middle budget.
 
-    On this machine, a micro-benchmark of its shapes is run once and kept in `folder`.
+    On this machine, a micro-benchmark of its shapes is run once and kept in `folder`; ValueError
+    where the model is on a GPU, which that does not time.
     """
     model, asked = chosen.model, device_named(device)
+    here = asked.name == THIS_MACHINE
+    require(not here or model.device.type == "cpu", "device", device,
+            "the name of the GPU that the model is on")  # fmt: skip
     shape = model_shape(model.config, chosen.name, dtype=str(model.dtype).removeprefix("torch."))
     budget = settings.budgets[len(settings.budgets) // 2]
-    measured = _measured(shape, budget, folder) if asked.name == THIS_MACHINE else None
+    measured = _measured(shape, budget, folder) if here else None
     return preflight(shape, Workload(**workload), asked, budget=budget, measured=measured)
 
 
@@ -137,10 +162,18 @@ def _measured(shape: ModelShape, budget: float, folder: Path) -> Measurement:
     try:
         kept = Measurement.load(path)
         kept.check(shape, budget, kept.bits, kept.lists)
+        if kept.device == device_name():
+            return kept
     except (MeasurementError, OSError):
-        kept = measure(shape, budget)
-        kept.save(path)
-    return kept
+        pass
+    made = measure(shape, budget)
+    made.save(path)
+    return made
+
+
+def long_context(plan: Plan) -> str:
+    """The text of the plan's longest context."""
+    return max(plan.contexts, key=lambda context: context.tokens).text
 
 
 def document_table(plan: Plan, library: Library) -> pd.DataFrame:
@@ -185,15 +218,6 @@ def _text(value: Any) -> str:
     return str(value)
 
 
-def unaccounted(library: Library, folder: Path) -> int:
-    """Plain files of the folder that were neither read nor recorded as skipped, hidden ones left
-    out; files of an unknown kind are recorded together, as "*.png"."""
-    known = {document.name for document in library.documents} | {s.name for s in library.skipped}
-    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    shown = {name for name in names if not any(p.startswith(".") for p in name.split("/"))}
-    return sum(f"*{Path(name).suffix.lower()}" not in known for name in shown - known)
-
-
 def open_ways(result: Mapping[str, Any]) -> int:
     """1 if nobody watched over connections to other machines, else 0."""
     return int(not result["private"]["sockets_denied"])
@@ -205,9 +229,11 @@ def title(docs: str) -> str:
     return path.parent.name if path.name == "documents" else path.name
 
 
-def shared_documents(plan: Plan) -> int:
-    """Documents that are both scored and learned from."""
-    return len({d.sha256 for d, _ in plan.scored} & {d.sha256 for d, _ in plan.calibration})
+def shared_parts(plan: Plan) -> int:
+    """Parts of documents that are both scored and learned from."""
+    scored, learned = ({(part.name, part.start) for context in contexts for part in context.parts}
+                       for contexts in (plan.contexts, plan.learning))  # fmt: skip
+    return len(scored & learned)
 
 
 def wrongly_judged(judgement: Judgement) -> int:

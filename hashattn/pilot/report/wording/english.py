@@ -36,7 +36,7 @@ TEXTS = {
     "{high:points} points of 100 ({count:count} {measure:name unit}): {found}.",
     "tile.fidelity.value": "{agreement:percent}",
     "tile.fidelity.text": "of next tokens are those of full attention at {budget:budget} "
-    "({documents:count} documents); KL {kl:ratio}, from {low:ratio} to {high:ratio}.",
+    "({documents:count} texts); KL {kl:ratio}, from {low:ratio} to {high:ratio}.",
     "tile.quality.cannot": "Nothing here told the model's answers from guessing, so what sparse "
     "attention costs in quality is not known.",
     "tile.quality.none": "No text was long enough to measure it.",
@@ -107,17 +107,17 @@ TEXTS = {
     "column.agreement": "Same next token",
     "column.perplexity": "Perplexity, times",
     "column.free": "Same tokens when it writes on",
-    "column.documents": "Documents",
+    "column.documents": "Texts",
     "more.untold": "how many more are needed cannot be told",
     "more.questions": "needs about {more:count} questions in all",
     "more.quotes": "needs about {more:count} sentences in all",
-    "more.documents": "needs about {more:count} documents in all",
+    "more.documents": "needs about {more:count} texts in all",
     "difference.note": "{range}; {found}",
     "free.of": "{same:ratio} of {new:count}",
     "quality.points_note": "Scores are points of 100. Intervals are 95% bootstrap intervals over "
-    "{measure:name unit}.",
+    "the texts that {measure:name unit} are about.",
     "quality.fidelity_note": "KL: how far the probabilities of the next token move, in nats; 0 is "
-    "no change. Intervals are 95% bootstrap intervals over documents.",
+    "no change. Intervals are 95% bootstrap intervals over texts.",
     "cut.none": "Documents cut, or read in parts, to fit the model's context: 0 of {of:count}.",
     "cut.some": "Documents cut, or read in parts, to fit the model's context: {contexts:count} of "
     "{of:count}; answers lost by that: {lost:count}. No method can find those.",
@@ -137,7 +137,7 @@ TEXTS = {
     "figure.point.score": "{budget:fraction} read {sparse:score}",
     "figure.kl.title": "KL divergence from full attention",
     "figure.kl.caption": "Across: share of the text that is read. Up: KL in nats, less is closer. "
-    "Bars show the interval. {documents:count} documents.",
+    "Bars show the interval. {documents:count} texts.",
     "figure.kl.alt": "KL divergence against share read: {points}.",
     "figure.point.kl": "{budget:fraction} read {kl:ratio}",
     "figure.latency.title": "Milliseconds for one token",
@@ -366,15 +366,15 @@ SENTENCES = {
     "{difference:points} points of 100 against full attention, and perhaps as many as {low:loss} "
     "({count:count} {measure:name unit}).",
     "fidelity_kept": "Reading {budget:budget}, the model writes as with full attention: "
-    "{agreement:percent} of next tokens are the same (KL {kl:ratio}, {documents:count} documents).",
+    "{agreement:percent} of next tokens are the same (KL {kl:ratio}, {documents:count} texts).",
     "fidelity_open": "Reading {budget:budget}, it is not clear yet whether the model writes as "
-    "with full attention: KL {kl:ratio}, perhaps {kl_high:ratio} ({documents:count} documents; "
+    "with full attention: KL {kl:ratio}, perhaps {kl_high:ratio} ({documents:count} texts; "
     "about {more:count} would give a firm answer).",
     "fidelity_open_untold": "Reading {budget:budget}, it is not clear yet whether the model "
     "writes as with full attention: KL {kl:ratio}, perhaps {kl_high:ratio} ({documents:count} "
-    "documents).",
+    "texts).",
     "fidelity_lost": "Reading {budget:budget}, the model no longer writes as with full attention: "
-    "{agreement:percent} of next tokens are the same (KL {kl:ratio}, {documents:count} documents).",
+    "{agreement:percent} of next tokens are the same (KL {kl:ratio}, {documents:count} texts).",
     "dense_cannot_answer": "The model itself was not told from guessing at "
     "{measure:name measure}, even when it reads everything: {dense:score} points of 100, guessing "
     "{guess:score} ({count:count} {measure:name unit}). No attention method will help: it is the "
@@ -398,6 +398,10 @@ SENTENCES = {
     "language_left_out": "{count:count} questions ({language:name language}) are left out of the "
     "verdict: the model itself was not told from guessing there ({dense:score} points of 100, "
     "guessing {guess:score}).",
+    "questions_withheld": "{count:count} questions were not asked: the documents that they are "
+    "about are kept for the codes.",
+    "questions_beyond": "{count:count} more questions were not asked, to save time: raise "
+    '"questions" in the samples of the pilot to ask them.',
     "contexts_cut": "{contexts:count} of {of:count} documents did not fit the model's context and "
     "were cut or read in parts; answers lost by that, which no method can find: "
     "{answers_lost:count}.",

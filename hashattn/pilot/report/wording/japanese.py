@@ -36,7 +36,7 @@ TEXTS = {
     "{low:points} 点から {high:points} 点（{count:count} {measure:name unit}）。{found}。",
     "tile.fidelity.value": "{agreement:percent}",
     "tile.fidelity.text": "{budget:budget}を読む場合に、次のトークンがフルアテンションと一致した割"
-    "合（文書 {documents:count} 件）。KL {kl:ratio}、{low:ratio} から {high:ratio}。",
+    "合（テキスト{documents:count} 件）。KL {kl:ratio}、{low:ratio} から {high:ratio}。",
     "tile.quality.cannot": "モデルの答えを当て推量と区別できなかったため、"
     "スパースアテンションによる品質への影響はわかりません。",
     "tile.quality.none": "測定に足る長さの文章がありませんでした。",
@@ -116,7 +116,7 @@ TEXTS = {
     "quality.points_note": "得点は 100 点満点です。区間は{measure:name measure}についての 95% "
     "ブートストラップ区間です。",
     "quality.fidelity_note": "KL：次のトークンの確率がどれだけ動いたか（ナット）。0 は変化なし。"
-    "区間は文書についての 95% ブートストラップ区間です。",
+    "区間はテキストについての 95% ブートストラップ区間です。",
     "cut.none": "モデルの文脈に収めるために切り詰め、または分けて読んだ文書：{of:count} 件中 0 "
     "件。",
     "cut.some": "モデルの文脈に収めるために切り詰め、または分けて読んだ文書：{of:count} 件中 "
@@ -138,7 +138,7 @@ TEXTS = {
     "figure.point.score": "{budget:fraction} で {sparse:score}",
     "figure.kl.title": "フルアテンションからの KL 情報量",
     "figure.kl.caption": "横：文章のうち読む割合。縦：KL（ナット）。小さいほど近い。"
-    "縦線は区間です。文書 {documents:count} 件。",
+    "縦線は区間です。テキスト{documents:count} 件。",
     "figure.kl.alt": "読む割合に対する KL 情報量：{points}。",
     "figure.point.kl": "{budget:fraction} で {kl:ratio}",
     "figure.latency.title": "1 トークンあたりのミリ秒",
@@ -366,16 +366,16 @@ SENTENCES = {
     "フルアテンションとの差は 100 点満点で {difference:points} 点で、最大 {low:loss} "
     "点低い可能性があります（{count:count} {measure:name unit}）。",
     "fidelity_kept": "{budget:budget}を読む場合、モデルはフルアテンションとほぼ同じように書きま"
-    "す。次のトークンの {agreement:percent} が一致します（KL {kl:ratio}、文書 {documents:count} "
+    "す。次のトークンの {agreement:percent} が一致します（KL {kl:ratio}、テキスト{documents:count} "
     "件）。",
     "fidelity_open": "{budget:budget}を読む場合、モデルがフルアテンションと同じように書くかは未確"
-    "定です。KL {kl:ratio}、最大 {kl_high:ratio} の可能性があります（文書 {documents:count} 件。"
+    "定です。KL {kl:ratio}、最大 {kl_high:ratio} の可能性があります（テキスト{documents:count} 件。"
     "約 {more:count} 件で確定できます）。",
     "fidelity_open_untold": "{budget:budget}を読む場合、モデルがフルアテンションと同じように書くか"
-    "は未確定です。KL {kl:ratio}、最大 {kl_high:ratio} の可能性があります（文書 {documents:count} "
-    "件）。",
+    "は未確定です。KL {kl:ratio}、最大 {kl_high:ratio} の可能性があります（"
+    "テキスト{documents:count} 件）。",
     "fidelity_lost": "{budget:budget}を読む場合、モデルはフルアテンションと同じようには書きませ"
-    "ん。次のトークンの一致は {agreement:percent} です（KL {kl:ratio}、文書 {documents:count} "
+    "ん。次のトークンの一致は {agreement:percent} です（KL {kl:ratio}、テキスト{documents:count} "
     "件）。",
     "dense_cannot_answer": "すべてを読んでも、{measure:name measure}でモデル自体を当て推量と区別で"
     "きません。100 点満点で {dense:score} 点、当て推量は {guess:score} 点です（{count:count} "
@@ -399,6 +399,10 @@ SENTENCES = {
     "language_left_out": "{count:count} 件の質問（{language:name language}）は判定から外しました。"
     "すべてを読んでも、モデルの答えは当て推量と区別できません（100 点中 {dense:score} 点、"
     "当て推量 {guess:score} 点）。",
+    "questions_withheld": "対象の文書がコードの調整用のため、{count:count} 件の質問は"
+    "行いませんでした。",
+    "questions_beyond": "時間の都合で {count:count} 件の質問は行いませんでした。すべて行うには、"
+    'パイロットの samples の "questions" を増やしてください。',
     "contexts_cut": "文書 {of:count} 件中 {contexts:count} 件はモデルの文脈に収まらず、"
     "切り詰めるか分けて読みました。それで {answers_lost:count} 件の答えが失われ、"
     "これはどの方式でも見つけられません。",
