@@ -20,6 +20,7 @@ from hashattn.pilot.plan import QUESTIONS, QUOTES, Asked, Plan
 from hashattn.pilot.settings import PilotSettings
 
 KEPT, LOST, OPEN, UNJUDGED = "kept", "lost", "open", "cannot_be_judged"
+_FINE = (KEPT, UNJUDGED)  # of what cannot be judged nothing is known to be lost
 GO, FALLBACK, NO_GO = "go", "go_with_fallback", "no_go"
 _FARTHEST = 100  # times as many samples as there are, beyond which no number is given
 
@@ -118,8 +119,9 @@ def judge(
     No go: pre-flight says that there is nothing to gain, or the largest budget loses more than is
     tolerated. Cannot be judged: the text is predicted no better than a file compressor does, dense
     attention's answers cannot be told from guesses, or the model is the embedded one. Go: at the
-    smallest budget for which it and all larger ones keep all that could be judged; with fallback
-    where that fails for want of certainty alone, the means being within what is tolerated.
+    smallest budget for which it and all larger ones keep all that could be judged. Go with
+    fallback, at the largest budget: that fails for want of certainty alone, its means being within
+    what is tolerated.
     latency: of latency.step_times, for a remark.
     """
     floors = {QUESTIONS: None, QUOTES: None, "text": _text_floor(measured)}
@@ -230,26 +232,23 @@ def _recommend(
         return NO_GO, None, [gain, *unclear]
     if unclear:
         return UNJUDGED, None, [*unclear, gain]
-    for verdict, accepts in ((GO, _kept), (FALLBACK, _within)):
-        best = None
-        for one in quality:  # from the largest budget to the smallest
-            if not all(accepts(part, settings) for _, part in one.judged):
-                break
-            best = one
-        if best is not None:
-            return verdict, best.budget, [*_measures(best), gain]
-    return NO_GO, None, [*_measures(quality[0]), gain]
-
-
-def _kept(part: Answers | Closeness, settings: PilotSettings) -> bool:
-    """Kept, or not to be judged."""
-    return part.verdict in (KEPT, UNJUDGED)
+    best = None
+    for one in quality:  # from the largest budget to the smallest
+        if not all(part.verdict in _FINE for _, part in one.judged):
+            break
+        best = one
+    if best is not None:
+        return GO, best.budget, [*_measures(best), gain]
+    largest = quality[0]
+    within = all(_within(part, settings) for _, part in largest.judged)
+    verdict = FALLBACK if within else NO_GO
+    return verdict, largest.budget if within else None, [*_measures(largest), gain]
 
 
 def _within(part: Answers | Closeness, settings: PilotSettings) -> bool:
-    """Kept, or open with a mean that is within what is tolerated."""
+    """Nothing is lost, and what is open has a mean that is within what is tolerated."""
     if part.verdict != OPEN:
-        return _kept(part, settings)
+        return part.verdict in _FINE
     if isinstance(part, Closeness):
         return part.kl <= settings.kl_limit
     return part.difference >= -settings.tolerance

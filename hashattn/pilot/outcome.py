@@ -75,16 +75,23 @@ def _use(judgement: Judgement, codes: PilotCodes, tried: Sequence[Method]) -> st
     method = next((m for m in tried[1:] if m.budget.density == judgement.budget), None)
     if method is None:
         return None
-    drawn = f", sampled={method.budget.sampled:g}" if method.budget.sampled else ""
     ours = codes.place.is_relative_to(repository())
     place = codes.place.relative_to(repository()).as_posix() if ours else codes.place.name
-    return (
-        f'weights = HashWeights.load("{place}", model)\n'
-        f"budget = Budget(density=1 / {1 / judgement.budget:g}{drawn})\n"
-        "with attach(model, HashSelector.as_trained(weights), budget) as run:\n"
-        "    model.generate(**inputs)\n"
-        "print(run.receipt.summary())"
-    )
+    fraction = f"1 / {1 / judgement.budget:g}"
+    lines = [f'selector = HashSelector.as_trained(HashWeights.load("{place}", model))']
+    if judgement.verdict == FALLBACK:
+        lines += [
+            "# the fallback reads ranked tokens, and more where an error is to be expected",
+            f"budget = Budget(density={fraction})",
+            "# captured: 60 texts of your traffic or more, each",
+            "# list(hashattn.hashing.capture(model, ids, rows=rows, values=True).values())",
+            "fallback = calibrate_fallback(captured, selector, budget, model=model, tolerance=0.1)",
+            "with attach(model, selector, budget, fallback=fallback) as run:",
+        ]
+    else:
+        drawn = f", sampled={method.budget.sampled:g}" if method.budget.sampled else ""
+        lines += [f"with attach(model, selector, Budget(density={fraction}{drawn})) as run:"]
+    return "\n".join([*lines, "    model.generate(**inputs)", "print(run.receipt.summary())"])
 
 
 def kv_bytes(model: Any) -> int:

@@ -390,7 +390,7 @@ SENTENCES = {
     "preflight_no": "得られる効果が小さすぎます。事前計算では、この処理の速さは現在の "
     "{speedup:ratio} 倍です。アテンションの時間がゼロになっても {ceiling:ratio} 倍です（1 "
     "ステップで読む量のうち、キーとバリューは {share:percent}）。",
-    "preflight_marginal": "効果はわずかです。事前計算では、この処理の速さは現在の "
+    "preflight_marginal": "効果は小さいか不確かです。事前計算では、この処理の速さは最大で現在の "
     "{speedup:ratio} 倍です（アテンションの時間がゼロなら {ceiling:ratio} 倍。1 "
     "ステップで読む量のうち、キーとバリューは {share:percent}）。",
     "preflight_worth": "効果の余地があります。事前計算では、この処理の速さは現在の "
