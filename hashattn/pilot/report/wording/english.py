@@ -389,8 +389,8 @@ SENTENCES = {
     "preflight_no": "There is too little to gain: the pre-flight expects this traffic to run at "
     "{speedup:ratio} times its present speed. Even attention that took no time would give "
     "{ceiling:ratio} times, as keys and values are {share:percent} of what a step reads.",
-    "preflight_marginal": "What there is to gain is small or uncertain: the pre-flight counts on at "
-    "most {speedup:ratio} times the present speed (attention that took no time: {ceiling:ratio} "
+    "preflight_marginal": "What there is to gain is small or uncertain: the pre-flight counts on "
+    "at most {speedup:ratio} times the present speed (attention that took no time: {ceiling:ratio} "
     "times; keys and values are {share:percent} of what a step reads).",
     "preflight_worth": "There is something to gain: the pre-flight expects this traffic to run at "
     "{speedup:ratio} times its present speed (attention that took no time: {ceiling:ratio} times; "
