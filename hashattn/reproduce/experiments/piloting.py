@@ -142,7 +142,8 @@ def judge_workload(
     chosen: PilotModel, workload: Mapping[str, Any], device: str, settings: PilotSettings,
     folder: Path,
 ) -> Preflight:  # fmt: skip
-    """The pre-flight of a model for a workload (fields of capacity.Workload), at the middle budget.
+    """The pre-flight of a model for a workload (fields of capacity.Workload), at the largest budget
+    that is tried: a smaller one gains more.
 
     On this machine, a micro-benchmark of its shapes is run once and kept in `folder`; ValueError
     where the model is on a GPU, which that does not time.
@@ -152,7 +153,7 @@ def judge_workload(
     require(not here or model.device.type == "cpu", "device", device,
             "the name of the GPU that the model is on")  # fmt: skip
     shape = model_shape(model.config, chosen.name, dtype=str(model.dtype).removeprefix("torch."))
-    budget = settings.budgets[len(settings.budgets) // 2]
+    budget = settings.budgets[0]
     measured = _measured(shape, budget, folder) if here else None
     return preflight(shape, Workload(**workload), asked, budget=budget, measured=measured)
 
