@@ -230,6 +230,8 @@ import site, sys
 editable = [f for f in sys.meta_path if "__editable__" in getattr(f, "__module__", "")]
 for finder in editable:  # of the environment that runs the tests
     sys.meta_path.remove(finder)
+    sys.modules.pop(finder.__module__)
+sys.path.insert(0, sys.argv[1])
 site.addsitedir(sys.argv[1])
 import hashattn, hashattn_kernels, hashattn.kernels
 assert hashattn.kernels.hamming_scores is hashattn_kernels.hamming_scores

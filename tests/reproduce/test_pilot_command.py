@@ -1,5 +1,6 @@
 """`make pilot` and `make preflight`: what they refuse before they start, and a whole pilot."""
 
+import html
 import json
 import os
 import re
@@ -77,7 +78,7 @@ def test_a_whole_pilot(company, tmp_path, monkeypatch, capsys):
     files = result["documents"]
     assert len(files["scored"]) + len(files["calibration"]) == 12
     assert [each["name"] for each in files["skipped"]] == ["broken.pdf"]
-    page = (out / "report.html").read_text()
+    page = html.unescape((out / "report.html").read_text())
     assert 'lang="ja"' in page and "議事録" in page
     assert {path: path.stat().st_mtime_ns for path in company.rglob("*")} == before
     assert {path.name for path in tmp_path.iterdir()} == {company.name, "result"}
