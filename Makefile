@@ -66,12 +66,12 @@ reproduce: compile ## run the notebooks of PROFILE; figures, tables and report i
 option = $(if $(filter command%,$(origin $(2))),--$(1) '$($(2))')
 
 preflight: $(READY) ## is a pilot worth it? MODEL=folder CONTEXT=128K [BATCH DEVICE BUDGET PRICE LANGUAGE]
-	@$(PY) -m hashattn.reproduce.preflight $(call option,model,MODEL) $(call option,context,CONTEXT) \
+	@$(PY) -m hashattn.reproduce.notebooks.preflight $(call option,model,MODEL) $(call option,context,CONTEXT) \
 		$(call option,batch,BATCH) $(call option,device,DEVICE) $(call option,budget,BUDGET) \
 		$(call option,requests-per-day,REQUESTS) $(call option,price,PRICE) $(call option,language,LANGUAGE)
 
 pilot: compile ## own documents, go or no go: DOCS=folder [QUESTIONS MODEL LANGUAGE]; results/pilot/report.html
-	@$(PY) -m hashattn.reproduce.pilot $(call option,docs,DOCS) $(call option,questions,QUESTIONS) \
+	@$(PY) -m hashattn.reproduce.notebooks.pilot $(call option,docs,DOCS) $(call option,questions,QUESTIONS) \
 		$(call option,model,MODEL) $(call option,language,LANGUAGE) $(call option,context,CONTEXT) \
 		$(call option,budgets,BUDGETS) $(call option,device,DEVICE) $(call option,workload,WORKLOAD) \
 		$(call option,price,PRICE) $(call option,samples,SAMPLES) $(call option,out,OUT)

@@ -10,8 +10,8 @@ import pytest
 from hashattn.base.repository import repository
 from hashattn.pilot.capacity.result import Workload
 from hashattn.pilot.settings import PilotSettings
-from hashattn.reproduce import pilot, preflight
 from hashattn.reproduce.experiments import piloting
+from hashattn.reproduce.notebooks import pilot, preflight
 from hashattn.reproduce.profiles import load_profile
 
 LINES = {

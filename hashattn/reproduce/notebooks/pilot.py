@@ -1,4 +1,4 @@
-"""Command line: python -m hashattn.reproduce.pilot --docs FOLDER, which `make pilot` calls.
+"""Command line: python -m hashattn.reproduce.notebooks.pilot --docs FOLDER (`make pilot`).
 
 Runs notebook 06 on a company's documents and leaves report.html, report.md, pilot.json, the audit
 pages and the executed notebook in one folder. Exit status 0 for any recommendation: "no" is an
@@ -88,7 +88,7 @@ def _share(budget: float) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="hashattn.reproduce.pilot", description=__doc__)
+    parser = argparse.ArgumentParser(prog="hashattn.reproduce.notebooks.pilot", description=__doc__)
     add = parser.add_argument
     add("--docs", type=Path, help="folder of documents; by default the sample company's")
     add("--questions", type=Path, help="CSV, JSONL or XLSX: question, answer, document")

@@ -1,4 +1,4 @@
-"""Command line: python -m hashattn.reproduce.preflight --model NAME --context 128K, which
+"""Command line: python -m hashattn.reproduce.notebooks.preflight --model NAME --context 128K, which
 `make preflight` calls: the pilot's pre-flight (hashattn.pilot.capacity) with a profile's names of
 models, GGUF files and "pretrained:<name>" too."""
 
