@@ -73,7 +73,7 @@ def _set(values: Mapping[str, str | None]) -> None:
         if value is None:
             os.environ.pop(name, None)
         else:
-            os.environ[name] = value
+            os.environ.update({name: value})
 
 
 @contextmanager
