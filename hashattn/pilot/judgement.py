@@ -117,11 +117,11 @@ def judge(
     """What is to be recommended, from measurements and pre-flight (capacity.Preflight).
 
     No go: pre-flight says that there is nothing to gain, or the largest budget loses more than is
-    tolerated. Cannot be judged: the text is predicted no better than a file compressor does, dense
-    attention's answers cannot be told from guesses, or the model is the embedded one. Go: at the
-    smallest budget for which it and all larger ones keep all that could be judged. Go with
-    fallback, at the largest budget: that fails for want of certainty alone, its means being within
-    what is tolerated.
+    tolerated, be it by its mean alone. Cannot be judged: the text is predicted no better than a
+    file compressor does, dense attention's answers cannot be told from guesses, or the model is the
+    embedded one. Go: at the smallest budget for which it and all larger ones keep all that could be
+    judged. Go with fallback, at the largest budget: that fails for want of certainty alone, its
+    means being within what is tolerated.
     latency: of latency.step_times, for a remark.
     """
     floors = {QUESTIONS: None, QUOTES: None, "text": _text_floor(measured)}

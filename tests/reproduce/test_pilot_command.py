@@ -102,6 +102,19 @@ def test_a_model_of_ones_own_has_no_shipped_codes(tmp_path):
     assert (chosen.note, chosen.name, chosen.shipped) == ("own", "our model", None)
 
 
+def test_a_profile_of_another_model_is_piloted_with_that(tmp_path):
+    from dataclasses import replace
+    from shutil import copytree
+
+    own = str(copytree(repository() / "data" / "embedded", tmp_path / "big"))
+    profile = replace(load_profile("tiny"), model=own, hash_weights=f"{own}/hash_weights")
+    chosen = piloting.pilot_model(profile)
+    assert (chosen.note, chosen.name) == ("own", "big")
+    assert chosen.shipped.is_relative_to(own)
+    bare = piloting.pilot_model(replace(profile, hash_weights=f"{own}/none/hash_weights"))
+    assert bare.shipped is None
+
+
 def test_the_command_that_runs_a_pilot_again():
     again = piloting.command(docs="our docs", questions=None, budgets=[1 / 8, 1 / 16], price=2.0,
                              workload={"context": 8192})  # fmt: skip

@@ -51,17 +51,19 @@ class PilotModel:
 def pilot_model(profile: Profile, name: str = _AUTO) -> PilotModel:
     """The model of a pilot: a folder, a hub id, a GGUF file or "pretrained:<name>", as in profiles.
 
-    "auto": SmolLM2 where `make pretrained` has fetched it, else the embedded model; the embedded
-    one under the profile of tests, whatever is there. Raises AccessError as load_model does.
+    "auto": the profile's; for a profile of the embedded model, SmolLM2 where `make pretrained` has
+    fetched it (not under the profile of tests). Raises AccessError as load_model does.
     """
     if name == _AUTO:
+        name = profile.model
         fetched = pretrained(_PRETRAINED).path.is_file() and profile.name != "tiny"
-        name = PREFIX + _PRETRAINED if fetched else _EMBEDDED
+        if name == _EMBEDDED and fetched:
+            name = PREFIX + _PRETRAINED
     if (repository() / name).resolve() == repository() / _EMBEDDED:
         name = _EMBEDDED
     known = {load_profile(each).model: each for each in ("embedded", _PRETRAINED)}
-    own = load_profile(known[name]) if name in known else replace(
-        profile, model=name, hash_weights=None)  # fmt: skip
+    own = profile if name == profile.model else replace(profile, model=name, hash_weights=None)
+    own = load_profile(known[name]) if name in known else own
     model, tokenizer = load_model(own)
     note = {_EMBEDDED: "embedded", PREFIX + _PRETRAINED: "pretrained"}.get(name, "own")
     called = Path(name).name if (repository() / name).exists() else name
@@ -69,12 +71,13 @@ def pilot_model(profile: Profile, name: str = _AUTO) -> PilotModel:
 
 
 def _shipped(profile: Profile) -> Path | None:
-    """The 64-bit codes of a profile's model where there are such, else its default ones."""
+    """The 64-bit codes of a profile's model where there are such, else its default ones if they are
+    there."""
     folder = profile.hash_weights_path
     if folder is None:
         return None
     wide = folder.parent / "hash_variants" / "64_bits"
-    return wide if wide.is_dir() else folder
+    return next((each for each in (wide, folder) if each.is_dir()), None)
 
 
 def pilot_settings(
