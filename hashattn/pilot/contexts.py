@@ -63,8 +63,9 @@ def split_document(tokenizer: Any, name: str, text: str, room: int) -> list[Part
     """A document in parts of at most `room` tokens each, their heading included, of about the same
     size. A part ends with a line if one ends in its second half, else with a word, else anywhere.
     """
-    count = -(-_tokens(tokenizer, name, text) // room)
-    size = min(room, -(-_tokens(tokenizer, name, text) // count) + room // 8)
+    tokens = _tokens(tokenizer, name, text)
+    count = -(-tokens // room)
+    size = min(room, -(-tokens // count) + room // 8)
     parts, start = [], 0
     while start < len(text):
         piece = text[start : start + 16 * room]  # no tokenizer reads more characters a token

@@ -14,7 +14,8 @@ from hashattn.pilot.capacity.preflight import preflight
 from hashattn.pilot.capacity.result import Workload, tokens_of_text
 from hashattn.pilot.capacity.shapes import ModelShape, model_shape, read_config
 from hashattn.pilot.capacity.speed import Speed
-from hashattn.pilot.capacity.wording import LANGUAGES, summary
+from hashattn.pilot.capacity.wording import summary
+from hashattn.pilot.settings import LANGUAGES
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -8,8 +8,7 @@ from __future__ import annotations
 from hashattn.base.checks import require_one_of
 from hashattn.pilot.capacity import english, japanese
 from hashattn.pilot.capacity.result import Figure, Note, Preflight
-
-LANGUAGES = ("en", "ja")
+from hashattn.pilot.settings import LANGUAGES
 
 VERDICT_WORDS = {"en": english.VERDICTS, "ja": japanese.VERDICTS}
 SENTENCES = {"en": english.SENTENCES, "ja": japanese.SENTENCES}

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from hashattn.base.errors import HashAttnError
 from hashattn.pilot.report.files import save_report
-from hashattn.pilot.report.result import LANGUAGES, load_result
+from hashattn.pilot.report.result import load_result
+from hashattn.pilot.settings import LANGUAGES
 
 
 def main(arguments: list[str] | None = None) -> int:

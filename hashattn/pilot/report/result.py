@@ -11,9 +11,9 @@ from typing import Any
 from hashattn.base.checks import is_count, is_number, require, require_one_of
 from hashattn.base.errors import HashAttnError
 from hashattn.base.files import read_json
+from hashattn.pilot.settings import LANGUAGES
 
 FORMAT = 1
-LANGUAGES = ("en", "ja")
 VERDICTS = ("go", "go_with_fallback", "no_go", "cannot_be_judged")
 FINDINGS = ("kept", "lost", "open", "cannot_be_judged")
 # of an audit page: plain names below the report's folder, nothing a browser takes for an address

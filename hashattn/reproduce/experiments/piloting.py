@@ -27,6 +27,7 @@ from hashattn.pilot.documents.library import Library, read_documents
 from hashattn.pilot.documents.skipped import Skipped
 from hashattn.pilot.judgement import UNJUDGED, Judgement
 from hashattn.pilot.plan import Plan
+from hashattn.pilot.report.numbers import fraction
 from hashattn.pilot.settings import PilotSettings
 from hashattn.reproduce.access import load_model
 from hashattn.reproduce.pretrained import PREFIX, pretrained
@@ -136,8 +137,8 @@ def about_codes(codes: PilotCodes) -> str:
 
 def about_reading(tried: Sequence[Method]) -> str:
     """How every budget is read."""
-    ways = [f"1/{1 / method.budget.density:g} {'half drawn' if method.budget.sampled else 'ranked'}"
-            for method in tried[1:]]  # fmt: skip
+    budgets = [method.budget for method in tried[1:]]
+    ways = [f"{fraction(b.density)} {'half drawn' if b.sampled else 'ranked'}" for b in budgets]
     return f"read: {', '.join(ways)}"
 
 
@@ -204,7 +205,7 @@ def latency_table(latency: Mapping[str, Any]) -> pd.DataFrame:
     """Milliseconds of a step, dense and at each budget, and how many times faster."""
     rows = {"dense": latency["dense_ms"] | {"speedup": 1.0}}
     for each in latency["budgets"]:
-        rows[f"1/{1 / each['budget']:g}"] = each["ms"] | {"speedup": each["speedup"]}
+        rows[fraction(each["budget"])] = each["ms"] | {"speedup": each["speedup"]}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("read")
 
 
@@ -271,7 +272,7 @@ def quality_table(judgement: Judgement) -> pd.DataFrame:
     fidelity KL in nats), and the verdict."""
     lines = {}
     for quality in judgement.quality:
-        label = f"1/{1 / quality.budget:g}"
+        label = fraction(quality.budget)
         for name, part in quality.judged:
             if name == "fidelity":
                 values = (None, None, part.kl, part.kl_low, part.kl_high, part.documents)
@@ -293,7 +294,7 @@ def draw_quality(judgement: Judgement, settings: PilotSettings) -> Any:
     scored = _scored(judgement)
     figure, axes = plt.subplots(1, 2 if scored else 1, figsize=(8 if scored else 4.5, 3),
                                 squeeze=False, layout="constrained")  # fmt: skip
-    labels = [f"1/{1 / quality.budget:g}" for quality in judgement.quality]
+    labels = [fraction(quality.budget) for quality in judgement.quality]
     closeness = [quality.fidelity for quality in judgement.quality]
     _with_bars(axes[0, 0], labels, [(c.kl, c.kl_low, c.kl_high) for c in closeness])
     axes[0, 0].axhspan(0, settings.kl_limit, color="0.9", zorder=0)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -131,7 +133,24 @@ def only_run(results: Path) -> Iterator[None]:
         yield
 
 
-def elapsed(start: float) -> str:
+def exit_status(work: Callable[[], object], interrupted: str) -> int:
+    """Do a command's work: 0 done, 1 failed (the reason is on stderr), 130 interrupted, which
+    stderr then says in these words."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # end the kernel as Ctrl-C does
+    start = time.monotonic()
+    try:
+        work()
+    except HashAttnError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"interrupted; {interrupted}, run again to resume", file=sys.stderr)
+        return 130
+    print(f"done in {_elapsed(start)}")
+    return 0
+
+
+def _elapsed(start: float) -> str:
     """Minutes and seconds since `start` (time.monotonic)."""
     minutes, seconds = divmod(round(time.monotonic() - start), 60)
     return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"

@@ -10,9 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import sys
-import time
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -23,13 +21,14 @@ from hashattn.base.files import read_json
 from hashattn.base.progress import VARIABLE
 from hashattn.base.repository import repository
 from hashattn.pilot.capacity.result import tokens_of_text
-from hashattn.reproduce.notebooks.driver import elapsed, only_run
+from hashattn.pilot.report.numbers import fraction
+from hashattn.pilot.settings import LANGUAGES
+from hashattn.reproduce.notebooks.driver import exit_status, only_run
 from hashattn.reproduce.notebooks.execute import execute, kernel_environment, require_kernel
 from hashattn.reproduce.notebooks.progress import Heartbeat
 from hashattn.reproduce.profiles import load_profile, profile_path, results_root
 
 _NOTEBOOK = "06_pilot.ipynb"
-_LANGUAGES = ("en", "ja")
 _WORKLOAD = {"context": 8192, "batch": 8}  # where the command line names a price alone
 
 
@@ -40,19 +39,13 @@ class PilotError(HashAttnError, ValueError):
 def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0 a report was written, 1 failed (the reason is on stderr), 130 interrupted."""
     options = _parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    start = time.monotonic()
-    try:
+
+    def work() -> None:
         out = options.out.resolve()
         run_pilot(_parameters(options, out), out)
-    except HashAttnError as error:
-        print(error, file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; what was measured is kept, run again to resume", file=sys.stderr)
-        return 130
-    print(f"report: {out / 'report.html'}\ndone in {elapsed(start)}")
-    return 0
+        print(f"report: {out / 'report.html'}")
+
+    return exit_status(work, "what was measured is kept")
 
 
 def run_pilot(parameters: dict[str, Any], out: Path) -> dict[str, Any]:
@@ -78,13 +71,9 @@ def run_pilot(parameters: dict[str, Any], out: Path) -> dict[str, Any]:
         partial.replace(executed)
     result = read_json(out / "pilot.json")
     recommended = result["recommendation"]
-    budget = f" at {_share(recommended['budget'])}" if recommended["budget"] else ""
+    budget = f" at {fraction(recommended['budget'])}" if recommended["budget"] else ""
     print(f"recommendation: {recommended['verdict'].replace('_', ' ')}{budget}")
     return result
-
-
-def _share(budget: float) -> str:
-    return f"1/{1 / budget:g}"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -106,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _parameters(options: argparse.Namespace, out: Path) -> dict[str, Any]:
     """The notebook's parameters, checked before a kernel starts; those not given are left out."""
-    require_one_of("language", options.language, _LANGUAGES, PilotError)
+    require_one_of("language", options.language, LANGUAGES, PilotError)
     given: dict[str, Any] = {"language": options.language}
     if options.docs is not None:
         require(

@@ -1,17 +1,10 @@
 """The report in a real browser, at the widths of a desk, a phone and a sheet of paper."""
 
-import shutil
-
 import pytest
 from pilot_samples import SAMPLES, saved
 
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-FLAGS = (
-    "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update "
-    "--disable-sync --no-first-run"
-).split()
+from browser import chromium
+
 DESK, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
 PAPER = {"width": 680, "height": 1016}  # A4 less its margins, at 96 px an inch
 # WCAG 2.1 contrast of every element that has text of its own: [[ratio, needed, text], ...]
@@ -38,13 +31,8 @@ CONTRAST = """() => {
 
 @pytest.fixture(scope="module")
 def browser():
-    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-    if CHROMIUM is None:
-        pytest.skip("needs a system Chromium: apt install chromium")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
+    with chromium() as launched:
+        yield launched
 
 
 @pytest.fixture

@@ -5,8 +5,9 @@ from string import Formatter
 
 import pytest
 
-from hashattn.pilot.report.result import LANGUAGES, ReportError
+from hashattn.pilot.report.result import ReportError
 from hashattn.pilot.report.wording import Words, english, japanese, sentences
+from hashattn.pilot.settings import LANGUAGES
 
 SHARE = 1 / 16
 # the keys that a pilot emits, with values of their kind

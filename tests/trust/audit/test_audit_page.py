@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import re
-import shutil
 import time
 from statistics import median
 
@@ -13,6 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from browser import chromium
 from hashattn import Budget, HashSelector, HashWeights, attach
 from hashattn.selectors.oracle import OracleSelector
 from hashattn.trust.audit.evidence import Evidence
@@ -21,13 +21,6 @@ from hashattn.trust.audit.page import page_html, save_page
 from hashattn.trust.audit.source import AuditError, Document
 from helpers import characters, tiny_model
 
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-FLAGS = (
-    "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update "
-    "--disable-sync --no-first-run"
-).split()
 SIZES = {"desk": {"width": 1280, "height": 800}, "phone": {"width": 390, "height": 844}}
 INSIDE = "(p => p.scrollWidth <= p.clientWidth)(document.getElementById('prompt'))"
 KINDS = ("read", "dense", "missed")
@@ -41,13 +34,8 @@ HOSTILE = (
 
 @pytest.fixture(scope="module")
 def browser():
-    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-    if CHROMIUM is None:
-        pytest.skip("needs a system Chromium: apt install chromium")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
+    with chromium() as launched:
+        yield launched
 
 
 @pytest.fixture
