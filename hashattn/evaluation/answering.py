@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,18 +124,22 @@ def feed(model: Any, tokens: Sequence[int], cache: Any, barred: Iterable[int] = 
 def greedy(
     model: Any, tokenizer: Any, cache: Any, token: int, max_new_tokens: int, stop: str | None,
     ends: frozenset[int] | None = None, min_new_tokens: int = 0,
+    saw: Callable[[int], None] | None = None,
 ) -> str:  # fmt: skip
     """The greedy continuation that begins with `token`, up to the stop string (left out).
 
     Ends at the token whose text completes the stop string (None: no such text), before a token of
     `ends` (None: the model's end_tokens), or after max_new_tokens. Before min_new_tokens none of
-    `ends` is chosen; `token` itself is the caller's choice.
+    `ends` is chosen; `token` itself is the caller's choice. saw: told each token of the answer
+    before the next one is computed.
     """
     ends = end_tokens(model) if ends is None else ends
     generated: list[int] = []
     text = ""
     while token not in ends:
         generated.append(token)
+        if saw is not None:
+            saw(token)
         text = tokenizer.decode(generated, skip_special_tokens=True)
         if (stop is not None and stop in text) or len(generated) >= max_new_tokens:
             break

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from hashattn.attention.attachment import attach
-from hashattn.evaluation.answering import PrefilledContext, end_tokens, feed
+from hashattn.evaluation.answering import PrefilledContext, feed, greedy
 from hashattn.evaluation.methods import Method
 from hashattn.evaluation.metrics import first_line
 from hashattn.evaluation.prompting import Prompt, make_prompt
@@ -103,17 +103,12 @@ def _answer(
     model: Any, tokenizer: Any, prompt: Prompt, method: Method, audit: Audit, own: Protocol
 ) -> str:
     """Answers as evaluation does, the audit listening; the receipt's summary."""
-    rows, tokens = len(prompt.question), []
+    rows = len(prompt.question)
     attached = attach(model, method.selector, method.budget, sparse_rows=rows, allow_dense=True)
     with attached as run, run.listen(audit):
         cache = PrefilledContext(model, prompt.context).cache
         audit.put(torch.tensor([[*prompt.context, *prompt.question]]))
-        token, ends = feed(model, prompt.question, cache), end_tokens(model)
-        while token not in ends:
-            tokens.append(token)
-            audit.put(torch.tensor([token]))
-            stopped = own.stop is not None and own.stop in tokenizer.decode(tokens)
-            if stopped or len(tokens) == own.max_new_tokens:
-                break
-            token = feed(model, [token], cache)
+        first = feed(model, prompt.question, cache)
+        greedy(model, tokenizer, cache, first, own.max_new_tokens, own.stop,
+               saw=lambda token: audit.put(torch.tensor([token])))  # fmt: skip
     return run.receipt.summary()
