@@ -63,6 +63,10 @@ class IndexedLayer:
             for name, part in new.items():
                 self.stores[name].append(part)
             self.index_length, self.index_owner = n, selector.identity
+        return self.index()
+
+    def index(self) -> dict[str, Tensor | Codes]:
+        """Index of the tokens encoded so far, and what the selector observed of them."""
         index = {name: store.value for name, store in (self.stores or {}).items()}
         return index if self.observed is None else index | self.observed
 

@@ -51,15 +51,15 @@ def forward(
     n = call.tokens_cached(key)
     reason = call.dense_reason(query.shape[2], n, attention_mask, kwargs)
     clock = call.run.clock(query.device)
-    view = _key_view(call, query, key[:, :, :n], value[:, :, :n])
-    clock.lap("encode")
     if reason is not None:
+        view = _key_view(call, query, key[:, :, :n], value[:, :, :n])
+        clock.lap("encode")
         out, weights = _dense(call, inputs, reason, n)
         step = LayerStep(call.layer, query, n, tokens_seen(query, attention_mask, n), reason)
     else:
         refusals.refuse_training(module, query, kwargs)
         read = _read if call.run.fallback is None else _read_verified
-        step, out = read(call, inputs, view, n, clock)
+        step, out = read(call, inputs, n, clock)
         view = step.view
         out, weights = out.transpose(1, 2).contiguous(), None
     clock.lap("attend")
@@ -93,27 +93,68 @@ def _key_view(call: LayerCall, query: Tensor, keys: Tensor, values: Tensor) -> K
     return KeyView(keys=keys, index=index)
 
 
-def _read(
-    call: LayerCall, inputs: Inputs, view: KeyView, n: int, clock: Any
-) -> tuple[LayerStep, Tensor]:
+def _read(call: LayerCall, inputs: Inputs, n: int, clock: Any) -> tuple[LayerStep, Tensor]:
     """A sparse call with the budget as it is: the step and its output (batch, heads, q, Dv)."""
-    step = _select(call, inputs, view, n)
+    plan = _plan(call, inputs, n)
+    if _in_one_call(call, inputs, plan, n):
+        return _read_at_once(call, inputs, plan, clock)
+    view = _planned_view(call, inputs, plan, n)
+    clock.lap("encode")
+    with torch.no_grad():
+        indices, log_weights = call.run.selector.sample(
+            call.layer, inputs.query, view, inputs.scaling, plan
+        )
     clock.lap("select")
     # the whole buffer, not its first n tokens: slicing a static cache would copy it
-    return step, attend(
-        inputs.query, inputs.key, inputs.value, step.indices, log_weights=step.log_weights,
-        **step.logits,
+    out = attend(
+        inputs.query, inputs.key, inputs.value, indices, log_weights=log_weights,
+        **inputs.logits(),
     )  # fmt: skip
+    step = _step(call, inputs, plan, view)
+    return replace(step, indices=indices, log_weights=log_weights), out
 
 
-def _read_verified(
-    call: LayerCall, inputs: Inputs, view: KeyView, n: int, clock: Any
+def _in_one_call(call: LayerCall, inputs: Inputs, plan: SelectionPlan, n: int) -> bool:
+    """Whether the selector reads this step in one call of a kernel: one row, whose token is the
+    only one that the index lacks."""
+    layer, selector = call.cache_layer, call.run.selector
+    return (
+        inputs.query.shape[2] == 1
+        and selector.reads_at_once(call.layer, plan)
+        and layer.written
+        and layer.index_owner == selector.identity
+        and layer.index_length == n - 1
+    )
+
+
+@torch.no_grad()
+def _read_at_once(
+    call: LayerCall, inputs: Inputs, plan: SelectionPlan, clock: Any
 ) -> tuple[LayerStep, Tensor]:
+    """`_read` where encoding, selection and attention are one call of a kernel."""
+    run, layer, n = call.run, call.cache_layer, plan.n
+    run.finite.check(call.layer, inputs.key[:, :, :n], inputs.value[:, :, :n], n - 1)
+    out, indices, log_weights = run.selector.read_at_once(
+        call.layer, inputs.query, inputs.key, inputs.value, layer.stores, plan, inputs.logits()
+    )
+    layer.index_length = n
+    clock.lap("step")
+    view = KeyView(keys=inputs.key[:, :, :n], index=layer.index())
+    if inputs.mask is not None:
+        view = replace(view, visible=plan.seen[:, 0, -1])
+    step = _step(call, inputs, plan, view)
+    return replace(step, indices=indices, log_weights=log_weights), out
+
+
+def _read_verified(call: LayerCall, inputs: Inputs, n: int, clock: Any) -> tuple[LayerStep, Tensor]:
     """The same, with lists that grow until the fallback accepts them."""
-    step, run = _planned(call, inputs, view, n), call.run
+    plan, run = _plan(call, inputs, n), call.run
+    view = _planned_view(call, inputs, plan, n)
+    clock.lap("encode")
+    step = _step(call, inputs, plan, view)
 
     def select(plan: SelectionPlan) -> Tensor:
-        return run.selector.select(call.layer, inputs.query, step.view, inputs.scaling, plan)
+        return run.selector.select(call.layer, inputs.query, view, inputs.scaling, plan)
 
     reading = Reading(
         select, inputs.query, inputs.key, inputs.value, step.plan, step.logits,
@@ -124,29 +165,28 @@ def _read_verified(
 
 
 @torch.no_grad()
-def _select(call: LayerCall, inputs: Inputs, view: KeyView, n: int) -> LayerStep:
-    """The step of a sparse call: the tokens it will read, and their weights."""
-    step = _planned(call, inputs, view, n)
-    indices, log_weights = call.run.selector.sample(
-        call.layer, inputs.query, step.view, inputs.scaling, step.plan
-    )
-    return replace(step, indices=indices, log_weights=log_weights)
-
-
-@torch.no_grad()
-def _planned(call: LayerCall, inputs: Inputs, view: KeyView, n: int) -> LayerStep:
-    """The step of a sparse call before anything is read."""
+def _plan(call: LayerCall, inputs: Inputs, n: int) -> SelectionPlan:
+    """What the rows of a sparse call may choose from."""
     run, query, kv_heads = call.run, inputs.query, inputs.key.shape[1]
-    group, head_dim = query.shape[1] // kv_heads, inputs.key.shape[3]
     shared = run.plan(inputs.mask, query, n)
     lists = run.selector.lists(query.shape[1], kv_heads)
-    plan = run.budget.of_layer(shared, call.layer, kv_heads, lists, run.heads)
-    if inputs.mask is not None:
-        view = replace(view, visible=plan.seen[:, 0, -1])
+    return run.budget.of_layer(shared, call.layer, kv_heads, lists, run.heads)
+
+
+def _planned_view(call: LayerCall, inputs: Inputs, plan: SelectionPlan, n: int) -> KeyView:
+    """The keys with the selector's index, and what of them the last row sees."""
+    view = _key_view(call, inputs.query, inputs.key[:, :, :n], inputs.value[:, :, :n])
+    return view if inputs.mask is None else replace(view, visible=plan.seen[:, 0, -1])
+
+
+def _step(call: LayerCall, inputs: Inputs, plan: SelectionPlan, view: KeyView) -> LayerStep:
+    """A sparse call as listeners are told of it, but for what was read."""
+    run, query, n = call.run, inputs.query, plan.n
+    group, head_dim = query.shape[1] // inputs.key.shape[1], inputs.key.shape[3]
     run.receipt.auxiliary_bits = run.selector.auxiliary_bits(group, head_dim)
     run.receipt.nominal_bits = run.selector.nominal_bits(group, head_dim)
     return LayerStep(
-        call.layer, query, n, shared.visible_total, plan=plan, view=view,
+        call.layer, query, n, plan.visible_total, plan=plan, view=view,
         values=inputs.value[:, :, :n], logits=inputs.logits(),
     )  # fmt: skip
 

@@ -99,7 +99,7 @@ class HashWeights:
 
     def preactivations_queries(self, layer: int, queries: Tensor) -> Tensor:
         """Post-RoPE queries (B, Hq, q, D) to (B, Hq, q, bits) float32."""
-        self._check(queries, self.config.query_heads, "queries")
+        self.check_queries(queries)
         return self.layer(layer, queries.device).query(queries)
 
     @torch.no_grad()
@@ -111,8 +111,12 @@ class HashWeights:
     @torch.no_grad()
     def encode_queries(self, layer: int, queries: Tensor) -> Tensor:
         """Post-RoPE queries (B, Hq, q, D) to codes (B, Hq, q, words) int32."""
-        self._check(queries, self.config.query_heads, "queries")
+        self.check_queries(queries)
         return encode(queries, self.layer(layer, queries.device).query)
+
+    def check_queries(self, queries: Tensor) -> None:
+        """ValueError unless queries (B, Hq, q, D) have the heads and the width of these maps."""
+        self._check(queries, self.config.query_heads, "queries")
 
     def _check(self, x: Tensor, heads: int, name: str) -> None:
         if x.dim() != 4 or x.shape[1] != heads or x.shape[3] != self.config.head_dim:

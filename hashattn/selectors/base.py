@@ -242,6 +242,23 @@ class Selector(Traits, ABC):
             plan.candidates, plan.mandatory,
         )  # fmt: skip
 
+    def reads_at_once(self, layer: int, plan: SelectionPlan) -> bool:
+        """Whether `read_at_once` takes a layer's step of one row by this plan."""
+        return False
+
+    def read_at_once(
+        self, layer: int, query: Tensor, keys: Tensor, values: Tensor,
+        stores: Mapping[str, IndexStore], plan: SelectionPlan, logits: Mapping[str, Any],
+    ) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
+        """A decode step of a layer in one call: output (batch, heads, 1, Dv), and what it read as
+        `sample` has it.
+
+        query (batch, heads, 1, head_dim); keys, values (batch, kv_heads, at least plan.n, dim) with
+        the newest token, whose part of the index the call appends to `stores`; logits: keywords of
+        `kernels.attend`. The same as `encode_keys`, `sample` and `attend`, bit for bit.
+        """
+        raise NotImplementedError(f"selector {self.name!r} reads step by step")
+
     def costs(self, layer: int, queries: Tensor, view: KeyView, scaling: float) -> Tensor:
         """What tokens are drawn by: minus the estimated logits (batch, lists, q, n) int64, in
         1 / NAT nats, up to a constant of the row."""

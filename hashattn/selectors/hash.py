@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -13,12 +14,15 @@ from hashattn.base.checks import require_one_of
 from hashattn.base.layout import Layout, check_layout
 from hashattn.hashing.weights import HashWeights
 from hashattn.kernels import (
-    NAT,
-    grade_bits,
-    grade_step,
+    Codes,
+    Drawing,
+    Grades,
+    decode_step,
+    encode_graded,
     hamming_scores,
     sample_by_codes,
     tokens_of,
+    units_of,
     unpack_bits,
 )
 from hashattn.models.heads import HeadSlice
@@ -122,7 +126,7 @@ class HashSelector(CodeSelector):
         (B, lists, q, words, 1 + planes)."""
         if self.scoring == "hamming":
             return self.weights.encode_queries(layer, queries)
-        return grade_bits(self._preactivations(layer, queries), **self.weights.config.grades)
+        return self._graded(layer, queries)[0]
 
     def scores(self, layer: int, queries: Tensor, view: KeyView, scaling: float) -> Tensor:
         """Matching bits, weighted or not, int32 (B, lists, q, n), or float32 if asymmetric."""
@@ -134,8 +138,8 @@ class HashSelector(CodeSelector):
         """Of graded bits: weights in units of the query's pre-activations."""
         if self.scoring != "graded":
             return super().even_scores(layer, queries, view, scaling)
-        codes, unit = self._graded(layer, queries)
-        return hamming_scores(codes, view.index["codes"], codes.shape[1]) * unit[..., None]
+        codes, steps = self._graded(layer, queries)
+        return hamming_scores(codes, view.index["codes"], codes.shape[1]) * (2 * steps)[..., None]
 
     def costs(self, layer: int, queries: Tensor, view: KeyView, scaling: float) -> Tensor:
         """Of graded bits: weights of the bits that differ, in what a unit of weight stands for."""
@@ -159,22 +163,48 @@ class HashSelector(CodeSelector):
             plan.sink, plan.local, spans=plan.spans, width=plan.width, most=self.most,
         )  # fmt: skip
 
+    def reads_at_once(self, layer: int, plan: SelectionPlan) -> bool:
+        """Where codes decide, and every row sees one interval of tokens."""
+        drawable = plan.draw is None or self._priceable
+        return self.by_codes and drawable and plan.spans is not None
+
+    def read_at_once(
+        self, layer: int, query: Tensor, keys: Tensor, values: Tensor,
+        stores: Mapping[str, Codes], plan: SelectionPlan, logits: Mapping[str, Any],
+    ) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
+        """Output, indices and log weights, by `kernels.decode_step`."""
+        self.weights.check_queries(query)
+        maps, draw, drawing = self.weights.layer(layer, query.device), plan.draw, None
+        if draw is not None:
+            drawing = Drawing(self.slopes[layer], draw.tokens, draw.trust, draw.coins)
+        return decode_step(
+            query, keys[:, :, plan.n - 1 : plan.n], keys, values, stores["codes"],
+            maps.query, maps.key, heavy=plan.heavy, spans=plan.spans, sink=plan.sink,
+            local=plan.local, width=plan.width, lists=self.lists(query.shape[1], keys.shape[1]),
+            grades=self._grades, drawing=drawing, **logits,
+        )  # fmt: skip
+
     @property
     def _priceable(self) -> bool:
         return self.scoring == "graded" and self.slopes is not None
 
+    @property
+    def _grades(self) -> Grades | None:
+        return Grades(**self.weights.config.grades) if self.scoring == "graded" else None
+
     def _priced(self, layer: int, queries: Tensor) -> tuple[Tensor, Tensor]:
         """Graded codes (B, lists, q, words, 1 + planes) of queries (B, heads, q, D), and what each
         unit of weight costs, int64 (B, lists, q) in 1 / NAT nats."""
-        codes, unit = self._graded(layer, queries)
-        units = NAT * unit * self.slopes[layer].to(unit.device)[:, None]
-        return codes, units.round().long().clamp(min=1)
+        codes, steps = self._graded(layer, queries)
+        return codes, units_of(steps, self.slopes[layer])
 
     def _graded(self, layer: int, queries: Tensor) -> tuple[Tensor, Tensor]:
-        """Graded codes of queries (B, heads, q, D), and a unit of weight in pre-activations,
-        float32 (B, lists, q): twice the grades' step, as a bit that differs turns its sign."""
-        pre, grades = self._preactivations(layer, queries), self.weights.config.grades
-        return grade_bits(pre, **grades), 2 * grade_step(pre, **grades)
+        """Graded codes of queries (B, heads, q, D), and the steps of their grades, in
+        pre-activations, float32 (B, lists, q)."""
+        self.weights.check_queries(queries)
+        maps = self.weights.layer(layer, queries.device).query
+        lists = self.lists(queries.shape[1], self.weights.config.kv_heads)
+        return encode_graded(queries, maps, lists, *self._grades)
 
     def _weighted(self, layer: int, queries: Tensor, view: KeyView) -> Tensor:
         """Signs of the keys' codes, weighted by pre-activations, float32 (B, lists, q, n)."""

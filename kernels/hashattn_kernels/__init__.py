@@ -10,6 +10,7 @@ from .api import (
     causal_spans,
     dense_decode,
     encode,
+    encode_graded,
     encode_pair,
     grade_bits,
     grade_step,
@@ -30,19 +31,24 @@ from .coins import NAT, Coins
 from .maps import ACTIVATIONS, Maps
 from .memory import GrowableBuffer
 from .reference import gather_tokens, indices_to_mask, mask_to_indices
+from .step import Drawing, Grades, decode_step, units_of
 
 __all__ = [
     "ACTIVATIONS",
     "NAT",
     "Codes",
     "Coins",
+    "Drawing",
+    "Grades",
     "GrowableBuffer",
     "Maps",
     "attend",
     "available",
     "causal_spans",
+    "decode_step",
     "dense_decode",
     "encode",
+    "encode_graded",
     "encode_pair",
     "gather_tokens",
     "grade_bits",
@@ -60,5 +66,6 @@ __all__ = [
     "select_by_codes",
     "tokens_of",
     "union",
+    "units_of",
     "unpack_bits",
 ]

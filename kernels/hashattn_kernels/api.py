@@ -42,12 +42,8 @@ def grade_bits(
     Raises ValueError unless bits is a positive multiple of 32, planes within 1..8 and most within
     bits..65535.
     """
-    if not 1 <= planes <= 8:
-        raise ValueError(f"planes = {planes}: must be an integer in 1..8")
-    bits = preactivations.shape[-1]
-    _check_bits(bits)
-    if not bits <= most <= 65535:
-        raise ValueError(f"most = {most}: must be an integer in {bits}..65535")
+    _check_bits(preactivations.shape[-1])
+    _check_grades(preactivations.shape[-1], planes, most)
     module = backend_for(preactivations, backend, "grade_bits", preactivations)
     return module.grade_bits(preactivations, planes, most)
 
@@ -57,9 +53,7 @@ def grade_step(preactivations: Tensor, planes: int = 5, most: int = 255) -> Tens
 
     The weights are |p_i| / step, rounded: the step is the smallest with which they fit both bounds.
     """
-    sizes = preactivations.float().abs()
-    room = most - preactivations.shape[-1] / 2  # half a unit for every bit's rounding
-    return torch.maximum(sizes.sum(dim=-1) / room, sizes.amax(dim=-1) / (2**planes - 1))
+    return reference.grade_step(preactivations, planes, most)
 
 
 def unpack_bits(codes: Tensor, bits: int) -> Tensor:
@@ -112,6 +106,24 @@ def encode_pair(
     if fused is not None:
         return fused(queries, query_maps, keys, key_maps)
     return module.encode(queries, query_maps), module.encode(keys, key_maps)
+
+
+def encode_graded(
+    x: Tensor, maps: Maps, lists: int, planes: int = 5, most: int = 255, *,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Graded codes of queries x (B, heads, n, in) by a map each, (B, lists, n, words, 1 + planes)
+    int32, and what a unit of their weights stands for (`grade_step`), (B, lists, n) float32.
+
+    The pre-activations of the heads / lists heads that share a list are summed first. ValueError
+    for x, maps or lists that do not fit, and as of `grade_bits`.
+    """
+    _check_vectors("x", x, maps)
+    _check_heads("x", x.shape[1], "the lists", lists)
+    if maps.heads != x.shape[1]:
+        raise ValueError(f"{maps.heads} maps for {x.shape[1]} heads: a query head has one map")
+    _check_grades(maps.bits, planes, most)
+    return backend_for(x, backend, "encode", x).encode_graded(x, maps, lists, planes, most)
 
 
 def hamming_scores(
@@ -372,6 +384,13 @@ def _trust(trust: float) -> int:
 def _check_bits(bits: int) -> None:
     if bits == 0 or bits % reference.WORD:
         raise ValueError(f"bits = {bits}: must be a positive multiple of {reference.WORD}")
+
+
+def _check_grades(bits: int, planes: int, most: int) -> None:
+    if not 1 <= planes <= 8:
+        raise ValueError(f"planes = {planes}: must be an integer in 1..8")
+    if not bits <= most <= 65535:
+        raise ValueError(f"most = {most}: must be an integer in {bits}..65535")
 
 
 def _check_heads(name: str, heads: int, other: str, fewer: int) -> None:

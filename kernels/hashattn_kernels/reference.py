@@ -44,6 +44,22 @@ def grade_bits(preactivations: Tensor, planes: int, most: int) -> Tensor:
     return torch.stack([pack_bits(preactivations), *digits], dim=-1)
 
 
+def grade_step(preactivations: Tensor, planes: int, most: int) -> Tensor:
+    """(..., bits) -> (...) float32: what a unit of weight of `grade_bits` stands for."""
+    sizes = preactivations.float().abs()
+    room = most - preactivations.shape[-1] / 2  # half a unit for every bit's rounding
+    return torch.maximum(sizes.sum(dim=-1) / room, sizes.amax(dim=-1) / (2**planes - 1))
+
+
+def encode_graded(
+    x: Tensor, maps: Maps, lists: int, planes: int, most: int
+) -> tuple[Tensor, Tensor]:
+    """Graded codes (B, lists, n, words, 1 + planes) int32 of x (B, heads, n, in), and their steps
+    (B, lists, n) float32."""
+    sums = preactivations(x, maps).unflatten(1, (lists, -1)).sum(dim=2)
+    return grade_bits(sums, planes, most), grade_step(sums, planes, most)
+
+
 def unpack_bits(codes: Tensor, bits: int) -> Tensor:
     """(..., words) int32 -> (..., bits) bool, the inverse of pack_bits."""
     shifts = torch.arange(WORD, device=codes.device, dtype=torch.int32)

@@ -42,7 +42,7 @@ def supports(kernel: str, *arguments) -> bool:
         return arguments[0].dtype == torch.float32
     if kernel == "encode":
         return all(x.dtype in STORAGE and x.shape[3] % 8 == 0 for x in arguments)
-    if kernel in ("attend", "dense_decode"):
+    if kernel in ("attend", "dense_decode", "decode_step"):
         q, k, v = arguments
         dims = k.shape[3] % DIMS == 0 and v.shape[3] % DIMS == 0
         return dims and q.dtype in STORAGE and k.dtype in STORAGE and k.dtype == v.dtype
@@ -171,6 +171,14 @@ def _pack(maps: Maps) -> Packed:
         -(-int(widths.max()) // strip) * strip,
         per_map * weights.itemsize,
     )
+
+
+def encode_graded(
+    x: Tensor, maps: Maps, lists: int, planes: int, most: int
+) -> tuple[Tensor, Tensor]:
+    """Matrix products of torch, then signs and digits in one pass."""
+    sums = reference.preactivations(x, maps).unflatten(1, (lists, -1)).sum(dim=2)
+    return grade_bits(sums, planes, most), reference.grade_step(sums, planes, most)
 
 
 def grade_bits(preactivations: Tensor, planes: int, most: int) -> Tensor:

@@ -17,6 +17,7 @@ from .scoring import levels
 DIMS = 16  # head dims must be multiples of it
 WIDEST = 256  # the largest head dim, hidden width or bits that a program holds
 
+encode_graded = reference.encode_graded
 grade_bits = reference.grade_bits
 # scores as such are for inspection: select_by_codes never stores them
 hamming_scores = reference.hamming_scores
@@ -31,7 +32,7 @@ def supports(kernel: str, *arguments: Tensor) -> bool:
         return False
     if any(tensor.dtype not in DTYPES or tensor.shape[3] > WIDEST for tensor in arguments):
         return False
-    if kernel in ("attend", "dense_decode"):
+    if kernel in ("attend", "dense_decode", "decode_step"):
         q, k, v = arguments
         same = q.dtype == k.dtype == v.dtype
         return same and k.shape[3] % DIMS == 0 and v.shape[3] % DIMS == 0

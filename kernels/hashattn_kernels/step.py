@@ -1,0 +1,133 @@
+"""A decode step of one layer: from the newest token's query and key to the layer's output.
+
+Encoding, selection and attention in one call, so that a backend may run them as one.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .api import attend, encode, encode_graded, sample_by_codes, select_by_codes
+from .backends import backend_for
+from .codes import Codes
+from .coins import NAT, Coins
+from .maps import Maps
+
+
+class Grades(NamedTuple):
+    """Of a query's code: see `grade_bits`."""
+
+    planes: int
+    most: int
+
+
+class Drawing(NamedTuple):
+    """How a step draws tokens: `sample_by_codes`, with slopes (lists,) float32, nats of attention
+    logit for a unit of graded score."""
+
+    slopes: Tensor
+    drawn: Tensor
+    trust: float
+    coins: Coins
+
+
+def units_of(steps: Tensor, slopes: Tensor) -> Tensor:
+    """What a unit of weight costs in 1 / NAT nats, int64 (B, lists, q), at least 1.
+
+    steps (B, lists, q) float32 of `encode_graded`: a bit that differs turns the sign of its
+    pre-activation, so that a unit stands for twice the step.
+    """
+    units = NAT * (2 * steps) * slopes.to(steps.device)[:, None]
+    return units.round().long().clamp(min=1)
+
+
+def decode_step(
+    q: Tensor,
+    key: Tensor,
+    k: Tensor,
+    v: Tensor,
+    codes: Codes,
+    query_maps: Maps,
+    key_maps: Maps,
+    *,
+    heavy: Tensor,
+    spans: Tensor,
+    sink: int,
+    local: int,
+    width: int,
+    lists: int,
+    scaling: float,
+    grades: Grades | None = None,
+    drawing: Drawing | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Append the newest key's code, choose tokens by their codes, attend to them.
+
+    q (B, Hq, 1, D); key (B, Hkv, 1, D): of the newest token, which k (B, Hkv, n or more, D) and v
+    (B, Hkv, n or more, Dv) hold already; codes: of the n - 1 tokens before, n afterwards. heavy
+    (B, 1 or lists, 1) and spans (B, 1, 2) int64, sink, local, width: as of `select_by_codes`.
+    grades: queries are graded; None: bits are counted. drawing: a part of heavy is drawn.
+
+    Returns the output (B, Hq, 1, Dv), the tokens read (B, lists, 1, width) int32, -1 for padding,
+    and their log weights or None: what `encode`, `encode_graded`, `select_by_codes` or
+    `sample_by_codes`, and `attend` give one after the other, bit for bit. ValueError for a query of
+    several rows, a drawing without grades, and as of these.
+    """
+    if q.shape[2] != 1 or key.shape[2] != 1:
+        raise ValueError(
+            f"q has {q.shape[2]} rows and key {key.shape[2]}: a step has one of each; encode, "
+            "select_by_codes and attend take several"
+        )
+    if drawing is not None and grades is None:
+        raise ValueError("drawing needs graded queries: pass grades")
+    module = backend_for(q, backend, "decode_step", q, k, v)
+    fused = getattr(module, "decode_step", None)
+    if fused is not None:
+        return fused(
+            q, key, k, v, codes, query_maps, key_maps, heavy=heavy, spans=spans, sink=sink,
+            local=local, width=width, lists=lists, scaling=scaling, grades=grades,
+            drawing=drawing, softcap=softcap, sinks=sinks,
+        )  # fmt: skip
+    return composed(
+        q, key, k, v, codes, query_maps, key_maps, heavy=heavy, spans=spans, sink=sink,
+        local=local, width=width, lists=lists, scaling=scaling, grades=grades,
+        drawing=drawing, softcap=softcap, sinks=sinks, backend=backend,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def composed(
+    q: Tensor, key: Tensor, k: Tensor, v: Tensor, codes: Codes, query_maps: Maps, key_maps: Maps,
+    *, heavy: Tensor, spans: Tensor, sink: int, local: int, width: int, lists: int, scaling: float,
+    grades: Grades | None = None, drawing: Drawing | None = None, softcap: float | None = None,
+    sinks: Tensor | None = None, backend: str | None = None,
+) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
+    """`decode_step` by its parts, each by the backend that runs it fastest."""
+    codes.append(encode(key, key_maps, backend=backend))
+    if grades is None:
+        query_codes, steps = encode(q, query_maps, backend=backend), None
+    else:
+        query_codes, steps = encode_graded(q, query_maps, lists, *grades, backend=backend)
+    most = None if grades is None else grades.most
+    if drawing is None:
+        log_weights = None
+        indices = select_by_codes(
+            query_codes, codes, heavy, sink, local, spans=spans, lists=lists, width=width,
+            most=most, backend=backend,
+        )  # fmt: skip
+    else:
+        slopes, drawn, trust, coins = drawing
+        drawn = drawn.expand(steps.shape)
+        indices, log_weights = sample_by_codes(
+            query_codes, codes, units_of(steps, slopes), heavy - drawn, drawn, trust, coins,
+            sink, local, spans=spans, width=width, most=most, backend=backend,
+        )  # fmt: skip
+    out = attend(
+        q, k, v, indices, scaling, softcap, sinks, log_weights=log_weights, backend=backend
+    )
+    return out, indices, log_weights
