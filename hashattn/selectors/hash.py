@@ -32,6 +32,7 @@ from hashattn.selectors.plan import SelectionPlan
 from hashattn.selectors.usual import MethodStyle, UsualContext
 
 _SCORINGS = ("graded", "hamming", "asymmetric")
+_STAGES = ("encode_keys", "encode_values", "encode_queries", "select", "sample", "costs")
 TOKENS_AT_ONCE = 1024  # activations of a long prefill stay in the processor's cache (1.7x on a CPU)
 
 
@@ -166,7 +167,7 @@ class HashSelector(CodeSelector):
     def reads_at_once(self, layer: int, plan: SelectionPlan) -> bool:
         """Where codes decide, and every row sees one interval of tokens."""
         drawable = plan.draw is None or self._priceable
-        return self.by_codes and drawable and plan.spans is not None
+        return self.by_codes and drawable and plan.spans is not None and self._unchanged
 
     def read_at_once(
         self, layer: int, query: Tensor, keys: Tensor, values: Tensor,
@@ -183,6 +184,11 @@ class HashSelector(CodeSelector):
             local=plan.local, width=plan.width, lists=self.lists(query.shape[1], keys.shape[1]),
             grades=self._grades, drawing=drawing, **logits,
         )  # fmt: skip
+
+    @cached_property
+    def _unchanged(self) -> bool:
+        """Whether this class has its stages from here: one of a subclass's own must be called."""
+        return all(getattr(type(self), name) is getattr(HashSelector, name) for name in _STAGES)
 
     @property
     def _priceable(self) -> bool:
