@@ -179,9 +179,9 @@ class HashSelector(CodeSelector):
         if draw is not None:
             drawing = Drawing(self.slopes[layer], draw.tokens, draw.trust, draw.coins)
         return decode_step(
-            query, keys[:, :, plan.n - 1 : plan.n], keys, values, stores["codes"],
-            maps.query, maps.key, heavy=plan.heavy, spans=plan.spans, sink=plan.sink,
-            local=plan.local, width=plan.width, lists=self.lists(query.shape[1], keys.shape[1]),
+            query, keys, values, stores["codes"], maps.query, maps.key, heavy=plan.heavy,
+            spans=plan.spans, sink=plan.sink, local=plan.local, width=plan.width,
+            lists=self.lists(query.shape[1], keys.shape[1]),
             grades=self._grades, drawing=drawing, **logits,
         )  # fmt: skip
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from . import reference
 from .backends import backend_for
 from .codes import Codes, check, tokens_of
-from .coins import DEAREST, SIZE, Coins
+from .coins import DEAREST, Coins, parts_of
 from .maps import Maps
 
 
@@ -195,7 +195,7 @@ def sample(
     certain = _check_heavy("certain", certain, shape, costs.device)
     drawn = _check_heavy("drawn", drawn, shape, costs.device)
     sampling = backend_for(costs, backend, "sample")
-    return sampling.sample(costs, certain, drawn, _trust(trust), coins, candidates, mandatory)
+    return sampling.sample(costs, certain, drawn, parts_of(trust), coins, candidates, mandatory)
 
 
 def sample_by_codes(
@@ -233,7 +233,7 @@ def sample_by_codes(
         width = min(n, sink + local + room_for(int(certain.max()), int(drawn.max())))
     module = backend_for(query_codes, backend, "sample_by_codes")
     return module.sample_by_codes(
-        query_codes, key_codes, units, certain, drawn, _trust(trust), coins, spans, sink, local,
+        query_codes, key_codes, units, certain, drawn, parts_of(trust), coins, spans, sink, local,
         width, most,
     )  # fmt: skip
 
@@ -372,13 +372,6 @@ def causal_spans(batch: int, q_len: int, n: int, device: torch.device | str) -> 
     """Spans (batch, q_len, 2) int64 of the last q_len of n tokens: each sees all up to itself."""
     last = torch.arange(n - q_len + 1, n + 1, device=device)
     return torch.stack((torch.zeros_like(last), last), dim=-1).expand(batch, q_len, 2)
-
-
-def _trust(trust: float) -> int:
-    """In SIZE-ths, at least one: thresholds are integers, the same on every backend."""
-    if not 0 < trust <= 1:
-        raise ValueError(f"trust = {trust}: must be a number in (0, 1]")
-    return max(1, round(trust * SIZE))
 
 
 def _check_bits(bits: int) -> None:

@@ -92,6 +92,12 @@ class ByteMajor(Codes):
     def append(self, codes: Tensor) -> None:
         self._lines.append(check(codes).contiguous().view(torch.uint8).transpose(2, 3))
 
+    def extend(self, batch: int, words: int) -> Tensor:
+        """`storage` with room for one more token, for the caller to fill in."""
+        heads = self.shape[1]
+        self._lines.extend((batch, heads, BYTES * words, 1), torch.uint8, torch.device("cpu"))
+        return self._lines.value
+
     def to_tokens(self) -> Tensor:
         return self._lines.value.transpose(2, 3).contiguous().view(torch.int32)
 

@@ -50,6 +50,16 @@ def table(device: torch.device, name: str) -> Tensor:
     return torch.from_numpy(globals()[name]).to(device)
 
 
+def parts_of(trust: float) -> int:
+    """`trust` in SIZE-ths, at least one: thresholds are integers, the same on every backend.
+
+    ValueError unless it is a number in (0, 1].
+    """
+    if not 0 < trust <= 1:
+        raise ValueError(f"trust = {trust}: must be a number in (0, 1]")
+    return max(1, round(trust * SIZE))
+
+
 @dataclass(frozen=True)
 class Coins:
     """Which coins a layer's call takes.

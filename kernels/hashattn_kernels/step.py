@@ -46,7 +46,6 @@ def units_of(steps: Tensor, slopes: Tensor) -> Tensor:
 
 def decode_step(
     q: Tensor,
-    key: Tensor,
     k: Tensor,
     v: Tensor,
     codes: Codes,
@@ -68,47 +67,48 @@ def decode_step(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Append the newest key's code, choose tokens by their codes, attend to them.
 
-    q (B, Hq, 1, D); key (B, Hkv, 1, D): of the newest token, which k (B, Hkv, n or more, D) and v
-    (B, Hkv, n or more, Dv) hold already; codes: of the n - 1 tokens before, n afterwards. heavy
-    (B, 1 or lists, 1) and spans (B, 1, 2) int64, sink, local, width: as of `select_by_codes`.
-    grades: queries are graded; None: bits are counted. drawing: a part of heavy is drawn.
+    q (B, Hq, 1, D), k (B, Hkv, n or more, D), v (B, Hkv, n or more, Dv): with the newest token, the
+    n-th; codes: of the n - 1 tokens before, n afterwards. heavy (B, 1 or lists, 1) and spans
+    (B, 1, 2) int64, sink, local, width: as of `select_by_codes`. grades: queries are graded; None:
+    bits are counted. drawing: a part of heavy is drawn.
 
     Returns the output (B, Hq, 1, Dv), the tokens read (B, lists, 1, width) int32, -1 for padding,
     and their log weights or None: what `encode`, `encode_graded`, `select_by_codes` or
     `sample_by_codes`, and `attend` give one after the other, bit for bit. ValueError for a query of
     several rows, a drawing without grades, and as of these.
     """
-    if q.shape[2] != 1 or key.shape[2] != 1:
+    if q.shape[2] != 1:
         raise ValueError(
-            f"q has {q.shape[2]} rows and key {key.shape[2]}: a step has one of each; encode, "
-            "select_by_codes and attend take several"
+            f"q has {q.shape[2]} rows: a step has one; encode_graded, select_by_codes and attend "
+            "take several"
         )
     if drawing is not None and grades is None:
         raise ValueError("drawing needs graded queries: pass grades")
+    _check(q, k, codes, heavy, spans, lists)
+    arguments = {
+        "heavy": heavy, "spans": spans, "sink": sink, "local": local, "width": width,
+        "lists": lists, "scaling": scaling, "grades": grades, "drawing": drawing,
+        "softcap": softcap, "sinks": sinks,
+    }  # fmt: skip
     module = backend_for(q, backend, "decode_step", q, k, v)
     fused = getattr(module, "decode_step", None)
     if fused is not None:
-        return fused(
-            q, key, k, v, codes, query_maps, key_maps, heavy=heavy, spans=spans, sink=sink,
-            local=local, width=width, lists=lists, scaling=scaling, grades=grades,
-            drawing=drawing, softcap=softcap, sinks=sinks,
-        )  # fmt: skip
-    return composed(
-        q, key, k, v, codes, query_maps, key_maps, heavy=heavy, spans=spans, sink=sink,
-        local=local, width=width, lists=lists, scaling=scaling, grades=grades,
-        drawing=drawing, softcap=softcap, sinks=sinks, backend=backend,
-    )  # fmt: skip
+        result = fused(q, k, v, codes, query_maps, key_maps, **arguments)
+        if result is not None:
+            return result
+    return composed(q, k, v, codes, query_maps, key_maps, backend=backend, **arguments)
 
 
 @torch.no_grad()
 def composed(
-    q: Tensor, key: Tensor, k: Tensor, v: Tensor, codes: Codes, query_maps: Maps, key_maps: Maps,
+    q: Tensor, k: Tensor, v: Tensor, codes: Codes, query_maps: Maps, key_maps: Maps,
     *, heavy: Tensor, spans: Tensor, sink: int, local: int, width: int, lists: int, scaling: float,
     grades: Grades | None = None, drawing: Drawing | None = None, softcap: float | None = None,
     sinks: Tensor | None = None, backend: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
     """`decode_step` by its parts, each by the backend that runs it fastest."""
-    codes.append(encode(key, key_maps, backend=backend))
+    newest = k[:, :, codes.length : codes.length + 1]
+    codes.append(encode(newest, key_maps, backend=backend))
     if grades is None:
         query_codes, steps = encode(q, query_maps, backend=backend), None
     else:
@@ -131,3 +131,24 @@ def composed(
         q, k, v, indices, scaling, softcap, sinks, log_weights=log_weights, backend=backend
     )
     return out, indices, log_weights
+
+
+def _check(
+    q: Tensor, k: Tensor, codes: Codes, heavy: Tensor, spans: Tensor, lists: int
+) -> None:  # fmt: skip
+    """ValueError for what one region would take for addresses and sizes."""
+    batch = q.shape[0]
+    for name, numbers, shapes in (
+        ("heavy", heavy, ((batch, 1, 1), (batch, lists, 1))),
+        ("spans", spans, ((batch, 1, 2),)),
+    ):
+        if numbers.dtype != torch.int64 or numbers.shape not in shapes:
+            wanted = " or ".join(map(str, shapes))
+            raise ValueError(
+                f"{name}: expected int64 {wanted}, got {numbers.dtype} {tuple(numbers.shape)}"
+            )
+    if k.shape[2] <= codes.length:
+        raise ValueError(
+            f"k holds {k.shape[2]} tokens and codes {codes.length}: the newest token's key must "
+            "be in k, and its code not yet among the codes"
+        )

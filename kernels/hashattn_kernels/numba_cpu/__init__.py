@@ -9,6 +9,7 @@ numpy's and torch's. `roofline` reads memory as fast as this machine can.
 from ..numpy_cpu import hamming_scores, union
 from .backend import (
     attend,
+    decode_step,
     dense_decode,
     encode,
     encode_graded,
@@ -23,6 +24,7 @@ from .backend import (
 
 __all__ = [
     "attend",
+    "decode_step",
     "dense_decode",
     "encode",
     "encode_graded",

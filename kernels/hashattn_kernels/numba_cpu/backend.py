@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import threading
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -18,12 +19,16 @@ from torch import Tensor
 
 from .. import numpy_cpu, reference
 from ..codes import ByteMajor, Codes, tokens_of
-from ..coins import BLOCK, CHANCES, Coins
+from ..coins import CHANCES, Coins, parts_of
 from ..maps import ACTIVATIONS, Maps
-from . import attention, encoding, lookup, passes, sampling, selection
-from .regions import real
+from . import attention, encoding, lookup, passes, sampling, selection, step
+from .regions import Region, real
+from .selection import WORD
 from .simd import HARDWARE_HALVES
 from .static import STORAGE
+
+if TYPE_CHECKING:
+    from ..step import Drawing, Grades
 
 FEW = 8  # vectors of a map, up to which reading its weights takes most of the time
 WORTH_A_THREAD = 2**20  # bytes of weights that pay for another thread
@@ -34,6 +39,7 @@ _LIMITS = {
     for dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 }
 _PACKED: WeakKeyDictionary[Maps, Packed] = WeakKeyDictionary()
+_STEPS: WeakKeyDictionary[Maps, WeakKeyDictionary[Maps, dict]] = WeakKeyDictionary()
 
 
 def supports(kernel: str, *arguments) -> bool:
@@ -97,7 +103,7 @@ def _stack(x: Tensor, maps: Maps) -> tuple[Tensor, tuple[int, ...]]:
     """Memory for the codes of a stack of maps, and the stack's fields of encoding.CALL."""
     batch, heads, rows, _ = x.shape
     packed = pack_maps(maps)
-    out = torch.empty((batch, maps.heads, rows, maps.bits // encoding.WORD), dtype=torch.int32)
+    out = torch.empty((batch, maps.heads, rows, maps.bits // WORD), dtype=torch.int32)
     return out, (
         maps.heads, heads, rows, x.data_ptr(), _span(x), *x.stride()[:3], *packed.addresses,
         out.data_ptr(),
@@ -117,7 +123,7 @@ def _encode(x: Tensor, maps: Maps, stack: tuple[int, ...], second: tuple[int, ..
 def _encode_many(x: Tensor, maps: Maps) -> Tensor:
     x = x.repeat_interleave(maps.heads // x.shape[1], 1)
     signs = reference.preactivations(x, maps).contiguous()
-    words = maps.bits // encoding.WORD
+    words = maps.bits // WORD
     out = torch.empty(*signs.shape[:3], words, dtype=torch.int32)
     rows = out.shape[:3].numel()
     encoding.pack_region().run(rows, words, signs.data_ptr(), out.data_ptr())
@@ -176,18 +182,37 @@ def _pack(maps: Maps) -> Packed:
 def encode_graded(
     x: Tensor, maps: Maps, lists: int, planes: int, most: int
 ) -> tuple[Tensor, Tensor]:
-    """Matrix products of torch, then signs and digits in one pass."""
-    sums = reference.preactivations(x, maps).unflatten(1, (lists, -1)).sum(dim=2)
-    return grade_bits(sums, planes, most), reference.grade_step(sums, planes, most)
+    """A few vectors with the fused kernel; many by matrix products of torch, then graded in one
+    pass."""
+    batch, heads, rows, _ = x.shape
+    bits = maps.bits
+    if batch * rows > FEW:
+        sums = reference.preactivations(x, maps).unflatten(1, (lists, -1)).sum(dim=2)
+        return grade_bits(sums, planes, most), reference.grade_step(sums, planes, most)
+    x, packed = _rows_in_place(x), pack_maps(maps)
+    out = torch.empty((batch, lists, rows, bits // WORD, 1 + planes), dtype=torch.int32)
+    steps = torch.empty((batch, lists, rows))
+    units = batch * lists * rows
+    threads = max(1, heads * packed.map_bytes // WORTH_A_THREAD)
+    encoding.grade_region(x.dtype, packed.half).run(
+        units,
+        *packed.fields, batch, lists, heads // lists, rows, planes, most, packed.widest,
+        x.data_ptr(), _span(x), *x.stride()[:3], *packed.addresses,
+        out.data_ptr(), steps.data_ptr(),
+        *_memory(encoding.grading_bytes(packed.widest, bits), threads),
+        most=threads,
+    )  # fmt: skip
+    return out, steps
 
 
 def grade_bits(preactivations: Tensor, planes: int, most: int) -> Tensor:
     """Signs and weights' digits in one pass."""
     *shape, bits = preactivations.shape
     values = preactivations.detach().reshape(-1, bits).contiguous()
-    words = bits // selection.WORD
-    out = np.empty((len(values), words, 1 + planes), dtype=np.uint32)
-    selection.grade_rows(values.numpy(), planes, most, out)
+    words = bits // WORD
+    out = np.empty(len(values) * words * (1 + planes), dtype=np.uint32)
+    room = np.empty(bits), np.empty(words, dtype=np.uint32), np.empty(bits, dtype=np.uint16)
+    selection.grade_rows(values.numpy(), planes, most, *room, out)
     return torch.from_numpy(out.view(np.int32)).reshape(*shape, words, 1 + planes)
 
 
@@ -215,7 +240,7 @@ def select_by_codes(
     out = torch.empty((batch, lists, rows, width), dtype=torch.int32)
     wide = most > np.iinfo(np.uint8).max
     tables = selection.BYTES * words * lookup.TABLES
-    size = selection.MASKS_BYTES + tables + n * (2 if wide else 1)
+    size = selection.query_bytes(words) + tables + n * (2 if wide else 1)
     selection.select_region(wide).run(
         batch * lists * rows,
         batch, lists, rows, group, grades, most, lists // code_heads, words, width, sink, local, n,
@@ -227,14 +252,18 @@ def select_by_codes(
 
 
 def _levels(query_codes: Tensor, group: int, most: int | None) -> tuple[int, int | None]:
-    """Planes of graded queries, 0 for plain ones, and the largest distance; None instead of one
-    that the tables cannot hold."""
+    """Planes of graded queries, 0 for plain ones, and `_most`."""
     grades = query_codes.shape[4] - 1 if query_codes.dim() == 5 else 0
+    return grades, _most(grades, group, query_codes.shape[3], most)
+
+
+def _most(grades: int, group: int, words: int, most: int | None) -> int | None:
+    """The largest distance; None instead of one that the tables cannot hold."""
     weight = 2**grades - 1 if grades else group // (2 if group % 2 == 0 else 1)
-    highest = query_codes.shape[3] * selection.WORD * weight
+    highest = words * WORD * weight
     most = highest if most is None or not grades else min(most, highest)
     fits = most <= np.iinfo(np.uint16).max and min(4 * weight, most) <= lookup.MOST
-    return grades, most if fits else None
+    return most if fits else None
 
 
 def sample_by_codes(
@@ -268,8 +297,8 @@ def sample_by_codes(
     weights = torch.empty((batch, lists, rows, width))
     wide = most > np.iinfo(np.uint8).max
     tables = selection.BYTES * words * lookup.TABLES
-    size = selection.MASKS_BYTES + tables + 8 * -(-n // BLOCK) + 12 * (most + 1)
-    size += n * (2 if wide else 1)
+    size = selection.query_bytes(words) + tables
+    size += sampling.drawing_bytes(n, most, 2 if wide else 1)
     sampling.sample_region(wide).run(
         batch * lists * rows,
         batch, lists, rows, group, grades, most, lists // code_heads, words, width, sink, local, n,
@@ -367,6 +396,108 @@ def dense_decode(
     if spans is None:
         spans = torch.tensor([0, k.shape[2]]).expand(q.shape[0], q.shape[2], 2)
     return _run(q, k, v, k.shape[1], None, spans.contiguous(), scaling, softcap, sinks)
+
+
+def decode_step(
+    q: Tensor, k: Tensor, v: Tensor, codes: Codes, query_maps: Maps, key_maps: Maps, *,
+    heavy: Tensor, spans: Tensor, sink: int, local: int, width: int, lists: int, scaling: float,
+    grades: Grades | None, drawing: Drawing | None, softcap: float | None, sinks: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor | None] | None:  # fmt: skip
+    """One region for the whole step. None where it cannot: the parts can."""
+    batch, heads, _, dim = q.shape
+    tokens, threads = codes.length + 1, torch.get_num_threads()
+    room = batch <= FEW and batch * lists >= threads and isinstance(codes, ByteMajor)
+    if not room or sinks is not None:
+        return None
+    kind = (batch, heads, dim, v.shape[3], k.shape[1], lists, q.dtype, k.dtype, grades)
+    made = _STEPS.setdefault(query_maps, WeakKeyDictionary()).setdefault(key_maps, {})
+    if kind not in made:
+        made[kind] = _prepare(query_maps, key_maps, *kind)
+    layer = made[kind]
+    if layer is None:
+        return None
+    key, q_strides, k_strides, v_strides = k.data_ptr(), q.stride(), k.stride(), v.stride()
+    if q_strides[3] + k_strides[3] + v_strides[3] != 3:
+        return None
+    value, offset = v.data_ptr(), 0
+    gap = (value - key) // layer.itemsize
+    if 0 < gap < k_strides[2]:  # as in _run
+        value, offset = key, gap
+    lines = codes.extend(batch, layer.words)
+    indices = torch.empty((batch, lists, 1, width), dtype=torch.int32)
+    out = torch.empty((batch, heads, 1, v.shape[3]), dtype=q.dtype)
+    log_weights, draws = None, (0,) * 9
+    if drawing is not None:
+        log_weights, drawn, coins = torch.empty(indices.shape), drawing.drawn, drawing.coins
+        draws = (
+            log_weights.data_ptr(), drawing.slopes.data_ptr(), drawn.data_ptr(), *_steps(drawn),
+            parts_of(drawing.trust), coins.state, coins.first_list, int(coins.fresh),
+        )  # fmt: skip
+    size = layer.size + sampling.drawing_bytes(tokens, layer.most, 2)
+    layer.region.run(
+        batch * lists,
+        *layer.fields,
+        *_memory(size, threads), width, tokens, sink, local, q.data_ptr(), *q_strides[:2],
+        key, *k_strides[:3], value, offset, *v_strides[:3],
+        lines.data_ptr(), *lines.stride()[:3], heavy.data_ptr(), *_steps(heavy), spans.data_ptr(),
+        indices.data_ptr(), out.data_ptr(), *draws,
+        real(scaling), real(softcap or 0.0),
+    )  # fmt: skip
+    return out, indices, log_weights
+
+
+def _steps(counts: Tensor) -> tuple[int, int]:
+    """Strides of a batch item and of a list in counts (B, 1 or lists, 1), which a 1 repeats."""
+    shape, strides = counts.shape, counts.stride()
+    return strides[0] if shape[0] > 1 else 0, strides[1] if shape[1] > 1 else 0
+
+
+@dataclass(frozen=True)
+class _LayerStep:
+    """What the steps of a layer have in common: the region and the first fields of its calls.
+
+    size: bytes of a thread's memory, without those that grow with the tokens.
+    """
+
+    region: Region
+    fields: tuple[int, ...]
+    size: int
+    most: int
+    words: int
+    itemsize: int
+
+
+def _prepare(
+    query_maps: Maps, key_maps: Maps, batch: int, heads: int, dim: int, value_dim: int,
+    kv_heads: int, lists: int, q_dtype: torch.dtype, k_dtype: torch.dtype, grades: Grades | None,
+) -> _LayerStep | None:  # fmt: skip
+    """None where heads do not fit, distances not into tables, or the maps' weights differ in
+    type."""
+    query, key, fewest = pack_maps(query_maps), pack_maps(key_maps), max(kv_heads, key_maps.heads)
+    if query_maps.heads != heads or heads % lists or lists % fewest or key_maps.heads % kv_heads:
+        return None
+    group, words = heads // lists, query_maps.bits // WORD
+    planes, limit = (0, None) if grades is None else grades
+    if grades is not None and not (1 <= planes <= 8 and WORD * words <= limit):
+        return None
+    most = _most(planes, group, words, limit)
+    halves = q_dtype != torch.float16 or HARDWARE_HALVES
+    if most is None or query.half != key.half or dim % 8 or not halves:
+        return None
+    together = 4 if group > 1 else 1
+    wide = most > np.iinfo(np.uint8).max
+    region, block = step.step_region(dim, value_dim, together, k_dtype, q_dtype, query.half, wide)
+    widest, padded = max(query.widest, key.widest), -(-group // together) * together
+    floats = -(-(together * block + padded * (dim + value_dim + 16)) // 16) * 16
+    grading = encoding.grading_bytes(widest, WORD * words)
+    size = 8 * passes.SCRATCH + grading + 64 * -(-4 * group * words // 64) + 4 * floats
+    size += selection.BYTES * words * lookup.TABLES + 64 * -(-4 * batch * heads // 64)
+    fields = (
+        batch, lists, 1, group, lists // kv_heads, lists // key_maps.heads, key_maps.heads, widest,
+        *query.fields, *query.addresses, *key.fields, *key.addresses,
+        planes, most, words, *sampling.TABLES_AT, grading, floats,
+    )  # fmt: skip
+    return _LayerStep(region, fields, size, most, words, k_dtype.itemsize)
 
 
 def _run(

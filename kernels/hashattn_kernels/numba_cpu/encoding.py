@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from .regions import Region, address_of, call_type, report, share_of
+from .selection import WORD, grade, store_grades
 from .simd import (
     add,
     at_address,
@@ -27,7 +28,6 @@ from .simd import (
 )
 from .static import STORAGE
 
-WORD = 32
 STRIP = 32  # outputs accumulated together: four vectors
 SILU, RELU, GELU, TANH = range(4)
 
@@ -39,6 +39,11 @@ CALL = call_type(
     *_STACK, *(f"{name}_2" for name in _STACK),
 )  # fmt: skip
 PACK_CALL = call_type("words", "x", "out")
+GRADE_CALL = call_type(
+    "stages", "widths", "activation", "folds", "map_weights", "map_biases", "batch", "lists",
+    "group", "rows", "grades", "most", "widest", "x", "x_size", "x_batch", "x_head", "x_row",
+    "weights", "biases", "out", "steps", "memory", "memory_size",
+)  # fmt: skip
 
 
 @kernel
@@ -137,32 +142,110 @@ def encode_share(data, x_type, weight_type):
 
 
 @kernel
+def run_map(x, at, inputs, stages, widths, activation, folds, weights, weight_at, biases, bias_at,
+            here, there):  # fmt: skip
+    """Pre-activations of the vector x[at:] by the map whose parameters begin at weight_at and
+    bias_at, in `here`. `there`: room for a stage's output."""
+    if stages % 2:  # every stage swaps the two
+        here, there = there, here
+    for i in range(0, inputs, 8):
+        store(here, i, load(x, at + i))
+    for depth in range(stages):
+        if depth:
+            activate(here, widths[depth], activation)
+        weight_at, bias_at = stage(
+            weights, weight_at, biases, bias_at, widths[depth], widths[depth + 1], here, there
+        )
+        here, there = there, here
+    for _ in range(folds):
+        fold(here, widths[stages], biases, bias_at)
+        bias_at += widths[stages]
+
+
+@kernel
 def encode_vectors(call, widths, number, item, maps, heads, rows, x_at, x_size, x_batch, x_head,
                    x_row, weights_at, biases_at, out_at, x_buffer, y_buffer, x_type,
                    weight_type):  # fmt: skip
     """Codes of all rows of a batch item by one map; the buffers hold a stage's input and output."""
-    stages = call.stages
-    words = widths[stages] // WORD
+    words = widths[call.stages] // WORD
     x = at_address(x_at, x_size, x_type)
     weights = at_address(weights_at, maps * call.map_weights, weight_type)
     biases = at_address(biases_at, maps * call.map_biases, np.float32)
     out = at_address(out_at, call.batch * maps * rows * words, np.uint32)
     for row in range(rows):
         source = item * x_batch + number // (maps // heads) * x_head + row * x_row
-        for i in range(0, widths[0], 8):
-            store(x_buffer, i, load(x, source + i))
-        at, bias = number * call.map_weights, number * call.map_biases
-        for depth in range(stages):
-            if depth:
-                activate(x_buffer, widths[depth], call.activation)
-            at, bias = stage(
-                weights, at, biases, bias, widths[depth], widths[depth + 1], x_buffer, y_buffer
-            )
-            x_buffer, y_buffer = y_buffer, x_buffer
-        for _ in range(call.folds):
-            fold(x_buffer, widths[stages], biases, bias)
-            bias += widths[stages]
+        run_map(
+            x, source, widths[0], call.stages, widths, call.activation, call.folds, weights,
+            number * call.map_weights, biases, number * call.map_biases, x_buffer, y_buffer,
+        )  # fmt: skip
         pack(x_buffer, words, out, ((item * maps + number) * rows + row) * words)
+
+
+@kernel
+def sum_group(call, widths, x, at, head, x_head, weights, biases, here, there, sums):
+    """sums[:bits]: pre-activations of `call.group` heads from `head` on, of the vectors at
+    x[at + h * x_head :], added up in their order."""
+    bits = widths[call.stages]
+    for member in range(call.group):
+        number = head + member
+        run_map(
+            x, at + member * x_head, widths[0], call.stages, widths, call.activation, call.folds,
+            weights, number * call.map_weights, biases, number * call.map_biases, here, there,
+        )  # fmt: skip
+        for bit in range(0, bits, 8):
+            value = load(here, bit)
+            store(sums, bit, add(load(sums, bit), value) if member else value)
+
+
+@kernel
+def grade_share(data, x_type, weight_type):
+    """Graded codes of this thread's units, (batch, list, row), the last fastest.
+
+    data: the address of a GRADE_CALL, whose map is as of encode_share. out (batch, lists, rows,
+    words, 1 + grades) uint32, steps (batch, lists, rows) float32.
+    """
+    call = at_address(address_of(data), 1, GRADE_CALL)[0]
+    thread, start, stop = share_of(call.thread_number, call.number, call.threads, call.units)
+    widths = at_address(call.widths, call.stages + 1, np.int64)
+    rows, lists, heads = call.rows, call.lists, call.lists * call.group
+    x = at_address(call.x, call.x_size, x_type)
+    weights = at_address(call.weights, heads * call.map_weights, weight_type)
+    biases = at_address(call.biases, heads * call.map_biases, np.float32)
+    bits, count = widths[call.stages], call.batch * lists * rows
+    size = bits // WORD * (1 + call.grades)
+    out = at_address(call.out, count * size, np.uint32)
+    steps = at_address(call.steps, count, np.float32)
+    memory = call.memory + thread * call.memory_size
+    here, there, sums, shares, signs, digits = grading_room(memory, call.widest, bits)
+    for unit in range(start, stop):
+        row, line, item = unit % rows, unit // rows % lists, unit // (rows * lists)
+        head = line * call.group
+        at = item * call.x_batch + head * call.x_head + row * call.x_row
+        sum_group(call, widths, x, at, head, call.x_head, weights, biases, here, there, sums)
+        steps[unit] = grade(sums, bits, call.grades, call.most, shares, signs, digits)
+        store_grades(signs, digits, bits // WORD, call.grades, out, unit * size)
+    report(call.results, call.threads, thread, 0)
+
+
+@kernel
+def grading_room(memory, widest, bits):
+    """A thread's arrays: two buffers of a stage, sums, shares, signs and weights of a query."""
+    shares = at_address(memory, bits, np.float64)
+    memory += 8 * bits
+    here = at_address(memory, widest, np.float32)
+    there = at_address(memory + 4 * widest, widest, np.float32)
+    memory += 8 * widest
+    sums = at_address(memory, bits, np.float32)
+    memory += 4 * bits
+    signs = at_address(memory, bits // WORD, np.uint32)
+    weights = at_address(memory + 4 * (bits // WORD), bits, np.uint16)
+    return here, there, sums, shares, signs, weights
+
+
+def grading_bytes(widest: int, bits: int) -> int:
+    """Bytes of `grading_room`, rounded up to whole lines of 64."""
+    size = 8 * bits + 8 * widest + 4 * bits + bits // 8 + 2 * bits
+    return -(-size // 64) * 64
 
 
 @kernel
@@ -185,6 +268,17 @@ def encode_region(x_dtype: torch.dtype, half: bool) -> Region:
 
     def body(data):
         encode_share(data, x_type, weight_type)
+
+    return Region(body)
+
+
+@cache
+def grade_region(x_dtype: torch.dtype, half: bool) -> Region:
+    """The compiled region that grades vectors of a dtype; half: weights in bfloat16."""
+    x_type, weight_type = STORAGE[x_dtype], np.uint16 if half else np.float32
+
+    def body(data):
+        grade_share(data, x_type, weight_type)
 
     return Region(body)
 

@@ -149,30 +149,20 @@ def score(keys, at, stride, planes, tables, levels, to, size):
 
 
 @kernel
-def weight_of(masks, count, bit):
-    """The weight of a bit, from its digits."""
-    weight = 0
-    for plane in range(count):
-        weight += np.int64((masks[plane] >> np.uint32(bit)) & np.uint32(1)) << plane
-    return weight
-
-
-@kernel
-def fill_tables(majority, masks, count, tables, at):
+def fill_tables(signs, weights, first, tables, at):
     """Tables of a word's four bytes in tables[at:]: the distance that each half byte adds.
 
-    A key's bit that differs from the majority's adds its weight, whose binary digits are the bit's
-    in `count` masks (see selection.weigh_bits).
+    A key's bit that differs from the query's sign adds its weight, weights[first + bit].
     """
     for half in range(8):
         base = at + ENTRIES * half
         tables[base] = 0
         for j in range(4):
-            if (majority >> np.uint32(4 * half + j)) & np.uint32(1):
-                tables[base] += weight_of(masks, count, 4 * half + j)
+            if (signs >> np.uint32(4 * half + j)) & np.uint32(1):
+                tables[base] += weights[first + 4 * half + j]
         for j in range(4):
-            weight = weight_of(masks, count, 4 * half + j)
-            if (majority >> np.uint32(4 * half + j)) & np.uint32(1):
+            weight = np.int64(weights[first + 4 * half + j])
+            if (signs >> np.uint32(4 * half + j)) & np.uint32(1):
                 weight = -weight
             for value in range(1 << j):  # bit j added to what the bits below it make
                 tables[base + (1 << j) + value] = tables[base + value] + weight

@@ -15,11 +15,12 @@ from .lookup import TABLES
 from .regions import Region, address_of, call_type, report, share_of
 from .selection import (
     BYTES,
-    MASKS_BYTES,
-    PLANES,
+    WORD,
     count_at_most,
     lowest_bits,
-    score_unit,
+    query_bytes,
+    score_list,
+    weigh_query,
 )
 from .simd import at_address, kernel
 
@@ -30,7 +31,7 @@ CALL = call_type(
     "units_at", "certain", "drawn", "trust", "state", "first_list", "fresh", "weights",
     "coins", "chances", "log_weights",
 )  # fmt: skip
-WORD = np.uint64(MASK)
+_LOW = np.uint64(MASK)
 _FAR = 1 << 62
 COINS = np.concatenate((TABLE, TABLE[:BLOCK])).astype(np.int16)  # a block never wraps
 
@@ -221,9 +222,9 @@ def cap_of(rest, drawn, trust, chances):
 @kernel
 def mixed(state, number):
     """coins._mixed."""
-    x = np.uint64(state) ^ (np.uint64(number) * np.uint64(0x9E3779B9) & WORD)
-    x = (x ^ (x >> np.uint64(16))) * np.uint64(0x21F0AAAD) & WORD
-    x = (x ^ (x >> np.uint64(15))) * np.uint64(0x735A2D97) & WORD
+    x = np.uint64(state) ^ (np.uint64(number) * np.uint64(0x9E3779B9) & _LOW)
+    x = (x ^ (x >> np.uint64(16))) * np.uint64(0x21F0AAAD) & _LOW
+    x = (x ^ (x >> np.uint64(15))) * np.uint64(0x735A2D97) & _LOW
     return x ^ (x >> np.uint64(15))
 
 
@@ -234,6 +235,51 @@ def turn_up(call, line, step, begins):
     state = mixed(state, step if call.fresh else 0)
     for block in range(len(begins)):
         begins[block] = mixed(state, block) & np.uint64(SIZE - 1)
+
+
+@kernel
+def sample_list(call, signs, weights, line, first, last, certain, drawn, unit, keys, base, tables,
+                levels, highest, begins, counts, of_level, coins, chances, log_weights, out,
+                out_weights, at):  # fmt: skip
+    """Write a list to out[at : at + width], and its log weights: `sample` of the tokens first to
+    last. unit: what a unit of distance costs; highest: the largest number of the levels' type.
+    Returns its length."""
+    low = min(first + call.sink, last)
+    high = max(last - call.local, low)
+    size, to, end = high - low, at, at + call.width
+    for token in range(first, low):
+        if to < end:
+            out[to], out_weights[to] = token, np.float32(0)
+            to += 1
+    sure = min(certain, size)
+    if sure == size or sure + drawn == 0:
+        for token in range(low, low + sure):
+            if to < end:
+                out[to], out_weights[to] = token, np.float32(0)
+                to += 1
+    else:
+        score_list(call, signs, weights, keys, base + low, size, tables, levels)
+        stride = (size + SURVEYED - 1) // SURVEYED
+        survey(levels, size, stride, counts)
+        above, room, tied = np.int64(-1), np.int64(0), np.int64(0)
+        if sure > 0:
+            above, smaller, upto = find_certain(levels, size, sure, stride, counts)
+            room, tied = sure - smaller, upto - sure
+        cap = cap_of(size - sure, drawn, call.trust, chances)
+        tau = find_threshold(counts, above, stride, tied, unit, drawn, cap, chances)
+        turn_up(call, line, last - first, begins)
+        weigh_levels(above, unit, tau, cap, log_weights, of_level)
+        to = take(
+            levels, highest, size, above, room, drawn > 0, coins, begins, low - first, unit, tau,
+            cap, of_level, low, out, out_weights, to, end,
+        )  # fmt: skip
+    for token in range(high, last):
+        if to < end:
+            out[to], out_weights[to] = token, np.float32(0)
+            to += 1
+    for i in range(to, end):
+        out[i], out_weights[i] = -1, np.float32(0)
+    return to - at
 
 
 @kernel
@@ -258,59 +304,42 @@ def sample_share(data, kind, highest):
     chances = at_address(call.chances, LARGEST + 1, np.int64)
     log_weights = at_address(call.log_weights, LARGEST + 1, np.float32)
     out = at_address(call.out, count * width, np.int32)
-    weights = at_address(call.weights, count * width, np.float32)
+    out_weights = at_address(call.weights, count * width, np.float32)
     memory = call.memory + thread * call.memory_size
-    scratch = at_address(memory, 1 + PLANES, np.uint32)
-    tables = at_address(memory + MASKS_BYTES, BYTES * words * TABLES, np.uint8)
-    memory += MASKS_BYTES + BYTES * words * TABLES
-    begins = at_address(memory, (call.tokens + BLOCK - 1) // BLOCK, np.int64)
-    memory += 8 * ((call.tokens + BLOCK - 1) // BLOCK)
-    counts = at_address(memory, call.most + 1, np.int64)
-    of_level = at_address(memory + 8 * (call.most + 1), call.most + 1, np.float32)
-    levels = at_address(memory + 12 * (call.most + 1), call.tokens, kind)
-    majority, masks = scratch[:1], scratch[1:]
+    signs = at_address(memory, words, np.uint32)
+    weights = at_address(memory + 4 * words, WORD * words, np.uint16)
+    memory += query_bytes(words)
+    tables = at_address(memory, BYTES * words * TABLES, np.uint8)
+    memory += BYTES * words * TABLES
+    begins, counts, of_level, levels = drawing_room(memory, call.tokens, call.most, kind)
     for unit in range(start, stop):
         row, line, item = unit % rows, unit // rows % lists, unit // (rows * lists)
         first, last = spans[2 * (item * rows + row)], spans[2 * (item * rows + row) + 1]
-        low = min(first + call.sink, last)
-        high = max(last - call.local, low)
-        size = high - low
-        to, end = unit * width, (unit + 1) * width
-        for token in range(first, low):
-            if to < end:
-                out[to], weights[to] = token, np.float32(0)
-                to += 1
-        sure = min(certain[unit], size)
-        if sure == size or sure + drawn[unit] == 0:
-            for token in range(low, low + sure):
-                if to < end:
-                    out[to], weights[to] = token, np.float32(0)
-                    to += 1
-        else:
-            base = item * call.key_batch + line // call.lists_per_code_head * call.key_head
-            score_unit(call, unit, base + low, size, queries, keys, majority, masks, tables, levels)
-            stride = (size + SURVEYED - 1) // SURVEYED
-            survey(levels, size, stride, counts)
-            above, room, tied = np.int64(-1), np.int64(0), np.int64(0)
-            if sure > 0:
-                above, smaller, upto = find_certain(levels, size, sure, stride, counts)
-                room, tied = sure - smaller, upto - sure
-            cap = cap_of(size - sure, drawn[unit], call.trust, chances)
-            tau = find_threshold(counts, above, stride, tied, units[unit], drawn[unit], cap,
-                                 chances)  # fmt: skip
-            turn_up(call, line, last - first, begins)
-            weigh_levels(above, units[unit], tau, cap, log_weights, of_level)
-            to = take(
-                levels, highest, size, above, room, drawn[unit] > 0, coins, begins, low - first,
-                units[unit], tau, cap, of_level, low, out, weights, to, end,
-            )  # fmt: skip
-        for token in range(high, last):
-            if to < end:
-                out[to], weights[to] = token, np.float32(0)
-                to += 1
-        for i in range(to, end):
-            out[i], weights[i] = -1, np.float32(0)
+        base = item * call.key_batch + line // call.lists_per_code_head * call.key_head
+        weigh_query(call, unit, queries, signs, weights)
+        sample_list(
+            call, signs, weights, line, first, last, certain[unit], drawn[unit], units[unit], keys,
+            base, tables, levels, highest, begins, counts, of_level, coins, chances, log_weights,
+            out, out_weights, unit * width,
+        )  # fmt: skip
     report(call.results, call.threads, thread, 0)
+
+
+@kernel
+def drawing_room(memory, tokens, most, kind):
+    """A thread's arrays for `sample_list`: begins, counts, of_level and levels."""
+    blocks = (tokens + BLOCK - 1) // BLOCK
+    begins = at_address(memory, blocks, np.int64)
+    memory += 8 * blocks
+    counts = at_address(memory, most + 1, np.int64)
+    of_level = at_address(memory + 8 * (most + 1), most + 1, np.float32)
+    levels = at_address(memory + 12 * (most + 1), tokens, kind)
+    return begins, counts, of_level, levels
+
+
+def drawing_bytes(tokens: int, most: int, itemsize: int) -> int:
+    """Bytes of `drawing_room`."""
+    return 8 * -(-tokens // BLOCK) + 12 * (most + 1) + tokens * itemsize
 
 
 TABLES_AT = tuple(table.ctypes.data for table in (COINS, CHANCES, LOG_WEIGHTS))

@@ -15,9 +15,7 @@ from .regions import Region, address_of, call_type, report, share_of
 from .simd import at_address, kernel
 
 WORD, BYTES = 32, 4  # bits and bytes of a word
-PLANES = 31  # bit planes of the largest group weight
 SMALLEST, LARGEST = np.finfo(np.float32).tiny, np.finfo(np.float32).max  # normal numbers
-MASKS_BYTES = 128  # for the majority of a word and its masks, one a plane
 
 CALL = call_type(
     "batch", "lists", "rows", "group", "grades", "most", "lists_per_code_head", "words", "width",
@@ -32,42 +30,28 @@ MANDATORY, MANDATORY_SIZE = 7, 10
 
 
 @kernel
-def planes(group):
-    """Bit planes of a group's weights (see `weigh_bits`), and 1 if every weight was halved."""
-    halved = 1 if group % 2 == 0 else 0
-    most = group // 2 if halved else group
-    count = 0
-    while most:
-        count += 1
-        most >>= 1
-    return count, halved
+def query_bytes(words):
+    """Bytes of a query's signs and weights, rounded up to whole lines of 64."""
+    return (4 * words + 2 * WORD * words + 63) // 64 * 64
 
 
 @kernel
-def weigh_bits(queries, at, step, group, majority, masks):
-    """One word's share of the group distance as few popcounts: exact for any group size.
+def weigh_bits(queries, at, step, group, signs, weights):
+    """One word's share of the group distance as a weight a bit: exact for any group size.
 
     Of `group` query bits at a position, let a be set and m = [2a > group] their majority. A key bit
     b adds min(a, group - a) + [b != m] |group - 2a| to the sum of the group's distances. The first
-    term is the same for every key and is dropped; the weight |group - 2a| is written in binary, so
-    distance = sum over planes p of 2^p popcount((key ^ majority) & mask_p). Weights of an even
-    group are even, and halved.
+    term is the same for every key and is dropped. Weights of an even group are even, and halved.
     """
-    count, halved = planes(group)
-    majority[0] = np.uint32(0)
-    for plane in range(count):
-        masks[plane] = np.uint32(0)
+    halved = 1 if group % 2 == 0 else 0
+    signs[0] = np.uint32(0)
     for bit in range(WORD):
         ones = 0
         for member in range(group):
             ones += (queries[at + member * step] >> np.uint32(bit)) & np.uint32(1)
-        one = np.uint32(1) << np.uint32(bit)
         if 2 * ones > group:
-            majority[0] |= one
-        weight = abs(group - 2 * ones) >> halved
-        for plane in range(count):
-            if (weight >> plane) & 1:
-                masks[plane] |= one
+            signs[0] |= np.uint32(1) << np.uint32(bit)
+        weights[bit] = abs(group - 2 * ones) >> halved
 
 
 @kernel
@@ -80,45 +64,70 @@ def magnitude(value):
 
 
 @kernel
-def share_of_largest(value, largest):
-    """The size of a pre-activation as reference.grade_bits has it."""
-    return np.int64(np.rint(magnitude(value) / largest * np.float32(SHARE)))
+def grade(values, bits, grades, limit, shares, signs, weights):
+    """Signs and weights of a query's pre-activations values[:bits] as reference.grade_bits has
+    them; returns what a unit of weight stands for. shares: room for `bits` numbers."""
+    largest, size, total = SMALLEST, np.float32(0), np.float64(0)
+    for bit in range(bits):
+        value = magnitude(values[bit])
+        largest = value if value > largest else largest
+        size += value
+    for bit in range(bits):
+        shares[bit] = np.rint(magnitude(values[bit]) / largest * np.float32(SHARE))
+    for bit in range(bits):
+        total += shares[bit]
+    total = max(total, np.float64(1))
+    room = np.int64(PARTS * limit - PARTS // 2 * bits)
+    room = min(room, PARTS * ((1 << grades) - 1) * np.int64(total) // SHARE)
+    # whole numbers below 2^53, and quotients of less than 2^8: the division is exact enough
+    more, under = PARTS * total, 2 * PARTS * total
+    for bit in range(bits):
+        weights[bit] = np.uint16((2 * shares[bit] * room + more) / under)
+    for word in range(bits // WORD):
+        signs[word] = np.uint32(0)
+        for bit in range(WORD):
+            if values[WORD * word + bit] > 0:
+                signs[word] |= np.uint32(1) << np.uint32(bit)
+    per_sum = size / np.float32(limit - bits / 2)
+    per_digit = largest / np.float32((1 << grades) - 1)
+    return per_sum if per_sum > per_digit else per_digit
 
 
 @kernel
-def grade_rows(values, grades, limit, out):
-    """Signs and weights' digits of values (rows, bits) into out (rows, words, 1 + grades); the
-    weights sum to at most `limit`."""
-    for row in range(len(values)):
-        largest, total = SMALLEST, 0
-        for bit in range(values.shape[1]):
-            largest = max(largest, magnitude(values[row, bit]))
-        for bit in range(values.shape[1]):
-            total += share_of_largest(values[row, bit], largest)
-        total = max(total, 1)
-        room = PARTS * limit - PARTS // 2 * values.shape[1]
-        room = min(room, PARTS * ((1 << grades) - 1) * total // SHARE)
-        for word in range(out.shape[1]):
-            for slot in range(1 + grades):
-                out[row, word, slot] = np.uint32(0)
+def store_grades(signs, weights, words, grades, out, at):
+    """Signs and the digits of weights as words, out[at:] (words, 1 + grades)."""
+    for word in range(words):
+        out[at] = signs[word]
+        for plane in range(grades):
+            digits = np.uint32(0)
             for bit in range(WORD):
-                value = values[row, word * WORD + bit]
-                one = np.uint32(1) << np.uint32(bit)
-                if value > 0:
-                    out[row, word, 0] |= one
-                share = share_of_largest(value, largest)
-                weight = (2 * share * room + PARTS * total) // (2 * PARTS * total)
-                for plane in range(grades):
-                    if (weight >> plane) & 1:
-                        out[row, word, 1 + plane] |= one
+                digit = (np.uint32(weights[WORD * word + bit]) >> np.uint32(plane)) & np.uint32(1)
+                digits |= digit << np.uint32(bit)
+            out[at + 1 + plane] = digits
+        at += 1 + grades
 
 
 @kernel
-def load_grades(queries, at, grades, majority, masks):
-    """`weigh_bits` of a graded query, whose words hold signs and `grades` digits of the weights."""
-    majority[0] = queries[at]
-    for plane in range(grades):
-        masks[plane] = queries[at + 1 + plane]
+def grade_rows(values, grades, limit, shares, signs, weights, out):
+    """Signs and weights' digits of values (rows, bits) into out (rows * words * (1 + grades),); the
+    weights sum to at most `limit`. shares, signs and weights: room for a row's."""
+    bits = values.shape[1]
+    words = bits // WORD
+    for row in range(len(values)):
+        grade(values[row], bits, grades, limit, shares, signs, weights)
+        store_grades(signs, weights, words, grades, out, row * words * (1 + grades))
+
+
+@kernel
+def load_grades(queries, at, grades, signs, weights):
+    """Signs and weights of a graded query's word, whose digits follow its signs."""
+    signs[0] = queries[at]
+    for bit in range(WORD):
+        weight = np.uint32(0)
+        for plane in range(grades):
+            digit = (queries[at + 1 + plane] >> np.uint32(bit)) & np.uint32(1)
+            weight |= digit << np.uint32(plane)
+        weights[bit] = weight
 
 
 @kernel
@@ -286,20 +295,46 @@ def smallest_units(levels, k, out):
 
 
 @kernel
-def score_unit(call, unit, base, size, queries, keys, majority, masks, tables, levels):
-    """Distances of the unit's query from `size` keys, from byte `base` of the codes on, to
-    `levels`."""
+def weigh_query(call, unit, queries, signs, weights):
+    """Signs and weights of a unit's query, from its codes."""
     rows, words, group, grades = call.rows, call.words, call.group, call.grades
     row, line, item = unit % rows, unit // rows % call.lists, unit // (rows * call.lists)
-    count = grades if grades else planes(group)[0]
     for word in range(words):
-        query = ((item * call.lists + line) * group * rows + row) * words + word
+        at = ((item * call.lists + line) * group * rows + row) * words + word
         if grades:
-            load_grades(queries, query * (1 + grades), grades, majority, masks)
+            load_grades(queries, at * (1 + grades), grades, signs[word:], weights[WORD * word :])
         else:
-            weigh_bits(queries, query, rows * words, group, majority, masks)
-        fill_tables(majority[0], masks, count, tables, word * BYTES * TABLES)
-    score(keys, base, call.key_byte, BYTES * words, tables, levels, 0, size)
+            weigh_bits(queries, at, rows * words, group, signs[word:], weights[WORD * word :])
+
+
+@kernel
+def score_list(call, signs, weights, keys, base, size, tables, levels):
+    """Distances of a query from `size` keys, from byte `base` of the codes on, to `levels`."""
+    for word in range(call.words):
+        fill_tables(signs[word], weights, WORD * word, tables, word * BYTES * TABLES)
+    score(keys, base, call.key_byte, BYTES * call.words, tables, levels, 0, size)
+
+
+@kernel
+def select_list(call, signs, weights, first, last, heavy, keys, base, tables, levels, out, at):
+    """Write a list to out[at : at + width]: the first `sink` and last `local` of the tokens first
+    to last and the `heavy` best of the others, ascending, padded with -1; returns its length."""
+    low = min(first + call.sink, last)
+    high = max(last - call.local, low)
+    size, end = high - low, at
+    k = min(heavy, size)
+    if 0 < k < size:
+        score_list(call, signs, weights, keys, base + low, size, tables, levels)
+    for token in range(first, low):
+        out[end] = token
+        end += 1
+    end = take_smallest(levels, size, k, call.most, low, out, end)
+    for token in range(high, last):
+        out[end] = token
+        end += 1
+    for i in range(end, at + call.width):
+        out[i] = -1
+    return end - at
 
 
 @kernel
@@ -309,8 +344,7 @@ def select_share(data, kind):
     data: the address of a CALL. queries (batch, lists * group, rows, words), or (batch, lists,
     rows, words, 1 + grades) where grades is not 0, are uint32; keys are the codes' bytes, with
     strides of their own, tokens side by side. heavy (batch, lists, rows) int64. spans (batch, rows,
-    2) int64: the tokens that a row sees. out (batch, lists, rows, width) int32: the first `sink`
-    and last `local` of them and the `heavy` best of the others, ascending, padded with -1.
+    2) int64: the tokens that a row sees. out (batch, lists, rows, width) int32: see `select_list`.
     most: the largest distance there can be; kind: a type that holds it.
     """
     call = at_address(address_of(data), 1, CALL)[0]
@@ -324,31 +358,18 @@ def select_share(data, kind):
     spans = at_address(call.spans, 2 * batch * rows, np.int64)
     out = at_address(call.out, batch * lists * rows * width, np.int32)
     memory = call.memory + thread * call.memory_size
-    scratch = at_address(memory, 1 + PLANES, np.uint32)
-    tables = at_address(memory + MASKS_BYTES, BYTES * words * TABLES, np.uint8)
-    levels = at_address(memory + MASKS_BYTES + BYTES * words * TABLES, call.tokens, kind)
-    majority, masks = scratch[:1], scratch[1:]
+    signs = at_address(memory, words, np.uint32)
+    weights = at_address(memory + 4 * words, WORD * words, np.uint16)
+    memory += query_bytes(words)
+    tables = at_address(memory, BYTES * words * TABLES, np.uint8)
+    levels = at_address(memory + BYTES * words * TABLES, call.tokens, kind)
     for unit in range(start, stop):
         row, line, item = unit % rows, unit // rows % lists, unit // (rows * lists)
         first, last = spans[2 * (item * rows + row)], spans[2 * (item * rows + row) + 1]
-        low = min(first + call.sink, last)
-        high = max(last - call.local, low)
-        size = high - low
-        base = item * call.key_batch
-        base += line // call.lists_per_code_head * call.key_head
-        k = min(heavy[unit], size)
-        if 0 < k < size:
-            score_unit(call, unit, base + low, size, queries, keys, majority, masks, tables, levels)
-        end = unit * width
-        for token in range(first, low):
-            out[end] = token
-            end += 1
-        end = take_smallest(levels, size, k, call.most, low, out, end)
-        for token in range(high, last):
-            out[end] = token
-            end += 1
-        for i in range(end, (unit + 1) * width):
-            out[i] = -1
+        base = item * call.key_batch + line // call.lists_per_code_head * call.key_head
+        weigh_query(call, unit, queries, signs, weights)
+        select_list(call, signs, weights, first, last, heavy[unit], keys, base, tables, levels,
+                    out, unit * width)  # fmt: skip
     report(call.results, call.threads, thread, 0)
 
 

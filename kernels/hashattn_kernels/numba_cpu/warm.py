@@ -11,12 +11,16 @@ import torch
 
 from hashattn_kernels import (
     Coins,
+    Grades,
     Maps,
     attend,
+    decode_step,
     dense_decode,
     encode,
+    encode_graded,
     encode_pair,
     grade_bits,
+    layout_for,
     sample,
     sample_by_codes,
     select,
@@ -59,6 +63,15 @@ def _attention(dim: int, dtype: torch.dtype) -> None:
         maps = maps.rounded() if precision == "bfloat16" else maps
         encode_pair(queries[:, :2], maps, keys[:, :, :1], maps)
         encode(keys, maps)
+        encode_graded(queries[:, :2], maps, 2)
+    maps, key_maps = (Maps((torch.randn(h, dim, 32),), (torch.zeros(h, 32),)) for h in (4, 2))
+    for lists in (2, 4):
+        codes = layout_for(keys.device).from_tokens(encode(keys[:, :, :-1], key_maps.rounded()))
+        decode_step(
+            queries, keys, values, codes, maps.rounded(), key_maps.rounded(),
+            heavy=torch.ones(1, 1, 1, dtype=torch.int64), spans=torch.tensor([[[0, 64]]]), sink=1,
+            local=1, width=3, lists=lists, scaling=1.0, grades=Grades(5, 255),
+        )  # fmt: skip
     read(pairs)
     gather(pairs, torch.zeros(2, dtype=torch.int64).numpy(), 256)
 
