@@ -16,6 +16,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from hashattn.attention import refusals
 from hashattn.attention.fallback_reading import Reading, read_verified
+from hashattn.attention.finite import non_finite
 from hashattn.attention.inputs import Inputs
 from hashattn.attention.masks import tokens_seen, visible_tokens
 from hashattn.attention.observer import LayerStep
@@ -52,7 +53,7 @@ def forward(
     reason = call.dense_reason(query.shape[2], n, attention_mask, kwargs)
     clock = call.run.clock(query.device)
     if reason is not None:
-        view = _key_view(call, query, key[:, :, :n], value[:, :, :n])
+        view = _key_view(call, query, _first(key, n), _first(value, n))
         clock.lap("encode")
         out, weights = _dense(call, inputs, reason, n)
         step = LayerStep(call.layer, query, n, tokens_seen(query, attention_mask, n), reason)
@@ -106,12 +107,9 @@ def _read(call: LayerCall, inputs: Inputs, n: int, clock: Any) -> tuple[LayerSte
         )
     clock.lap("select")
     # the whole buffer, not its first n tokens: slicing a static cache would copy it
-    out = attend(
-        inputs.query, inputs.key, inputs.value, indices, log_weights=log_weights,
-        **inputs.logits(),
-    )  # fmt: skip
-    step = _step(call, inputs, plan, view)
-    return replace(step, indices=indices, log_weights=log_weights), out
+    logits = inputs.logits()
+    out = attend(inputs.query, inputs.key, inputs.value, indices, log_weights=log_weights, **logits)
+    return _step(call, inputs, plan, view, logits, indices, log_weights), out
 
 
 def _in_one_call(call: LayerCall, inputs: Inputs, plan: SelectionPlan, n: int) -> bool:
@@ -133,17 +131,20 @@ def _read_at_once(
 ) -> tuple[LayerStep, Tensor]:
     """`_read` where encoding, selection and attention are one call of a kernel."""
     run, layer, n = call.run, call.cache_layer, plan.n
-    run.finite.check(call.layer, inputs.key[:, :, :n], inputs.value[:, :, :n], n - 1)
-    out, indices, log_weights = run.selector.read_at_once(
-        call.layer, inputs.query, inputs.key, inputs.value, layer.stores, plan, inputs.logits()
-    )
+    if not inputs.key.is_cpu:  # there the kernel looks, and here nothing waits for the device
+        run.finite.check(call.layer, inputs.key[:, :, :n], inputs.value[:, :, :n], n - 1)
+    logits = inputs.logits()
+    try:
+        out, indices, log_weights = run.selector.read_at_once(
+            call.layer, inputs.query, inputs.key, inputs.value, layer.stores, plan, logits
+        )
+    except FloatingPointError as error:
+        raise non_finite(call.layer) from error
     layer.index_length = n
     clock.lap("step")
-    view = KeyView(keys=inputs.key[:, :, :n], index=layer.index())
-    if inputs.mask is not None:
-        view = replace(view, visible=plan.seen[:, 0, -1])
-    step = _step(call, inputs, plan, view)
-    return replace(step, indices=indices, log_weights=log_weights), out
+    visible = None if inputs.mask is None else plan.seen[:, 0, -1]
+    view = KeyView(keys=_first(inputs.key, n), index=layer.index(), visible=visible)
+    return _step(call, inputs, plan, view, logits, indices, log_weights), out
 
 
 def _read_verified(call: LayerCall, inputs: Inputs, n: int, clock: Any) -> tuple[LayerStep, Tensor]:
@@ -151,7 +152,7 @@ def _read_verified(call: LayerCall, inputs: Inputs, n: int, clock: Any) -> tuple
     plan, run = _plan(call, inputs, n), call.run
     view = _planned_view(call, inputs, plan, n)
     clock.lap("encode")
-    step = _step(call, inputs, plan, view)
+    step = _step(call, inputs, plan, view, inputs.logits())
 
     def select(plan: SelectionPlan) -> Tensor:
         return run.selector.select(call.layer, inputs.query, view, inputs.scaling, plan)
@@ -164,7 +165,6 @@ def _read_verified(call: LayerCall, inputs: Inputs, n: int, clock: Any) -> tuple
     return replace(step, indices=reading.indices, levels=reading.levels), reading.out
 
 
-@torch.no_grad()
 def _plan(call: LayerCall, inputs: Inputs, n: int) -> SelectionPlan:
     """What the rows of a sparse call may choose from."""
     run, query, kv_heads = call.run, inputs.query, inputs.key.shape[1]
@@ -175,20 +175,29 @@ def _plan(call: LayerCall, inputs: Inputs, n: int) -> SelectionPlan:
 
 def _planned_view(call: LayerCall, inputs: Inputs, plan: SelectionPlan, n: int) -> KeyView:
     """The keys with the selector's index, and what of them the last row sees."""
-    view = _key_view(call, inputs.query, inputs.key[:, :, :n], inputs.value[:, :, :n])
+    view = _key_view(call, inputs.query, _first(inputs.key, n), _first(inputs.value, n))
     return view if inputs.mask is None else replace(view, visible=plan.seen[:, 0, -1])
 
 
-def _step(call: LayerCall, inputs: Inputs, plan: SelectionPlan, view: KeyView) -> LayerStep:
-    """A sparse call as listeners are told of it, but for what was read."""
-    run, query, n = call.run, inputs.query, plan.n
-    group, head_dim = query.shape[1] // inputs.key.shape[1], inputs.key.shape[3]
-    run.receipt.auxiliary_bits = run.selector.auxiliary_bits(group, head_dim)
-    run.receipt.nominal_bits = run.selector.nominal_bits(group, head_dim)
+def _step(
+    call: LayerCall, inputs: Inputs, plan: SelectionPlan, view: KeyView, logits: dict[str, Any],
+    indices: Tensor | None = None, log_weights: Tensor | None = None,
+) -> LayerStep:  # fmt: skip
+    """A sparse call as listeners are told of it."""
+    run, query = call.run, inputs.query
+    if run.receipt.auxiliary_bits is None:
+        group, head_dim = query.shape[1] // inputs.key.shape[1], inputs.key.shape[3]
+        run.receipt.auxiliary_bits = run.selector.auxiliary_bits(group, head_dim)
+        run.receipt.nominal_bits = run.selector.nominal_bits(group, head_dim)
     return LayerStep(
-        call.layer, query, n, plan.visible_total, plan=plan, view=view,
-        values=inputs.value[:, :, :n], logits=inputs.logits(),
+        call.layer, query, plan.n, plan.visible_total, indices=indices, log_weights=log_weights,
+        plan=plan, view=view, values=_first(inputs.value, plan.n), logits=logits,
     )  # fmt: skip
+
+
+def _first(states: Tensor, n: int) -> Tensor:
+    """The first n tokens of states (batch, kv_heads, at least n, dim)."""
+    return states if states.shape[2] == n else states[:, :, :n]
 
 
 def _dense(call: LayerCall, inputs: Inputs, reason: str, n: int) -> tuple[Tensor, Tensor | None]:

@@ -31,7 +31,7 @@ class FiniteWatch:
         sums = [part[:, :, start:].detach().sum(dtype=torch.float32) for part in (keys, values)]
         if keys.is_cpu:
             if not all(math.isfinite(total) for total in sums):
-                _refuse(layer)
+                raise non_finite(layer)
             return
         with self._lock:
             running = self._sums.setdefault((layer, keys.device), torch.zeros_like(sums[0]))
@@ -42,12 +42,13 @@ class FiniteWatch:
         """Raise NonFiniteError for the first layer that had a NaN or infinite key or value."""
         for (layer, _), total in sorted(self._sums.items(), key=lambda item: item[0][0]):
             if not math.isfinite(total):
-                _refuse(layer)
+                raise non_finite(layer)
 
 
-def _refuse(layer: int) -> None:
-    """NonFiniteError: codes of such keys look like any others, and mean nothing."""
-    raise NonFiniteError(
+def non_finite(layer: int) -> NonFiniteError:
+    """The error for keys or values that are NaN or infinite: codes of such keys look like any
+    others, and mean nothing."""
+    return NonFiniteError(
         f"layer {layer}: keys or values hold NaN or infinite numbers. No selection among them "
         "means anything, and dense attention would give NaN: look for an overflow of float16 "
         "(load the model in bfloat16 or float32) or for damaged weights"

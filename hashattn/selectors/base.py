@@ -396,5 +396,7 @@ class Selector(Traits, ABC):
 
         A string rather than the object, so that deepcopy(cache) does not copy hash weights.
         """
-        # setdefault is atomic: threads that come at the same time get the same key
-        return self.__dict__.setdefault("_identity", uuid4().hex)
+        if "_identity" not in self.__dict__:
+            # setdefault is atomic: threads that come at the same time get the same key
+            self.__dict__.setdefault("_identity", uuid4().hex)
+        return self.__dict__["_identity"]

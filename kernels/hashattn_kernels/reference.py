@@ -12,6 +12,7 @@ from .coins import table as coin_table
 from .maps import Maps
 
 WORD = 32
+NON_FINITE = "the key or the value of the newest token holds NaN or infinite numbers"
 TOKENS_AT_ONCE = 16_384  # whose bits are expanded to floats at a time
 
 

@@ -15,6 +15,7 @@ from .backends import backend_for
 from .codes import Codes
 from .coins import NAT, Coins
 from .maps import Maps
+from .reference import NON_FINITE
 
 
 class Grades(NamedTuple):
@@ -75,7 +76,8 @@ def decode_step(
     Returns the output (B, Hq, 1, Dv), the tokens read (B, lists, 1, width) int32, -1 for padding,
     and their log weights or None: what `encode`, `encode_graded`, `select_by_codes` or
     `sample_by_codes`, and `attend` give one after the other, bit for bit. ValueError for a query of
-    several rows, a drawing without grades, and as of these.
+    several rows, a drawing without grades, and as of these; FloatingPointError where, in main
+    memory, the newest token's key or value is not finite.
     """
     if q.shape[2] != 1:
         raise ValueError(
@@ -107,7 +109,9 @@ def composed(
     sinks: Tensor | None = None, backend: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
     """`decode_step` by its parts, each by the backend that runs it fastest."""
-    newest = k[:, :, codes.length : codes.length + 1]
+    newest, value = (part[:, :, codes.length : codes.length + 1] for part in (k, v))
+    if k.is_cpu and not (bool(newest.isfinite().all()) and bool(value.isfinite().all())):
+        raise FloatingPointError(NON_FINITE)
     codes.append(encode(newest, key_maps, backend=backend))
     if grades is None:
         query_codes, steps = encode(q, query_maps, backend=backend), None

@@ -223,6 +223,19 @@ def test_threads_change_nothing(threads, at_once):
     assert same(step.run(kernels.decode_step, **arguments), expected)
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("part", ["k", "v"])
+@pytest.mark.parametrize("call", [kernels.decode_step, composed])
+def test_a_newest_token_that_is_not_finite_is_refused(call, part, number):
+    step = Step()
+    getattr(step, part)[0, 1, -1, 5] = number
+    codes = layout_for(torch.device("cpu")).from_tokens(step.before)
+    arguments = step.arguments(8, FINE)
+    with pytest.raises(FloatingPointError, match="newest token"):
+        call(step.q, step.k, step.v, codes, step.query_maps, step.key_maps, **arguments)
+    assert codes.length == step.n - 1
+
+
 def refused(step: Step, match: str, **changes: object) -> None:
     arguments = step.arguments(8, FINE) | changes
     with pytest.raises(ValueError, match=match):

@@ -434,7 +434,7 @@ def decode_step(
             parts_of(drawing.trust), coins.state, coins.first_list, int(coins.fresh),
         )  # fmt: skip
     size = layer.size + sampling.drawing_bytes(tokens, layer.most, 2)
-    layer.region.run(
+    flaws = layer.region.run(
         batch * lists,
         *layer.fields,
         *_memory(size, threads), width, tokens, sink, local, q.data_ptr(), *q_strides[:2],
@@ -443,6 +443,9 @@ def decode_step(
         indices.data_ptr(), out.data_ptr(), *draws,
         real(scaling), real(softcap or 0.0),
     )  # fmt: skip
+    if flaws:
+        codes.crop(tokens - 1)
+        raise FloatingPointError(reference.NON_FINITE)
     return out, indices, log_weights
 
 
