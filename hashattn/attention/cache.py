@@ -23,6 +23,7 @@ from hashattn.kernels import Codes, GrowableBuffer
 from hashattn.selectors.base import Selector
 
 _CLASSES: dict[type, type] = {}
+_SMALL = 256 * 2**10  # bytes of K and V that are copied faster than a buffer for them is kept
 _WITHOUT_WINDOW = {DynamicSlidingWindowLayer: DynamicLayer, StaticSlidingWindowLayer: StaticLayer}
 
 
@@ -153,30 +154,35 @@ class GrowingLayer(IndexedLayer):
             self.pairs = None
             return super().update(key_states, value_states, *args, **kwargs)
         length = self.get_seq_length()
+        if self.pairs is None and 2 * (length * key_states[:, :, :1].nbytes) < _SMALL:
+            return super().update(key_states, value_states, *args, **kwargs)
         if self.pairs is None or not self._views_of(self.pairs, length):
             self.pairs = GrowableBuffer(axis=2)
             if length:
                 self._store(self.keys, self.values)
         self.pairs.crop(length)
         self._store(key_states, value_states)
-        pairs = self.pairs.value
-        self.keys, self.values = pairs[:, :, :, 0], pairs[:, :, :, 1]
+        self.keys, self.values = self.pairs.value.unbind(3)
         return self.keys, self.values
 
     def _store(self, keys: Tensor, values: Tensor) -> None:
         shape = (*keys.shape[:3], 2, keys.shape[3])
         room = self.pairs.extend(shape, keys.dtype, keys.device)
-        room[:, :, :, 0], room[:, :, :, 1] = keys, values
+        room.select(3, 0).copy_(keys)
+        room.select(3, 1).copy_(values)
 
     def _views_of(self, pairs: GrowableBuffer, length: int) -> bool:
         """Whether keys and values are still views of the buffer's first tokens: they are not after
         the batch was reordered, repeated, unpickled or moved."""
         if not 0 < length <= pairs.length:
             return False
-        stored = pairs.value
-        return all(
-            states.data_ptr() == part.data_ptr() and states.stride() == part.stride()
-            for states, part in ((self.keys, stored[:, :, :, 0]), (self.values, stored[:, :, :, 1]))
+        stored, keys, values = pairs.value, self.keys, self.values
+        first, strides = stored.data_ptr(), stored.stride()
+        apart = strides[3] * stored.itemsize
+        return (
+            keys.data_ptr() == first
+            and values.data_ptr() == first + apart
+            and keys.stride() == values.stride() == (*strides[:3], strides[4])
         )
 
     def offload(self) -> None:

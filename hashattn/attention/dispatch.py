@@ -51,6 +51,8 @@ def forward(
     refusals.refuse_call(call, inputs)
     n = call.tokens_cached(key)
     reason = call.dense_reason(query.shape[2], n, attention_mask, kwargs)
+    if reason is not None and not call.needs_index(n):
+        return _left_dense(call, inputs, reason, n)
     clock = call.run.clock(query.device)
     if reason is not None:
         view = _key_view(call, query, _first(key, n), _first(value, n))
@@ -78,7 +80,8 @@ def forward(
 def _key_view(call: LayerCall, query: Tensor, keys: Tensor, values: Tensor) -> KeyView:
     """The keys (batch, kv_heads, n, head_dim) with the selector's index, brought up to date.
 
-    New keys are encoded on every call, prefill included, so a decode step encodes only its own.
+    New keys are encoded on every call that needs them there (LayerCall.needs_index), prefill
+    included, so that a decode step encodes only its own.
     """
     if not call.indexed:
         return KeyView(keys=keys)
@@ -215,6 +218,19 @@ def _dense(call: LayerCall, inputs: Inputs, reason: str, n: int) -> tuple[Tensor
             out = dense_decode(query, inputs.key, inputs.value, spans=spans, **inputs.logits())
             return out.transpose(1, 2).contiguous(), None
     return inputs.dense(call.run.eager)
+
+
+def _left_dense(
+    call: LayerCall, inputs: Inputs, reason: str, n: int
+) -> tuple[Tensor, Tensor | None]:
+    """A dense call in a context too short to be read sparsely, which costs the model's own: no key
+    is encoded, and only the receipt is told."""
+    query, seen = inputs.query, tokens_seen(inputs.query, inputs.mask, n)
+    call.run.receipt.add(
+        call.layer, reason=reason, rows=query.shape[0] * query.shape[2], most=query.shape[2],
+        longest=n, cached=seen, read=seen,
+    )  # fmt: skip
+    return _dense(call, inputs, reason, n)
 
 
 @torch.no_grad()

@@ -141,7 +141,10 @@ class _BeforeLayer:
 
 def _cache(kwargs: dict[str, Any]) -> Cache | None:
     """The cache among a module's keyword arguments."""
-    cache = next((kwargs[a] for a in CACHE_ARGUMENTS if kwargs.get(a) is not None), None)
-    if isinstance(cache, EncoderDecoderCache):
-        cache = cache.self_attention_cache
-    return cache if isinstance(cache, Cache) else None
+    for name in CACHE_ARGUMENTS:
+        cache = kwargs.get(name)
+        if cache is not None:
+            if isinstance(cache, EncoderDecoderCache):
+                cache = cache.self_attention_cache
+            return cache if isinstance(cache, Cache) else None
+    return None

@@ -82,7 +82,8 @@ class Count:
         levels: Sequence[int] = (),
     ) -> None:  # fmt: skip
         """Add a call; cached and read are numbers or tensors of one element."""
-        self.levels = _summed(self.levels, levels)
+        if levels:
+            self.levels = _summed(self.levels, levels)
         self.calls += 1
         self.rows += rows
         self.most, self.longest = max(self.most, most), max(self.longest, longest)

@@ -101,6 +101,16 @@ class LayerCall:
             and self.layer not in run.dense_layers
         )
 
+    def needs_index(self, n: int) -> bool:
+        """Whether a dense call with n cached tokens has to bring the index up to date.
+
+        While a context is too short to be read sparsely nobody reads the index, and the first call
+        that does encodes (and checks) all that it lacks, in one go: a context that stays short
+        costs what it costs the model. Listeners and methods that observe read it before.
+        """
+        run = self.run
+        return n >= run.dense_below or bool(run.observers) or run.selector.observes
+
     def tokens_cached(self, key: Tensor) -> int:
         """Tokens in the cache, this call's included; key (batch, kv_heads, room, head_dim) may have
         room for more."""
