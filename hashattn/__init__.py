@@ -14,6 +14,7 @@ _EXPORTS = {
     "HashAttnError": "hashattn.base.errors",
     "HashSelector": "hashattn.selectors.hash",
     "HashWeights": "hashattn.hashing.weights",
+    "measure_break_even": "hashattn.attention.attachment",
     "Receipt": "hashattn.attention.receipt",
     "SparsePathError": "hashattn.base.errors",
     "make_selector": "hashattn.selectors",

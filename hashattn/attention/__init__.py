@@ -2,12 +2,12 @@
 
 from hashattn.attention.budget import Budget
 
-__all__ = ["Attachment", "Budget", "attach", "detach"]
+__all__ = ["Attachment", "Budget", "attach", "detach", "measure_break_even"]
 
 
 def __getattr__(name: str) -> object:
-    """Imports transformers only when attach, detach or Attachment is used."""
-    if name in ("attach", "Attachment", "detach"):
+    """Imports transformers only when a name that needs it is used."""
+    if name in ("attach", "Attachment", "detach", "measure_break_even"):
         from hashattn.attention import attachment
 
         return getattr(attachment, name)

@@ -15,6 +15,8 @@ from weakref import WeakKeyDictionary
 from torch import nn
 from transformers import PreTrainedModel
 
+from hashattn.attention import step_times
+from hashattn.attention.break_even import BreakEven, check_dense_below
 from hashattn.attention.budget import Budget
 from hashattn.attention.dispatch import register
 from hashattn.attention.fallback import Fallback
@@ -99,6 +101,7 @@ class Attachment:
         Caches stay: their keys are encoded again when they are next used, those of an answer in
         the making too. Call it between two steps, or in an observer's `saw`; other threads must not
         be generating. fallback: calibrated for this selector, needed where the attachment has one.
+        A measured break-even is kept.
         Raises what attach does for the selector, and ValueError for one that has to observe a
         prompt first or is sparse where this one is not; then nothing has changed.
         """
@@ -117,7 +120,7 @@ class Attachment:
         run.receipt = Receipt.start(
             self.model, selector, run.budget, sparse_rows=run.sparse_rows,
             dense_layers=run.dense_layers, heads=run.heads, keep_steps=receipt.keep_steps,
-            fallback=fallback, dense_below=run.dense_below,
+            fallback=fallback, dense_below=run.dense_below, break_even=run.break_even,
         )  # fmt: skip
         return finished
 
@@ -189,7 +192,7 @@ def attach(
     allow_untrained: bool = False,
     keep_steps: int = 0,
     fallback: Fallback | None = None,
-    dense_below: int = 0,
+    dense_below: float | str | BreakEven = 0,
 ) -> Attachment:
     """Make decoding steps of `model` read only selected tokens; undone by detach.
 
@@ -200,7 +203,12 @@ def attach(
     detach. allow_untrained: accept random hash weights. keep_steps: how many of the last steps the
     receipt keeps one by one (`Receipt.recent`), beside its sums. fallback: a calibrated rule by
     which every token list reads more than the budget where its head's output would be off
-    (hashattn.attention.fallback). dense_below: calls with fewer cached tokens stay dense.
+    (hashattn.attention.fallback). dense_below: calls with fewer cached tokens stay dense, and cost
+    what they cost the model: their keys are encoded, and checked, when the first longer call needs
+    them. A number; or "break_even" for the policy that never loses: the length from which a sparse
+    step is no slower is measured (see `measure_break_even`), once a process for this model, method
+    and machine; or such a measurement. With the policy a run whose contexts all stayed short raises
+    no SparsePathError, and its receipt says so.
 
     A call that begins a cache is the prompt's prefill, and so are calls that continue this prompt:
     those that ask for the logits of their last row alone (logits_to_keep=1, as generate does for
@@ -219,36 +227,87 @@ def attach(
     another model, method or budget, ValueError for a method that can have none. Steps raise
     NonFiniteError for keys or values that are NaN or infinite (on a GPU detach does).
     """
-    _check_arguments(selector, budget, sparse_rows, allow_untrained, keep_steps)
-    require_numbers({"dense_below": dense_below}, counts={"dense_below": 0})
-    if model in _ATTACHED:
-        raise AttachmentError("this model already has sparse attention: call detach first")
-    _clean_copy(model)
-    check_model(model, NAME)
-    layers = {module.layer_idx for module in attention_modules(model)}
-    unknown = sorted(set(dense_layers) - layers)
-    require(not unknown, "dense_layers", unknown, f"some of the model's layers {sorted(layers)}")
+    check_dense_below(dense_below)
+    _check(model, selector, budget, sparse_rows, dense_layers, allow_untrained, keep_steps)
     register()
     budget = budget if budget is not None else Budget(density=1.0)
-    heads, previous = head_slice(model), text_config(model)._attn_implementation
-    run = SparseRun(
+    settings = dict(sparse_rows=sparse_rows, dense_layers=dense_layers, fallback=fallback)
+    if isinstance(dense_below, str):
+        dense_below = _break_even(model, selector, budget, **settings) if selector.sparse else 0
+    run = _new_run(model, selector, budget, dense_below, keep_steps=keep_steps, **settings)
+    previous = text_config(model)._attn_implementation
+    attachment = Attachment(model, _State(run, allow_dense, previous, fallback))
+    attachment._install()
+    return attachment
+
+
+def measure_break_even(
+    model: PreTrainedModel,
+    selector: Selector,
+    budget: Budget,
+    *,
+    dense_layers: Collection[int] = (),
+    allow_untrained: bool = False,
+    fallback: Fallback | None = None,
+) -> BreakEven:
+    """From which cached length on a sparse step of this model, method and machine is no slower.
+
+    Batch 1, one layer's cache and attention function as decoding runs them (attention.step_times),
+    dense as before attach, at three lengths up to 4,096 tokens (65,536 on a GPU, the model's
+    positions at most); the number is where the lines through the medians meet. At most 3 seconds
+    beyond warming up and one sample of each; a process measures once for a model, method, budget,
+    dtype and number of threads. The result is for `attach(..., dense_below=...)`.
+
+    Raises what attach does, and ValueError for a method that has to observe a prompt first.
+    """
+    _check(model, selector, budget, 1, dense_layers, allow_untrained, 0)
+    register()
+    return _break_even(model, selector, budget, dense_layers=dense_layers, fallback=fallback)
+
+
+def _break_even(
+    model: PreTrainedModel, selector: Selector, budget: Budget, **settings: Any
+) -> BreakEven:
+    allowed = "a sparse method that does not observe, for its break-even to be measured"
+    require(selector.sparse and not selector.observes, "selector", selector.name, allowed)
+    run = _new_run(model, selector, budget, **settings | {"sparse_rows": 1})
+    allowed = "without one of the layers with full attention, for a break-even to be measured"
+    require(run.full_layers - run.dense_layers, "dense_layers", sorted(run.dense_layers), allowed)
+    return step_times.break_even(model, run)
+
+
+def _new_run(
+    model: PreTrainedModel,
+    selector: Selector,
+    budget: Budget,
+    dense_below: float | BreakEven = 0,
+    *,
+    dense_layers: Collection[int],
+    fallback: Fallback | None,
+    sparse_rows: int = 1,
+    keep_steps: int = 0,
+) -> SparseRun:
+    """What an attachment keeps; nothing is installed."""
+    measured = dense_below if isinstance(dense_below, BreakEven) else None
+    below = dense_below if measured is None else measured.tokens
+    heads = head_slice(model)
+    return SparseRun(
         selector=_served(model, selector, budget, dense_layers),
         budget=budget,
         sparse_rows=sparse_rows,
         dense_layers=frozenset(dense_layers),
         full_layers=full_attention_layers(model),
-        eager=previous == "eager",
+        eager=text_config(model)._attn_implementation == "eager",
         heads=heads,
         receipt=Receipt.start(
             model, selector, budget, sparse_rows=sparse_rows, dense_layers=dense_layers,
-            heads=heads, keep_steps=keep_steps, fallback=fallback, dense_below=dense_below,
+            heads=heads, keep_steps=keep_steps, fallback=fallback, dense_below=below,
+            break_even=measured,
         ),
         fallback=_ruling(model, selector, budget, dense_layers, fallback),
-        dense_below=dense_below,
+        dense_below=below,
+        break_even=measured,
     )  # fmt: skip
-    attachment = Attachment(model, _State(run, allow_dense, previous, fallback))
-    attachment._install()
-    return attachment
 
 
 def _served(
@@ -296,6 +355,26 @@ def _clean_copy(model: nn.Module) -> bool:
     if text_config(model)._attn_implementation == NAME:
         set_text_attention(model, previous)
     return True
+
+
+def _check(
+    model: PreTrainedModel,
+    selector: Selector,
+    budget: Budget | None,
+    sparse_rows: int,
+    dense_layers: Collection[int],
+    allow_untrained: bool,
+    keep_steps: int,
+) -> None:
+    """The errors of attach before anything is made; cleans a copy of an attached model."""
+    _check_arguments(selector, budget, sparse_rows, allow_untrained, keep_steps)
+    if model in _ATTACHED:
+        raise AttachmentError("this model already has sparse attention: call detach first")
+    _clean_copy(model)
+    check_model(model, NAME)
+    layers = {module.layer_idx for module in attention_modules(model)}
+    unknown = sorted(set(dense_layers) - layers)
+    require(not unknown, "dense_layers", unknown, f"some of the model's layers {sorted(layers)}")
 
 
 def _check_arguments(

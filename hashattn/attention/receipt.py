@@ -6,6 +6,7 @@ with the run; the last steps are kept on request.
 """
 
 import json
+import math
 import os
 import threading
 from collections import Counter, deque
@@ -27,6 +28,7 @@ from hashattn.selectors.calibration import tensors_sha256
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from hashattn.attention.break_even import BreakEven
     from hashattn.attention.budget import Budget
     from hashattn.attention.fallback import Fallback
     from hashattn.attention.observer import LayerStep
@@ -35,7 +37,9 @@ if TYPE_CHECKING:
 
 FORMAT = 2
 _NO_STEPS = ("prefill", "no_cache")  # calls that begin a context: counted, but in no density
-_SEVERAL_ROWS = "several_rows"
+_SEVERAL_ROWS, _SHORT = "several_rows", "short_context"
+# reasons that leave nothing to the selector in any context, however long
+_NEVER_SPARSE = (*_NO_STEPS, "sliding_window", "dense_layer")
 _ADDING = threading.Lock()  # threads may share a receipt
 
 
@@ -145,7 +149,8 @@ class Receipt:
         heads: "HeadSlice | None" = None,
         keep_steps: int = 0,
         fallback: "Fallback | None" = None,
-        dense_below: int = 0,
+        dense_below: float = 0,
+        break_even: "BreakEven | None" = None,
     ) -> "Receipt":
         """An empty receipt that describes the model, the method and the machine."""
         layers = sorted(dense_layers)
@@ -154,8 +159,10 @@ class Receipt:
             settings["slopes_sha256"] = tensors_sha256(selector.slopes)
         if fallback is not None:
             settings["fallback"] = fallback.record()
-        if dense_below:
-            settings["dense_below"] = dense_below
+        if dense_below:  # None where no length is enough
+            settings["dense_below"] = None if dense_below == math.inf else dense_below
+        if break_even is not None:
+            settings["break_even"] = break_even.record()
         return cls(
             method=selector.record(),
             settings=settings,
@@ -314,6 +321,14 @@ class Receipt:
         """Whether at least one call went through the selector and skipped a token."""
         return self._sum("read", [None]) < self._sum("cached", [None])
 
+    @property
+    def stayed_short(self) -> bool:
+        """Whether every step was dense because its context was shorter than the break-even that
+        the policy of never being slower had measured."""
+        reasons = set(self.dense_reasons)
+        asked = "break_even" in self.settings and _SHORT in reasons
+        return asked and not self.sparse_calls and reasons <= {_SHORT, *_NEVER_SPARSE}
+
     def by_layer(self) -> list[dict[str, Any]]:
         """One row per layer: steps, sparse steps, mean tokens cached and read, density."""
         by_layer: dict[int, list[Count]] = {}
@@ -337,8 +352,9 @@ class Receipt:
         return rows
 
     def verify(self, allow_dense: bool = False) -> None:
-        """Raise SparsePathError when a sparse method read all cached tokens in all steps."""
-        if allow_dense or not self.sparse_method or self.is_sparse:
+        """Raise SparsePathError when a sparse method read all cached tokens in all steps, unless
+        every context was shorter than the break-even that was asked for."""
+        if allow_dense or not self.sparse_method or self.is_sparse or self.stayed_short:
             return
         reasons = self.dense_reasons or "no call reached the attention layers"
         if not self.sparse_calls:
@@ -378,10 +394,36 @@ class Receipt:
                 f"density          {self.density:.4f} (all decode calls {self.decode_density:.4f})",
                 f"auxiliary bits   {aux} per token per KV head{nominal}",
                 f"dense calls      {reasons}",
+                *self._policy_lines(longest),
                 *self._fallback_lines(),
                 *self._rows_line(),
             ]
         )
+
+    def _policy_lines(self, longest: int) -> list[str]:
+        """Up to which length steps were to be dense, by which times, and whether all were."""
+        if "dense_below" not in self.settings:
+            return []
+        below = self.settings["dense_below"]
+        limit = "any length" if below is None else f"{below} tokens"
+        even = self.settings.get("break_even")
+        if even is None:
+            return [f"dense below      {limit}, as given"]
+        dense, sparse = (
+            f"{each['fixed_ms']:.3g} ms + {1e3 * each['per_token_ms']:.3g} ms per 1,000 tokens"
+            for each in (even["dense"], even["sparse"])
+        )
+        beyond = f", beyond the {even['lengths'][-1]} that were timed" * even["extrapolated"]
+        lines = [
+            f"dense below      {limit}, the measured break-even{beyond}: a layer's step takes",
+            f"                 {dense} dense, {sparse} sparse",
+        ]
+        if self.stayed_short:
+            lines.append(
+                "                 every step was dense, as was asked: contexts were shorter"
+                f" ({longest} tokens at most)"
+            )
+        return lines
 
     def _rows_line(self) -> list[str]:
         """What to do where steps were dense because of their rows."""

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hashattn.attention.break_even import BreakEven
 from hashattn.attention.budget import Budget
 from hashattn.attention.cache import IndexedLayer
 from hashattn.attention.fallback import Fallback
@@ -30,7 +31,8 @@ class SparseRun:
     """An attachment: the method, its limits, and the listeners of its steps.
 
     heads: those that this process holds, None for all; selector and fallback: for these.
-    dense_below: cached tokens under which a call is dense. observers: listeners beside the receipt.
+    dense_below: cached tokens under which a call is dense; break_even: what was measured for that.
+    observers: listeners beside the receipt.
     Threads may share a run: the plan of a step is kept per thread.
     """
 
@@ -43,7 +45,8 @@ class SparseRun:
     heads: HeadSlice | None
     receipt: Receipt
     fallback: Fallback | None = None
-    dense_below: int = 0
+    dense_below: float = 0
+    break_even: BreakEven | None = None
     observers: tuple[Observer, ...] = ()
     finite: FiniteWatch = field(default_factory=FiniteWatch)
     _thread: threading.local = field(default_factory=threading.local, repr=False)
