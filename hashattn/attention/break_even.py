@@ -6,6 +6,7 @@ them) and on a line a + b n through each of the two sets.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -91,7 +92,8 @@ class BreakEven:
             ends = (self.lengths[0], self.longest or self.lengths[-1])
             always = all(gained_once + gained_each * n >= 0 for n in ends)
             return self.lengths[0] if always else math.inf
-        tokens = max(self.lengths[0], math.ceil(-gained_once / gained_each))
+        meet = round(-gained_once / gained_each, 6)  # what the fit rounded is no token more
+        tokens = max(self.lengths[0], math.ceil(meet))
         return math.inf if tokens > (self.longest or INT32_MAX) else tokens
 
     @property
@@ -100,18 +102,19 @@ class BreakEven:
         return self.lengths[-1] < self.tokens < math.inf
 
     def record(self) -> dict[str, Any]:
-        """JSON-able content; "tokens" is None where no length is enough."""
+        """JSON's values; "tokens" is None where no length is enough."""
         tokens = None if self.tokens == math.inf else self.tokens
-        return asdict(self) | {"tokens": tokens, "extrapolated": self.extrapolated}
+        content = asdict(self) | {"tokens": tokens, "extrapolated": self.extrapolated}
+        return json.loads(json.dumps(content))
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> BreakEven:
-        """What `record` gave, also after JSON. Raises ValueError, TypeError or KeyError else."""
-        sides = {
-            name: StepTimes(**{k: tuple(v) if isinstance(v, list) else v
-                               for k, v in record[name].items()})
-            for name in ("dense", "sparse")
-        }  # fmt: skip
+        """What `record` gave. Raises ValueError, TypeError or KeyError for anything else."""
+        sides = {}
+        for name in ("dense", "sparse"):
+            times = record[name]
+            lists = {part: tuple(times[part]) for part in ("ms", "low", "high")}
+            sides[name] = StepTimes(**times | lists)
         return cls(tuple(record["lengths"]), **sides, longest=record["longest"],
                    protocol=dict(record["protocol"]))  # fmt: skip
 

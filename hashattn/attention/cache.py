@@ -154,7 +154,8 @@ class GrowingLayer(IndexedLayer):
             self.pairs = None
             return super().update(key_states, value_states, *args, **kwargs)
         length = self.get_seq_length()
-        if self.pairs is None and 2 * (length * key_states[:, :, :1].nbytes) < _SMALL:
+        row = key_states.nbytes // max(1, key_states.shape[2])
+        if self.pairs is None and 2 * row * length < _SMALL:
             return super().update(key_states, value_states, *args, **kwargs)
         if self.pairs is None or not self._views_of(self.pairs, length):
             self.pairs = GrowableBuffer(axis=2)

@@ -410,7 +410,7 @@ class Receipt:
         if even is None:
             return [f"dense below      {limit}, as given"]
         dense, sparse = (
-            f"{each['fixed_ms']:.3g} ms + {1e3 * each['per_token_ms']:.3g} ms per 1,000 tokens"
+            f"{each['fixed_ms']:.3g} ms {1e3 * each['per_token_ms']:+.3g} ms per 1,000 tokens"
             for each in (even["dense"], even["sparse"])
         )
         beyond = f", beyond the {even['lengths'][-1]} that were timed" * even["extrapolated"]

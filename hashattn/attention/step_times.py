@@ -38,7 +38,7 @@ from hashattn.models.support import set_text_attention
 
 _PROBE = "hashattn_probe"  # of the attention function that finds out what the model passes
 _LONGEST = {"cpu": 4096, "cuda": 65536}  # cached tokens that are timed at most
-_ROUNDS = 9  # samples of each length and way, after one that warms up
+_ROUNDS = 15  # samples of each length and way, after one that warms up
 _LEAST_ROUNDS = 3
 _SECONDS = 3.0  # after which no round begins, beyond the least
 _CALLS = {"cpu": 1, "cuda": 8}  # of a sample: on a GPU the host runs ahead, as it does in a model
