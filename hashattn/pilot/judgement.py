@@ -292,8 +292,13 @@ def _speed(latency: Mapping[str, Any] | None, budget: float | None) -> list[Reas
     if latency is None:
         return []
     at = next((b for b in latency["budgets"] if b["budget"] == budget), latency["budgets"][0])
+    context, below = latency["context"], at["dense_below"]
+    if below is None:
+        return [Reason("never_faster_here", {})]
+    if context < below:
+        return [Reason("dense_here", {"context": context, "dense_below": below})]
     key = "faster_here" if at["speedup"] > 1 else "slower_here"
-    return [Reason(key, {"speedup": at["speedup"], "context": latency["context"]})]
+    return [Reason(key, {"speedup": at["speedup"], "context": context})]
 
 
 def cut_contexts(plan: Plan) -> dict[str, int]:

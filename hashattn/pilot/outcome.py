@@ -65,12 +65,15 @@ def pilot_result(
                    "kv_bytes": keys * context, "code_bytes": values * context},
         "changed": list(changed),
         "monitor": _monitor(judgement, codes),
-        "use": _use(judgement, codes, tried),
+        "use": _use(judgement, codes, tried, latency),
         "private": {"sockets_denied": is_guarded(), "offline": is_guarded()},
     }  # fmt: skip
 
 
-def _use(judgement: Judgement, codes: PilotCodes, tried: Sequence[Method]) -> str | None:
+def _use(
+    judgement: Judgement, codes: PilotCodes, tried: Sequence[Method],
+    latency: dict[str, Any] | None,
+) -> str | None:  # fmt: skip
     """Code that reads as recommended, None where nothing is."""
     method = next((m for m in tried[1:] if m.budget.density == judgement.budget), None)
     if method is None:
@@ -86,12 +89,28 @@ def _use(judgement: Judgement, codes: PilotCodes, tried: Sequence[Method]) -> st
             "# captured: 60 texts of your traffic or more, each",
             "# list(hashattn.hashing.capture(model, ids, rows=rows, values=True).values())",
             "fallback = calibrate_fallback(captured, selector, budget, model=model, tolerance=0.1)",
-            "with attach(model, selector, budget, fallback=fallback) as run:",
         ]
+        read = ["budget", "fallback=fallback"]
     else:
         drawn = f", sampled={method.budget.sampled:g}" if method.budget.sampled else ""
-        lines += [f"with attach(model, selector, Budget(density={fraction}{drawn})) as run:"]
+        read = [f"Budget(density={fraction}{drawn})"]
+    comment, below = _dense_below(judgement, latency)
+    lines += [*comment, f"with attach({', '.join(['model', 'selector', *read, *below])}) as run:"]
     return "\n".join([*lines, "    model.generate(**inputs)", "print(run.receipt.summary())"])
+
+
+def _dense_below(
+    judgement: Judgement, latency: dict[str, Any] | None
+) -> tuple[list[str], list[str]]:
+    """A comment and attach's argument for the length up to which a sparse step would lose: nothing
+    where no times were measured; a fallback's steps were not."""
+    if latency is None:
+        return [], []
+    at = next(each for each in latency["budgets"] if each["budget"] == judgement.budget)
+    if judgement.verdict == FALLBACK or at["dense_below"] is None:
+        return ["# the length from which this pays is measured here"], ['dense_below="break_even"']
+    measured = f'# measured on {latency["device"]}: on another machine, "break_even" measures'
+    return [measured], [f"dense_below={at['dense_below']}"]
 
 
 def kv_bytes(model: Any) -> int:

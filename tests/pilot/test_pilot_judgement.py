@@ -117,13 +117,33 @@ def test_a_mean_that_loses_more_than_tolerated_is_no_fallback():
 
 def test_what_was_not_asked_and_how_fast_it_was_are_remarks():
     plan = SimpleNamespace(**(vars(PLAN) | {"withheld": 3, "beyond": 20}))
-    times = {"context": 1800, "budgets": [{"budget": 1 / 8, "speedup": 0.8},
-                                          {"budget": 1 / 16, "speedup": 1.5}]}  # fmt: skip
+    times = {"context": 1800,
+             "budgets": [{"budget": 1 / 8, "speedup": 0.8, "dense_below": 1500},
+                         {"budget": 1 / 16, "speedup": 1.5, "dense_below": 900}]}  # fmt: skip
     found = judge(measured(GOOD, GOOD, NONE), plan, SETTINGS, WORTH, times)
     remarks = {reason.key: reason.values for reason in found.reasons}
     assert remarks["questions_withheld"] == {"count": 3}
     assert remarks["questions_beyond"] == {"count": 20}
     assert remarks["faster_here"] == {"speedup": 1.5, "context": 1800}
+
+
+@pytest.mark.parametrize(
+    ("below", "speedup", "key", "values"),
+    [
+        (900, 0.99, "slower_here", {"speedup": 0.99, "context": 1800}),
+        (1800, 1.01, "faster_here", {"speedup": 1.01, "context": 1800}),
+        (1801, 0.99, "dense_here", {"dense_below": 1801, "context": 1800}),
+        (1801, 1.01, "dense_here", {"dense_below": 1801, "context": 1800}),  # both were dense
+        (None, 0.99, "never_faster_here", {}),
+    ],
+)
+def test_a_step_that_stays_dense_is_called_neither_faster_nor_slower(below, speedup, key, values):
+    row = {"budget": 1 / 16, "speedup": speedup, "dense_below": below}
+    times = {"context": 1800, "budgets": [row]}
+    found = judge(measured(GOOD, GOOD, NONE), PLAN, SETTINGS, WORTH, times)
+    remarks = {reason.key: reason.values for reason in found.reasons}
+    here = {"slower_here", "faster_here", "dense_here", "never_faster_here"}
+    assert here & set(remarks) == {key} and remarks[key] == values
 
 
 def test_the_smallest_budget_that_keeps_quality_is_taken():

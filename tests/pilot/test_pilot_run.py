@@ -1,8 +1,10 @@
 """A pilot on the embedded model, from documents to result: what is kept, resumed, left out."""
 
 import json
+import math
 import random
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,20 +13,23 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from hashattn.attention.attachment import Attachment, measure_break_even
+from hashattn.attention.break_even import BreakEven, StepTimes
 from hashattn.attention.budget import Budget
 from hashattn.base.repository import repository
 from hashattn.evaluation.methods import Method
 from hashattn.hashing.weights import HashWeights
+from hashattn.pilot import latency
 from hashattn.pilot.codes import choose_codes
 from hashattn.pilot.evidence import changed_answers
 from hashattn.pilot.judgement import judge
 from hashattn.pilot.latency import step_times
 from hashattn.pilot.measurements import measure
-from hashattn.pilot.outcome import kv_bytes
+from hashattn.pilot.outcome import _use, kv_bytes
 from hashattn.pilot.plan import PlanError, make_plan
 from hashattn.pilot.reading import choose_reading, methods
 from hashattn.pilot.settings import PilotSettings
-from hashattn.selectors import HashSelector
+from hashattn.selectors import HashSelector, OracleSelector
 
 EMBEDDED = repository() / "data" / "embedded"
 SETTINGS = PilotSettings(context=512, budgets=(0.25, 0.125), texts=5, text_tokens=12,
@@ -228,7 +233,27 @@ def test_without_calibration_text_tokens_are_ranked(model, tokenizer, library, s
     assert shares == (0.0, 0.0) and not list(tmp_path.iterdir())
 
 
-def test_times_of_steps(model, selector):
+def even_at(tokens):
+    """A BreakEven there, or with None at no length: lines of 1 ms dense, 2 ms sparse at first."""
+    lengths = (32, 2048)
+    slope = 0 if tokens is None else 1 / tokens
+    dense = StepTimes.of(lengths, [[(1 + slope * n) / 1e3] * 3 for n in lengths])
+    return BreakEven(lengths, dense, StepTimes.of(lengths, [[2e-3] * 3] * 2), 8192)
+
+
+@pytest.mark.parametrize("even", [None, 400, 300, 200])
+def test_times_of_steps(model, selector, monkeypatch, even):
+    """A step with 301 tokens and more is a dense one of the attachment below the break-even."""
+    seen = []
+
+    class Seen(Attachment):
+        def detach(self, verify=True):
+            if self.attached:
+                seen.append(self.receipt)
+            super().detach(verify)
+
+    monkeypatch.setattr("hashattn.attention.attachment.Attachment", Seen)
+    monkeypatch.setattr(latency, "measure_break_even", lambda *arguments: even_at(even))
     every = [Method("dense"), Method("sparse", selector, Budget(density=0.25))]
     times = step_times(model, list(range(300)), every)
     assert (times["context"], times["steps"], len(times["budgets"])) == (300, 20, 1)
@@ -236,6 +261,39 @@ def test_times_of_steps(model, selector):
         assert 0 < ms["low"] <= ms["median"] <= ms["high"]
     ratio = times["dense_ms"]["median"] / times["budgets"][0]["ms"]["median"]
     assert times["budgets"][0]["speedup"] == pytest.approx(ratio)
+    assert times["budgets"][0]["dense_below"] == even
+    dense = even is None or even > 300
+    assert len(seen) == 5 and all(r.stayed_short == dense for r in seen)
+    assert all(r.is_sparse != dense for r in seen)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "below", "argument"),
+    [
+        ("go", 1200, "dense_below=1200"),
+        ("go", None, 'dense_below="break_even"'),
+        ("go_with_fallback", 1200, 'dense_below="break_even"'),
+    ],
+)
+def test_the_code_to_use_has_the_break_even_where_it_was_measured(verdict, below, argument):
+    judgement = SimpleNamespace(verdict=verdict, budget=0.25)
+    codes = SimpleNamespace(place=Path("codes"))
+    tried = [Method("dense"), Method("sparse", OracleSelector(), Budget(density=0.25))]
+    rows = [{"budget": 0.5, "dense_below": 9}, {"budget": 0.25, "dense_below": below}]
+    times = {"device": "a machine", "budgets": rows}
+    code = _use(judgement, codes, tried, times)
+    compile(code, "use", "exec")
+    (line,) = [line for line in code.splitlines() if line.startswith("with attach(")]
+    assert line.endswith(f", {argument}) as run:")
+    assert ("measured on a machine" in code) == (argument == "dense_below=1200")
+    assert "dense_below" not in _use(judgement, codes, tried, None)
+
+
+def test_a_break_even_is_measured_for_times_of_steps(model, selector):
+    every = [Method("dense"), Method("sparse", selector, Budget(density=0.25))]
+    (row,) = step_times(model, list(range(40)), every)["budgets"]
+    even = measure_break_even(model, selector, Budget(density=0.25))
+    assert row["dense_below"] == (None if even.tokens == math.inf else even.tokens)
 
 
 def test_bytes_of_a_cached_token(model):

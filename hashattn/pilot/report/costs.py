@@ -58,19 +58,18 @@ def _latency_figure(latency: dict[str, Any], words: Words) -> Figure:
 
 def _latency_table(latency: dict[str, Any], words: Words) -> Table:
     dense = latency["dense_ms"]
-    rows = [
-        (Cell(words("speed.full")), _times(dense, words), Cell(numbers.NONE), Cell(numbers.NONE))
-    ]
+    rows = [(Cell(words("speed.full")), _times(dense, words), *[Cell(numbers.NONE)] * 3)]
     rows += [
         (
             Cell(numbers.fraction(each["budget"])),
             _times(each["ms"], words),
             Cell(words("speed.times", speedup=each["speedup"])),
             Cell(speed(each, dense, words)),
+            Cell(_below(each["dense_below"], words)),
         )
         for each in latency["budgets"]
     ]
-    names = ("column.budget", "speed.ms", "speed.speedup", "column.found")
+    names = ("column.budget", "speed.ms", "speed.speedup", "column.found", "speed.below")
     return Table(
         words("speed.caption", **_where(latency)),
         tuple(words(name) for name in names),
@@ -86,6 +85,13 @@ def _where(latency: dict[str, Any]) -> dict[str, Any]:
         "context": latency["context"],
         "steps": latency["steps"],
     }
+
+
+def _below(tokens: int | None, words: Words) -> str:
+    """Up to which length decoding stays dense."""
+    if tokens is None:
+        return words("speed.below.any")
+    return words("speed.below.tokens", tokens=tokens)
 
 
 def _times(ms: dict[str, float], words: Words) -> Cell:

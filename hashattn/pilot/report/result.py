@@ -148,7 +148,9 @@ _RESULT = {
     }],
     "latency": _maybe({
         "context": _COUNT, "device": _TEXT, "steps": _COUNT, "dense_ms": _TIMES,
-        "budgets": [{"budget": _SHARE, "ms": _TIMES, "speedup": _NUMBER}],
+        "budgets": [{
+            "budget": _SHARE, "ms": _TIMES, "speedup": _NUMBER, "dense_below": _maybe(_COUNT),
+        }],
     }),
     "memory": _maybe({
         "kv_bytes_per_token": _NUMBER, "code_bytes_per_token": _NUMBER, "context": _COUNT,

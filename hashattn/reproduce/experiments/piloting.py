@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -202,10 +203,13 @@ def changed_table(changed: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def latency_table(latency: Mapping[str, Any]) -> pd.DataFrame:
-    """Milliseconds of a step, dense and at each budget, and how many times faster."""
+    """Milliseconds of a step, dense and at each budget, how many times faster, and the length below
+    which decoding stays dense (infinite: any)."""
     rows = {"dense": latency["dense_ms"] | {"speedup": 1.0}}
     for each in latency["budgets"]:
-        rows[fraction(each["budget"])] = each["ms"] | {"speedup": each["speedup"]}
+        below = math.inf if each["dense_below"] is None else each["dense_below"]
+        more = {"speedup": each["speedup"], "dense_below": below}
+        rows[fraction(each["budget"])] = each["ms"] | more
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("read")
 
 

@@ -123,8 +123,9 @@ def go():
         "latency": {
             "context": 4096, "device": "Intel Xeon 2.20 GHz, 2 threads", "steps": 40,
             "dense_ms": ms(48.2),
-            "budgets": [{"budget": b, "ms": ms(t), "speedup": 48.2 / t}
-                        for b, t in zip(BUDGETS, (45.9, 37.1, 33.4), strict=True)],
+            "budgets": [{"budget": b, "ms": ms(t), "speedup": 48.2 / t, "dense_below": n}
+                        for b, t, n in zip(BUDGETS, (45.9, 37.1, 33.4), (2900, 1800, 1200),
+                                           strict=True)],
         },
         "memory": {"kv_bytes_per_token": 23040, "code_bytes_per_token": 720, "context": 4096,
                    "kv_bytes": 23040 * 4096, "code_bytes": 720 * 4096},
@@ -200,7 +201,7 @@ def no_go():
             note("quality_lost", budget=1 / 8, measure="questions", difference=-0.31, low=-0.46,
                  count=40),
             note("fidelity_open", budget=1 / 8, kl=0.05, kl_high=0.19, documents=8, more=None),
-            note("slower_here", speedup=0.81, context=4096),
+            note("dense_here", dense_below=5200, context=4096),
         ],
     }  # fmt: skip
     for row, sparse in zip(result["quality"], (0.31, 0.2, 0.12), strict=True):
@@ -211,8 +212,8 @@ def no_go():
     result["preflight"] |= {"verdict": "no", "cost": None}
     result["cut"] = result["codes"] = None
     result["latency"]["budgets"] = [
-        {"budget": b, "ms": ms(t), "speedup": 48.2 / t}
-        for b, t in zip(BUDGETS, (59.5, 58.0, 57.1), strict=True)
+        {"budget": b, "ms": ms(t), "speedup": 48.2 / t, "dense_below": n}
+        for b, t, n in zip(BUDGETS, (48.3, 59.5, 48.4), (None, 3000, 5200), strict=True)
     ]
     result["changed"] = []
     result["private"] = {"sockets_denied": False, "offline": False}

@@ -200,6 +200,15 @@ def test_times_whose_spans_meet_are_not_told_apart():
     assert "1.2× slower" in slow.text  # 59.5 ms instead of 48.2
 
 
+def test_the_length_below_which_decoding_stays_dense_is_told():
+    page = Reader(saved("no_go").html.read_text())
+    rows = [text for _, text in page.all("tr") if "×" in text and text.startswith("1/")]
+    told = ["at any length", "below 3,000 tokens", "below 5,200 tokens"]
+    assert [row for row, text in zip(rows, told, strict=True) if not row.endswith(text)] == []
+    assert "No difference found" in rows[0] and "No difference found" in rows[2]
+    assert "gains nothing below 5,200 tokens: at 4,096 tokens decoding stays dense" in page.text
+
+
 @pytest.mark.parametrize("language", ["en", "ja"])
 def test_hostile_texts_are_text(language):
     files = saved("hostile", language)
@@ -218,7 +227,7 @@ def test_hostile_texts_are_text(language):
     assert shown.count("<table>") == len(re.findall("^[|] ---", markdown, re.M))
     widths = [line.count("|") - line.count(r"\|") for line in markdown.split("\n")
               if line.startswith("| ")]  # fmt: skip
-    assert set(widths) == {3, 4, 5, 7, 9}  # tables of 2, 3, 4, 6 and 8 columns, none split
+    assert set(widths) == {3, 4, 5, 6, 7, 9}  # tables of 2, 3, 4, 5, 6 and 8 columns, none split
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,8 @@ EMITTED = {
     "model_is_embedded": {},
     "slower_here": {"speedup": 0.8, "context": 4096},
     "faster_here": {"speedup": 1.3, "context": 4096},
+    "dense_here": {"dense_below": 5200, "context": 4096},
+    "never_faster_here": {},
     "watch_drift": {},
     "watch_receipt": {"budget": SHARE},
     "watch_fallback": {},

@@ -225,8 +225,13 @@ TEXTS = {
     "speed.speedup": "Against full attention",
     "speed.full": "full attention",
     "speed.times": "{speedup:ratio}×",
+    "speed.below": "Stays dense",
+    "speed.below.tokens": "below {tokens:count} tokens",
+    "speed.below.any": "at any length",
     "speed.note": "A measurement on this machine at this length. On other machines and at other "
-    "lengths it differs; the pre-flight computes what is possible there.",
+    "lengths it differs; the pre-flight computes what is possible there. Below the length from "
+    "which a sparse step was no slower on this machine, decoding stays dense, and its time is that "
+    "of dense steps.",
     "memory.caption": "Memory at {context:count} tokens",
     "memory.what": "What",
     "memory.token": "A token",
@@ -411,6 +416,10 @@ SENTENCES = {
     "({speedup:ratio} times the speed of full attention).",
     "faster_here": "On this machine, at {context:count} tokens, sparse attention was "
     "{speedup:ratio} times as fast as full attention.",
+    "dense_here": "On this machine sparse attention gains nothing below {dense_below:count} "
+    "tokens: at {context:count} tokens decoding stays dense, in the time that it takes now.",
+    "never_faster_here": "On this machine sparse attention gains nothing at any length that the "
+    "model reads: decoding stays dense, in the time that it takes now.",
     # what to watch
     "watch_drift": "Run the drift monitor on real traffic. An alarm says that traffic no longer "
     "looks like the text these numbers were measured on.",

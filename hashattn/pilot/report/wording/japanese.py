@@ -227,8 +227,12 @@ TEXTS = {
     "speed.speedup": "フルアテンションとの比",
     "speed.full": "フルアテンション",
     "speed.times": "{speedup:ratio} 倍",
+    "speed.below": "デンスのままの範囲",
+    "speed.below.tokens": "{tokens:count} トークン未満",
+    "speed.below.any": "すべての長さ",
     "speed.note": "この機械、この長さでの測定です。他の機械や長さでは異なります。"
-    "そこで何が可能かは、事前計算に示します。",
+    "そこで何が可能かは、事前計算に示します。スパースなステップがこの機械で遅くならない長さ"
+    "に満たない間は、デコードはデンスのままで、時間もデンスなステップのものです。",
     "memory.caption": "{context:count} トークンでのメモリー",
     "memory.what": "項目",
     "memory.token": "1 トークン",
@@ -412,6 +416,10 @@ SENTENCES = {
     "でした（フルアテンションの {speedup:ratio} 倍の速さ）。",
     "faster_here": "この機械では、{context:count} トークンで、スパースアテンションはフルアテンショ"
     "ンの {speedup:ratio} 倍の速さでした。",
+    "dense_here": "この機械では、{dense_below:count} トークン未満ではスパースアテンションの効果が"
+    "ありません。{context:count} トークンではデコードはデンスのままで、時間は今と変わりません。",
+    "never_faster_here": "この機械では、モデルが読めるどの長さでもスパースアテンションの効果があ"
+    "りません。デコードはデンスのままで、時間は今と変わりません。",
     # what to watch
     "watch_drift": "実際の処理でドリフト監視を動かしてください。警報は、"
     "処理する文章がこの測定に使った文章と似なくなったことを示します。",
