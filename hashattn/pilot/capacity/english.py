@@ -18,7 +18,11 @@ SENTENCES = {
     "{budget:.2%} only {speedup:.2f}x is predicted.",
     "slower": "Keys and values are {share:.0%} of the bytes that a decode step reads at "
     "{context:,} tokens and batch {batch:,} (at most {ceiling:.2f}x), but at a budget of "
-    "{budget:.2%} a sparse step is predicted to be slower than a dense one: {speedup:.2f}x.",
+    "{budget:.2%} a sparse step is predicted to be slower than a dense one: {sparse:.2f}x.",
+    "dense_below": "Decoding would stay dense below {tokens:,} tokens (attach's dense_below), and "
+    "take the time that it takes now.",
+    "never_sparse": "Decoding would stay dense at any length (attach's dense_below), and take the "
+    "time that it takes now.",
     "some_gained": "Keys and values are {share:.0%} of the bytes that a decode step reads at "
     "{context:,} tokens and batch {batch:,} (at most {ceiling:.2f}x); at a budget of {budget:.2%}"
     ", {speedup:.2f}x is predicted.",
@@ -87,7 +91,7 @@ LABELS = {
     "dense_bytes": "read in a dense step",
     "sparse_bytes": "read in a sparse step",
     "bytes_speedup": "speed-up at the budget, by bytes",
-    "measured_speedup": "speed-up at the budget, by times measured here",
+    "measured_speedup": "speed-up at the budget, by times measured here, never below 1",
     "dense_ms": "dense step",
     "sparse_ms": "sparse step",
     "break_even": "sparse is faster from a context of",

@@ -18,7 +18,11 @@ SENTENCES = {
     "の予測は {speedup:.2f} 倍にとどまります。",
     "slower": "{context:,} トークン、バッチ {batch:,} では、デコード 1 ステップで読むバイト数の "
     "{share:.0%} がキーとバリューです（上限 {ceiling:.2f} 倍）。しかし予算 {budget:.2%} では、"
-    "スパースなステップはデンスより遅くなる予測です（{speedup:.2f} 倍）。",
+    "スパースなステップはデンスより遅くなる予測です（{sparse:.2f} 倍）。",
+    "dense_below": "{tokens:,} トークン未満ではデコードはデンスのままで（attach の dense_below）、"
+    "時間は今と変わりません。",
+    "never_sparse": "どの長さでもデコードはデンスのままで（attach の dense_below）、時間は今と変わ"
+    "りません。",
     "some_gained": "{context:,} トークン、バッチ {batch:,} では、デコード 1 ステップで読むバイト"
     "数の {share:.0%} がキーとバリューです（上限 {ceiling:.2f} 倍）。予算 {budget:.2%} での予測は"
     " {speedup:.2f} 倍です。",
@@ -89,7 +93,7 @@ LABELS = {
     "dense_bytes": "デンスな 1 ステップの読み出し",
     "sparse_bytes": "スパースな 1 ステップの読み出し",
     "bytes_speedup": "予算での速度（バイト数から）",
-    "measured_speedup": "予算での速度（このマシンの実測から）",
+    "measured_speedup": "予算での速度（このマシンの実測から。1 倍を下回らない）",
     "dense_ms": "デンスな 1 ステップ",
     "sparse_ms": "スパースな 1 ステップ",
     "break_even": "スパースが速くなるコンテキスト長",

@@ -1,6 +1,7 @@
 """Is a pilot worth it? A verdict from a model, a workload and a device, with its reasons.
 
-The verdict follows the predicted speed-up of a whole decode step at the budget: "worth" from 1.5x,
+The verdict follows the predicted speed-up of a whole decode step at the budget, one that would lose
+staying dense (attach's dense_below): "worth" from 1.5x,
 "marginal" from 1.1x, else "no". Both limits are a convention: below 1.1x a gain drowns in what
 varies from day to day, and of one below 1.5x much may go to what is not counted (launches, host,
 computing). Where nothing was measured and less is gained than the host's estimated time, "worth"
@@ -93,9 +94,16 @@ def _reasons(speed: Speed, workload: Workload, verdict: str) -> list[Note]:
     if ceiling < LEAST[MARGINAL]:
         notes.append(Note("attention_is_small", where))
     else:
-        lost = "slower" if gain["speedup"] < 1 else "little_gained"
-        key = {WORTH: "much_gained", MARGINAL: "some_gained", NO: lost}
-        notes.append(Note(key[_by_speed(speed, context, batch)], where | gain))
+        sparse = speed.sparse_speedup(context, batch)
+        if sparse < 1:
+            notes.append(Note("slower", where | gain | {"sparse": sparse}))
+        else:
+            key = {WORTH: "much_gained", MARGINAL: "some_gained", NO: "little_gained"}
+            notes.append(Note(key[_by_speed(speed, context, batch)], where | gain))
+    if speed.sparse_speedup(context, batch) < 1:
+        even = _even(speed, batch)
+        notes.append(Note("never_sparse", {}) if even is None
+                     else Note("dense_below", {"tokens": even}))  # fmt: skip
     if speed.measured is not None:
         times = dict(zip(("dense_ms", "sparse_ms"), _milliseconds(speed, workload), strict=True))
         longest = max(timing.tokens for timing in speed.measured.timings)
@@ -207,7 +215,7 @@ def _smaller_device(speed: Speed, context: int, batch: int) -> list[Note]:
 
 def _lines(speed: Speed, workload: Workload) -> list[Figure]:
     model, context, batch = speed.model, workload.context, workload.batch
-    even = least(lambda n: speed.speedup(n, batch) > 1, _LONGEST)
+    even = _even(speed, batch)
     fits = speed.devices
     too_long = least(lambda n: fits(n, batch) > 1, _LONGEST)
     too_many = least(lambda b: fits(context, b) > 1, _MOST_BATCH)
@@ -250,6 +258,11 @@ def _lines(speed: Speed, workload: Workload) -> list[Figure]:
     return [Figure(*figure) for figure in figures]
 
 
+def _even(speed: Speed, batch: int) -> int | None:
+    """The shortest context from which a sparse step gains; None for none."""
+    return least(lambda n: speed.sparse_speedup(n, batch) > 1, _LONGEST)
+
+
 def _milliseconds(speed: Speed, workload: Workload) -> tuple[float, float]:
     """Of a dense and a sparse step, the work being shared evenly by all devices that are needed."""
     context, batch = workload.context, workload.batch
@@ -269,7 +282,7 @@ def _cost(speed: Speed, workload: Workload) -> Cost | None:
         return None
     context, batch = workload.context, workload.batch
     per_second = tokens * workload.days / batch / 3600
-    hours = [per_second * s(context, batch) for s in (speed.dense_seconds, speed.sparse_seconds)]
+    hours = [per_second * s(context, batch) for s in (speed.dense_seconds, speed.policy_seconds)]
     price = workload.price_per_hour
     money = [None if price is None else price * each for each in hours]
     return Cost(*hours, *money, workload.currency, price, tokens, workload.days)

@@ -83,7 +83,8 @@ class Preflight:
     """The verdict, why (most important first), what would change it, and all figures.
 
     share, ceiling: see Speed, on bandwidth alone. speedup: predicted at the budget, from this
-    machine's times where it was measured. cost: None without a traffic.
+    machine's times where it was measured; 1 where decoding would stay dense. cost: None without a
+    traffic.
     """
 
     verdict: str

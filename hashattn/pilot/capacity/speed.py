@@ -107,9 +107,18 @@ class Speed:
         full = batch * self.model.full_layers * self.measured.sparse.seconds(context)
         return fixed + self._other_seconds(context, batch) + full
 
-    def speedup(self, context: int, batch: int) -> float:
+    def sparse_speedup(self, context: int, batch: int) -> float:
         """Dense over sparse step: by measured times where there are some, else by bytes."""
         return self.dense_seconds(context, batch) / self.sparse_seconds(context, batch)
+
+    def policy_seconds(self, context: int, batch: int) -> float:
+        """Device seconds of a step that stays dense where a sparse one would lose
+        (attach's dense_below)."""
+        return min(self.dense_seconds(context, batch), self.sparse_seconds(context, batch))
+
+    def speedup(self, context: int, batch: int) -> float:
+        """Dense step over one by this policy, which never loses."""
+        return max(1.0, self.sparse_speedup(context, batch))
 
     def spare_us(self, context: int, batch: int) -> float:
         """Microseconds gained in each layer with full attention, the work of each being shared

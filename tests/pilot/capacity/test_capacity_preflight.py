@@ -150,6 +150,25 @@ def test_times_measured_here_decide():
     assert preflight(SMALL, workload, DEVICE, measured=slow).reasons[0].key == "slower"
 
 
+def test_a_step_that_would_lose_stays_dense():
+    # 1 ms + n us = 200 ms + .1 n us at 221,111.1 tokens
+    late, workload = measurement(sparse=Line(0.2, 1e-7)), Workload(100_000, requests_per_day=10)
+    result = preflight(SMALL, workload, DEVICE, measured=late)
+    slower, stays = result.reasons[:2]
+    assert (slower.key, stays.key) == ("slower", "dense_below")
+    assert stays.values == {"tokens": 221_112}
+    assert slower.values["sparse"] < 1 == result.speedup == figures(result)["measured_speedup"]
+    assert result.cost.gpu_hours_sparse == result.cost.gpu_hours_dense
+    assert figures(result)["sparse_ms"] > figures(result)["dense_ms"]
+    small = preflight(SMALL, Workload(500), DEVICE, measured=measurement())
+    assert keys(small.reasons)[:2] == ["attention_is_small", "dense_below"]
+    never = measurement(sparse=Line(0.5, 1e-6))
+    result = preflight(SMALL, Workload(100_000), DEVICE, measured=never)
+    assert keys(result.reasons)[:2] == ["slower", "never_sparse"] and result.speedup == 1
+    gains = preflight(SMALL, Workload(100_000), DEVICE, measured=measurement())
+    assert not {"dense_below", "never_sparse"} & set(keys(gains.reasons)) and gains.speedup > 1
+
+
 def test_what_fits_by_hand():
     result = preflight(SMALL, Workload(1_000_000, 3), DEVICE)
     here = figures(result)
