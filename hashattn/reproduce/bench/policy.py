@@ -3,6 +3,7 @@ model's own, from lengths where it stays dense to lengths where it is sparse."""
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Iterable, Sequence
@@ -47,16 +48,15 @@ def policy_latency(
     }  # fmt: skip
     rows = []
     for n in lengths:
-        filled = filled_cache(model, n, seed), filled_cache(model, n, seed)
-        caches = dict(zip(_WAYS, filled, strict=True))
+        filled = filled_cache(model, n, seed)
         seconds: dict[str, list[float]] = {way: [] for way in _WAYS}
         sparse = False
         for _ in range(rounds):
-            seconds["own"] += _decoded(model, caches["own"], steps)
+            seconds["own"] += _decoded(model, copy.deepcopy(filled), steps)
             with attach(
                 model, selector, budget, dense_below=even, allow_untrained=True, allow_dense=True
             ) as attached:
-                seconds["policy"] += _decoded(model, caches["policy"], steps)
+                seconds["policy"] += _decoded(model, copy.deepcopy(filled), steps)
             sparse = sparse or attached.receipt.sparse_calls > 0
         told = {"own": {}, "policy": {"dense_below": below, "sparse": sparse}}
         rows += [
