@@ -23,7 +23,6 @@ from hashattn.kernels import Codes, GrowableBuffer
 from hashattn.selectors.base import Selector
 
 _CLASSES: dict[type, type] = {}
-_SMALL = 256 * 2**10  # bytes of K and V that are copied faster than a buffer for them is kept
 _WITHOUT_WINDOW = {DynamicSlidingWindowLayer: DynamicLayer, StaticSlidingWindowLayer: StaticLayer}
 
 
@@ -134,10 +133,12 @@ class GrowingLayer(IndexedLayer):
     """Mixin over DynamicLayer: keys and values are views of one buffer (B, KV heads, room, 2, D).
 
     Views taken before a crop change where new tokens overwrite the cropped ones, as with a static
-    cache.
+    cache. paired_from: tokens up to which they are concatenated as transformers does, since dense
+    attention reads rows that lie apart faster, and no other reads them.
     """
 
     pairs: GrowableBuffer | None = None
+    paired_from: float = 0
 
     @torch._dynamo.disable  # a graph cannot depend on addresses
     def update(
@@ -154,8 +155,7 @@ class GrowingLayer(IndexedLayer):
             self.pairs = None
             return super().update(key_states, value_states, *args, **kwargs)
         length = self.get_seq_length()
-        row = key_states.nbytes // max(1, key_states.shape[2])
-        if self.pairs is None and 2 * row * length < _SMALL:
+        if self.pairs is None and length + key_states.shape[2] < self.paired_from:
             return super().update(key_states, value_states, *args, **kwargs)
         if self.pairs is None or not self._views_of(self.pairs, length):
             self.pairs = GrowableBuffer(axis=2)

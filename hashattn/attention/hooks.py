@@ -131,7 +131,7 @@ class _BeforeLayer:
             layer = indexed_layer(cache, module.layer_idx, full)
             in_prompt = vars(cache).get(IN_PROMPT, False)
         if layer is not None:
-            layer.written = False
+            layer.written, layer.paired_from = False, self.run.dense_below
         call = LayerCall(self.run, module.layer_idx, layer, cache is not None, in_prompt)
         return args, kwargs | {CALL: call}
 

@@ -157,15 +157,27 @@ def operations(model, n):
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_neox"])
 def test_a_short_step_dispatches_what_the_model_s_own_does(family):
     model = tiny_model(family)
-    own = operations(model, 40)
+    own, long_own = operations(model, 40), operations(model, 400)
     selector = HashSelector(HashWeights.for_model(model, seed=3, depth=1))
     settings = {"allow_untrained": True, "allow_dense": True}
     with attach(model, selector, BUDGET, dense_below=BELOW, **settings):
         short = operations(model, 40)
         # eager attention gets another mask, of fewer operations
         assert short == own or (family == "gemma2" and sum(short.values()) < sum(own.values()))
-        assert operations(model, 400) != own  # sparse
+        assert operations(model, 400) != long_own  # sparse
     with attach(model, selector, BUDGET, dense_below=500, **settings):
         long = operations(model, 400)
-    # a large cache grows in place: no more operations than concatenating for each layer and 10
-    assert sum((long - own).values()) <= 10 * model.config.num_hidden_layers
+    assert long == long_own or (family == "gemma2" and sum(long.values()) < sum(long_own.values()))
+
+
+def test_keys_lie_beside_values_from_the_first_sparse_step_on():
+    model = tiny_model("llama")
+
+    def apart(cache):
+        return [layer.keys.is_contiguous() for layer in cache.layers]
+
+    with attach(model, TracingOracle(), BUDGET, dense_below=BELOW, allow_dense=True):
+        assert apart(tokens_and_cache(model, prompt(length=30), max_new_tokens=18)[1]) == [True] * 2
+        short = tokens_and_cache(model, prompt(length=30), max_new_tokens=19)[1]
+        assert apart(short) == [False] * 2 and short.get_seq_length() == BELOW
+        assert apart(tokens_and_cache(model, prompt(length=60), max_new_tokens=1)[1]) == [False] * 2
