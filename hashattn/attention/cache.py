@@ -146,6 +146,9 @@ class GrowingLayer(IndexedLayer):
     ) -> tuple[Tensor, Tensor]:
         """Append keys and values (B, KV heads, new, D); returns all of them."""
         self.written = True
+        length = self.get_seq_length()
+        if self.pairs is None and length + key_states.shape[2] < self.paired_from:
+            return super().update(key_states, value_states, *args, **kwargs)
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         differentiable = torch.is_grad_enabled() and key_states.requires_grad
@@ -153,9 +156,6 @@ class GrowingLayer(IndexedLayer):
         stackable = stackable and key_states.dtype == value_states.dtype
         if differentiable or not stackable:
             self.pairs = None
-            return super().update(key_states, value_states, *args, **kwargs)
-        length = self.get_seq_length()
-        if self.pairs is None and length + key_states.shape[2] < self.paired_from:
             return super().update(key_states, value_states, *args, **kwargs)
         if self.pairs is None or not self._views_of(self.pairs, length):
             self.pairs = GrowableBuffer(axis=2)
