@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.cache_utils import StaticLayer
 
 from hashattn.attention.break_even import BreakEven
 from hashattn.attention.budget import Budget
@@ -109,10 +110,12 @@ class LayerCall:
 
         While a context is too short to be read sparsely nobody reads the index, and the first call
         that does encodes (and checks) all that it lacks, in one go: a context that stays short
-        costs what it costs the model. Listeners and methods that observe read it before.
+        costs what it costs the model. Listeners and methods that observe read it before; a static
+        cache's has to be there when a compiled step, which cannot encode a prompt, becomes sparse.
         """
         run = self.run
-        return n >= run.dense_below or bool(run.observers) or run.selector.observes
+        left = n < run.dense_below and not isinstance(self.cache_layer, StaticLayer)
+        return not left or bool(run.observers) or run.selector.observes
 
     def tokens_cached(self, key: Tensor) -> int:
         """Tokens in the cache, this call's included; key (batch, kv_heads, room, head_dim) may have

@@ -103,6 +103,14 @@ def test_keys_that_were_left_get_the_same_codes_in_one_go(act):
         assert torch.equal(codes, expected)
 
 
+def test_a_static_cache_is_encoded_as_it_is_written():
+    model, selector = tiny_model("llama"), TracingOracle()
+    with attach(model, selector, BUDGET, dense_below=BELOW, allow_dense=True) as run:
+        static = {"cache_implementation": "static", "disable_compile": True}
+        generate(model, prompt(length=30), max_new_tokens=4, **static)
+    assert selector.encoded == {0: 33, 1: 33} and run.receipt.sparse_calls == 0
+
+
 def test_nothing_is_encoded_below_and_each_key_once_after():
     model, selector, below = tiny_model("llama"), TracingOracle(), 48
     with attach(model, selector, BUDGET, dense_below=below, allow_dense=True):
