@@ -1,4 +1,8 @@
-"""python -m hashattn.reproduce.bench cpu|gpu [--output FILE]: `make bench` and `make gpu`."""
+"""python -m hashattn.reproduce.bench cpu|gpu|quality|llamacpp [--output FILE].
+
+`make bench` and `make gpu` run the first two; quality renews the record of output errors, llamacpp
+measures that side by side alone.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +17,22 @@ from hashattn.base.repository import repository
 def main(arguments: list[str] | None = None) -> int:
     """Run a benchmark. Exit status: 0 done, 2 failed (the reason is on stderr)."""
     parser = argparse.ArgumentParser(prog="python -m hashattn.reproduce.bench", description=__doc__)
-    parser.add_argument("device", choices=("cpu", "gpu"))
-    parser.add_argument(
-        "--output", type=Path, help="result file, default results/bench/DEVICE.json"
-    )
+    parser.add_argument("what", choices=("cpu", "gpu", "quality", "llamacpp"))
+    parser.add_argument("--output", type=Path, help="result file, default results/bench/WHAT.json")
     options = parser.parse_args(arguments)
-    path = options.output or repository() / "results" / "bench" / f"{options.device}.json"
+    path = options.output or repository() / "results" / "bench" / f"{options.what}.json"
     try:
-        if options.device == "cpu":
+        if options.what == "cpu":
             from hashattn.reproduce.bench.cpu import bench
-        else:
+        elif options.what == "gpu":
             from hashattn.reproduce.bench.gpu import bench
+        elif options.what == "quality":
+            from hashattn.reproduce.bench.quality import path as record
+            from hashattn.reproduce.experiments.reading import write_record as bench
+
+            path = options.output or record()
+        else:
+            from hashattn.reproduce.bench.llamacpp import bench
         bench(path)
     except HashAttnError as error:
         print(f"error: {error}", file=sys.stderr)

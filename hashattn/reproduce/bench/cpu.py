@@ -1,4 +1,5 @@
-"""`make bench`: the CPU's latency grid, threads, start-up, and whole models; one result file."""
+"""`make bench`: the CPU's latency grid, threads, start-up, whole models, and llama.cpp beside ours;
+one result file."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ import torch
 from hashattn.attention.budget import Budget
 from hashattn.kernels import available
 from hashattn.reproduce.access import load_model
-from hashattn.reproduce.bench import tables
+from hashattn.reproduce.bench import llamacpp, quality, tables
 from hashattn.reproduce.bench.end_to_end import (
     LLAMA_1B,
     TWO_LAYERS_OF_8B,
@@ -26,11 +27,11 @@ from hashattn.reproduce.bench.end_to_end import (
 from hashattn.reproduce.bench.layer import PEERS, layer_latency
 from hashattn.reproduce.bench.receipts import receipt_cost
 from hashattn.reproduce.bench.record import save
-from hashattn.reproduce.bench.step import Shape
+from hashattn.reproduce.bench.ways import Shape
 from hashattn.reproduce.profiles import load_profile
 
 CONTEXTS = (1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
-DTYPES = (torch.bfloat16, torch.float32)
+DTYPES = (torch.bfloat16, torch.float32)  # on several threads the first alone
 SINK = LOCAL = 128  # the paper's
 _FRACTION = 32  # n / 32 heavy tokens
 MODEL_CONTEXTS = (32768, 131072)
@@ -50,25 +51,28 @@ def bench(path: Path, contexts: tuple[int, ...] = CONTEXTS, models: bool = True)
     """Measure everything, print the tables, write `path`; returns what was written.
 
     Variants of one length and dtype run interleaved in one process; one thread first, then torch's
-    number of threads.
+    number of threads, in bfloat16 alone.
     """
     threads = torch.get_num_threads()
     rows, start = [], start_seconds() if available("numba") else None
     for number in sorted({1, threads}):
         torch.set_num_threads(number)
-        for dtype in DTYPES:
+        for dtype in DTYPES if number == 1 else DTYPES[:1]:
             for n in contexts:
                 peers = PEERS if number == 1 else ("roofline",)
                 repeats = 15 if n <= 16384 else 9
                 print(f"{number} thread(s), {dtype}, {n} tokens", flush=True)
                 rows += layer_latency(n, dtype, budget(n), repeats=repeats, peers=peers)
     torch.set_num_threads(threads)
+    beside, note = llamacpp.side_by_side() if models else ([], "")
     record = {
         "shape": asdict(Shape()),
         "layer": rows,
         "models": _whole_models() if models else [],
         "receipt": receipts() if models else None,
         "start": start,
+        "llamacpp": beside,
+        "llamacpp_note": note,
     }
     save(path, **record)
     report(record)
@@ -136,15 +140,19 @@ def report(record: dict[str, Any]) -> None:
     sections = {
         "milliseconds a step, all variants": tables.totals(rows),
         "speed-up over torch's fastest dense call and over our dense step": tables.speedups(rows),
-        "break-even length": tables.break_even(rows),
+        "what a step costs at any length": tables.fixed_costs(rows),
+        "break-even length, as measured": tables.break_even(rows),
+        f"speed at equal quality, bfloat16 on one thread; {quality.PROTOCOL}": tables.equal_quality(
+            rows, quality.stored()
+        ),
         "share of the roofline": tables.roofline(rows),
-        "stages of one list per KV head": tables.stages(rows),
+        "the default's stages": tables.stages(rows),
         "selection": tables.selection([row for row in rows if row["threads"] == 1]),
         "threads": tables.scaling(rows),
     }
     if record["models"]:
         sections["whole models"] = tables.models(record["models"])
-        sections["stages of a layer inside a model"] = tables.model_stages(record["models"])
+        sections["attention in a token: kernels, and host"] = tables.model_host(record["models"])
     for title, table in sections.items():
         if table is not None and len(table):
             print(f"\n{title}\n{table.round(3).to_string()}")
@@ -157,3 +165,5 @@ def report(record: dict[str, Any]) -> None:
         )
     if record["start"]:
         print("\nseconds to the first step:", record["start"])
+    if record["llamacpp_note"]:
+        llamacpp.report(record["llamacpp"], record["llamacpp_note"])

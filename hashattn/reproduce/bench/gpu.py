@@ -1,4 +1,5 @@
-"""`make gpu`: every kernel's tests, then one layer's decode step over the grid on a CUDA GPU.
+"""`make gpu`: every kernel's tests, then one layer's decode step over the grid on a CUDA GPU, and
+`generate` of a whole model.
 
 Steps run as they would in a served model: memory reserved, sizes in device memory. "graph" rows
 replay a captured CUDA graph queued behind other work, so that launches cost nothing; the others
@@ -22,15 +23,31 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 import hashattn_kernels
+from hashattn.attention.budget import Budget
 from hashattn.base.errors import HashAttnError
-from hashattn.base.layout import Layout
 from hashattn.base.repository import repository
-from hashattn.kernels import attend, encode, select_by_codes
+from hashattn.hashing.maps import LayerMaps
+from hashattn.kernels import (
+    Coins,
+    Drawing,
+    attend,
+    encode,
+    encode_graded,
+    sample_by_codes,
+    select_by_codes,
+    units_of,
+)
 from hashattn.reproduce.bench import tables
+from hashattn.reproduce.bench.end_to_end import (
+    TWO_LAYERS_OF_8B,
+    model_latency,
+    random_llama,
+    selectors,
+)
 from hashattn.reproduce.bench.layer import weight_bytes
 from hashattn.reproduce.bench.record import save
-from hashattn.reproduce.bench.step import Shape
 from hashattn.reproduce.bench.timing import spread
+from hashattn.reproduce.bench.ways import DEFAULT, WAYS, Shape, Way
 
 SINK = LOCAL = 128
 SHAPES = {"GQA": Shape(), "MHA": Shape(kv_heads=32)}
@@ -38,11 +55,10 @@ FLUSH_BYTES = 256 * 2**20  # more than the second-level cache of any GPU so far
 _COPY_BYTES = 2**30
 _ROOM = 2**30  # bytes that stay free
 _CHECKED = 32768  # longest context whose selections are compared with the reference's
-VARIANTS = {  # layout of the codes, other options of DecodeStep
-    "hash": ("per_kv_head", {}),
-    "hash_query_lists": ("per_query_head", {}),
-    "hash_union": ("per_query_head", {"union": True}),
-}
+UNION = f"{DEFAULT}_union"  # lists of the default, united for each KV head
+VARIANTS = {**WAYS, UNION: WAYS[DEFAULT]}
+_AT_ALL_DENSITIES = (DEFAULT, "default_kv_lists", "paper_kv_lists")
+_SLOPE, _TRUST = 0.5, 0.1  # nats for a unit of graded score; Budget.trust
 _TESTS = (  # run in parallel: compiling takes most of their time
     ["tests/kernels/gpu", "tests/kernels/test_attention_error.py"],
     ["tests/kernels/test_attend.py", "tests/kernels/test_non_finite.py"],
@@ -62,7 +78,9 @@ class Grid:
     batches: tuple[int, ...] = (1, 32, 4)  # most interesting first, in case time runs out
     divisors: tuple[int, ...] = (32, 16, 64)
     repeats: int = 15
-    seconds: float = 330  # no cell starts later
+    seconds: float = 210  # no cell starts later
+    models: tuple[int, ...] = (32768, 131072)  # cached tokens of `generate`
+    model_seconds: float = 90  # no model's run starts later
 
 
 class GpuClock:
@@ -129,12 +147,14 @@ def bench(path: Path, grid: Grid | None = None) -> dict[str, Any]:
     copy = clock.copy_bytes_per_second()
     print(f"copy: {copy / 1e12:.2f} TB/s", flush=True)
     rows, missing = measure_grid(grid, clock, torch.device("cuda"))
+    generated, skipped = generate_rows(grid, torch.device("cuda"))
     record = {
         "protocol": protocol(grid),
         "correctness": correctness,
         "copy_bytes_per_second": copy,
         "rows": rows,
-        "not_measured": missing,
+        "models": generated,
+        "not_measured": missing + skipped,
         "seconds": time.perf_counter() - start,
     }
     save(path, **record)
@@ -209,10 +229,38 @@ def measure_grid(grid: Grid, clock: Any, device: torch.device) -> tuple[list[dic
     return rows, missing
 
 
+def generate_rows(
+    grid: Grid, device: torch.device, shape: dict[str, Any] | None = None
+) -> tuple[list[dict], list[str]]:
+    """model_latency of a random model with a dynamic and a static cache, and a line for each run
+    that was left out."""
+    rows, missing, start = [], [], time.perf_counter()
+    model = random_llama(shape or TWO_LAYERS_OF_8B).to(device)
+    name = f"{model.config.num_hidden_layers} random layers of Llama 8B"
+    ways = {way: selector for way, selector in selectors(model).items() if way != "dense"}
+    for n in grid.models:
+        for way, selector in ways.items():
+            for static in (False, True):
+                label = f"generate, {way}, {'static' if static else 'dynamic'} cache, {n} tokens"
+                if time.perf_counter() - start > grid.model_seconds:
+                    missing.append(f"{label}: out of time")
+                    continue
+                print(label, flush=True)
+                budget = Budget(SINK, LOCAL, heavy=n // 32)
+                try:
+                    rows += model_latency(name, model, n, budget, steps=16, ways={way: selector},
+                                          static=static)  # fmt: skip
+                except Exception as error:  # one way to run it is missing, the rest is measured
+                    missing.append(f"{label}: {type(error).__name__}: {str(error)[:200]}")
+    return rows, missing
+
+
 def _bytes_of(shape: Shape, batch: int, n: int) -> int:
     """Memory that a cell needs: K and V, codes of both layouts, and room to work in."""
     rows = 2 * shape.kv_heads * shape.head_dim * 2
-    codes = 2 * shape.query_heads * shape.bits // 8
+    codes = shape.kv_heads * sum(
+        {tuple(w.codes.values()): w.bits // 8 for w in WAYS.values()}.values()
+    )
     return batch * n * (rows + codes) + _ROOM
 
 
@@ -224,8 +272,8 @@ def free_bytes(device: torch.device) -> float:
 class Cell:
     """Caches of `batch` sequences of n tokens with their codes, and all ways to attend to them.
 
-    bfloat16: keys, values (batch, KV heads, n, D); q (batch, query heads, 1, D); key (batch,
-    KV heads, 1, D), the newest token's.
+    bfloat16: keys, values (batch, KV heads, n, D), the newest token's last; q (batch, query heads,
+    1, D).
     """
 
     def __init__(self, shape: Shape, batch: int, n: int, device: torch.device) -> None:
@@ -235,19 +283,24 @@ class Cell:
         size = (batch, shape.kv_heads, n, shape.head_dim)
         self.keys, self.values = (self._random(*size) for _ in "kv")
         self.q = self._random(batch, shape.query_heads, 1, shape.head_dim)
-        self.key = self.keys[:, :, -1:].contiguous()
-        layouts = {layout for layout, _ in VARIANTS.values()}
-        self.maps = {layout: shape.maps(layout, 0).to(device) for layout in layouts}
-        self.codes = {layout: self._encode(layout) for layout in layouts}
+        stored = {self._kind(way): way.maps(shape, 0).to(device) for way in WAYS.values()}
+        codes = {kind: self._encode(maps) for kind, maps in stored.items()}
+        self.maps = {name: stored[self._kind(way)] for name, way in VARIANTS.items()}
+        self.codes = {name: codes[self._kind(way)] for name, way in VARIANTS.items()}
 
     def _random(self, *size: int) -> Tensor:
         return torch.empty(size, dtype=torch.bfloat16, device=self.device).normal_()
 
-    def _encode(self, layout: Layout) -> Any:
+    @staticmethod
+    def _kind(way: Way) -> tuple:
+        """What ways have in common that share codes."""
+        return tuple(way.codes.values())
+
+    def _encode(self, maps: LayerMaps) -> Any:
         from hashattn_kernels.codes import Tiled
 
-        store, maps = Tiled(), self.maps[layout]
-        store.reserve(self.batch, maps.key.heads, self.shape.bits // 32, self.n, self.device)
+        store = Tiled()
+        store.reserve(self.batch, maps.key.heads, maps.key.bits // 32, self.n, self.device)
         for part in self.keys.split(max(1, 2**18 // self.batch), dim=2):
             store.append(encode(part, maps.key))
         return store
@@ -275,15 +328,15 @@ class Cell:
             calls[name, "total", None] = call
         sizes = {key: self._row_bytes * self.batch * self.n for key in calls}
         for divisor in divisors:
-            for name in VARIANTS:
+            for name in VARIANTS if divisor == divisors[0] else _AT_ALL_DENSITIES:
                 step = self.sparse(name, divisor)
-                step(self.q, self.key)
+                step(self.q)
                 self.check(name, step)
                 bytes_read = self._stage_bytes(name, step)
-                stages = {"total": partial(step, self.q, self.key)}
+                stages = {"total": partial(step, self.q)}
                 if divisor == divisors[0]:
                     stages |= {
-                        "encode": partial(step.encode, self.q, self.key),
+                        "encode": partial(step.encode, self.q),
                         "select": step.select,
                         "attend": partial(step.attend, self.q),
                     }
@@ -319,36 +372,57 @@ class Cell:
         """The DecodeStep of a variant that selects n / divisor heavy tokens."""
         from hashattn_kernels.triton_gpu.step import DecodeStep
 
-        layout, options = VARIANTS[name]
-        maps = self.maps[layout]
+        way, maps, heavy = VARIANTS[name], self.maps[name], self.n // divisor
         step = DecodeStep(
-            maps.query, maps.key, self.keys, self.values, heavy=self.n // divisor, sink=SINK,
-            local=LOCAL, scaling=self.scaling, **options,
+            maps.query, maps.key, self.keys, self.values, heavy=heavy, sink=SINK, local=LOCAL,
+            scaling=self.scaling, lists=way.lists(self.shape), union=name == UNION,
+            grades=way.grades, drawing=self._drawing(way, heavy),
         )  # fmt: skip
-        step.codes = self.codes[layout]
+        step.codes = self.codes[name]
         step.spans[..., 1] = self.n
         return step
+
+    def _drawing(self, way: Way, heavy: int) -> Drawing | None:
+        if not way.sampled:
+            return None
+        lists = way.lists(self.shape)
+        slopes = torch.full((lists,), _SLOPE, device=self.device)
+        drawn = torch.full((self.batch, 1, 1), round(heavy * way.sampled), device=self.device)
+        return Drawing(slopes, drawn, _TRUST, Coins())
 
     def check(self, name: str, step: Any) -> None:
         """RuntimeError unless lists and output of a step that ran are the reference's, on the first
         sequence; longer contexts than _CHECKED are not compared."""
         if self.n > _CHECKED:
             return
-        layout = VARIANTS[name][0]
-        _, lists, _, width = step.indices.shape
-        query = encode(self.q[:1], self.maps[layout].query)
-        codes = self.codes[layout].to_tokens()[:1]
-        expected = select_by_codes(
-            query, codes, step.heavy[:1], SINK, LOCAL, lists=lists, width=width,
-            backend="reference",
-        )  # fmt: skip
+        way, lists = VARIANTS[name], step.indices.shape[1]
+        expected, log_weights = self._reference(way, self.maps[name], step)
         if not torch.equal(step.indices[:1], expected):
-            raise RuntimeError(f"{name}: lists differ from the reference's at {self.n} tokens")
+            raise RuntimeError(f"{name}: {lists} lists differ from the reference's at {self.n}")
         read = (step.indices if step.union is None else step.union)[:1]
         out = attend(self.q[:1], self.keys[:1], self.values[:1], read, self.scaling,
-                     backend="reference")  # fmt: skip
+                     log_weights=log_weights, backend="reference")  # fmt: skip
         if not torch.allclose(step.out[:1].float(), out.float(), rtol=2e-2, atol=2e-2):
             raise RuntimeError(f"{name}: the output differs from the reference's")
+
+    def _reference(self, way: Way, maps: LayerMaps, step: Any) -> tuple[Tensor, Tensor | None]:
+        """Lists and log weights of the first sequence by the reference, from Triton's codes."""
+        _, lists, _, width = step.indices.shape
+        q, codes, heavy = self.q[:1], step.codes.to_tokens()[:1], step.heavy[:1]
+        if way.grades is None:
+            query, most = encode(q, maps.query, backend="triton"), None
+        else:
+            query, steps = encode_graded(q, maps.query, lists, *way.grades, backend="triton")
+            most = way.grades.most
+        if step.drawing is None:
+            return select_by_codes(query, codes, heavy, SINK, LOCAL, lists=lists, width=width,
+                                   most=most, backend="reference"), None  # fmt: skip
+        slopes, drawn, trust, coins = step.drawing
+        drawn = drawn[:1].expand(heavy.shape)
+        return sample_by_codes(
+            query, codes, units_of(steps, slopes), heavy - drawn, drawn, trust, coins, SINK, LOCAL,
+            width=width, most=most, backend="reference",
+        )  # fmt: skip
 
     @property
     def _row_bytes(self) -> int:
@@ -357,19 +431,19 @@ class Cell:
 
     def _stage_bytes(self, name: str, step: Any) -> dict[str, int]:
         """Bytes that each stage must read."""
-        maps = self.maps[VARIANTS[name][0]]
+        maps = self.maps[name]
         read = step.indices if step.union is None else step.union
         row = 2 * self.shape.head_dim * self.keys.element_size()
         sizes = {
             "encode": weight_bytes(maps),
-            "select": self.batch * maps.key.heads * self.n * self.shape.bits // 8,
+            "select": self.batch * maps.key.heads * self.n * maps.key.bits // 8,
             "attend": int((read >= 0).sum()) * row,
         }
         return sizes | {"total": sum(sizes.values())}
 
     def _topk(self, divisor: int) -> Call:
         """torch's top-k of as many scores as one list per query head has."""
-        scores = torch.randint(0, 33, (self.batch, self.shape.query_heads, self.n),
+        scores = torch.randint(0, 256, (self.batch, self.shape.query_heads, self.n),
                                dtype=torch.int32, device=self.device)  # fmt: skip
         return partial(torch.topk, scores, max(1, self.n // divisor), sorted=False)
 
@@ -428,6 +502,8 @@ def report(record: dict[str, Any]) -> None:
         "break-even length over the fastest dense call": tables.gpu_break_even(record),
         "stages: TB/s and share of copy": tables.gpu_stages(record),
     }
+    if record["models"]:
+        sections["generate: host and device"] = tables.generated(record["models"])
     for title, table in sections.items():
         print(f"\n{title}\n{table.round(3).to_string()}")
     for reason in record["not_measured"]:

@@ -12,15 +12,17 @@ from torch import Tensor
 
 from hashattn.attention.budget import Budget
 from hashattn.base.checks import require
-from hashattn.base.layout import Layout
 from hashattn.hashing.maps import LayerMaps
 from hashattn.kernels import available, encode_pair, hamming_scores
 from hashattn.reproduce.bench.record import protocol_of
-from hashattn.reproduce.bench.step import QUERIES, TORCH_DENSE, DecodeStep, Shape
-from hashattn.reproduce.bench.timing import FLUSH_BYTES, Clock, Stages, Variant, measure
+from hashattn.reproduce.bench.step import QUERIES, TORCH_DENSE, DecodeStep, Lists
+from hashattn.reproduce.bench.timing import CLOCKS, FLUSH_BYTES, Clock, Stages, Variant, measure
+from hashattn.reproduce.bench.ways import DEFAULT, WAYS, Shape, Way
 
-LISTS = {"hash": "per_kv_head", "hash_query_lists": "per_query_head"}
 PEERS = ("roofline", "fallback", "union", "selection")
+STAGED = "staged"  # the total of a step made of one call a stage
+_OF_PEERS = "paper_kv_lists"  # what torch.topk and FAISS can select: matching bits
+_GATHERED = "default_kv_lists"  # whose rows the roofline gathers
 
 
 @torch.no_grad()
@@ -33,52 +35,77 @@ def layer_latency(
     clock: str = "wall",
     seed: int = 0,
     peers: tuple[str, ...] = (),
+    ways: Mapping[str, Way] = WAYS,
 ) -> list[dict[str, Any]]:
     """Milliseconds of one decode step with n cached tokens, a row for each variant and stage.
 
-    Variants: torch's dense calls (TORCH_DENSE), "dense" (ours), "hash" (one list per KV head) and
-    "hash_query_lists" (one per query head), the last two with stages encode, select, attend and
-    total; and those of `peers`: "roofline" (reading what dense and hash read, computing nothing),
-    "fallback" (hash without numba), "union" (the union of a group's lists), "selection" (torch.topk
-    and FAISS). Rows hold ms (median), q1, q3, bytes (what the stage must read) and the protocol.
-    budget defaults to a density of 1/16. clock: "wall", or "cpu" for the process's own time. Raises
-    ValueError for an unknown peer or clock, RuntimeError if a variant's output is wrong.
+    Variants: `ways`, torch's dense calls (TORCH_DENSE), "dense" (ours), and those of `peers`:
+    "roofline" (reading what dense and sparse read, computing nothing), "fallback" (the default
+    without numba), "union" (the default reading the union of a group's lists), "selection"
+    (torch.topk and FAISS). A way's "total" is one call, as the package runs it; encode, select,
+    attend and their sum STAGED are of the same step as one call a stage. Rows hold ms (median), q1,
+    q3, bytes (what the stage must read), tokens_read (of a list) and the protocol. budget defaults
+    to a density of 1/16. clock: "wall", or "cpu" for the process's own time. Raises ValueError for
+    an unknown peer or clock, RuntimeError if a variant's output is wrong.
     """
     unknown = sorted(set(peers) - set(PEERS))
     require(not unknown, "peers", unknown, f"some of {', '.join(PEERS)}")
     shape, budget = shape or Shape(), budget or Budget(density=1 / 16)
-    step = DecodeStep(n, dtype, budget, shape, seed)
-    check(step)
-    lists = {name: step.select(layout, step.encode(layout, step.queries[0]))
-             for name, layout in LISTS.items()}  # fmt: skip
-    read = int((lists["hash"][0, 0, 0] >= 0).sum())
-    protocol = protocol_of(clock, seed) | asdict(shape) | asdict(budget) | {
-        "n": n, "dtype": str(dtype).removeprefix("torch."), "tokens_read": read,
-        "density": read / n, "repeats": repeats, "flush_bytes": FLUSH_BYTES,
+    step = DecodeStep(n, dtype, budget, shape, seed, ways)
+    lists = check(step)
+    protocol = protocol_of(clock, seed) | {
+        "n": n, "dtype": str(dtype).removeprefix("torch."), "repeats": repeats,
+        "flush_bytes": FLUSH_BYTES, **asdict(shape), "sink": budget.sink, "local": budget.local,
+        "heavy": budget.heavy, "density": budget.density,
     }  # fmt: skip
     rows = measure(_variants(step, lists, peers), repeats, clock)
-    sizes = bytes_read(step, lists)
-    return [row | {"bytes": sizes.get((row["variant"], row["stage"]))} | protocol for row in rows]
+    sizes, read = bytes_read(step, lists), {name: _read(part) for name, part in lists.items()}
+    found = []
+    for row in map(_named, rows):
+        tokens = read.get(row["variant"])
+        found.append(
+            row
+            | {"bytes": sizes.get((row["variant"], row["stage"])), "tokens_read": tokens}
+            | protocol
+        )
+    return found
+
+
+def _named(row: dict[str, Any]) -> dict[str, Any]:
+    """A measured row by its way: the staged calls are measured under a name of their own."""
+    name, staged, _ = row["variant"].partition(f" {STAGED}")
+    if staged and row["stage"] == "total":
+        return row | {"variant": name, "stage": STAGED}
+    return row | {"variant": name}
+
+
+def _read(lists: Lists) -> float:
+    """Tokens that a list reads, on average."""
+    indices = lists[0]
+    return float((indices >= 0).sum()) / indices.shape[1]
 
 
 @torch.no_grad()
 def encode_latency(
-    shapes: Mapping[str, tuple[Shape, str]], repeats: int = 15, seed: int = 0
+    maps: Mapping[str, tuple[Way, str]],
+    repeats: int = 15,
+    seed: int = 0,
+    shape: Shape | None = None,
 ) -> list[dict[str, Any]]:
-    """Milliseconds to encode one token's queries and keys, all `shapes` interleaved.
+    """Milliseconds to encode one token's queries and keys, all `maps` interleaved.
 
-    shapes: {name: (shape, precision of the maps)}. A row each: variant, ms (median), q1, q3, bytes
-    of a layer's maps.
+    maps: {name: (a way, the precision of its maps)}. A row each: variant, ms (median), q1, q3,
+    bytes of a layer's maps.
     """
-    variants, sizes = {}, {}
-    for name, (shape, precision) in shapes.items():
-        maps = shape.maps("per_kv_head", seed, precision)
+    variants, sizes, shape = {}, {}, shape or Shape()
+    for name, (way, precision) in maps.items():
+        made = way.maps(shape, seed, precision)
         queries = torch.randn(1, shape.query_heads, 1, shape.head_dim, dtype=torch.bfloat16)
         keys = torch.randn(1, shape.kv_heads, 1, shape.head_dim, dtype=torch.bfloat16)
-        variants[name] = lambda number, clock, q=queries, k=keys, m=maps: _no_stages(
+        variants[name] = lambda number, clock, q=queries, k=keys, m=made: _no_stages(
             encode_pair(q, m.query, k, m.key)
         )
-        sizes[name] = weight_bytes(maps)
+        sizes[name] = weight_bytes(made)
     rows = measure(variants, repeats)
     return [row | {"bytes": sizes[row["variant"]]} for row in rows]
 
@@ -89,9 +116,10 @@ def weight_bytes(maps: LayerMaps) -> int:
     return sum((2 if side.half else 4) * w.numel() for side in sides for w in side.weights)
 
 
-def check(step: DecodeStep) -> None:
-    """RuntimeError unless all dense variants, and attending to a list of all tokens, agree."""
-    query = step.queries[0]
+def check(step: DecodeStep) -> dict[str, Lists]:
+    """RuntimeError unless all dense variants, and attending to a list of all tokens, agree, and
+    every way's one call with its calls by stage; what each way reads for the first query."""
+    query, clock = step.queries[0], CLOCKS["wall"]
     tolerance = 1e-4 if query.dtype == torch.float32 else 2e-2
     expected = step.sdpa_grouped(query).float()
     all_tokens = torch.arange(step.n, dtype=torch.int32).expand(1, step.shape.kv_heads, 1, -1)
@@ -100,52 +128,69 @@ def check(step: DecodeStep) -> None:
     for name, out in outputs.items():
         if not torch.allclose(out.float(), expected, atol=tolerance, rtol=tolerance):
             raise RuntimeError(f"{name} disagrees with sdpa_grouped on this machine")
+    lists = {}
+    for name in step.ways:
+        out, _, lists[name] = step.fused(name, query, clock)
+        other, _, read = step.staged(name, query, clock)
+        close = torch.allclose(out.float(), other.float(), atol=tolerance, rtol=tolerance)
+        if not (close and torch.equal(read[0], lists[name][0])):
+            raise RuntimeError(f"{name}: one call and its stages disagree on this machine")
+    return lists
 
 
-def bytes_read(step: DecodeStep, lists: dict[str, Tensor]) -> dict[tuple[str, str], int]:
+def bytes_read(step: DecodeStep, lists: Mapping[str, Lists]) -> dict[tuple[str, str], int]:
     """Bytes that each (variant, stage) must read: K and V, codes, listed rows, maps.
 
-    lists: by variant (1, lists, 1, m) int32, -1 for padding.
+    lists: what each way reads.
     """
     shape, itemsize = step.shape, step.keys.element_size()
     row = 2 * shape.head_dim * itemsize
     cache_bytes = shape.kv_heads * step.n * row
     sizes = {(name, "total"): cache_bytes for name in (*TORCH_DENSE, "dense", "read")}
-    for name, layout in LISTS.items():
-        maps = step.maps[layout]
-        heads = step.codes[layout].shape[1]
-        stages = {
-            "encode": weight_bytes(maps),
-            "select": heads * step.n * shape.bits // 8,
-            "attend": int((lists[name] >= 0).sum()) * row,
+    for name, (indices, _) in lists.items():
+        parts = {
+            "encode": weight_bytes(step.maps[name]),
+            "select": shape.kv_heads * step.n * step.ways[name].bits // 8,
+            "attend": int((indices >= 0).sum()) * row,
         }
-        sizes |= {(name, stage): size for stage, size in stages.items()}
-        sizes[name, "total"] = sum(stages.values())
-    sizes["gather", "total"] = sizes["hash", "attend"]
+        sizes |= {(name, stage): size for stage, size in parts.items()}
+        sizes[name, "total"] = sizes[name, STAGED] = sum(parts.values())
+    if _GATHERED in lists:
+        sizes["gather", "total"] = sizes[_GATHERED, "attend"]
     return sizes
 
 
 def _variants(
-    step: DecodeStep, lists: dict[str, Tensor], peers: tuple[str, ...]
+    step: DecodeStep, lists: dict[str, Lists], peers: tuple[str, ...]
 ) -> dict[str, Variant]:
     def query(number: int) -> Tensor:
         return step.queries[number % QUERIES]
 
-    def sparse(layout: Layout, backend: str | None = None) -> Variant:
-        return lambda number, clock: step.sparse(layout, query(number), clock, backend)[1]
+    def fused(name: str, backend: str | None = None) -> Variant:
+        return lambda number, clock: step.fused(name, query(number), clock, backend)[1]
 
+    def staged(name: str) -> Variant:
+        def run(number: int, clock: Clock) -> Stages:
+            spent = step.staged(name, query(number), clock)[1]
+            return spent | {"total": sum(spent.values())}
+
+        return run
+
+    variants: dict[str, Variant] = {name: fused(name) for name in step.ways}
     dense = TORCH_DENSE | {"dense": DecodeStep.dense}
-    variants: dict[str, Variant] = {
+    variants |= {
         name: lambda number, clock, call=call: _no_stages(call(step, query(number)))
         for name, call in dense.items()
     }
-    variants |= {name: sparse(layout) for name, layout in LISTS.items()}
+    variants |= {f"{name} {STAGED}": staged(name) for name in step.ways}
     if "fallback" in peers:
-        variants |= {f"{name}_numpy": sparse(layout, "numpy") for name, layout in LISTS.items()}
+        variants[f"{DEFAULT}_numpy"] = fused(DEFAULT, "numpy")
     if "union" in peers:
-        variants["hash_union"] = lambda number, clock: step.union(query(number), clock)[1]
+        variants[f"{DEFAULT}_union"] = lambda number, clock: step.union(
+            DEFAULT, query(number), clock
+        )[1]
     if "roofline" in peers and available("numba"):
-        variants |= _roofline(step, lists["hash"])
+        variants |= _roofline(step, lists[_GATHERED][0])
     return variants | (_selection(step) if "selection" in peers else {})
 
 
@@ -167,19 +212,22 @@ def _roofline(step: DecodeStep, indices: Tensor) -> dict[str, Variant]:
 
 
 def _selection(step: DecodeStep) -> dict[str, Variant]:
-    """The selection step alone beside its peers, one list per KV head (FAISS: per query head)."""
-    query = step.encode("per_kv_head", step.queries[0])
-    scores = hamming_scores(query, step.codes["per_kv_head"])
-    heavy = int(step.plan.heavy)
+    """The selection step alone beside its peers: matching bits, one list per KV head (FAISS: per
+    query head)."""
+    query, _ = step.encode(_OF_PEERS, step.queries[0])
+    step.codes[_OF_PEERS].crop(step.n - 1)
+    scores = hamming_scores(query, step.codes[_OF_PEERS])
+    heavy = int(step.plans[_OF_PEERS].heavy)
     distances = (int(scores.max()) - scores).to(torch.int32)
+
+    def shared(number: int, clock: Clock) -> None:
+        step.select(_OF_PEERS, query, None, lists=step.shape.query_heads)
 
     variants: dict[str, Variant] = {
         "topk": lambda number, clock: _no_stages(
-            distances.topk(heavy, dim=-1, largest=False, sorted=False)
+            distances.topk(min(heavy, step.n - 1), dim=-1, largest=False, sorted=False)
         ),
-        "select_shared_codes": lambda number, clock: _no_stages(
-            step.select("per_kv_head", query, lists=step.shape.query_heads)
-        ),
+        "select_shared_codes": shared,
     }
     if available("numba"):
         from hashattn_kernels.numba_cpu.backend import smallest
@@ -196,12 +244,12 @@ def _faiss(step: DecodeStep, query: Tensor, heavy: int) -> dict[str, Variant]:
     except ImportError:
         return {}
     faiss.omp_set_num_threads(torch.get_num_threads())
-    codes = step.codes["per_kv_head"].to_tokens()[0].contiguous().numpy().view(np.uint8)
+    codes = step.codes[_OF_PEERS].to_tokens()[0].contiguous().numpy().view(np.uint8)
     queries = query[0, :, 0].contiguous().numpy().view(np.uint8)
     queries = queries.reshape(step.shape.kv_heads, step.shape.group, -1)
     indexes = []
     for head in codes:
-        index = faiss.IndexBinaryFlat(step.shape.bits)
+        index = faiss.IndexBinaryFlat(step.ways[_OF_PEERS].bits)
         index.use_heap = False  # counting by distance is three times as fast here
         index.add(head)
         indexes.append(index)

@@ -13,7 +13,7 @@ from hashattn.attention.attachment import attach
 from hashattn.attention.budget import Budget
 from hashattn.attention.observer import Clock, LayerStep
 from hashattn.hashing.weights import HashWeights
-from hashattn.reproduce.bench.end_to_end import STAGES, StageTimes, filled_cache
+from hashattn.reproduce.bench.end_to_end import AttentionTimes, filled_cache
 from hashattn.reproduce.bench.record import protocol_of
 from hashattn.selectors.hash import HashSelector
 
@@ -40,7 +40,7 @@ def receipt_cost(
 
     The default method decodes `steps` tokens after n cached ones; then the calls of one token are
     counted again by a receipt ("receipt"), and by one that keeps its last steps, with a clock and a
-    listener for the stages ("everything"). Shares are of the median token, receipt included.
+    listener for the times ("everything"). Shares are of the median token, receipt included.
     """
     selector = HashSelector(HashWeights.for_model(model, seed=seed).rounded())
     cache, token = filled_cache(model, n, seed), torch.zeros(1, 1, dtype=torch.long)
@@ -54,7 +54,7 @@ def receipt_cost(
             model(token, past_key_values=cache, use_cache=True)
             token_seconds.append(time.perf_counter() - start)
     calls = list(last.of_layer.values())
-    plain, full, stages = attached.receipt.fresh(), attached.receipt.fresh(), StageTimes()
+    plain, full, times = attached.receipt.fresh(), attached.receipt.fresh(), AttentionTimes()
     full.keep_steps = _KEPT
 
     def count() -> None:
@@ -64,12 +64,11 @@ def receipt_cost(
     def everything() -> None:
         for call in calls:
             clock = Clock(call.query.device)
-            for stage in STAGES:
-                clock.lap(stage)
+            clock.lap("step")
             timed = LayerStep(call.layer, call.query, call.n, call.seen, None, call.indices,
                               None, call.plan, call.view, seconds=clock.seconds())  # fmt: skip
             full.saw(timed)
-            stages.saw(timed)
+            times.saw(timed)
 
     whole = median(token_seconds[1:])
     costs = {"receipt": _seconds(count), "everything": _seconds(everything)}

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from hashattn.reproduce.bench.step import TORCH_DENSE
+from hashattn.reproduce.bench.step import STAGES, TORCH_DENSE
+from hashattn.reproduce.bench.ways import DEFAULT, WAYS
 
-SPARSE = ("hash", "hash_query_lists")
-GPU_SPARSE = (*SPARSE, "hash_union")
+SPARSE = tuple(WAYS)
+_FAR = (32768, 131072)  # lengths of a speed-up beside its error
+GPU_SPARSE = (*SPARSE, f"{DEFAULT}_union")
 GPU_DENSE = ("dense", "sdpa_grouped", "sdpa_gqa", "flex", "flashinfer")
 _NEVER = float("nan")  # no break-even at any measured length
 
@@ -20,7 +23,8 @@ def totals(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
     frame = pd.DataFrame(rows)
     frame = frame[frame["stage"] == "total"]
     keys = ["threads", "dtype", "n"]
-    return frame.pivot_table(index=keys, columns="variant", values="ms", sort=False).sort_index()
+    table = frame.pivot_table(index=keys, columns="variant", values="ms", sort=False)
+    return table[list(dict.fromkeys(frame["variant"]))].sort_index()
 
 
 def speedups(rows: Iterable[dict[str, Any]], variants: Iterable[str] = SPARSE) -> pd.DataFrame:
@@ -66,12 +70,92 @@ def _won_from(ratio: pd.Series) -> float:
     return won.min() if len(won) else _NEVER
 
 
+def line(lengths: Sequence[float], ms: Sequence[float]) -> tuple[float, float]:
+    """(a, b) of ms = a + b n by least squares of the relative error, so that short lengths count as
+    much as long ones. ValueError for fewer than two lengths."""
+    n, times = np.asarray(lengths, float), np.asarray(ms, float)
+    if len(set(n)) < 2:
+        raise ValueError(f"lengths = {list(lengths)}: a line needs two different ones")
+    b, a = np.polyfit(n, times, 1, w=1 / times)
+    return float(a), float(b)
+
+
+def crossing(ours: tuple[float, float], theirs: tuple[float, float]) -> float:
+    """The length from which a line (a, b) stays below another: 0 where it always is, NaN where it
+    never does."""
+    (a, b), (c, d) = ours, theirs
+    if b >= d:
+        return 0.0 if a <= c and b <= d else _NEVER
+    return max(0.0, (a - c) / (d - b))
+
+
+def fixed_costs(rows: Iterable[dict[str, Any]], variants: Iterable[str] = SPARSE) -> pd.DataFrame:
+    """What a step costs at any length: a line per (threads, dtype, variant), dense ones too.
+
+    a ms and b (microseconds for 1,024 tokens more) of the fitted `line`; at the shortest length n
+    the step's ms as it is, the MB that it must read and the ms that these take at the speed at
+    which memory is read; and where the line crosses those of torch's fastest call and of our dense
+    step.
+    """
+    frame, table = pd.DataFrame(rows), speedups(rows, variants)
+    whole = frame[frame["stage"] == "total"].set_index(["threads", "dtype", "n", "variant"])
+    found = {}
+    for (threads, dtype), part in table.groupby(level=["threads", "dtype"]):
+        part = part.droplevel(["threads", "dtype"])
+        names = [name for name in ("torch", "dense", *variants) if f"{name} ms" in part]
+        if len(part) < 2:
+            continue
+        fits = {name: line(part.index, part[f"{name} ms"]) for name in names}
+        of_read = whole.xs((threads, dtype), level=["threads", "dtype"])
+        speed = _read_speed(of_read)
+        for name in names:
+            n = part.index[0]
+            call = part["torch"].iloc[0] if name == "torch" else name
+            megabytes = of_read.loc[(n, call), "bytes"] / 1e6
+            found[threads, dtype, name] = {
+                "a ms": fits[name][0], "b us/1K": fits[name][1] * 1024 * 1e3, "n": n,
+                "ms": part[f"{name} ms"].iloc[0], "MB": megabytes,
+                "roofline ms": megabytes * 1e6 / speed,
+                "below torch from": crossing(fits[name], fits["torch"]),
+                "below dense from": crossing(fits[name], fits["dense"]),
+            }  # fmt: skip
+    return pd.DataFrame(found).T.rename_axis(["threads", "dtype", "variant"])
+
+
+def _read_speed(whole: pd.DataFrame) -> float:
+    """Bytes a millisecond that reading reaches at the longest length; NaN where it was not
+    timed. whole: rows of whole steps by (n, variant)."""
+    if "read" not in whole.index.get_level_values("variant"):
+        return float("nan")
+    longest = whole.xs("read", level="variant").sort_index().iloc[-1]
+    return longest["bytes"] / longest["ms"]
+
+
+def equal_quality(
+    rows: Iterable[dict[str, Any]], errors: pd.DataFrame, dtype: str = "bfloat16",
+    lengths: Sequence[int] = _FAR,
+) -> pd.DataFrame:  # fmt: skip
+    """Each way's speed beside its quality: speed-ups at some lengths on one thread, and `errors`
+    (its output error by model and share of tokens read), by variant."""
+    table = speedups(rows).xs((1, dtype), level=["threads", "dtype"])
+    columns = {}
+    for n in lengths:
+        if n in table.index:
+            for peer in ("torch", "dense"):
+                columns[f"{n // 1024}K", f"over {peer}"] = {
+                    name: table.loc[n, f"{name} / {peer}"]
+                    for name in SPARSE
+                    if f"{name} / {peer}" in table
+                }
+    return pd.DataFrame(columns).reindex(SPARSE).join(errors)
+
+
 def roofline(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
     """How close the dense and sparse steps come to the speed at which memory is read.
 
     A line per (threads, dtype, n): read GB/s, the share of it that the dense step reaches, and for
-    each sparse variant the time of select and attend over the time to read their bytes at that
-    speed; the same for reading the listed rows without computing ("gather").
+    each way the time of its step, encoding apart, over the time to read codes and rows at that
+    speed; the same for reading listed rows without computing ("gather").
     """
     frame = pd.DataFrame(rows)
     lines = []
@@ -85,19 +169,22 @@ def roofline(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
         line["dense share"] = ms["read", "total"] / ms["dense", "total"]
         for name in SPARSE:
             step = [(name, "select"), (name, "attend")]
-            line[f"{name} / floor"] = ms[step].sum() * speed / size[step].sum()
-        line["gather / floor"] = ms["gather", "total"] * speed / size["gather", "total"]
+            if step[0] in ms:
+                line[f"{name} / floor"] = ms[step].sum() * speed / size[step].sum()
+        if ("gather", "total") in ms:
+            line["gather / floor"] = ms["gather", "total"] * speed / size["gather", "total"]
         lines.append(line)
     return pd.DataFrame(lines).set_index(["threads", "dtype", "n"])
 
 
-def stages(rows: Iterable[dict[str, Any]], variant: str = "hash") -> pd.DataFrame:
-    """Milliseconds of encode, select and attend, and encode over the other two."""
+def stages(rows: Iterable[dict[str, Any]], variant: str = DEFAULT) -> pd.DataFrame:
+    """Milliseconds of encode, select and attend as one call each, encode over the other two, and
+    the step in one call ("total")."""
     frame = pd.DataFrame(rows)
-    frame = frame[(frame["variant"] == variant) & (frame["stage"] != "total")]
+    frame = frame[(frame["variant"] == variant) & frame["stage"].isin((*STAGES, "total"))]
     keys = ["threads", "dtype", "n"]
     table = frame.pivot_table(index=keys, columns="stage", values="ms")
-    table = table[["encode", "select", "attend"]]
+    table = table[[*STAGES, "total"]]
     return table.assign(**{"encode share": table["encode"] / (table["select"] + table["attend"])})
 
 
@@ -124,10 +211,11 @@ def selection(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
     """
     frame = pd.DataFrame(rows)
     names = ["topk", "threshold", "select_shared_codes", "faiss"]
+    ours = "paper_kv_lists"
     keys = ["threads", "dtype", "n"]
     table = totals(rows)
     table = table[[name for name in names if name in table]].copy()
-    select = frame[(frame["variant"] == "hash") & (frame["stage"] == "select")]
+    select = frame[(frame["variant"] == ours) & (frame["stage"] == "select")]
     table["select"] = select.set_index(keys)["ms"]
     if "threshold" in table:
         table["topk / threshold"] = table["topk"] / table["threshold"]
@@ -150,13 +238,24 @@ def models(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
     return table.assign(**{"speed-up": peer / table["ms"], "ceiling": frame["ceiling"].to_numpy()})
 
 
-def model_stages(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
-    """Milliseconds of a layer's stages inside a model, and encode over select and attend."""
+def model_host(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
+    """Milliseconds of a token in attention on a CPU: inside kernels and around them (Python, torch
+    and the receipt), and the latter in microseconds a layer; of this package's variants."""
     frame = pd.DataFrame(rows)
-    frame = frame[frame["variant"] == "hash"].set_index(["model", "threads", "n"])
-    table = frame[["encode_ms", "select_ms", "attend_ms"]]
-    rest = table["select_ms"] + table["attend_ms"]
-    return table.assign(**{"encode share": table["encode_ms"] / rest})
+    frame = frame[frame["kernel_ms"].notna()].set_index(["model", "threads", "n", "variant"])
+    table = frame[["ms", "attention_ms", "kernel_ms", "host_ms"]]
+    return table.assign(**{"host us a layer": table["host_ms"] / frame["layers"] * 1e3})
+
+
+def generated(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
+    """`generate` on a GPU: ms a token, of these the device's and the host's, in which the device
+    waits, by cache; and the speed-up over transformers' own attention with the same cache."""
+    keys = ["model", "n", "cache", "variant"]
+    table = pd.DataFrame(rows).set_index(keys).sort_index()
+    own = table["ms"].xs("transformers", level="variant")
+    peer = own.reindex(table.index.droplevel("variant")).to_numpy()
+    columns = [name for name in ("ms", "q1", "q3", "device_ms", "host_ms") if name in table]
+    return table[columns].assign(**{"speed-up": peer / table["ms"]})
 
 
 def gpu_speedups(record: dict[str, Any], graph: bool = True) -> pd.DataFrame:

@@ -19,7 +19,7 @@ from hashattn.hashing.recipe import TrainRecipe
 from hashattn.hashing.weights import HashWeights
 from hashattn.reproduce.access import load_model
 from hashattn.reproduce.bench.layer import encode_latency
-from hashattn.reproduce.bench.step import Shape
+from hashattn.reproduce.bench.ways import Way
 from hashattn.reproduce.experiments.common import learnable, sequences, train_hashes
 from hashattn.reproduce.experiments.contenders import hash_selectors
 from hashattn.reproduce.profiles import Profile
@@ -105,7 +105,7 @@ def map_costs(profile: Profile, model, tokenizer, layer: int, length: int) -> pd
         for name, (depth, hidden, precision) in shapes.items()
     }
     table = _train_and_measure(profile, model, tokenizer, layer, length, variants)
-    sizes = {name: (Shape(depth=depth, hidden=hidden), precision)
+    sizes = {name: (Way(depth=depth, hidden=hidden, folds=0), precision)
              for name, (depth, hidden, precision) in shapes.items()}  # fmt: skip
     costs = pd.DataFrame(encode_latency(sizes)).set_index("variant")
     costs = pd.DataFrame({"KB a layer": costs["bytes"] / 1e3, "encode ms": costs["ms"]})
