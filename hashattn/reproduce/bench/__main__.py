@@ -1,7 +1,7 @@
-"""python -m hashattn.reproduce.bench cpu|gpu|quality|llamacpp [--output FILE].
+"""python -m hashattn.reproduce.bench cpu|gpu|quality|llamacpp|model [--output FILE].
 
 `make bench` and `make gpu` run the first two; quality renews the record of output errors, llamacpp
-measures that side by side alone.
+measures that side by side alone, model prints what a GPU should take.
 """
 
 from __future__ import annotations
@@ -17,9 +17,14 @@ from hashattn.base.repository import repository
 def main(arguments: list[str] | None = None) -> int:
     """Run a benchmark. Exit status: 0 done, 2 failed (the reason is on stderr)."""
     parser = argparse.ArgumentParser(prog="python -m hashattn.reproduce.bench", description=__doc__)
-    parser.add_argument("what", choices=("cpu", "gpu", "quality", "llamacpp"))
+    parser.add_argument("what", choices=("cpu", "gpu", "quality", "llamacpp", "model"))
     parser.add_argument("--output", type=Path, help="result file, default results/bench/WHAT.json")
     options = parser.parse_args(arguments)
+    if options.what == "model":
+        from hashattn.reproduce.bench import gpu_model
+
+        print(gpu_model.table().round(1).to_string(), gpu_model.paragraph(), sep="\n\n")
+        return 0
     path = options.output or repository() / "results" / "bench" / f"{options.what}.json"
     try:
         if options.what == "cpu":

@@ -31,6 +31,7 @@ def stored() -> pd.DataFrame:
     if not path().is_file():
         return pd.DataFrame(columns=pd.MultiIndex.from_tuples([], names=["model", "read"]))
     table = pd.read_csv(path())
-    return table.pivot(index="variant", columns=["model", "read"], values="output_error").reindex(
-        [name for name in WAYS if name in set(table["variant"])]
-    )
+    errors = table.pivot(index="variant", columns=["model", "read"], values="output_error")
+    ways = [name for name in WAYS if name in errors.index]
+    columns = [(model, f"1/{f}") for model in MODELS for f in FRACTIONS]
+    return errors.reindex(index=ways, columns=pd.MultiIndex.from_tuples(columns))

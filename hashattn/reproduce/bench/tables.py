@@ -147,7 +147,9 @@ def equal_quality(
                     for name in SPARSE
                     if f"{name} / {peer}" in table
                 }
-    return pd.DataFrame(columns).reindex(SPARSE).join(errors)
+    if not columns:
+        return errors
+    return pd.concat([pd.DataFrame(columns).reindex(SPARSE), errors.reindex(SPARSE)], axis=1)
 
 
 def roofline(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:

@@ -8,11 +8,11 @@ import torch
 
 from hashattn.reproduce.bench import gpu, tables
 from hashattn.reproduce.bench.__main__ import main
-from hashattn.reproduce.bench.gpu import Cell, Grid, bench, measure_grid
-from hashattn.reproduce.bench.step import Shape
+from hashattn.reproduce.bench.gpu import Cell, Grid, bench, generate_rows, measure_grid
+from hashattn.reproduce.bench.ways import Shape
 from on_device import CUDA, GPU
 
-SMALL = {"GQA": Shape(4, 2, 64, hidden=16), "MHA": Shape(1, 1, 64, hidden=16)}
+SMALL = {"GQA": Shape(4, 2, 64), "MHA": Shape(1, 1, 64)}
 
 
 class HostClock:
@@ -52,33 +52,55 @@ def test_a_grid_has_every_variant_stage_and_density():
     grid = Grid(SMALL, contexts=(100,), batches=(1,), divisors=(4, 10), repeats=1)
     rows, missing = measure_grid(grid, HostClock(), GPU)
     assert missing == []
+    everywhere = ("default", "default_kv_lists", "paper_kv_lists")
     for heads in SMALL:
         mine = [row for row in rows if row["heads"] == heads]
         dense = {row["variant"] for row in mine if row["divisor"] is None and row["graph"]}
         assert {"dense", "sdpa_grouped", "sdpa_gqa"} <= dense
         for name in tables.GPU_SPARSE:
             of_it = {(r["stage"], r["divisor"], r["graph"]) for r in mine if r["variant"] == name}
-            assert of_it == {("total", d, g) for d in (4, 10) for g in (True, False)} | {
+            divisors = (4, 10) if name in everywhere else (4,)
+            assert of_it == {("total", d, g) for d in divisors for g in (True, False)} | {
                 (stage, 4, True) for stage in ("encode", "select", "attend")
             }
     one = {(r["variant"], r["stage"]): r["bytes"] for r in rows
            if r["heads"] == "GQA" and r["graph"] and r["divisor"] in (4, None)}  # fmt: skip
     assert one["dense", "total"] == 100 * 2 * 2 * 64 * 2
-    assert one["hash", "select"] == 2 * 100 * 4
-    assert one["hash_query_lists", "select"] == 4 * 100 * 4
-    assert one["hash", "attend"] == 2 * (25 + 8) * 2 * 64 * 2
-    assert one["hash", "total"] == sum(one["hash", s] for s in ("encode", "select", "attend"))
+    assert one["default", "select"] == one["paper_kv_lists", "select"] == 2 * 100 * 4
+    assert one["default_64", "select"] == 2 * 100 * 8
+    assert one["default", "attend"] == 4 * (25 + 8) * 2 * 64 * 2
+    assert one["paper_kv_lists", "attend"] == 2 * (25 + 8) * 2 * 64 * 2
+    assert one["default", "total"] == sum(one["default", s] for s in ("encode", "select", "attend"))
 
 
 @pytest.mark.parametrize("wrong", ["indices", "out"])
 def test_wrong_kernels_are_not_measured(wrong):
     cell = Cell(SMALL["GQA"], 1, 80, GPU)
-    step = cell.sparse("hash", 8)
-    step(cell.q, cell.key)
-    cell.check("hash", step)
-    getattr(step, wrong).add_(1)
-    with pytest.raises(RuntimeError, match="differ"):
-        cell.check("hash", step)
+    for name in ("default", "default_drawn", "paper_kv_lists"):
+        step = cell.sparse(name, 8)
+        step(cell.q)
+        cell.check(name, step)
+        getattr(step, wrong).add_(1)
+        with pytest.raises(RuntimeError, match="differ"):
+            cell.check(name, step)
+
+
+def test_generate_with_both_caches_and_what_fails_is_named(monkeypatch):
+    shape = dict(vocab_size=8, hidden_size=32, intermediate_size=8, num_hidden_layers=1,
+                 num_attention_heads=2, num_key_value_heads=1, head_dim=16)  # fmt: skip
+    rows, missing = generate_rows(Grid(models=(300,)), torch.device("cpu"), shape)
+    assert missing == []
+    assert {(row["variant"], row["cache"]) for row in rows} == {
+        (name, cache)
+        for name in ("transformers", "default", "default_kv_lists", "paper_kv_lists")
+        for cache in ("dynamic", "static")
+    }
+    monkeypatch.setattr(gpu, "model_latency", lambda *a, **k: 1 / 0)
+    rows, missing = generate_rows(Grid(models=(300,)), torch.device("cpu"), shape)
+    assert rows == [] and missing[0].startswith("generate, transformers, dynamic cache, 300")
+    assert all("ZeroDivisionError" in line for line in missing)
+    late = Grid(models=(300,), model_seconds=-1)
+    assert "out of time" in generate_rows(late, torch.device("cpu"), shape)[1][0]
 
 
 def test_peers_that_fail_or_err_are_named_not_measured(monkeypatch):
@@ -107,30 +129,35 @@ def test_cells_that_do_not_fit_or_come_too_late_are_named(monkeypatch):
 
 
 def record() -> dict:
-    """Copy at 2 TB/s; dense 1, 2, 4 ms; hash 2, 1, 1 ms."""
+    """Copy at 2 TB/s; dense 1, 2, 4 ms; the default 2, 1, 1 ms."""
     rows = []
     for n, dense, hashed in ((8192, 1.0, 2.0), (16384, 2.0, 1.0), (32768, 4.0, 1.0)):
         cell = {"heads": "GQA", "batch": 1, "n": n, "graph": True, "stage": "total"}
         rows += [
             cell | {"variant": "flex", "divisor": None, "ms": 2 * dense, "bytes": 10**9},
             cell | {"variant": "dense", "divisor": None, "ms": dense, "bytes": 10**9},
-            cell | {"variant": "hash", "divisor": 32, "ms": hashed, "bytes": 10**8},
-            cell | {"variant": "hash", "divisor": 32, "stage": "attend", "ms": hashed / 2,
+            cell | {"variant": "default", "divisor": 32, "ms": hashed, "bytes": 10**8},
+            cell | {"variant": "default", "divisor": 32, "stage": "attend", "ms": hashed / 2,
                     "bytes": 10**8},
             cell | {"variant": "topk", "divisor": 32, "ms": 3.0, "bytes": None},
         ]  # fmt: skip
         rows += [row | {"graph": False, "ms": 10.0} for row in rows if row["stage"] == "total"]
-    return {"rows": rows, "copy_bytes_per_second": 2e12, "not_measured": ["flashinfer: x"]}
+    return {
+        "rows": rows,
+        "copy_bytes_per_second": 2e12,
+        "models": [],
+        "not_measured": ["flashinfer: x"],
+    }
 
 
 def test_tables_and_report(capsys):
     table = tables.gpu_speedups(record())
-    assert table["hash / dense"].tolist() == [0.5, 2.0, 4.0]
+    assert table["default / dense"].tolist() == [0.5, 2.0, 4.0]
     assert table["dense"].tolist() == ["dense"] * 3
     assert table["dense / copy"].tolist() == [0.5, 0.25, 0.125]
-    assert tables.gpu_speedups(record(), graph=False)["hash / dense"].tolist() == [1.0] * 3
-    assert tables.gpu_break_even(record()).loc["GQA", 1, 32]["hash"] == 16384
-    stage = tables.gpu_stages(record()).loc["GQA", 1, 8192, "hash", "attend"]
+    assert tables.gpu_speedups(record(), graph=False)["default / dense"].tolist() == [1.0] * 3
+    assert tables.gpu_break_even(record()).loc["GQA", 1, 32]["default"] == 16384
+    stage = tables.gpu_stages(record()).loc["GQA", 1, 8192, "default", "attend"]
     assert stage.tolist() == pytest.approx([1000, 0.1, 0.05])
     gpu.report(record())
     assert "not measured: flashinfer" in capsys.readouterr().out
@@ -142,7 +169,7 @@ def test_a_small_grid_on_a_gpu(tmp_path, monkeypatch):
         gpu, "check_kernels", lambda: {"self_test": [], "passed": True, "tests": []}
     )
     path = tmp_path / "gpu.json"
-    bench(path, Grid(SMALL, contexts=(4096,), batches=(1,), repeats=2))
+    bench(path, Grid(SMALL, contexts=(4096,), batches=(1,), repeats=2, models=()))
     stored = json.loads(path.read_text())
     assert stored["copy_bytes_per_second"] > 1e11 and stored["rows"]
     assert not [reason for reason in stored["not_measured"] if "CUDA graph" in reason]

@@ -1,0 +1,121 @@
+"""What a decode step of one layer should take on a GPU: arithmetic, for where none has run it.
+
+A model, no measurement. Dense attention streams K and V at a share of the card's peak. A sparse
+step streams its codes or, if that takes longer, issues the selection's instructions, then gathers
+rows at a lower share; every kernel of a CUDA graph adds a fixed time. Left out: the ends of the
+kernels' loops, their serial tails, and the encoding's latency, so that short contexts take longer.
+`python -m hashattn.reproduce.bench model` prints the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from hashattn.base.files import read_json
+from hashattn.base.repository import repository
+from hashattn.reproduce.bench.ways import WAYS, Shape, Way
+
+STREAMED, GATHERED = 0.9, 0.75  # of the peak
+KERNEL_US = 2.5  # of each dependent kernel in a CUDA graph
+LAUNCHES, DENSE_LAUNCHES = 4, 2  # encode and append, count and plan, compact, attend and merge
+LANES = (
+    64  # instructions that a multiprocessor issues a clock, counted in lanes of its 4 schedulers
+)
+CONTEXTS = (32768, 131072, 1048576)
+MODELLED = ("default", "default_kv_lists", "paper", "paper_kv_lists")
+_ITEM = 2  # bytes of bfloat16
+
+
+@dataclass(frozen=True)
+class Card:
+    """A GPU: bytes a second at its peak, bytes of its second-level cache that codes may fill,
+    multiprocessors, and their clock in hertz."""
+
+    peak: float
+    cache: float = 40e6
+    multiprocessors: int = 132
+    clock: float = 1.755e9
+
+    @property
+    def slots(self) -> float:
+        """Issue slots of a lane a second."""
+        return LANES * self.multiprocessors * self.clock
+
+
+CARDS = {"H100": Card(3.35e12), "H200": Card(4.8e12)}
+# issue slots that selecting takes of a lane for a key: counting it and listing it, sm_90 machine
+# code; where one list is kept for a group of 4 heads, for all of them together
+SLOTS = {"default": 62.0, "default_kv_lists": 62.0, "paper": 32.0, "paper_kv_lists": 50.0}
+
+
+def predict(
+    card: Card, way: Way, n: int, slots: float, shape: Shape | None = None,
+    launches: int = LAUNCHES,
+) -> dict[str, float]:  # fmt: skip
+    """Megabytes and microseconds of one layer's step with n cached tokens, batch 1, bfloat16,
+    n / 32 + 256 tokens read by each list.
+
+    slots: issue slots a key of selecting for one list. floor_us: its bytes once, at the peak.
+    """
+    shape = shape or Shape()
+    row = 2 * shape.head_dim * _ITEM
+    dense = n * shape.kv_heads * row
+    codes, lists = n * shape.kv_heads * way.bits / 8, way.lists(shape)
+    rows = min(n, n // 32 + 256) * lists * row
+    streamed = codes * (1 if codes <= card.cache else 2)  # codes are read twice
+    dense_us = dense / card.peak / STREAMED * 1e6 + DENSE_LAUNCHES * KERNEL_US
+    reading = streamed / card.peak / STREAMED * 1e6
+    issuing = n * lists * slots / card.slots * 1e6
+    gathering = rows / card.peak / GATHERED * 1e6
+    us = max(reading, issuing) + gathering + launches * KERNEL_US
+    return {
+        "launches": launches, "codes MB": codes / 1e6, "rows MB": rows / 1e6, "slots": slots,
+        "select us": max(reading, issuing), "gather us": gathering,
+        "floor us": (streamed + rows) / card.peak * 1e6, "us": us, "dense MB": dense / 1e6,
+        "dense us": dense_us, "dense / sparse": dense_us / us,
+    }  # fmt: skip
+
+
+def table(slots: Mapping[str, float] | None = None) -> pd.DataFrame:
+    """`predict` of MODELLED on CARDS over CONTEXTS; slots: a key, by way, default `known_slots`."""
+    slots = known_slots() if slots is None else slots
+    lines = {
+        (card, n, name): predict(CARDS[card], WAYS[name], n, slots[name])
+        for card in CARDS
+        for n in CONTEXTS
+        for name in MODELLED
+    }
+    return pd.DataFrame(lines).T.rename_axis(["card", "n", "variant"])
+
+
+def known_slots(report: Mapping[str, Any] | None = None) -> dict[str, float]:
+    """SLOTS, with those in their place that the compile gate recorded ("slots_a_key" by way);
+    report: default data/reference/triton_gate.json."""
+    if report is None:
+        path = repository() / "data" / "reference" / "triton_gate.json"
+        report = read_json(path) if path.is_file() else {}
+    recorded = report.get("slots_a_key", {})
+    return SLOTS | {name: float(recorded[name]) for name in SLOTS if name in recorded}
+
+
+def paragraph(predicted: pd.DataFrame | None = None) -> str:
+    """A Markdown table of the README: predicted microseconds, and times dense in brackets."""
+    predicted = table() if predicted is None else predicted
+    heads = [f"{card}, {n // 1024}K" for card in CARDS for n in CONTEXTS]
+    cells = {
+        "dense": [
+            f"{predicted.loc[(card, n, MODELLED[0]), 'dense us']:.0f}"
+            for card in CARDS
+            for n in CONTEXTS
+        ]
+    }
+    for name in MODELLED:
+        own = [predicted.loc[card, n, name] for card in CARDS for n in CONTEXTS]
+        cells[name] = [f"{line['us']:.0f} ({line['dense / sparse']:.1f}x)" for line in own]
+    lines = [f"| us a layer and step | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+    lines += [f"| {name} | {' | '.join(part)} |" for name, part in cells.items()]
+    return "\n".join(lines)
