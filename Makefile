@@ -76,10 +76,10 @@ pilot: compile ## own documents, go or no go: DOCS=folder [QUESTIONS MODEL LANGU
 		$(call option,budgets,BUDGETS) $(call option,device,DEVICE) $(call option,workload,WORKLOAD) \
 		$(call option,price,PRICE) $(call option,samples,SAMPLES) $(call option,out,OUT)
 
-bench: compile ## CPU latency to 128K tokens and whole models (12 min); results/bench/cpu.json
+bench: compile ## CPU latency to 128K tokens, whole models, llama.cpp (15 min); results/bench/cpu.json
 	$(PY) -m hashattn.reproduce.bench cpu
 
-gpu: ## on a CUDA machine: check every kernel, measure the grid (10 min); results/bench/gpu.json
+gpu: ## on a CUDA machine: check every kernel, measure the grid (8 min); results/bench/gpu.json
 	$(if $(wildcard $(READY)),$(PY),$(PYTHON)) -m hashattn.reproduce.bench gpu
 
 gate: compile ## after a change of a GPU kernel: compile all for sm_80 and sm_90; keep the report

@@ -1,7 +1,8 @@
-"""python -m hashattn.reproduce.bench cpu|gpu|quality|llamacpp|model [--output FILE].
+"""python -m hashattn.reproduce.bench cpu|gpu|quality|llamacpp|model|readme [--output FILE].
 
-`make bench` and `make gpu` run the first two; quality renews the record of output errors, llamacpp
-measures that side by side alone, model prints what a GPU should take.
+`make bench` and `make gpu` run the first two. quality renews the record of output errors, llamacpp
+measures that side by side alone, model prints what a GPU should take, readme the README's tables of
+the results that come with the repository.
 """
 
 from __future__ import annotations
@@ -17,13 +18,19 @@ from hashattn.base.repository import repository
 def main(arguments: list[str] | None = None) -> int:
     """Run a benchmark. Exit status: 0 done, 2 failed (the reason is on stderr)."""
     parser = argparse.ArgumentParser(prog="python -m hashattn.reproduce.bench", description=__doc__)
-    parser.add_argument("what", choices=("cpu", "gpu", "quality", "llamacpp", "model"))
+    parser.add_argument("what", choices=("cpu", "gpu", "quality", "llamacpp", "model", "readme"))
     parser.add_argument("--output", type=Path, help="result file, default results/bench/WHAT.json")
     options = parser.parse_args(arguments)
     if options.what == "model":
         from hashattn.reproduce.bench import gpu_model
 
         print(gpu_model.table().round(1).to_string(), gpu_model.paragraph(), sep="\n\n")
+        return 0
+    if options.what == "readme":
+        from hashattn.reproduce.bench import readme, reference
+
+        record = reference.stored("cpu")
+        print(*readme.sections(record) if record else ["no results are stored"], sep="\n\n")
         return 0
     path = options.output or repository() / "results" / "bench" / f"{options.what}.json"
     try:

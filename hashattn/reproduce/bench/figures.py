@@ -16,8 +16,11 @@ if TYPE_CHECKING:
 STYLES = {
     "torch": ("#000000", "s", "torch, fastest call"),
     "dense": ("#7f7f7f", "P", "dense, this package"),
-    "hash": ("#0072b2", "o", "one list per KV head"),
-    "hash_query_lists": ("#56b4e9", "^", "one list per query head"),
+    "default": ("#0072b2", "o", "the default"),
+    "default_kv_lists": ("#009e73", "D", "the default, a list per KV head"),
+    "default_drawn": ("#cc79a7", "v", "the default, half drawn"),
+    "paper": ("#56b4e9", "^", "bits against bits"),
+    "paper_kv_lists": ("#e69f00", "<", "bits against bits, a list per KV head"),
 }
 
 
@@ -39,7 +42,7 @@ def speed_up(axis: Axes, speedups: pd.DataFrame) -> None:
 
 
 def stage_bars(axis: Axes, stages: pd.DataFrame) -> None:
-    """Milliseconds of encode, select and attend, stacked, by cached tokens."""
+    """Milliseconds of encode, select and attend, each a call, stacked, by cached tokens."""
     colors = ["#e69f00", "#56b4e9", "#0072b2"]
     named = stages[["encode", "select", "attend"]].rename(index=lambda n: f"{n // 1024}K")
     named.plot.bar(stacked=True, ax=axis, color=colors, width=0.6)
@@ -51,7 +54,7 @@ def stage_bars(axis: Axes, stages: pd.DataFrame) -> None:
 def legend(figure: Figure, axis: Axes) -> None:
     """The legend of `axis` below all axes of a figure, where it covers nothing."""
     handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncol=len(labels), frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncol=4, frameon=False)
 
 
 def _lines(axis: Axes, table: pd.DataFrame, columns: dict[str, str]) -> None:

@@ -93,9 +93,9 @@ def fixed_costs(rows: Iterable[dict[str, Any]], variants: Iterable[str] = SPARSE
     """What a step costs at any length: a line per (threads, dtype, variant), dense ones too.
 
     a ms and b (microseconds for 1,024 tokens more) of the fitted `line`; at the shortest length n
-    the step's ms as it is, the MB that it must read and the ms that these take at the speed at
-    which memory is read; and where the line crosses those of torch's fastest call and of our dense
-    step.
+    the step's ms as it is, the MB that it must read, the ms that these take at the speed at which
+    memory is read, and what it takes beyond these; and from where the line stays below those of
+    torch's fastest call and of our dense step.
     """
     frame, table = pd.DataFrame(rows), speedups(rows, variants)
     whole = frame[frame["stage"] == "total"].set_index(["threads", "dtype", "n", "variant"])
@@ -116,6 +116,7 @@ def fixed_costs(rows: Iterable[dict[str, Any]], variants: Iterable[str] = SPARSE
                 "a ms": fits[name][0], "b us/1K": fits[name][1] * 1024 * 1e3, "n": n,
                 "ms": part[f"{name} ms"].iloc[0], "MB": megabytes,
                 "roofline ms": megabytes * 1e6 / speed,
+                "above it ms": part[f"{name} ms"].iloc[0] - megabytes * 1e6 / speed,
                 "below torch from": crossing(fits[name], fits["torch"]),
                 "below dense from": crossing(fits[name], fits["dense"]),
             }  # fmt: skip

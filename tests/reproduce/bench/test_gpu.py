@@ -49,22 +49,20 @@ def test_without_a_gpu_it_says_so(tmp_path, capsys):
 
 
 def test_a_grid_has_every_variant_stage_and_density():
-    grid = Grid(SMALL, contexts=(100,), batches=(1,), divisors=(4, 10), repeats=1)
+    shapes = {"GQA": SMALL["GQA"]}
+    grid = Grid(shapes, contexts=(100,), batches=(1,), divisors=(4, 10), repeats=1)
     rows, missing = measure_grid(grid, HostClock(), GPU)
-    assert missing == []
-    everywhere = ("default", "default_kv_lists", "paper_kv_lists")
-    for heads in SMALL:
-        mine = [row for row in rows if row["heads"] == heads]
-        dense = {row["variant"] for row in mine if row["divisor"] is None and row["graph"]}
-        assert {"dense", "sdpa_grouped", "sdpa_gqa"} <= dense
-        for name in tables.GPU_SPARSE:
-            of_it = {(r["stage"], r["divisor"], r["graph"]) for r in mine if r["variant"] == name}
-            divisors = (4, 10) if name in everywhere else (4,)
-            assert of_it == {("total", d, g) for d in divisors for g in (True, False)} | {
-                (stage, 4, True) for stage in ("encode", "select", "attend")
-            }
+    assert missing == [] and {row["heads"] for row in rows} == {"GQA"}
+    dense = {row["variant"] for row in rows if row["divisor"] is None and row["graph"]}
+    assert {"dense", "sdpa_grouped", "sdpa_gqa"} <= dense
+    for name in tables.GPU_SPARSE:
+        of_it = {(r["stage"], r["divisor"], r["graph"]) for r in rows if r["variant"] == name}
+        everywhere = name in ("default", "default_kv_lists", "paper_kv_lists")
+        assert of_it == {
+            ("total", d, g) for d in (4, 10)[: 1 + everywhere] for g in (True, False)
+        } | {(stage, 4, True) for stage in ("encode", "select", "attend")}
     one = {(r["variant"], r["stage"]): r["bytes"] for r in rows
-           if r["heads"] == "GQA" and r["graph"] and r["divisor"] in (4, None)}  # fmt: skip
+           if r["graph"] and r["divisor"] in (4, None)}  # fmt: skip
     assert one["dense", "total"] == 100 * 2 * 2 * 64 * 2
     assert one["default", "select"] == one["paper_kv_lists", "select"] == 2 * 100 * 4
     assert one["default_64", "select"] == 2 * 100 * 8
@@ -110,6 +108,7 @@ def test_peers_that_fail_or_err_are_named_not_measured(monkeypatch):
         yield "flex", lambda: 1 / 0
 
     monkeypatch.setattr(Cell, "_dense", dense)
+    monkeypatch.setattr(gpu, "VARIANTS", {"default": gpu.VARIANTS["default"]})
     rows, missing = measure_grid(
         Grid({"MHA": SMALL["MHA"]}, (40,), (1,), (4,), 1), HostClock(), GPU
     )

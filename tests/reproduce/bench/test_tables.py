@@ -138,6 +138,7 @@ def test_what_a_step_costs_at_any_length():
     ours = table.loc["default"]
     assert (ours["n"], ours["ms"], ours["MB"]) == (1024, 1.5, 1.0)
     assert ours["roofline ms"] == pytest.approx(1 / 8)  # 8 MB a millisecond
+    assert ours["above it ms"] == pytest.approx(1.5 - 1 / 8)
     assert ours["below torch from"] == pytest.approx(0)
     assert ours["below dense from"] == pytest.approx(1024)
     assert table.loc["dense", "below torch from"] == 0
