@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from hashattn.base.checks import is_count, is_number, require
 from hashattn.models.identity import adapted_layers, base_model_record
 
-LISTS = ("samples", "contexts")  # SHA-256 of records and of their contexts
+_LISTS = ("samples", "contexts")  # SHA-256 of records and of their contexts
 
 
 def differences(recorded: Mapping[str, Any], model: nn.Module) -> tuple[str, ...]:
@@ -124,10 +124,10 @@ def _benchmark_entry(name: str, entry: Any) -> int | dict[str, list[str]]:
         return entry
     valid = (
         isinstance(entry, Mapping)
-        and set(entry) == set(LISTS)
+        and set(entry) == set(_LISTS)
         and all(isinstance(hashes, list | tuple) for hashes in entry.values())
         and all(isinstance(text, str) for hashes in entry.values() for text in hashes)
     )
-    allowed = f"a number of samples, or lists of hashes {list(LISTS)}"
+    allowed = f"a number of samples, or lists of hashes {list(_LISTS)}"
     require(valid, f"benchmarks[{name!r}]", entry, allowed)
-    return {part: list(entry[part]) for part in LISTS}
+    return {part: list(entry[part]) for part in _LISTS}

@@ -20,13 +20,13 @@ from hashattn.base.repository import repository
 from hashattn.reproduce.bench.ways import WAYS, Shape, Way
 
 STREAMED, GATHERED = 0.9, 0.75  # of the peak
-KERNEL_US = 2.5  # of each dependent kernel in a CUDA graph
-LAUNCHES, DENSE_LAUNCHES = 4, 2  # encode and append, count and plan, compact, attend and merge
+_KERNEL_US = 2.5  # of each dependent kernel in a CUDA graph
+LAUNCHES, _DENSE_LAUNCHES = 4, 2  # encode and append, count and plan, compact, attend and merge
 LANES = (
     64  # instructions that a multiprocessor issues a clock, counted in lanes of its 4 schedulers
 )
 CONTEXTS = (32768, 131072, 1048576)
-MODELLED = ("default", "default_kv_lists", "paper", "paper_kv_lists")
+_MODELLED = ("default", "default_kv_lists", "paper", "paper_kv_lists")
 _ITEM = 2  # bytes of bfloat16
 
 
@@ -67,11 +67,11 @@ def predict(
     codes, lists = n * shape.kv_heads * way.bits / 8, way.lists(shape)
     rows = min(n, n // 32 + 256) * lists * row
     streamed = codes * (1 if codes <= card.cache else 2)  # codes are read twice
-    dense_us = dense / card.peak / STREAMED * 1e6 + DENSE_LAUNCHES * KERNEL_US
+    dense_us = dense / card.peak / STREAMED * 1e6 + _DENSE_LAUNCHES * _KERNEL_US
     reading = streamed / card.peak / STREAMED * 1e6
     issuing = n * lists * slots / card.slots * 1e6
     gathering = rows / card.peak / GATHERED * 1e6
-    us = max(reading, issuing) + gathering + launches * KERNEL_US
+    us = max(reading, issuing) + gathering + launches * _KERNEL_US
     return {
         "launches": launches, "codes MB": codes / 1e6, "rows MB": rows / 1e6, "slots": slots,
         "select us": max(reading, issuing), "gather us": gathering,
@@ -81,13 +81,13 @@ def predict(
 
 
 def table(slots: Mapping[str, float] | None = None) -> pd.DataFrame:
-    """`predict` of MODELLED on CARDS over CONTEXTS; slots: a key, by way, default `known_slots`."""
+    """`predict` on CARDS over CONTEXTS; slots: a key, by way, default `known_slots`."""
     slots = known_slots() if slots is None else slots
     lines = {
         (card, n, name): predict(CARDS[card], WAYS[name], n, slots[name])
         for card in CARDS
         for n in CONTEXTS
-        for name in MODELLED
+        for name in _MODELLED
     }
     return pd.DataFrame(lines).T.rename_axis(["card", "n", "variant"])
 
@@ -108,12 +108,12 @@ def paragraph(predicted: pd.DataFrame | None = None) -> str:
     heads = [f"{card}, {n // 1024}K" for card in CARDS for n in CONTEXTS]
     cells = {
         "dense": [
-            f"{predicted.loc[(card, n, MODELLED[0]), 'dense us']:.0f}"
+            f"{predicted.loc[(card, n, _MODELLED[0]), 'dense us']:.0f}"
             for card in CARDS
             for n in CONTEXTS
         ]
     }
-    for name in MODELLED:
+    for name in _MODELLED:
         own = [predicted.loc[card, n, name] for card in CARDS for n in CONTEXTS]
         cells[name] = [f"{line['us']:.0f} ({line['dense / sparse']:.1f}x)" for line in own]
     lines = [f"| us a layer and step | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]

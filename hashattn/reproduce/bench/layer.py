@@ -20,7 +20,7 @@ from hashattn.reproduce.bench.timing import CLOCKS, FLUSH_BYTES, Clock, Stages, 
 from hashattn.reproduce.bench.ways import DEFAULT, WAYS, Shape, Way
 
 PEERS = ("roofline", "fallback", "union", "selection")
-STAGED = "staged"  # the total of a step made of one call a stage
+_STAGED = "staged"  # the total of a step made of one call a stage
 _OF_PEERS = "paper_kv_lists"  # what torch.topk and FAISS can select: matching bits
 _GATHERED = "default_kv_lists"  # whose rows the roofline gathers
 
@@ -43,10 +43,10 @@ def layer_latency(
     "roofline" (reading what dense and sparse read, computing nothing), "fallback" (the default
     without numba), "union" (the default reading the union of a group's lists), "selection"
     (torch.topk and FAISS). A way's "total" is one call, as the package runs it; encode, select,
-    attend and their sum STAGED are of the same step as one call a stage. Rows hold ms (median), q1,
-    q3, bytes (what the stage must read), tokens_read (of a list) and the protocol. budget defaults
-    to a density of 1/16. clock: "wall", or "cpu" for the process's own time. Raises ValueError for
-    an unknown peer or clock, RuntimeError if a variant's output is wrong.
+    attend and their sum "staged" are of the same step as one call a stage. Rows hold ms (median),
+    q1, q3, bytes (what the stage must read), tokens_read (of a list) and the protocol. budget
+    defaults to a density of 1/16. clock: "wall", or "cpu" for the process's own time. Raises
+    ValueError for an unknown peer or clock, RuntimeError if a variant's output is wrong.
     """
     unknown = sorted(set(peers) - set(PEERS))
     require(not unknown, "peers", unknown, f"some of {', '.join(PEERS)}")
@@ -73,9 +73,9 @@ def layer_latency(
 
 def _named(row: dict[str, Any]) -> dict[str, Any]:
     """A measured row by its way: the staged calls are measured under a name of their own."""
-    name, staged, _ = row["variant"].partition(f" {STAGED}")
+    name, staged, _ = row["variant"].partition(f" {_STAGED}")
     if staged and row["stage"] == "total":
-        return row | {"variant": name, "stage": STAGED}
+        return row | {"variant": name, "stage": _STAGED}
     return row | {"variant": name}
 
 
@@ -154,7 +154,7 @@ def bytes_read(step: DecodeStep, lists: Mapping[str, Lists]) -> dict[tuple[str, 
             "attend": int((indices >= 0).sum()) * row,
         }
         sizes |= {(name, stage): size for stage, size in parts.items()}
-        sizes[name, "total"] = sizes[name, STAGED] = sum(parts.values())
+        sizes[name, "total"] = sizes[name, _STAGED] = sum(parts.values())
     if _GATHERED in lists:
         sizes["gather", "total"] = sizes[_GATHERED, "attend"]
     return sizes
@@ -182,7 +182,7 @@ def _variants(
         name: lambda number, clock, call=call: _no_stages(call(step, query(number)))
         for name, call in dense.items()
     }
-    variants |= {f"{name} {STAGED}": staged(name) for name in step.ways}
+    variants |= {f"{name} {_STAGED}": staged(name) for name in step.ways}
     if "fallback" in peers:
         variants[f"{DEFAULT}_numpy"] = fused(DEFAULT, "numpy")
     if "union" in peers:

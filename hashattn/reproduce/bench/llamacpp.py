@@ -33,12 +33,12 @@ from hashattn.reproduce.bench.timing import spread
 from hashattn.reproduce.pretrained import Pretrained, pretrained
 
 DEPTHS = (1024, 2048, 4096, 8000)  # SmolLM2 sees 8,192
-SLOPE_FROM = 2048  # shorter caches do not count for the slope
+_SLOPE_FROM = 2048  # shorter caches do not count for the slope
 TOKENS = 12  # decoded for one time
 REPEATS = 3
-KV_TYPES = ("f16", "q8_0")
+_KV_TYPES = ("f16", "q8_0")
 OURS = ("dense", "default", "default_kv_lists")
-DENSITY = 1 / 16
+_DENSITY = 1 / 16
 _MODEL = "smollm2"
 _SEED = 0
 _WAIT = 900  # seconds for an answer of a worker: a prefill of 8K tokens takes minutes
@@ -79,7 +79,7 @@ def protocol(tokens: int, repeats: int) -> str:
     return (
         f"SmolLM2-135M-Instruct; llama.cpp: Q4_1 weights, flash attention, a real prompt, times of "
         f"its server (xllamacpp's wheel, built for AVX2); ours: the same weights in bfloat16, "
-        f"random keys, `generate`, sparse reading 1/{1 / DENSITY:g}; medians of {repeats} rounds "
+        f"random keys, `generate`, sparse reading 1/{1 / _DENSITY:g}; medians of {repeats} rounds "
         f"of {tokens} tokens, engines in turn, each in a process of its own"
     )
 
@@ -109,11 +109,11 @@ def bench(path: Path) -> dict[str, Any]:
 
 def costs(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """What a token costs: by threads and engine a (ms) and b (us a cached token) of the line over
-    all lengths, and b from SLOPE_FROM on with llama.cpp's, K and V in float16, over it."""
+    all lengths, and b from _SLOPE_FROM on with llama.cpp's, K and V in float16, over it."""
     found, frame = {}, pd.DataFrame(rows)
     for (threads, engine), part in frame.groupby(["threads", "engine"], sort=False):
         a, b = line(part["n"], part["ms"])
-        far = part[part["n"] >= SLOPE_FROM]
+        far = part[part["n"] >= _SLOPE_FROM]
         slope = line(far["n"], far["ms"])[1] if len(far) > 1 else float("nan")
         found[threads, engine] = {"a ms": a, "b us": b * 1e3, "b us, far": slope * 1e3}
     table = pd.DataFrame(found).T.rename_axis(["threads", "engine"])
@@ -168,7 +168,7 @@ def _engines(
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="hashattn-llamacpp-"))
         asks: dict[tuple[str, int], Callable] = {}
-        for kv in KV_TYPES:
+        for kv in _KV_TYPES:
             start = time.perf_counter()
             for number in sorted(threads, reverse=True):  # the first reads the prompt, for all
                 made = {"kv": kv, "threads": number, "most": most, "depth": max(depths)}
@@ -318,6 +318,6 @@ class _Ours:
         torch.set_num_threads(threads)
         if n not in self._filled:
             self._filled[n] = filled_cache(self._model, n)
-        budget = Budget(density=DENSITY)
+        budget = Budget(density=_DENSITY)
         spent = token_seconds(self._model, self._filled[n], self._ways[name], budget, n, tokens)
         return sum(spent) / len(spent) * 1e3

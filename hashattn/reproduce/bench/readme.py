@@ -21,19 +21,19 @@ def sections(record: dict[str, Any]) -> Iterable[str]:
     rows = record["layer"]
     yield label(record)
     for threads in sorted({row["threads"] for row in rows}):
-        yield f"{threads} thread(s)\n\n{layer(rows, threads)}"
-    yield costs(rows)
-    yield beside_quality(rows)
+        yield f"{threads} thread(s)\n\n{_layer(rows, threads)}"
+    yield _costs(rows)
+    yield _beside_quality(rows)
     if record["models"]:
-        yield models(record["models"])
+        yield _models(record["models"])
     yield record["llamacpp_note"]
     if record["llamacpp"]:
-        yield beside_llamacpp(record["llamacpp"])
+        yield _beside_llamacpp(record["llamacpp"])
         yield llamacpp.verdict(record["llamacpp"])
     yield "a GPU, by the model\n\n" + gpu_model.paragraph()
 
 
-def layer(rows: Iterable[dict[str, Any]], threads: int) -> str:
+def _layer(rows: Iterable[dict[str, Any]], threads: int) -> str:
     """Milliseconds of a step and speed-ups, by cached tokens."""
     table = tables.speedups(rows).xs((threads, _DTYPE), level=["threads", "dtype"])
     heads = ["cached tokens", "torch's fastest dense call", "our dense step"]
@@ -50,7 +50,7 @@ def layer(rows: Iterable[dict[str, Any]], threads: int) -> str:
     return _table(heads, lines)
 
 
-def costs(rows: Iterable[dict[str, Any]]) -> str:
+def _costs(rows: Iterable[dict[str, Any]]) -> str:
     """What a step costs at any length, one thread."""
     table = tables.fixed_costs(rows)
     lines = [
@@ -63,7 +63,7 @@ def costs(rows: Iterable[dict[str, Any]]) -> str:
     return _table(heads, lines)
 
 
-def beside_quality(rows: Iterable[dict[str, Any]]) -> str:
+def _beside_quality(rows: Iterable[dict[str, Any]]) -> str:
     """Speed-ups beside output errors."""
     table = tables.equal_quality(rows, quality.stored())
     heads = ["", *(" ".join(map(str, column)) for column in table.columns)]
@@ -77,7 +77,7 @@ def beside_quality(rows: Iterable[dict[str, Any]]) -> str:
     return _table(heads, lines)
 
 
-def models(rows: Iterable[dict[str, Any]]) -> str:
+def _models(rows: Iterable[dict[str, Any]]) -> str:
     """Whole models through generate: ms a token, speed-up over our dense kernel."""
     table = tables.models(rows)
     lines = [
@@ -89,7 +89,7 @@ def models(rows: Iterable[dict[str, Any]]) -> str:
     return _table(heads, lines)
 
 
-def beside_llamacpp(rows: Sequence[dict[str, Any]]) -> str:
+def _beside_llamacpp(rows: Sequence[dict[str, Any]]) -> str:
     """Milliseconds a token by cached tokens, and the fits."""
     times, fits = llamacpp.times(rows), llamacpp.costs(rows)
     heads = ["", "threads", *map(_tokens, times.columns), "a, ms", "b, us", "llama.cpp's b over it"]

@@ -48,14 +48,17 @@ def test_without_a_gpu_it_says_so(tmp_path, capsys):
     assert "needs an NVIDIA GPU" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
-def test_a_grid_has_every_variant_stage_and_density():
+def test_a_grid_has_every_variant_stage_and_density(monkeypatch):
+    assert set(gpu.VARIANTS) == set(tables.GPU_SPARSE)
+    some = ("default", "default_kv_lists", "default_64_drawn", "default_union", "paper_kv_lists")
+    monkeypatch.setattr(gpu, "VARIANTS", {name: gpu.VARIANTS[name] for name in some})
     shapes = {"GQA": SMALL["GQA"]}
     grid = Grid(shapes, contexts=(100,), batches=(1,), divisors=(4, 10), repeats=1)
     rows, missing = measure_grid(grid, HostClock(), GPU)
     assert missing == [] and {row["heads"] for row in rows} == {"GQA"}
     dense = {row["variant"] for row in rows if row["divisor"] is None and row["graph"]}
     assert {"dense", "sdpa_grouped", "sdpa_gqa"} <= dense
-    for name in tables.GPU_SPARSE:
+    for name in some:
         of_it = {(r["stage"], r["divisor"], r["graph"]) for r in rows if r["variant"] == name}
         everywhere = name in ("default", "default_kv_lists", "paper_kv_lists")
         assert of_it == {
@@ -65,7 +68,7 @@ def test_a_grid_has_every_variant_stage_and_density():
            if r["graph"] and r["divisor"] in (4, None)}  # fmt: skip
     assert one["dense", "total"] == 100 * 2 * 2 * 64 * 2
     assert one["default", "select"] == one["paper_kv_lists", "select"] == 2 * 100 * 4
-    assert one["default_64", "select"] == 2 * 100 * 8
+    assert one["default_64_drawn", "select"] == 2 * 100 * 8
     assert one["default", "attend"] == 4 * (25 + 8) * 2 * 64 * 2
     assert one["paper_kv_lists", "attend"] == 2 * (25 + 8) * 2 * 64 * 2
     assert one["default", "total"] == sum(one["default", s] for s in ("encode", "select", "attend"))
