@@ -103,17 +103,16 @@ _FIRST_STEP = """
 import time, torch
 start = time.perf_counter()
 import hashattn_kernels as kernels
-def maps(heads):
-    sizes = ((heads, 128, 128), (heads, 128, 32))
-    return kernels.Maps(tuple(torch.randn(s) for s in sizes),
-                        tuple(torch.zeros(heads, s[2]) for s in sizes)).rounded()
+def maps(heads, **more):
+    weights = torch.randn(heads, 128, 32)
+    return kernels.Maps((weights,), (torch.zeros(heads, 32),), **more).rounded()
 q = torch.randn(1, 32, 1, 128, dtype=torch.bfloat16)
 k = torch.randn(1, 8, 600, 128, dtype=torch.bfloat16)
-key_maps, query_maps = maps(8), maps(32)
-codes = kernels.layout_for(k.device).from_tokens(kernels.encode(k, key_maps))
-query, _ = kernels.encode_pair(q, query_maps, k[:, :, -1:], key_maps)
-indices = kernels.select_by_codes(query, codes, 20, 4, 28)
-kernels.attend(q, k, k, indices, 0.1)
+keys = maps(8, steps=torch.rand(8, 3, 32))
+codes = kernels.layout_for(k.device).from_tokens(kernels.encode(k[:, :, :599], keys))
+kernels.decode_step(q, k, k, codes, maps(32), keys, heavy=torch.full((1, 1, 1), 20),
+                    spans=torch.tensor([[[0, 600]]]), sink=4, local=28, width=52, lists=32,
+                    scaling=0.1, grades=kernels.Grades(5, 255))
 print(time.perf_counter() - start)
 """
 

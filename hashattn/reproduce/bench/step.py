@@ -93,7 +93,7 @@ class DecodeStep:
         drawing = draw and Drawing(self._slopes[:lists], draw.tokens, draw.trust, draw.coins)
         start = clock()
         out, indices, log_weights = decode_step(
-            query, self.key, self.near_keys, self.near_values, self.codes[name], maps.query,
+            query, self.near_keys, self.near_values, self.codes[name], maps.query,
             maps.key, heavy=plan.heavy, spans=plan.spans, sink=plan.sink, local=plan.local,
             width=plan.width, lists=lists, scaling=self.scaling, grades=way.grades,
             drawing=drawing, backend=backend,

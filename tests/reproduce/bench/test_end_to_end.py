@@ -105,7 +105,9 @@ def test_the_whole_benchmark_in_small(model, tmp_path, monkeypatch, capsys):
     assert record["environment"]["packages"]["torch"] == torch.__version__
     cost = record["receipt"]
     assert 0 < cost["receipt_us"] < cost["everything_us"] and cost["layers"] == 3
-    assert cost["receipt_share"] == pytest.approx(cost["receipt_us"] / cost["token_ms"] / 1e3)
+    assert cost["receipt_share"] == pytest.approx(
+        cost["receipt_us"] / cost["token_ms"] / 1e3, rel=1e-4
+    )
     assert {row["n"] for row in record["layer"]} == {600, 1200} and len(record["models"]) in (5, 10)
     assert record["layer"][0]["variant"] == "default"
     assert {row["dtype"] for row in record["layer"] if row["threads"] > 1} <= {"bfloat16"}
