@@ -1,7 +1,8 @@
 """What a decode step of one layer should take on a GPU: arithmetic, for where none has run it.
 
 A model, no measurement. Dense attention streams K and V at a share of the card's peak. A sparse
-step streams its codes or, if that takes longer, issues the selection's instructions, then gathers
+step scores every key once and keeps the level of each, a byte, for the passes that follow: it
+streams codes and levels or, if that takes longer, issues the instructions for them, then gathers
 rows at a lower share; every kernel of a CUDA graph adds a fixed time. Left out: the ends of the
 kernels' loops, their serial tails, and the encoding's latency, so that short contexts take longer.
 `python -m hashattn.reproduce.bench model` prints the table.
@@ -9,7 +10,7 @@ kernels' loops, their serial tails, and the encoding's latency, so that short co
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ from hashattn.reproduce.bench.ways import WAYS, Shape, Way
 
 STREAMED, GATHERED = 0.9, 0.75  # of the peak
 _KERNEL_US = 2.5  # of each dependent kernel in a CUDA graph
-LAUNCHES, _DENSE_LAUNCHES = 4, 2  # encode and append, count and plan, compact, attend and merge
+_DENSE_LAUNCHES = 2
 LANES = (
     64  # instructions that a multiprocessor issues a clock, counted in lanes of its 4 schedulers
 )
@@ -32,7 +33,7 @@ _ITEM = 2  # bytes of bfloat16
 
 @dataclass(frozen=True)
 class Card:
-    """A GPU: bytes a second at its peak, bytes of its second-level cache that codes may fill,
+    """A GPU: bytes a second at its peak, bytes of its second-level cache that levels may fill,
     multiprocessors, and their clock in hertz."""
 
     peak: float
@@ -47,35 +48,42 @@ class Card:
 
 
 CARDS = {"H100": Card(3.35e12), "H200": Card(4.8e12)}
-# issue slots that selecting takes of a lane for a key: counting it and listing it, sm_90 machine
-# code; where one list is kept for a group of 4 heads, for all of them together
-SLOTS = {"default": 62.0, "default_kv_lists": 62.0, "paper": 32.0, "paper_kv_lists": 50.0}
+_LISTING = 8.0  # issue slots a key of listing by stored levels: assumed, the gate counts none
+# issue slots a key that finding the threshold may take on sm_90 (the gate's limits; of matching
+# bits, where it has none, as counted before); a list of matching bits for a group scores its heads
+SLOTS = {"default": 30.0, "default_kv_lists": 30.0, "paper": 13.0, "paper_kv_lists": 24.2}
+
+
+def launches(way: Way) -> int:
+    """Kernels of a step: encode and append, count and plan, compact, attend and merge; of graded
+    bits also the threshold's second digit."""
+    return 5 if way.grades else 4
 
 
 def predict(
-    card: Card, way: Way, n: int, slots: float, shape: Shape | None = None,
-    launches: int = LAUNCHES,
-) -> dict[str, float]:  # fmt: skip
+    card: Card, way: Way, n: int, slots: float, shape: Shape | None = None
+) -> dict[str, float]:
     """Megabytes and microseconds of one layer's step with n cached tokens, batch 1, bfloat16,
     n / 32 + 256 tokens read by each list.
 
-    slots: issue slots a key of selecting for one list. floor_us: its bytes once, at the peak.
+    slots: issue slots a key of finding a list's threshold. floor us: its bytes once, at the peak.
     """
     shape = shape or Shape()
     row = 2 * shape.head_dim * _ITEM
     dense = n * shape.kv_heads * row
     codes, lists = n * shape.kv_heads * way.bits / 8, way.lists(shape)
     rows = min(n, n // 32 + 256) * lists * row
-    streamed = codes * (1 if codes <= card.cache else 2)  # codes are read twice
+    passes = 3 if way.grades else 2  # written, read for every digit but the first, and to list
+    levels = n * lists * passes if n * lists > card.cache else 0
     dense_us = dense / card.peak / STREAMED * 1e6 + _DENSE_LAUNCHES * _KERNEL_US
-    reading = streamed / card.peak / STREAMED * 1e6
-    issuing = n * lists * slots / card.slots * 1e6
+    reading = (codes + levels) / card.peak / STREAMED * 1e6
+    issuing = n * lists * (slots + _LISTING) / card.slots * 1e6
     gathering = rows / card.peak / GATHERED * 1e6
-    us = max(reading, issuing) + gathering + launches * _KERNEL_US
+    us = max(reading, issuing) + gathering + launches(way) * _KERNEL_US
     return {
-        "launches": launches, "codes MB": codes / 1e6, "rows MB": rows / 1e6, "slots": slots,
+        "launches": launches(way), "codes MB": codes / 1e6, "rows MB": rows / 1e6, "slots": slots,
         "select us": max(reading, issuing), "gather us": gathering,
-        "floor us": (streamed + rows) / card.peak * 1e6, "us": us, "dense MB": dense / 1e6,
+        "floor us": (codes + rows) / card.peak * 1e6, "us": us, "dense MB": dense / 1e6,
         "dense us": dense_us, "dense / sparse": dense_us / us,
     }  # fmt: skip
 
@@ -93,13 +101,36 @@ def table(slots: Mapping[str, float] | None = None) -> pd.DataFrame:
 
 
 def known_slots(report: Mapping[str, Any] | None = None) -> dict[str, float]:
-    """SLOTS, with those in their place that the compile gate recorded ("slots_a_key" by way);
-    report: default data/reference/triton_gate.json."""
+    """SLOTS, with what the compile gate counted on sm_90 in their place where it did; report:
+    default data/reference/triton_gate.json."""
     if report is None:
         path = repository() / "data" / "reference" / "triton_gate.json"
         report = read_json(path) if path.is_file() else {}
-    recorded = report.get("slots_a_key", {})
-    return SLOTS | {name: float(recorded[name]) for name in SLOTS if name in recorded}
+    counted = [build for build in report.get("builds", ()) if build.get("slots")]
+    found = {}
+    for name in SLOTS:
+        way = WAYS[name]
+        shared = 1 if way.grades or way.layout == "per_query_head" else Shape().group
+        words = way.bits // 32
+        planes = way.grades.planes if way.grades else 0
+        wanted = {f"GROUP={shared}", f"WORDS={words}", f"QUERY_WORDS={words * (1 + planes)}"}
+        score = _counted(counted, "histogram_kernel", wanted)
+        digit = _counted(counted, "refine_kernel", {"PACK=4"}) if way.grades else 0.0
+        if score is not None and digit is not None:
+            found[name] = score + digit
+    return SLOTS | found
+
+
+def _counted(builds: Iterable[Mapping[str, Any]], kernel: str, wanted: set[str]) -> float | None:
+    """Slots a key in the loop over whole chunks of the dearest such build; None without one."""
+    found = [
+        build["slots"][0]
+        for build in builds
+        if build["architecture"] == "sm_90"
+        and build["name"].split()[0] == kernel
+        and wanted <= set(build["name"].split())
+    ]
+    return max(found, default=None)
 
 
 def paragraph(predicted: pd.DataFrame | None = None) -> str:
