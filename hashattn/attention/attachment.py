@@ -81,7 +81,7 @@ class Attachment:
         """Start a new receipt and return the finished one."""
         run, finished = self._state.run, self.receipt
         self._state.proved_sparse = self._state.proved_sparse or finished.is_sparse
-        run.receipt = finished.fresh()
+        run.begin_receipt(finished.fresh())
         return finished
 
     @contextmanager
@@ -117,11 +117,11 @@ class Attachment:
         rule = _ruling(self.model, selector, run.budget, run.dense_layers, fallback)
         finished = self.reset_receipt()
         run.selector, run.fallback, self._state.fallback = shard, rule, fallback
-        run.receipt = Receipt.start(
+        run.begin_receipt(Receipt.start(
             self.model, selector, run.budget, sparse_rows=run.sparse_rows,
             dense_layers=run.dense_layers, heads=run.heads, keep_steps=receipt.keep_steps,
             fallback=fallback, dense_below=run.dense_below, break_even=run.break_even,
-        )  # fmt: skip
+        ))  # fmt: skip
         return finished
 
     def detach(self, verify: bool = True) -> None:
@@ -138,7 +138,9 @@ class Attachment:
                 f"the model's attention was set to {changed!r} while sparse attention was "
                 "attached, so later calls were not sparse: detach before set_attn_implementation"
             )
-        self._state.run.finite.verify()
+        run = self._state.run
+        run.finite.verify(run.counts.not_finite())
+        run.counts.verify()
         already_proved = self._state.proved_sparse and not self.receipt.decode_calls
         if not already_proved:
             self.receipt.verify(allow_dense=self._state.allow_dense)
@@ -291,7 +293,7 @@ def _new_run(
     measured = dense_below if isinstance(dense_below, BreakEven) else None
     below = dense_below if measured is None else measured.tokens
     heads = head_slice(model)
-    return SparseRun(
+    run = SparseRun(
         selector=_served(model, selector, budget, dense_layers),
         budget=budget,
         sparse_rows=sparse_rows,
@@ -308,6 +310,8 @@ def _new_run(
         dense_below=below,
         break_even=measured,
     )  # fmt: skip
+    run.receipt.follow(run.counts)
+    return run
 
 
 def _served(

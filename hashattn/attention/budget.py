@@ -154,6 +154,21 @@ class Budget:
             width=min(plan.n, self.sink + self.local + most_heavy),
         )
 
+    def factors(
+        self, layer: int, kv_heads: int, lists: int, part: HeadSlice | None, device: torch.device
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """A layer's `shares` and `sampled` on a device, (lists, 1) float64 each, None for even
+        shares and for nothing drawn."""
+        shares = sampled = None
+        if self.shares is not None:
+            shares = self._of_heads("shares", layer, kv_heads, lists, part, device)
+        if isinstance(self.sampled, tuple):
+            if any(self.sampled[layer]):
+                sampled = self._of_heads("sampled", layer, kv_heads, lists, part, device)
+        elif self.sampled:
+            sampled = torch.full((lists, 1), self.sampled, dtype=torch.float64, device=device)
+        return shares, sampled
+
     def _of_heads(
         self, field: str, layer: int, kv_heads: int, lists: int, part: HeadSlice | None,
         device: torch.device,

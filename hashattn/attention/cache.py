@@ -34,10 +34,12 @@ class IndexedLayer:
     index_owner: str | None = None  # identity of the selector that encoded them
     observed: dict[str, Tensor] | None = None  # Selector.observe's result on earlier calls
     written: bool = False  # whether keys were added since its attention module was entered
+    steps: Any = None  # of a static layer, what its steps are read by: attention.static
+    behind: bool = False  # whether keys were added since the index was brought up to date
 
     def update(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Append keys and values, and note that this layer got them."""
-        self.written = True
+        self.written = self.behind = True
         return super().update(*args, **kwargs)
 
     def sync_index(
@@ -60,10 +62,21 @@ class IndexedLayer:
             _check_index(selector, "encode_keys or encode_values", new, n - self.index_length)
             if self.stores is None:
                 self.stores = {name: selector.new_store(name, part) for name, part in new.items()}
+                self._reserve(new)
             for name, part in new.items():
                 self.stores[name].append(part)
             self.index_length, self.index_owner = n, selector.identity
+        self.behind = False
         return self.index()
+
+    def _reserve(self, new: dict[str, Tensor]) -> None:
+        """Make room for the codes of all tokens that a static layer can hold: graphs keep their
+        addresses."""
+        for name, store in self.stores.items():
+            if isinstance(self, StaticLayer) and isinstance(store, Codes):
+                batch, heads, _, words = new[name].shape
+                store.reserve(batch, heads, words, self.max_cache_len, new[name].device)
+                torch._dynamo.mark_static_address(store.room)
 
     def index(self) -> dict[str, Tensor | Codes]:
         """Index of the tokens encoded so far, and what the selector observed of them."""
@@ -86,7 +99,7 @@ class IndexedLayer:
     def drop_index(self) -> None:
         """Forget the index; the next use encodes all keys again."""
         self.stores, self.index_length, self.index_owner = None, 0, None
-        self.observed = None
+        self.observed = self.steps = None
 
     def _map_index(self, change: Any) -> None:
         for store in (self.stores or {}).values():
@@ -145,7 +158,7 @@ class GrowingLayer(IndexedLayer):
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Append keys and values (B, KV heads, new, D); returns all of them."""
-        self.written = True
+        self.written = self.behind = True
         length = self.get_seq_length()
         if self.pairs is None and length + key_states.shape[2] < self.paired_from:
             return super().update(key_states, value_states, *args, **kwargs)

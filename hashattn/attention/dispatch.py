@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from hashattn.attention import refusals
+from hashattn.attention import refusals, static
+from hashattn.attention.device_counts import counted_there
 from hashattn.attention.fallback_reading import Reading, read_verified
 from hashattn.attention.finite import non_finite
 from hashattn.attention.inputs import Inputs
@@ -26,7 +27,6 @@ from hashattn.selectors.base import KeyView
 from hashattn.selectors.plan import SelectionPlan
 
 
-@torch._dynamo.disable  # selection has data-dependent shapes and writes the receipt
 def forward(
     module: nn.Module,
     query: Tensor,
@@ -46,6 +46,19 @@ def forward(
     call = kwargs.pop(CALL, None)
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     inputs = Inputs(module, query, key, value, attention_mask, scaling, dropout, kwargs)
+    if isinstance(call, LayerCall):
+        if static.ready(call, query, attention_mask, kwargs):
+            return static.read(call, inputs).transpose(1, 2).contiguous(), None
+        if static.ready_dense(call, query):
+            return static.read_dense(call, inputs)
+    return _forward(call, inputs)
+
+
+@torch._dynamo.disable  # selection has data-dependent shapes and writes the receipt
+def _forward(call: Any, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
+    """`forward` of all calls but steps over a static cache."""
+    module, query, key, value = inputs.module, inputs.query, inputs.key, inputs.value
+    attention_mask, kwargs = inputs.mask, inputs.others
     if not isinstance(call, LayerCall):  # a module that attach did not find, or a model's copy
         return inputs.dense(eager=call is not None and call.eager)
     refusals.refuse_call(call, inputs)
@@ -71,6 +84,7 @@ def forward(
         step = replace(step, view=seen, logits=inputs.logits())
     if call.indexed and call.run.selector.observes:
         _observe(call, inputs, view, step)
+    static.prepare(call, inputs, n)
     seconds = clock.seconds()
     call.run.tell(step if seconds is None else replace(step, seconds=seconds))
     return out, weights
@@ -134,20 +148,24 @@ def _read_at_once(
 ) -> tuple[LayerStep, Tensor]:
     """`_read` where encoding, selection and attention are one call of a kernel."""
     run, layer, n = call.run, call.cache_layer, plan.n
-    if not inputs.key.is_cpu:  # there the kernel looks, and here nothing waits for the device
+    query, logits, counters = inputs.query, inputs.logits(), None
+    if counted_there(query.device) and not run.receipt.keep_steps:
+        lists = run.selector.lists(query.shape[1], inputs.key.shape[1])
+        counters = run.counts.of(call.layer, query.device, lists)
+    elif not inputs.key.is_cpu:  # there the kernel looks, and here nothing waits for the device
         run.finite.check(call.layer, inputs.key[:, :, :n], inputs.value[:, :, :n], n - 1)
-    logits = inputs.logits()
     try:
         out, indices, log_weights = run.selector.read_at_once(
-            call.layer, inputs.query, inputs.key, inputs.value, layer.stores, plan, logits
+            call.layer, query, inputs.key, inputs.value, layer.stores, plan, logits, counters
         )
     except FloatingPointError as error:
         raise non_finite(call.layer) from error
-    layer.index_length = n
+    layer.index_length, layer.behind = n, False
     clock.lap("step")
     visible = None if inputs.mask is None else plan.seen[:, 0, -1]
     view = KeyView(keys=_first(inputs.key, n), index=layer.index(), visible=visible)
-    return _step(call, inputs, plan, view, logits, indices, log_weights), out
+    step = _step(call, inputs, plan, view, logits, indices, log_weights, counters is not None)
+    return step, out
 
 
 def _read_verified(call: LayerCall, inputs: Inputs, n: int, clock: Any) -> tuple[LayerStep, Tensor]:
@@ -184,17 +202,18 @@ def _planned_view(call: LayerCall, inputs: Inputs, plan: SelectionPlan, n: int) 
 
 def _step(
     call: LayerCall, inputs: Inputs, plan: SelectionPlan, view: KeyView, logits: dict[str, Any],
-    indices: Tensor | None = None, log_weights: Tensor | None = None,
+    indices: Tensor | None = None, log_weights: Tensor | None = None, counted: bool = False,
 ) -> LayerStep:  # fmt: skip
-    """A sparse call as listeners are told of it."""
+    """A sparse call as listeners are told of it; if it is counted, the receipt need not be."""
     run, query = call.run, inputs.query
     if run.receipt.auxiliary_bits is None:
         group, head_dim = query.shape[1] // inputs.key.shape[1], inputs.key.shape[3]
         run.receipt.auxiliary_bits = run.selector.auxiliary_bits(group, head_dim)
         run.receipt.nominal_bits = run.selector.nominal_bits(group, head_dim)
+    seen = 0 if counted and not run.observers else plan.visible_total
     return LayerStep(
-        call.layer, query, plan.n, plan.visible_total, indices=indices, log_weights=log_weights,
-        plan=plan, view=view, values=_first(inputs.value, plan.n), logits=logits,
+        call.layer, query, plan.n, seen, indices=indices, log_weights=log_weights, plan=plan,
+        view=view, values=_first(inputs.value, plan.n), logits=logits, counted=counted,
     )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Collection
 
 import torch
 from torch import Tensor
@@ -38,8 +39,11 @@ class FiniteWatch:
             for total in sums:
                 running.add_(total)
 
-    def verify(self) -> None:
-        """Raise NonFiniteError for the first layer that had a NaN or infinite key or value."""
+    def verify(self, seen: Collection[int] = ()) -> None:
+        """Raise NonFiniteError for the first layer that had a NaN or infinite key or value; seen:
+        layers where a kernel saw one."""
+        if seen:
+            raise non_finite(min(seen))
         for (layer, _), total in sorted(self._sums.items(), key=lambda item: item[0][0]):
             if not math.isfinite(total):
                 raise non_finite(layer)

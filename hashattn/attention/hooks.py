@@ -14,6 +14,7 @@ from transformers.cache_utils import Cache, EncoderDecoderCache
 
 from hashattn.attention.cache import indexed_layer
 from hashattn.attention.run import CALL, NAME, DetachedCall, LayerCall, SparseRun
+from hashattn.attention.static import continues_static, is_static
 from hashattn.base.errors import AttachmentError
 from hashattn.models.families import CACHE_ARGUMENTS
 from hashattn.models.structure import attention_modules
@@ -81,13 +82,17 @@ class _BeforeModel:
     Drafted tokens need the logits of every row, and a second turn comes after a step.
     """
 
-    @torch._dynamo.disable
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         cache = _cache(kwargs)
         if cache is None:
             return
         inputs = [*args[:1], *(kwargs.get(name) for name in _INPUTS)]
         rows = next((tokens.shape[1] for tokens in inputs if tokens is not None), 1)
+        if rows > 1 or not continues_static(cache):
+            self._mark(cache, rows, kwargs)
+
+    @torch._dynamo.disable
+    def _mark(self, cache: Cache, rows: int, kwargs: dict) -> None:
         before = int(cache.get_seq_length())
         continues = vars(cache).get(PROMPT) == before and rows > 1
         in_prompt = before == 0 or (continues and kwargs.get("logits_to_keep") == 1)
@@ -100,9 +105,13 @@ class _BeforeModel:
 class _AfterModel:
     """Removes the mark of the running call; marks a cache that the call created."""
 
-    @torch._dynamo.disable
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
         cache = _cache(kwargs)
+        if cache is None or hasattr(cache, IN_PROMPT):
+            self._mark(cache, output)
+
+    @torch._dynamo.disable
+    def _mark(self, cache: Cache | None, output: Any) -> None:
         if cache is not None:
             vars(cache).pop(IN_PROMPT, None)
         elif isinstance(new_cache := getattr(output, "past_key_values", None), Cache):
@@ -126,13 +135,20 @@ class _BeforeLayer:
             )
         cache = _cache(kwargs)
         layer, in_prompt = None, False
+        current = static = continues = False
         if cache is not None:
             full = module.layer_idx in self.run.full_layers
             layer = indexed_layer(cache, module.layer_idx, full)
-            in_prompt = vars(cache).get(IN_PROMPT, False)
+            in_prompt = getattr(cache, IN_PROMPT, False)
+            static = is_static(cache, module.layer_idx)
+            continues = static and continues_static(cache)
         if layer is not None:
+            current = not layer.behind
             layer.written, layer.paired_from = False, self.run.dense_below
-        call = LayerCall(self.run, module.layer_idx, layer, cache is not None, in_prompt)
+        call = LayerCall(
+            self.run, module.layer_idx, layer, cache is not None, in_prompt, current, static,
+            continues,
+        )  # fmt: skip
         return args, kwargs | {CALL: call}
 
     def __reduce__(self) -> tuple[Callable, tuple]:

@@ -61,6 +61,19 @@ def spans_of(mask: Tensor) -> Tensor | None:
     return torch.stack((first, last), dim=-1)
 
 
+def static_spans(mask: Tensor, batch: int) -> Tensor:
+    """`spans_of` a mask (batch or 1, 1, 1, n) that nobody looks at, so as not to wait for a GPU:
+    (batch, 1, 2) int64, with 1 and 0 for a row whose visible tokens are not contiguous."""
+    visible, n = mask[:, 0], mask.shape[3]
+    places = torch.arange(n, device=mask.device)
+    last = torch.where(visible, places + 1, 0).amax(dim=-1)
+    first = torch.where(visible, places, n).amin(dim=-1)
+    first = torch.minimum(first, last)
+    broken = last - first != visible.sum(dim=-1)
+    first, last = torch.where(broken, 1, first), torch.where(broken, 0, last)
+    return torch.stack((first, last), dim=-1).expand(batch, 1, 2).contiguous()
+
+
 def tokens_seen(query: Tensor, mask: Tensor | None, n: int) -> float | Tensor:
     """Tokens that the rows of a query (batch, heads, q, head_dim) see, summed over batch and rows.
 

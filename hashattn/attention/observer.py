@@ -33,6 +33,7 @@ class LayerStep:
     logits too while somebody listens beside the receipt.
     levels (batch, lists, q) int64: with a fallback, how often each list was doubled, its number of
     levels for one that is dense; else None.
+    counted: a kernel counted the step, for the receipt.
     seconds: of "encode", "select", "attend" and "total" if a listener is timed, else None; with a
     fallback also of "verify".
     The tensors are the model's own: a listener that keeps one must copy it.
@@ -50,6 +51,7 @@ class LayerStep:
     values: Tensor | None = None
     logits: dict[str, Any] | None = None
     levels: Tensor | None = None
+    counted: bool = False
     seconds: dict[str, float] | None = None
 
     @property

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from hashattn.attention.break_even import BreakEven
     from hashattn.attention.budget import Budget
+    from hashattn.attention.device_counts import DeviceCounts
     from hashattn.attention.fallback import Fallback
     from hashattn.attention.observer import LayerStep
     from hashattn.models.heads import HeadSlice
@@ -83,12 +84,12 @@ class Count:
 
     def add(
         self, rows: int, most: int, longest: int, cached: float | Tensor, read: float | Tensor,
-        levels: Sequence[int] = (),
+        levels: Sequence[int] = (), calls: int = 1,
     ) -> None:  # fmt: skip
-        """Add a call; cached and read are numbers or tensors of one element."""
+        """Add calls; cached and read are numbers or tensors of one element."""
         if levels:
             self.levels = _summed(self.levels, levels)
-        self.calls += 1
+        self.calls += calls
         self.rows += rows
         self.most, self.longest = max(self.most, most), max(self.longest, longest)
         self.cached, self.read = _added(self.cached, cached), _added(self.read, read)
@@ -136,6 +137,7 @@ class Receipt:
     keep_steps: int = 0
     _counts: dict[tuple[int, str | None], Count] = field(default_factory=dict)
     _recent: deque[Step] = field(default_factory=deque)
+    _device: "DeviceCounts | None" = None  # of calls that are counted there
 
     @classmethod
     def start(
@@ -184,6 +186,37 @@ class Receipt:
             self.heads,
             keep_steps=self.keep_steps,
         )
+
+    def follow(self, device: "DeviceCounts", last: "Receipt | None" = None) -> None:
+        """Read the counters that `last` read, which takes what they have along."""
+        if last is not None:
+            last._settle()
+        self._device = device
+
+    def _settle(self) -> None:
+        """Take the device's counts over, to leave its counters to another receipt."""
+        if self._device is not None:
+            counts, self._device = self._device_counts(clear=True), None
+            with _ADDING:
+                for count in counts:
+                    self._join(self._counts, count)
+
+    def _device_counts(self, clear: bool = False) -> list[Count]:
+        """What the device counted, in the form of the host's counts."""
+        device = self._device
+        if device is None:
+            return []
+        return [
+            Count(layer, reason, 1 if reason else device.lists[layer], most=1, **numbers)
+            for (layer, reason), numbers in device.read(clear).items()
+        ]
+
+    @staticmethod
+    def _join(counts: dict[tuple[int, str | None], Count], count: Count) -> None:
+        """Add a count of several calls to those of its layer and reason."""
+        place = count.layer, count.reason
+        own = counts.setdefault(place, Count(*place, count.lists))
+        own.add(count.rows, count.most, count.longest, count.cached, count.read, calls=count.calls)
 
     def saw(self, step: "LayerStep") -> None:
         """Count a call of a layer (hashattn.attention.observer)."""
@@ -244,8 +277,12 @@ class Receipt:
     @property
     def counts(self) -> list[Count]:
         """Totals by layer and reason, in order of layers, sparse calls first."""
+        device = self._device_counts()
         with _ADDING:
-            totals = [count.totals() for count in self._counts.values()]
+            totals = {key: count.totals() for key, count in self._counts.items()}
+        for count in device:
+            self._join(totals, count.totals())
+        totals = totals.values()
         return sorted(totals, key=lambda count: (count.layer, count.reason or ""))
 
     @property
@@ -469,7 +506,7 @@ class Receipt:
     def to_dict(self) -> dict[str, Any]:
         """JSON-able content, with the derived densities."""
         derived = {"density": self.density, "decode_density": self.decode_density}
-        fields = {k: v for k, v in vars(self).items() if k not in ("_counts", "_recent")}
+        fields = {k: v for k, v in vars(self).items() if not k.startswith("_")}
         counts = [{k: v for k, v in asdict(c).items() if k != "lists"} for c in self.counts]
         recent = [asdict(step) for step in self.recent]
         return {"format": FORMAT} | derived | fields | {"counts": counts, "recent": recent}

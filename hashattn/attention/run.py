@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +14,7 @@ from transformers.cache_utils import StaticLayer
 from hashattn.attention.break_even import BreakEven
 from hashattn.attention.budget import Budget
 from hashattn.attention.cache import IndexedLayer
+from hashattn.attention.device_counts import DeviceCounts
 from hashattn.attention.fallback import Fallback
 from hashattn.attention.finite import FiniteWatch
 from hashattn.attention.masks import make_plan
@@ -33,7 +35,8 @@ class SparseRun:
 
     heads: those that this process holds, None for all; selector and fallback: for these.
     dense_below: cached tokens under which a call is dense; break_even: what was measured for that.
-    observers: listeners beside the receipt.
+    observers: listeners beside the receipt. counts: what kernels count, for the receipt. static: by
+    layer, an attention.static.LayerSteps.
     Threads may share a run: the plan of a step is kept per thread.
     """
 
@@ -50,6 +53,8 @@ class SparseRun:
     break_even: BreakEven | None = None
     observers: tuple[Observer, ...] = ()
     finite: FiniteWatch = field(default_factory=FiniteWatch)
+    counts: DeviceCounts = field(default_factory=DeviceCounts)
+    static: dict[int, Any] = field(default_factory=dict)
     _thread: threading.local = field(default_factory=threading.local, repr=False)
 
     def plan(self, mask: Tensor | None, query: Tensor, n: int) -> SelectionPlan:
@@ -65,13 +70,28 @@ class SparseRun:
             self._thread.planned = call, plan
         return plan
 
+    def once(self, mask: Tensor, layer: int, make: Callable[[], Any]) -> Any:
+        """What `make` makes for a step with this mask, made once for all its layers, which come in
+        order: an earlier layer begins another step, even if it has the same tensor for a mask."""
+        last_mask, last, made = getattr(self._thread, "made", (None, layer, None))
+        if last_mask is not mask or layer <= last:
+            made = make()
+        self._thread.made = mask, layer, made
+        return made
+
     def clock(self, device: torch.device) -> Any:
         """A Clock if a listener is timed, else one that measures nothing."""
         return Clock(device) if any(observer.timed for observer in self.observers) else NO_CLOCK
 
+    def begin_receipt(self, receipt: Receipt) -> None:
+        """Let another receipt count from now on."""
+        receipt.follow(self.counts, self.receipt)
+        self.receipt = receipt
+
     def tell(self, step: LayerStep) -> None:
         """Tell the receipt and all listeners."""
-        self.receipt.saw(step)
+        if not step.counted:
+            self.receipt.saw(step)
         for observer in self.observers:
             observer.saw(step)
 
@@ -85,7 +105,9 @@ def _same(call: tuple, other: tuple) -> bool:
 class LayerCall:
     """One call of one attention module; cache_layer is None where nothing can be indexed.
 
-    in_prompt: the call reads a part of the prompt that began the cache.
+    in_prompt: the call reads a part of the prompt that began the cache. current: the cache layer
+    had an index of all its tokens before this call. static: the cache is static; continues: and its
+    prompt was read, so that a call of one row is a step.
     """
 
     run: SparseRun
@@ -93,6 +115,9 @@ class LayerCall:
     cache_layer: IndexedLayer | None
     has_cache: bool
     in_prompt: bool = False
+    current: bool = False
+    static: bool = False
+    continues: bool = False
 
     @property
     def indexed(self) -> bool:
@@ -124,6 +149,15 @@ class LayerCall:
             return key.shape[2]
         return min(key.shape[2], int(self.cache_layer.get_seq_length()))
 
+    @property
+    def always_dense(self) -> str | None:
+        """Why every step of this layer is dense; None where that depends on the call."""
+        if not self.run.selector.sparse:
+            return "dense_selector"
+        if self.layer not in self.run.full_layers:
+            return "sliding_window"
+        return "dense_layer" if self.layer in self.run.dense_layers else None
+
     def dense_reason(
         self, q_len: int, n: int, mask: Tensor | None, kwargs: dict[str, Any]
     ) -> str | None:
@@ -139,12 +173,8 @@ class LayerCall:
             return "no_cache"
         if n == q_len or (self.in_prompt and not few_rows):
             return "prefill"
-        if not run.selector.sparse:
-            return "dense_selector"
-        if self.layer not in run.full_layers:
-            return "sliding_window"
-        if self.layer in run.dense_layers:
-            return "dense_layer"
+        if self.always_dense is not None:
+            return self.always_dense
         if self.cache_layer is None:
             return "unsupported_cache"
         if not few_rows:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from hashattn.base.layout import Layout
-from hashattn.kernels import NAT, GrowableBuffer, sample, select
+from hashattn.kernels import NAT, GrowableBuffer, StaticStep, sample, select
 from hashattn.selectors.plan import SelectionPlan
 
 if TYPE_CHECKING:
@@ -249,15 +249,28 @@ class Selector(Traits, ABC):
     def read_at_once(
         self, layer: int, query: Tensor, keys: Tensor, values: Tensor,
         stores: Mapping[str, IndexStore], plan: SelectionPlan, logits: Mapping[str, Any],
+        counters: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
         """A decode step of a layer in one call: output (batch, heads, 1, Dv), and what it read as
         `sample` has it.
 
         query (batch, heads, 1, head_dim); keys, values (batch, kv_heads, at least plan.n, dim) with
         the newest token, whose part of the index the call appends to `stores`; logits: keywords of
-        `kernels.attend`. The same as `encode_keys`, `sample` and `attend`, bit for bit.
+        `kernels.attend`; counters: of `kernels.decode_step`. The same as `encode_keys`, `sample`
+        and `attend`, bit for bit.
         """
         raise NotImplementedError(f"selector {self.name!r} reads step by step")
+
+    def static_step(
+        self, layer: int, query: Tensor, kv_heads: int, plan: SelectionPlan, width: int,
+        logits: Mapping[str, Any],
+    ) -> StaticStep | None:  # fmt: skip
+        """What of `read_at_once` stays over a static cache, for `kernels.static_step`; None for a
+        method that it does not read.
+
+        query (batch, heads, 1, head_dim); plan: of a full cache; width: of the lists.
+        """
+        return None
 
     def costs(self, layer: int, queries: Tensor, view: KeyView, scaling: float) -> Tensor:
         """What tokens are drawn by: minus the estimated logits (batch, lists, q, n) int64, in

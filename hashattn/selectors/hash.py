@@ -17,6 +17,7 @@ from hashattn.kernels import (
     Codes,
     Drawing,
     Grades,
+    StaticStep,
     decode_step,
     encode_graded,
     hamming_scores,
@@ -172,23 +173,49 @@ class HashSelector(CodeSelector):
     def read_at_once(
         self, layer: int, query: Tensor, keys: Tensor, values: Tensor,
         stores: Mapping[str, Codes], plan: SelectionPlan, logits: Mapping[str, Any],
+        counters: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
         """Output, indices and log weights, by `kernels.decode_step`."""
         self.weights.check_queries(query)
         maps, draw, drawing = self.weights.layer(layer, query.device), plan.draw, None
         if draw is not None:
-            drawing = Drawing(self.slopes[layer], draw.tokens, draw.trust, draw.coins)
+            slopes = self._slopes_on(layer, query.device)
+            drawing = Drawing(slopes, draw.tokens, draw.trust, draw.coins)
         return decode_step(
             query, keys, values, stores["codes"], maps.query, maps.key, heavy=plan.heavy,
             spans=plan.spans, sink=plan.sink, local=plan.local, width=plan.width,
             lists=self.lists(query.shape[1], keys.shape[1]),
-            grades=self._grades, drawing=drawing, **logits,
+            grades=self._grades, drawing=drawing, counters=counters, **logits,
+        )  # fmt: skip
+
+    def static_step(
+        self, layer: int, query: Tensor, kv_heads: int, plan: SelectionPlan, width: int,
+        logits: Mapping[str, Any],
+    ) -> StaticStep | None:  # fmt: skip
+        """Settings of a layer's steps where they are read at once."""
+        if not self.reads_at_once(layer, plan):
+            return None
+        self.weights.check_queries(query)
+        maps, draw, drawn = self.weights.layer(layer, query.device), plan.draw, {}
+        if draw is not None:
+            slopes = self._slopes_on(layer, query.device)
+            drawn = {"slopes": slopes, "trust": draw.trust, "coins": draw.coins}
+        return StaticStep(
+            maps.query, maps.key, self.lists(query.shape[1], kv_heads), plan.sink, plan.local,
+            width, logits["scaling"], self._grades, logits["softcap"], **drawn,
         )  # fmt: skip
 
     @cached_property
     def _unchanged(self) -> bool:
         """Whether this class has its stages from here: one of a subclass's own must be called."""
         return all(getattr(type(self), name) is getattr(HashSelector, name) for name in _STAGES)
+
+    def _slopes_on(self, layer: int, device: torch.device) -> Tensor:
+        """A layer's slopes on a device, copied once: a step waits for a copy to a GPU."""
+        placed, slopes = self.__dict__.setdefault("_placed_slopes", {}), self.slopes[layer]
+        if placed.get((layer, device), (None, None))[0] is not slopes:
+            placed[layer, device] = slopes, slopes.to(device)
+        return placed[layer, device][1]
 
     @property
     def _priceable(self) -> bool:

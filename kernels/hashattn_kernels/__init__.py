@@ -28,23 +28,30 @@ from .api import (
 from .backends import available
 from .codes import Codes, layout_for, tokens_of
 from .coins import NAT, Coins
+from .counters import COUNTED, NOT_FINITE, SEVERAL, count_dense, new_counters
 from .maps import ACTIVATIONS, Maps
 from .memory import GrowableBuffer
 from .reference import gather_tokens, indices_to_mask, mask_to_indices
+from .static import StaticStep, register_step, static_step
 from .step import Drawing, Grades, decode_step, units_of
 
 __all__ = [
     "ACTIVATIONS",
+    "COUNTED",
     "NAT",
+    "NOT_FINITE",
+    "SEVERAL",
     "Codes",
     "Coins",
     "Drawing",
     "Grades",
     "GrowableBuffer",
     "Maps",
+    "StaticStep",
     "attend",
     "available",
     "causal_spans",
+    "count_dense",
     "decode_step",
     "dense_decode",
     "encode",
@@ -57,13 +64,16 @@ __all__ = [
     "indices_to_mask",
     "layout_for",
     "mask_to_indices",
+    "new_counters",
     "pack_bits",
     "preactivations",
+    "register_step",
     "room_for",
     "sample",
     "sample_by_codes",
     "select",
     "select_by_codes",
+    "static_step",
     "tokens_of",
     "union",
     "units_of",

@@ -29,6 +29,11 @@ class Codes(ABC):
         made.append(codes)
         return made
 
+    @classmethod
+    @abstractmethod
+    def over(cls, storage: Tensor, length: int) -> Codes:
+        """The first `length` tokens of memory that another store reserved: its `room`."""
+
     @property
     @abstractmethod
     def length(self) -> int:
@@ -43,6 +48,17 @@ class Codes(ABC):
     @abstractmethod
     def storage(self) -> Tensor:
         """The memory the kernels read."""
+
+    @property
+    @abstractmethod
+    def room(self) -> Tensor:
+        """`storage` with the spare room behind what is stored."""
+
+    @abstractmethod
+    def reserve(
+        self, batch: int, heads: int, words: int, tokens: int, device: torch.device
+    ) -> None:
+        """Make room for `tokens` tokens; those already stored stay."""
 
     @abstractmethod
     def append(self, codes: Tensor) -> None:
@@ -76,6 +92,12 @@ class ByteMajor(Codes):
     def __init__(self) -> None:
         self._lines = GrowableBuffer(axis=3)
 
+    @classmethod
+    def over(cls, storage: Tensor, length: int) -> ByteMajor:
+        made = cls()
+        made._lines = GrowableBuffer.over(storage, length, axis=3)
+        return made
+
     @property
     def length(self) -> int:
         return self._lines.length
@@ -88,6 +110,15 @@ class ByteMajor(Codes):
     @property
     def storage(self) -> Tensor:
         return self._lines.value
+
+    @property
+    def room(self) -> Tensor:
+        return self._lines.room
+
+    def reserve(
+        self, batch: int, heads: int, words: int, tokens: int, device: torch.device
+    ) -> None:
+        self._lines.reserve((batch, heads, BYTES * words, tokens), torch.uint8, device)
 
     def append(self, codes: Tensor) -> None:
         self._lines.append(check(codes).contiguous().view(torch.uint8).transpose(2, 3))
@@ -120,6 +151,12 @@ class Tiled(Codes):
         self._length = 0
         self._storage: Tensor | None = None
 
+    @classmethod
+    def over(cls, storage: Tensor, length: int) -> Tiled:
+        made = cls()
+        made._storage, made._length = storage, length
+        return made
+
     @property
     def length(self) -> int:
         return self._length
@@ -135,15 +172,25 @@ class Tiled(Codes):
             raise ValueError("no codes are stored yet: append first")
         return self._storage
 
+    @property
+    def room(self) -> Tensor:
+        return self.storage
+
     def append(self, codes: Tensor) -> None:
         batch, heads, new, words = check(codes).shape
-        end = self._length + new
-        tiles = -(-end // TILE)
-        if self._storage is None or self._storage.shape[2] < tiles:
-            self.reserve(batch, heads, words, capacity(end, TILE), codes.device)
-        tile, row, column = place(torch.arange(self._length, end, device=codes.device))
+        start = self._length
+        self.extend(batch, heads, words, codes.device, new)
+        tile, row, column = place(torch.arange(start, self._length, device=codes.device))
         # separated advanced indices move their axis to the front: (new, batch, heads, words)
         self._storage[:, :, tile, :, row, column] = codes.permute(2, 0, 1, 3)
+
+    def extend(
+        self, batch: int, heads: int, words: int, device: torch.device, new: int = 1
+    ) -> None:
+        """Count `new` tokens more, whose codes a kernel then writes into the storage."""
+        end = self._length + new
+        if self._storage is None or self._storage.shape[2] * TILE < end:
+            self.reserve(batch, heads, words, capacity(end, TILE), device)
         self._length = end
 
     def to_tokens(self) -> Tensor:
@@ -161,7 +208,6 @@ class Tiled(Codes):
     def reserve(
         self, batch: int, heads: int, words: int, tokens: int, device: torch.device
     ) -> None:
-        """Make room for `tokens` tokens; those already stored stay."""
         shape = [batch, heads, -(-tokens // TILE), words, LANES, TILE // LANES]
         grown = reserve(shape, torch.int32, device).zero_()
         if self._storage is not None:

@@ -1,5 +1,7 @@
 """Memory that grows with the cache: spare room, so that a new token costs one row, not a copy."""
 
+from __future__ import annotations
+
 import ctypes
 import sys
 from collections.abc import Callable, Sequence
@@ -25,12 +27,24 @@ class GrowableBuffer:
         self.length = 0
         self._buffer: Tensor | None = None
 
+    @classmethod
+    def over(cls, buffer: Tensor, length: int, axis: int) -> GrowableBuffer:
+        """The first `length` of a buffer that another one reserved: its `room`."""
+        made = cls(axis)
+        made._buffer, made.length = buffer, length
+        return made
+
     @property
     def value(self) -> Tensor:
         """What is stored, (..., length, ...)."""
+        return self.room.narrow(self.axis, 0, self.length)
+
+    @property
+    def room(self) -> Tensor:
+        """What is stored, with the spare room behind it."""
         if self._buffer is None:
             raise ValueError("nothing is stored yet: append first")
-        return self._buffer.narrow(self.axis, 0, self.length)
+        return self._buffer
 
     def append(self, part: Tensor) -> None:
         """Add `part` (..., new, ...) at the end; all other axes must agree."""
@@ -40,10 +54,15 @@ class GrowableBuffer:
         """Uninitialised room of this shape (..., new, ...) at the end, for the caller to fill."""
         end = self.length + shape[self.axis]
         if self._buffer is None or self._buffer.shape[self.axis] < end:
-            self._grow(shape, dtype, device, end)
+            self._grow(shape, dtype, device, capacity(end))
         room = self._buffer.narrow(self.axis, self.length, end - self.length)
         self.length = end
         return room
+
+    def reserve(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> None:
+        """Make room for a whole value of this shape."""
+        if self._buffer is None or self._buffer.shape[self.axis] < shape[self.axis]:
+            self._grow(shape, dtype, device, shape[self.axis])
 
     def crop(self, length: int) -> None:
         """Drop what is stored after the first `length`."""
@@ -58,7 +77,7 @@ class GrowableBuffer:
         self, shape: Sequence[int], dtype: torch.dtype, device: torch.device, tokens: int
     ) -> None:
         shape = list(shape)
-        shape[self.axis] = capacity(tokens)
+        shape[self.axis] = tokens
         grown = reserve(shape, dtype, device)
         if self._buffer is not None:
             grown.narrow(self.axis, 0, self.length).copy_(self.value)

@@ -14,6 +14,7 @@ from .api import attend, encode, encode_graded, sample_by_codes, select_by_codes
 from .backends import backend_for
 from .codes import Codes
 from .coins import NAT, Coins
+from .counters import count_step
 from .maps import Maps
 from .reference import NON_FINITE
 
@@ -64,6 +65,7 @@ def decode_step(
     drawing: Drawing | None = None,
     softcap: float | None = None,
     sinks: Tensor | None = None,
+    counters: Tensor | None = None,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Append the newest key's code, choose tokens by their codes, attend to them.
@@ -71,7 +73,8 @@ def decode_step(
     q (B, Hq, 1, D), k (B, Hkv, n or more, D), v (B, Hkv, n or more, Dv): with the newest token, the
     n-th; codes: of the n - 1 tokens before, n afterwards. heavy (B, 1 or lists, 1) and spans
     (B, 1, 2) int64, sink, local, width: as of `select_by_codes`. grades: queries are graded; None:
-    bits are counted. drawing: a part of heavy is drawn.
+    bits are counted. drawing: a part of heavy is drawn. counters: the step is added to these
+    (`new_counters`), without waiting for a GPU.
 
     Returns the output (B, Hq, 1, Dv), the tokens read (B, lists, 1, width) int32, -1 for padding,
     and their log weights or None: what `encode`, `encode_graded`, `select_by_codes` or
@@ -93,12 +96,20 @@ def decode_step(
         "softcap": softcap, "sinks": sinks,
     }  # fmt: skip
     module = backend_for(q, backend, "decode_step", q, k, v)
-    fused = getattr(module, "decode_step", None)
+    counts = counters is not None
+    if counts and getattr(module, "COUNTS_STEPS", False):
+        arguments["counters"], counts = counters, False
+    fused, result = getattr(module, "decode_step", None), None
     if fused is not None:
         result = fused(q, k, v, codes, query_maps, key_maps, **arguments)
-        if result is not None:
-            return result
-    return composed(q, k, v, codes, query_maps, key_maps, backend=backend, **arguments)
+    if result is None:
+        arguments.pop("counters", None)
+        counts = counters is not None
+        result = composed(q, k, v, codes, query_maps, key_maps, backend=backend, **arguments)
+    if counts:
+        n = codes.length
+        count_step(counters, spans, result[1], n, k[:, :, n - 1 : n], v[:, :, n - 1 : n])
+    return result
 
 
 @torch.no_grad()

@@ -8,7 +8,9 @@ are in tests/kernels/gpu.
 """
 
 from .backend import (
+    COUNTS_STEPS,
     attend,
+    decode_step,
     dense_decode,
     encode,
     encode_graded,
@@ -24,7 +26,9 @@ from .backend import (
 )
 
 __all__ = [
+    "COUNTS_STEPS",
     "attend",
+    "decode_step",
     "dense_decode",
     "encode",
     "encode_graded",

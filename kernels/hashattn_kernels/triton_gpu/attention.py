@@ -1,7 +1,7 @@
 """Attention of decode steps over token lists or spans, split over the tokens (flash-decoding).
 
-Softmax sums run in float32 and base 2. A first launch writes an output and a log-sum-exp for every
-part of a list, a second one merges the parts.
+Softmax sums run in float32 and base 2. Every program writes the output and the log-sum-exp of a
+part of a list; the last of a list to finish merges its parts.
 
 NaN and infinities have the same effect as in torch. A maximum drops NaN, but the weight of a NaN
 logit, exp2(logit - maximum), is NaN, and so are the sum and the output; the same holds for inf.
@@ -10,9 +10,11 @@ logit, exp2(logit - maximum), is NaN, and so are the sum and the output; the sam
 import triton
 import triton.language as tl
 
+from .. import counters
 from .bits import INTERPRET
 
 LOG2_E = tl.constexpr(1.4426950408889634)
+READ = tl.constexpr(counters.READ)
 LOWEST = tl.constexpr(-3.4028234663852886e38)  # log of the sum of tokens that have no weight
 
 
@@ -27,21 +29,24 @@ def product(a, b):
 
 @triton.jit
 def attend_kernel(
-    Q, K, V, INDICES, SPANS, LOG_WEIGHTS, PARTS, LSE, scale, softcap,
+    Q, K, V, INDICES, SPANS, LOG_WEIGHTS, SINKS, PARTS, LSE, DONE, OUT, OUT_LSE, COUNTERS,
+    scale, softcap,
     q_batch, q_head, q_row, k_batch, k_head, k_token, v_batch, v_head, v_token,
     lists, share, q_len, width, split,
     GROUP: tl.constexpr, SLOTS: tl.constexpr, DIM: tl.constexpr, DIM_SLOTS: tl.constexpr,
     VALUE_DIM: tl.constexpr, VALUE_SLOTS: tl.constexpr, BLOCK: tl.constexpr,
     STAGES: tl.constexpr, LISTED: tl.constexpr, CAPPED: tl.constexpr, WEIGHTED: tl.constexpr,
+    HAS_SINKS: tl.constexpr, COUNTED: tl.constexpr, HEADS: tl.constexpr, MERGED: tl.constexpr,
 ):  # fmt: skip
-    """Attention to one part of a list, for the GROUP query heads that read it.
+    """Attention to one part of a list, for the GROUP query heads that read it; then `merge`.
 
     Grid (parts, batch * lists * q_len); `split` tokens a part. LISTED: tokens of INDICES (rows,
     width) int32, negative for none, with LOG_WEIGHTS (rows, width) float32 added to their logits
-    if WEIGHTED; else of the rows' SPANS (batch, q_len, 2) int64. Results: PARTS
+    if WEIGHTED; else of the rows' SPANS (batch, q_len, 2) int64. Of the parts: PARTS
     (rows, GROUP, parts, VALUE_DIM) and LSE (rows, GROUP, parts), float32: -inf for no tokens,
     LOWEST for tokens whose logits are all -inf. A single head multiplies in registers, more heads
-    on tensor cores.
+    on tensor cores. DONE (rows) int32: 0 before and after. COUNTED: how many tokens were read is
+    added to COUNTERS (see counters.py).
     """
     part = tl.program_id(0)
     row = tl.program_id(1)
@@ -72,11 +77,14 @@ def attend_kernel(
     highest = tl.full([SLOTS], -float("inf"), tl.float32)
     total = tl.zeros([SLOTS], tl.float32)
     out = tl.zeros([SLOTS, VALUE_SLOTS], tl.float32)
+    read = tl.zeros([BLOCK], tl.int32)
     for offset in tl.range(start, end, BLOCK, num_stages=STAGES):
         there = offset + slot < end
         if LISTED:
             token = tl.load(indices + offset + slot, mask=there, other=-1)
             there = token >= 0
+            if COUNTED:
+                read += there.to(tl.int32)
         else:
             token = first + offset + slot
         token = token.to(tl.int64)[:, None]
@@ -120,54 +128,72 @@ def attend_kernel(
     out = out / tl.where(empty, 1.0, total)[:, None]
     inside = (head < GROUP)[:, None] & (value_dim < VALUE_DIM)[None, :]
     tl.store(PARTS + at[:, None] * VALUE_DIM + value_dim[None, :], out, mask=inside)
+    if COUNTED:
+        tl.atomic_add(COUNTERS + READ, tl.sum(read, axis=0).to(tl.int64), sem="relaxed")
+    tl.debug_barrier()  # the whole part is stored before it counts as done
+    done = tl.atomic_add(DONE + row, 1, sem="acq_rel", scope="gpu")
+    if done == parts - 1:
+        tl.store(DONE + row, 0)  # ready for the next launch
+        merge(
+            PARTS, LSE, SINKS, OUT, OUT_LSE, row, parts, lists, q_len, GROUP, VALUE_DIM,
+            VALUE_SLOTS, HAS_SINKS, HEADS, MERGED,
+        )  # fmt: skip
 
 
 @triton.jit
-def merge_kernel(
-    PARTS, LSE, SINKS, OUT, OUT_LSE, parts, lists, q_len,
+def merge(
+    PARTS, LSE, SINKS, OUT, OUT_LSE, row, parts, lists, q_len,
     GROUP: tl.constexpr, VALUE_DIM: tl.constexpr, VALUE_SLOTS: tl.constexpr,
-    BLOCK: tl.constexpr, HAS_SINKS: tl.constexpr,
+    HAS_SINKS: tl.constexpr, HEADS: tl.constexpr, MERGED: tl.constexpr,
 ):  # fmt: skip
-    """Merge the parts of a head: OUT (batch, heads, q_len, VALUE_DIM) and its natural log-sum-exp,
+    """Merge the parts of a row: OUT (batch, heads, q_len, VALUE_DIM) and its natural log-sum-exp,
     OUT_LSE (batch, heads, q_len).
 
-    Grid (batch * lists * q_len * GROUP); BLOCK parts at a time. SINKS (heads): logits that take
+    HEADS: GROUP rounded up to a power of 2; MERGED parts at a time. SINKS (heads): logits that take
     weight and have no value; without them tokens of no weight give NaN, as 0 / 0 in a softmax.
+    Parts are loaded past the first cache, which other programs do not write through.
     """
-    at = tl.program_id(0)
-    row = at // GROUP
     batch = row // (lists * q_len)
-    head = row // q_len % lists * GROUP + at % GROUP
     query = row % q_len
-    block = tl.arange(0, BLOCK)
+    member = tl.arange(0, HEADS)
+    head = row // q_len % lists * GROUP + member
+    block = tl.arange(0, MERGED)
     value_dim = tl.arange(0, VALUE_SLOTS)
-    lses = LSE + at.to(tl.int64) * parts
-    outs = PARTS + at.to(tl.int64) * parts * VALUE_DIM
-    highest = tl.full([], -float("inf"), tl.float32)
+    lses = LSE + (row.to(tl.int64) * GROUP + member)[:, None] * parts
+    outs = PARTS + (row.to(tl.int64) * GROUP + member)[:, None, None] * parts * VALUE_DIM
+    outs += value_dim[None, None, :]
+    highest = tl.full([HEADS], -float("inf"), tl.float32)
     if HAS_SINKS:
-        highest = tl.load(SINKS + head).to(tl.float32) * LOG2_E
-    for start in range(0, parts, BLOCK):
-        lse = tl.load(lses + start + block, mask=start + block < parts, other=-float("inf"))
-        highest = tl.maximum(highest, tl.max(lse, axis=0))
+        sinks = tl.load(SINKS + head, mask=member < GROUP, other=0.0).to(tl.float32) * LOG2_E
+        highest = sinks
+    for start in range(0, parts, MERGED):
+        inside = (member < GROUP)[:, None] & (start + block < parts)[None, :]
+        lse = tl.load(lses + (start + block)[None, :], mask=inside, other=-float("inf"),
+                      cache_modifier=".cg")  # fmt: skip
+        highest = tl.maximum(highest, tl.max(lse, axis=1))
     safe = tl.where(highest == -float("inf"), 0.0, highest)
-    total = tl.zeros([], tl.float32)
+    total = tl.zeros([HEADS], tl.float32)
     if HAS_SINKS:
-        total += tl.exp2(tl.load(SINKS + head).to(tl.float32) * LOG2_E - safe)
-    out = tl.zeros([VALUE_SLOTS], tl.float32)
-    for start in range(0, parts, BLOCK):
-        inside = start + block < parts
-        weight = tl.exp2(tl.load(lses + start + block, mask=inside, other=-float("inf")) - safe)
-        addresses = outs + (start + block)[:, None] * VALUE_DIM + value_dim[None, :]
-        inside = inside[:, None] & (value_dim < VALUE_DIM)[None, :]
-        total += tl.sum(weight, axis=0)
-        out += tl.sum(weight[:, None] * tl.load(addresses, mask=inside, other=0.0), axis=0)
+        total += tl.exp2(sinks - safe)
+    out = tl.zeros([HEADS, VALUE_SLOTS], tl.float32)
+    for start in range(0, parts, MERGED):
+        inside = (member < GROUP)[:, None] & (start + block < parts)[None, :]
+        lse = tl.load(lses + (start + block)[None, :], mask=inside, other=-float("inf"),
+                      cache_modifier=".cg")  # fmt: skip
+        weight = tl.exp2(lse - safe[:, None])
+        inside = inside[:, :, None] & (value_dim < VALUE_DIM)[None, None, :]
+        part = tl.load(outs + (start + block)[None, :, None] * VALUE_DIM, mask=inside, other=0.0,
+                       cache_modifier=".cg")  # fmt: skip
+        total += tl.sum(weight, axis=1)
+        out += tl.sum(weight[:, :, None] * part, axis=1)
     weightless = highest == LOWEST
     if not HAS_SINKS:
-        out = tl.where(weightless, float("nan"), out)
+        out = tl.where(weightless[:, None], float("nan"), out)
     empty = weightless | (total == 0)
-    out = out / tl.where(empty, 1.0, total)
+    out = out / tl.where(empty, 1.0, total)[:, None]
     lse = (safe + tl.log2(tl.where(empty, 1.0, total))) / LOG2_E
     place = (batch.to(tl.int64) * lists * GROUP + head) * q_len + query
-    tl.store(OUT + place * VALUE_DIM + value_dim, out.to(OUT.dtype.element_ty),
-             mask=value_dim < VALUE_DIM)  # fmt: skip
-    tl.store(OUT_LSE + place, tl.where(empty, -float("inf"), lse))
+    inside = (member < GROUP)[:, None] & (value_dim < VALUE_DIM)[None, :]
+    tl.store(OUT + place[:, None] * VALUE_DIM + value_dim[None, :],
+             out.to(OUT.dtype.element_ty), mask=inside)  # fmt: skip
+    tl.store(OUT_LSE + place, tl.where(empty, -float("inf"), lse), mask=member < GROUP)

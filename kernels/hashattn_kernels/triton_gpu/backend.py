@@ -9,15 +9,16 @@ from .. import reference
 from ..codes import Codes, Tiled, tokens_of
 from ..coins import Coins
 from ..maps import Maps
-from . import configs, launch
+from ..step import Drawing, Grades
+from . import configs, launch, step
 from .bits import INTERPRET
 from .configs import DTYPES
 from .scoring import levels
 
 DIMS = 16  # head dims must be multiples of it
+COUNTS_STEPS = True  # decode_step adds to `counters` itself
 WIDEST = 256  # the largest head dim, hidden width or bits that a program holds
 
-encode_graded = reference.encode_graded
 grade_bits = reference.grade_bits
 # scores as such are for inspection: select_by_codes never stores them
 hamming_scores = reference.hamming_scores
@@ -44,7 +45,7 @@ def encode(x: Tensor, maps: Maps) -> Tensor:
     if _widest(maps) > WIDEST:
         return reference.encode(x, maps)
     x, out = _rows_in_place(x), _codes_like(x, maps)
-    launch.encode(x, maps, out, None)
+    launch.encode(x, maps, out)
     return out
 
 
@@ -52,14 +53,31 @@ def encode_pair(
     queries: Tensor, query_maps: Maps, keys: Tensor, key_maps: Maps
 ) -> tuple[Tensor, Tensor]:
     """Both stacks in one launch, if their widths are equal."""
-    alike = launch.constants(query_maps) == launch.constants(key_maps)
-    alike = alike and queries.dtype == keys.dtype and queries.shape[0] == keys.shape[0]
+    alike = (
+        launch.alike(query_maps, key_maps)
+        and queries.dtype == keys.dtype
+        and queries.shape[0] == keys.shape[0]
+    )
     if not alike or _widest(query_maps) > WIDEST:
         return encode(queries, query_maps), encode(keys, key_maps)
     queries, keys = _rows_in_place(queries), _rows_in_place(keys)
     out, key_out = _codes_like(queries, query_maps), _codes_like(keys, key_maps)
-    launch.encode(queries, query_maps, out, (keys, key_maps, key_out, None))
+    launch.encode(queries, query_maps, out, (keys, key_maps, key_out))
     return out, key_out
+
+
+def encode_graded(
+    x: Tensor, maps: Maps, lists: int, planes: int, most: int
+) -> tuple[Tensor, Tensor]:
+    """Networks, sums over the heads of a list and grades in one launch."""
+    if _widest(maps) > WIDEST:
+        return reference.encode_graded(x, maps, lists, planes, most)
+    x, shape = _rows_in_place(x), (x.shape[0], lists, x.shape[2])
+    words = maps.bits // reference.WORD
+    out = torch.empty(*shape, words, 1 + planes, dtype=torch.int32, device=x.device)
+    steps = torch.empty(shape, device=x.device)
+    launch.encode(x, maps, out, grading=launch.Grading(planes, most, steps))
+    return out, steps
 
 
 def select_by_codes(
@@ -166,6 +184,44 @@ def attend(
         log_weights = log_weights.float().contiguous()
     return _attend(q, k, v, indices, None, indices.shape[1], indices.shape[3],
                    scaling, softcap, sinks, log_weights)  # fmt: skip
+
+
+def decode_step(
+    q: Tensor, k: Tensor, v: Tensor, codes: Codes, query_maps: Maps, key_maps: Maps, *,
+    heavy: Tensor, spans: Tensor, sink: int, local: int, width: int, lists: int, scaling: float,
+    grades: Grades | None, drawing: Drawing | None, softcap: float | None, sinks: Tensor | None,
+    length: Tensor | None = None, counters: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor | None] | None:  # fmt: skip
+    """Four launches, or six that draw: encoding, selection or sampling, attention. Their memory is
+    kept between calls. None where kernels cannot: the parts can.
+
+    length () or (batch,) int64: how many tokens there are, where `codes` does not know it but has
+    the room.
+    """
+    planes, most = grades or (0, None)
+    group = 1 if grades else q.shape[1] // lists
+    highest = levels(group, query_maps.bits // reference.WORD, planes, most)
+    held = configs.MOST_LEVELS if grades else configs.MOST_BINS
+    fits = max(map(_widest, (query_maps, key_maps))) <= WIDEST and isinstance(codes, Tiled)
+    if not fits or highest > held - (drawing is not None) or 0 in (q.shape[0], width):
+        return None
+    batch, device = q.shape[0], q.device
+    if length is None:
+        codes.extend(batch, key_maps.heads, query_maps.bits // reference.WORD, device)
+    place = codes.length - 1 if length is None else length.expand(batch)
+    q, k, v = map(_rows_in_place, (q, k, v))
+    indices = torch.empty(batch, lists, 1, width, dtype=torch.int32, device=device)
+    log_weights = None if drawing is None else torch.empty(indices.shape, device=device)
+    out = q.new_empty(*q.shape[:3], v.shape[3])
+    draws, spans = drawing is not None, spans.contiguous()
+    space = step.kept_space(q, v, codes.storage, query_maps.bits, lists, width, grades, draws)
+    step.encode(space, q, k, v, codes, query_maps, key_maps, place, heavy=heavy, spans=spans,
+                drawing=drawing, counters=counters)  # fmt: skip
+    step.choose(space, codes, indices, log_weights, spans=spans, sink=sink, local=local,
+                drawing=drawing)  # fmt: skip
+    launch.attend(q, k, v, indices, None, scaling, softcap, sinks, out, space.lse,
+                  space.attention, log_weights, counters)  # fmt: skip
+    return out, indices, log_weights
 
 
 def dense_decode(

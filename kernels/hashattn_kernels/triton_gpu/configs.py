@@ -20,7 +20,8 @@ MOST_LEVELS = 1024  # that a histogram in registers holds
 MOST_BINS = 4096  # levels that a program can count at all
 PROGRAMS = 4  # programs that a kernel should start for each multiprocessor
 MULTIPROCESSORS = 132  # of an H100 or H200: assumed where there is no GPU
-MERGE_BLOCK = 16  # parts
+MERGE_BLOCK = 16  # parts, at most
+MERGE_SIZE = 8192  # numbers of the parts that are merged at a time
 MARK_BLOCK = WRITE_BLOCK = 1024  # tokens of a list, words of a bitmap
 SURVEY_BLOCK = 512  # candidates
 COUNT_BLOCK = 256  # chunks
@@ -98,15 +99,21 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
 def encode_config(
-    rows: int, dim: int, widest: int, depth: int, dtype: torch.dtype, half: bool
+    rows: int,
+    dim: int,
+    widest: int,
+    depth: int,
+    dtype: torch.dtype,
+    half: bool,
+    graded: bool = False,
 ) -> Encode:
     """For `rows` vectors of a head; half: the weights are bfloat16.
 
-    More than two stages, wider ones, or vectors that take two products leave no registers for many
-    vectors.
+    More than two stages, wider ones, grades, or vectors that take two products leave no registers
+    for many vectors.
     """
     short = dtype == torch.bfloat16 or dim <= 64
-    fits = half and short and depth <= 2 and max(dim, widest) <= 128
+    fits = half and short and not graded and depth <= 2 and max(dim, widest) <= 128
     return PREFILL if fits and rows > DECODE.block else DECODE
 
 
@@ -129,6 +136,11 @@ def attend_config(dim: int, dtype: torch.dtype) -> Attend:
     if dtype == torch.float32:  # no tensor cores: products in registers
         return Attend(32, 8, 2)
     return Attend(32, 4, 2) if dim > 128 else Attend(64, 4, 3)
+
+
+def merged(heads: int, value_slots: int) -> int:
+    """Parts of `heads` heads that the last program of a list merges at a time."""
+    return max(1, min(MERGE_BLOCK, MERGE_SIZE // (heads * value_slots)))
 
 
 def split_of(width: int, rows: int, block: int, device: torch.device) -> int:

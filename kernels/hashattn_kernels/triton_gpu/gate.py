@@ -33,7 +33,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from . import configs
-from .attention import attend_kernel, merge_kernel
+from .attention import attend_kernel
 from .encoding import encode_kernel
 from .sampling import list_kernel, survey_kernel, tally_kernel
 from .selection import compact_kernel, histogram_kernel, wide_histogram_kernel
@@ -41,19 +41,27 @@ from .self_test import bits_kernel
 from .unions import mark_kernel, write_kernel
 
 ARCHITECTURES = (80, 90)
-SHARED = ("codes.py", "coins.py", "maps.py")  # sources outside this folder that constants come from
+SHARED = (
+    "codes.py",
+    "coins.py",
+    "counters.py",
+    "maps.py",
+)  # sources outside this folder that constants come from
 REGISTERS = 65536  # of a multiprocessor, for all its threads
 NARROW = 4  # single-element loads that a kernel may have, for the query of one head
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
-POINTERS = dict.fromkeys(("SPANS", "HEAVY", "DRAWN", "UNITS", "CHANCES"), "*i64")
+POINTERS = dict.fromkeys(
+    ("SPANS", "HEAVY", "DRAWN", "UNITS", "CHANCES", "PLACES", "CERTAIN", "CHANCY", "COUNTERS"),
+    "*i64",
+)
 POINTERS |= dict.fromkeys(
-    ("BIASES", "PARTS", "LSE", "SINKS", "OUT_LSE", "LOG_WEIGHTS", "LOGARITHMS"), "*fp32"
+    ("BIASES", "SLOPES", "PARTS", "LSE", "SINKS", "OUT_LSE", "LOG_WEIGHTS", "LOGARITHMS"), "*fp32"
 )
 KERNELS = {
     kernel.fn.__name__: kernel
     for kernel in (
         encode_kernel, histogram_kernel, wide_histogram_kernel, compact_kernel, attend_kernel,
-        merge_kernel, mark_kernel, write_kernel, bits_kernel, survey_kernel, tally_kernel,
+        mark_kernel, write_kernel, bits_kernel, survey_kernel, tally_kernel,
         list_kernel,
     )
 }  # fmt: skip
@@ -121,12 +129,35 @@ def _encodes() -> Iterator[Build]:
             "FOLDS": folds,
         }
         x = "*" + TYPES[dtype]
-        pointers = {"X": x, "X2": x, "WEIGHTS": "*bf16" if half else "*fp32"}
-        for rows, tiled in ((1, True), (1, False), (4096, False)):
-            widest = max(hidden, bits)
-            config = configs.encode_config(rows, sizes["IN_SLOTS"], widest, depth, dtype, half)
-            shape = {"BLOCK": config.block, "TILED": tiled}
-            yield Build("encode_kernel", sizes | shape, config.warps, pointers=pointers)
+        pointers = {"X": x, "X2": x, "VALUES": x, "WEIGHTS": "*bf16" if half else "*fp32"}
+        slots, widest = sizes["IN_SLOTS"], max(hidden, bits)
+        for rows, step, grades, group, priced in (
+            (1, True, None, 1, False),  # a step: counted bits, graded ones,
+            (1, True, configs.GRADES.get(bits), 1, False),
+            (1, True, configs.GRADES.get(bits), 4, False),  # of a list per KV head,
+            (1, True, configs.GRADES.get(bits), 1, True),  # and drawn by
+            (1, False, configs.GRADES.get(bits), 1, False),
+            (1, False, None, 1, False),
+            (4096, False, None, 1, False),
+        ):
+            config = configs.encode_config(
+                rows, slots, widest, depth, dtype, half, grades is not None
+            )
+            planes, most = grades or (0, 0)
+            shape = {
+                "GROUP": group,
+                "PLANES": planes,
+                "MOST": most,
+                "BLOCK": config.block,
+                "TILED": step,
+                "PLACED": grades is not None,
+                "PRICED": priced and grades is not None,
+                "STEP": step,
+                "VALUE_DIM": dim if step else 0,
+                "VALUE_SLOTS": slots if step else 16,
+            }
+            kinds = pointers | {"STEPS": "*i64" if shape["PRICED"] else "*fp32"}
+            yield Build("encode_kernel", sizes | shape, config.warps, pointers=kinds)
 
 
 def _selections() -> Iterator[Build]:
@@ -164,13 +195,15 @@ def _attention(dim: int, dtype: torch.dtype) -> Iterator[Build]:
             "LISTED": listed,
             "CAPPED": False,
             "WEIGHTED": weighted,
+            "HAS_SINKS": False,
+            "COUNTED": listed,
+            "HEADS": group,
+            "MERGED": configs.merged(group, slots),
         }
-        pointers = {"Q": kind, "K": kind, "V": kind}
+        pointers = {"Q": kind, "K": kind, "V": kind, "OUT": kind}
         yield Build(
             "attend_kernel", sizes, config.warps, config.stages, pointers, rows=dtype.itemsize
         )
-    sizes = {"GROUP": 4, **value, "BLOCK": configs.MERGE_BLOCK, "HAS_SINKS": False}
-    yield Build("merge_kernel", sizes, pointers={"OUT": kind})
 
 
 def compile_build(build: Build, architecture: int) -> dict[str, Any]:

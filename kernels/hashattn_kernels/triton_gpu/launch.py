@@ -17,7 +17,7 @@ from ..coins import Coins
 from ..coins import table as coin_table
 from ..maps import Maps
 from . import configs
-from .attention import attend_kernel, merge_kernel
+from .attention import attend_kernel
 from .encoding import encode_kernel
 from .sampling import list_kernel, survey_kernel, tally_kernel
 from .selection import compact_kernel, histogram_kernel, wide_histogram_kernel
@@ -46,15 +46,21 @@ def pack(maps: Maps, others: Maps) -> Packed:
     made = _PACKED.setdefault(maps, WeakKeyDictionary())
     if others not in made:
         stacks = (maps,) if maps is others else (maps, others)
-        flat = [_flatten(stack) for stack in stacks]
+        folds = max(stack.folds for stack in stacks)
+        flat = [_flatten(stack, folds) for stack in stacks]
         half = all(stack.half for stack in stacks)
         weights = torch.cat([weights for weights, _ in flat])
         made[others] = Packed(
             weights.bfloat16() if half else weights,
             torch.cat([biases for _, biases in flat]),
-            constants(maps),
+            constants(maps) | {"FOLDS": folds},
         )
     return made[others]
+
+
+def alike(maps: Maps, others: Maps) -> bool:
+    """Whether one launch runs both stacks: equal widths and activations, whatever the folds."""
+    return constants(maps) == constants(others)
 
 
 def constants(maps: Maps) -> dict[str, Any]:
@@ -71,12 +77,12 @@ def constants(maps: Maps) -> dict[str, Any]:
         "BIT_SLOTS": next_power_of_2(maps.bits),
         "DEPTH": len(maps.weights),
         "ACTIVATION": maps.activation,
-        "FOLDS": maps.folds,
     }
 
 
-def _flatten(maps: Maps) -> tuple[Tensor, Tensor]:
-    """Weights (maps, numbers) and biases (maps, numbers), stages padded with zeros to the slots."""
+def _flatten(maps: Maps, folds: int) -> tuple[Tensor, Tensor]:
+    """Weights (maps, numbers) and biases (maps, numbers), stages padded with zeros to the slots,
+    and folds with steps of 0, which change nothing."""
     sizes = constants(maps)
     widths = [sizes["IN_SLOTS"], *[sizes["HIDDEN"]] * (len(maps.weights) - 1), sizes["BIT_SLOTS"]]
     weights, biases = [], []
@@ -85,8 +91,10 @@ def _flatten(maps: Maps) -> tuple[Tensor, Tensor]:
         grow = (0, outputs - weight.shape[2], 0, inputs - weight.shape[1])
         weights.append(F.pad(weight.detach().float(), grow).flatten(1))
         biases.append(F.pad(bias.detach().float(), (0, outputs - bias.shape[1])))
-    if maps.folds:
-        steps = F.pad(maps.steps.detach().float(), (0, sizes["BIT_SLOTS"] - maps.bits))
+    if folds:
+        steps = biases[0].new_zeros(maps.heads, folds, sizes["BIT_SLOTS"])
+        if maps.folds:
+            steps[:, : maps.folds, : maps.bits] = maps.steps.detach()
         biases.append(steps.flatten(1))
     return torch.cat(weights, dim=1), torch.cat(biases, dim=1)
 
@@ -96,17 +104,65 @@ def _slots(width: int) -> int:
     return max(16, next_power_of_2(width))
 
 
-def encode(
-    x: Tensor, maps: Maps, out: Tensor, other: tuple[Tensor, Maps, Tensor, Tensor | None] | None
-) -> None:
-    """Codes of x (batch, heads, rows, in) into `out` (batch, maps, rows, words) int32.
+@dataclass(frozen=True)
+class Grading:
+    """How queries are graded: planes, what weights sum to at most, and where their steps go,
+    (batch, lists, rows) float32; with slopes (lists,) float32, their costs, int64."""
 
-    other: (x, maps, out, spans) of a second stack; with spans (batch, 1, 2) int64 its `out` is the
-    storage of a Tiled code cache.
+    planes: int
+    most: int
+    steps: Tensor
+    slopes: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Newest:
+    """That a second stack encodes the newest of cached keys, and where its code goes: the storage
+    of a Tiled cache.
+
+    place: the token; or on the device, (batch,) int64, how many tokens each sequence has.
+    """
+
+    storage: Tensor
+    place: int | Tensor
+
+
+@dataclass(frozen=True)
+class Begin:
+    """What the first launch of a step writes beside codes, for selection and for the receipt.
+
+    heavy, drawn (batch, lists, 1) int64, in any strides; certain (batch, lists, 1) int64: heavy
+    less drawn, which go to chancy. spans (batch, 1, 2) and the cache's values, for counters.
+    """
+
+    heavy: Tensor
+    certain: Tensor
+    drawn: Tensor | None = None
+    chancy: Tensor | None = None
+    spans: Tensor | None = None
+    values: Tensor | None = None
+    counters: Tensor | None = None
+
+
+def encode(
+    x: Tensor, maps: Maps, out: Tensor, other: tuple[Tensor, Maps, Tensor | Newest] | None = None,
+    *, grading: Grading | None = None, begin: Begin | None = None,
+) -> None:  # fmt: skip
+    """Codes of x (batch, heads, rows, in) into `out` (batch, maps, rows, words) int32, or graded
+    ones (batch, lists, rows, words, 1 + planes) of the sums over a list's maps.
+
+    other: (x, maps, out) of a second stack, whose codes are plain; it runs alone if `out` has no
+    maps or lists.
     """
     batch, heads, rows, _ = x.shape
-    x2, maps2, out2, spans = (x, maps, out, None) if other is None else other
-    rows2 = x2.shape[2] if other is not None else 0
+    x2, maps2, out2 = (x, maps, out) if other is None else other
+    newest = out2 if isinstance(out2, Newest) else None
+    out2 = out2 if newest is None else newest.storage
+    placed = newest is not None and isinstance(newest.place, Tensor)
+    places = newest.place if placed else out
+    programs = out.shape[1]
+    rows = rows if programs else 0
+    rows2 = 0 if other is None else 1 if newest is not None else x2.shape[2]
     packed = pack(maps, maps2)
     sizes = packed.constants
     config = configs.encode_config(
@@ -116,16 +172,35 @@ def encode(
         sizes["DEPTH"],
         x.dtype,
         packed.weights.dtype == torch.bfloat16,
+        grading is not None,
     )
-    total = maps.heads + (maps2.heads if other is not None else 0)
+    total = programs + (maps2.heads if other is not None else 0)
     grid = (cdiv(max(rows, rows2), config.block), total, batch)
+    steps = out if grading is None else grading.steps
+    slopes = None if grading is None else grading.slopes
+    planes, most = (0, 0) if grading is None else (grading.planes, grading.most)
+    counters = None if begin is None else begin.counters
+    heavy = out if begin is None else begin.heavy
+    drawn = heavy if slopes is None or begin is None else begin.drawn
+    values = x2 if counters is None else begin.values
+    value_dim = 0 if counters is None else values.shape[3]
     with on(x):
         encode_kernel[grid](
-            x, x2, packed.weights, packed.biases, out, out2, out if spans is None else spans,
+            x, x2, packed.weights, packed.biases, out, out2, steps,
+            steps if slopes is None else slopes, places,
+            heavy, drawn, out if begin is None else begin.certain,
+            drawn if drawn is heavy else begin.chancy,
+            out if counters is None else begin.spans, values,
+            out if counters is None else counters,
             *x.stride()[:3], *x2.stride()[:3], out2.stride(0), out2.stride(1),
-            maps.heads, packed.weights.shape[0], maps.heads // heads, maps2.heads // x2.shape[1],
-            rows, rows2,
-            **sizes, BLOCK=config.block, TILED=spans is not None,
+            places.stride(0), 0 if newest is None or placed else newest.place,
+            *heavy.stride()[:2], *drawn.stride()[:2], *values.stride()[:3],
+            programs, 0 if begin is None else begin.certain.shape[1], packed.weights.shape[0],
+            maps.heads // heads, maps2.heads // x2.shape[1], rows, rows2,
+            **sizes, GROUP=maps.heads // programs if programs else 1, PLANES=planes, MOST=most,
+            BLOCK=config.block,
+            TILED=newest is not None, PLACED=placed, PRICED=slopes is not None,
+            STEP=begin is not None, VALUE_DIM=value_dim, VALUE_SLOTS=_slots(value_dim),
             num_warps=config.warps,
         )  # fmt: skip
 
@@ -271,12 +346,14 @@ def union(indices: Tensor, bitmap: Tensor, out: Tensor) -> None:
 
 @dataclass(frozen=True)
 class AttendSpace:
-    """Memory of attention over parts of lists: their outputs and log-sum-exps."""
+    """Memory of attention over parts of lists: their outputs and log-sum-exps, and how many parts
+    of each list are done, 0 before and after a launch."""
 
     config: configs.Attend
     split: int
     parts: Tensor
     lse: Tensor
+    done: Tensor
 
     @classmethod
     def reserve(
@@ -294,6 +371,7 @@ class AttendSpace:
             split,
             torch.empty(*shape, value_dim, device=q.device),
             torch.empty(shape, device=q.device),
+            torch.zeros(rows, dtype=torch.int32, device=q.device),
         )
 
 
@@ -310,9 +388,11 @@ def attend(
     lse: Tensor,
     space: AttendSpace,
     log_weights: Tensor | None = None,
+    counters: Tensor | None = None,
 ) -> None:
     """Attention to listed tokens, or to spans, into out (batch, heads, q, value_dim) and lse
-    (batch, heads, q) float32; other shapes as in `api`."""
+    (batch, heads, q) float32; other shapes as in `api`. counters: those of counters.py, to which
+    the tokens read are added."""
     batch, heads, q_len, dim = q.shape
     kv_heads, value_dim = k.shape[1], v.shape[3]
     rows, group, parts = space.lse.shape
@@ -323,18 +403,16 @@ def attend(
     with on(q):
         attend_kernel[(parts, rows)](
             q, k, v, spans if indices is None else indices, indices if spans is None else spans,
-            space.lse if log_weights is None else log_weights,
-            space.parts, space.lse, scaling, softcap or 1.0,
+            space.lse if log_weights is None else log_weights, lse if sinks is None else sinks,
+            space.parts, space.lse, space.done, out, lse,
+            space.done if counters is None else counters, scaling, softcap or 1.0,
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
             lists, lists // kv_heads, q_len, width, space.split,
             GROUP=group, SLOTS=1 if group == 1 else max(16, slots), DIM=dim,
             DIM_SLOTS=_slots(dim), VALUE_DIM=value_dim, VALUE_SLOTS=value_slots,
             BLOCK=config.block, STAGES=config.stages, LISTED=indices is not None,
             CAPPED=softcap is not None, WEIGHTED=log_weights is not None,
+            HAS_SINKS=sinks is not None, COUNTED=counters is not None, HEADS=slots,
+            MERGED=configs.merged(slots, value_slots),
             num_warps=config.warps, num_stages=config.stages,
-        )  # fmt: skip
-        merge_kernel[(rows * group,)](
-            space.parts, space.lse, lse if sinks is None else sinks, out, lse, parts, lists, q_len,
-            GROUP=group, VALUE_DIM=value_dim, VALUE_SLOTS=value_slots,
-            BLOCK=configs.MERGE_BLOCK, HAS_SINKS=sinks is not None,
         )  # fmt: skip
