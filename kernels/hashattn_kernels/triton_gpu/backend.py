@@ -91,15 +91,13 @@ def select_by_codes(
     width: int,
     most: int | None = None,
 ) -> Tensor:
-    """Histogram and threshold, then compaction: two launches.
+    """Histograms of digits, then compaction: two launches for up to 32 levels, three for 1,024.
 
-    Graded queries with more levels than a histogram in registers holds run in torch, and so do
-    plain ones with more levels than any histogram holds.
+    More levels than `configs.MOST_LEVELS` are compared in torch.
     """
     batch, heads, q_len, words = query_codes.shape[:4]
     grades = query_codes.shape[4] - 1 if query_codes.dim() == 5 else 0
-    held = configs.MOST_LEVELS if grades else configs.MOST_BINS
-    if levels(heads // lists, words, grades, most) > held:
+    if levels(heads // lists, words, grades, most) > configs.MOST_LEVELS:
         given = (query_codes, key_codes, heavy, spans, sink, local, lists, width)
         return reference.select_by_codes(*given)
     keys = key_codes if isinstance(key_codes, Tiled) else Tiled.from_tokens(tokens_of(key_codes))
@@ -132,11 +130,11 @@ def sample_by_codes(
     width: int,
     most: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The histogram of selection, then three launches; what selection runs in torch, this does."""
+    """The histograms of selection, then three launches; in torch for 1,024 levels and more."""
     batch, heads, q_len, words = query_codes.shape[:4]
     lists, device = units.shape[1], query_codes.device
     group, grades = heads // lists, query_codes.shape[4] - 1 if query_codes.dim() == 5 else 0
-    if levels(group, words, grades, most) >= configs.MOST_LEVELS:
+    if levels(group, words, grades, most) >= configs.MOST_SURVEYED:
         return reference.sample_by_codes(
             query_codes, key_codes, units, certain, drawn, trust, coins, spans, sink, local, width
         )

@@ -41,6 +41,48 @@ def shift_left(x, by):
 
 
 @triton.jit
+def differing(x, y, mask):
+    """(x ^ y) & mask in one instruction, which the compiler splits where x ^ y recurs."""
+    if INTERPRET:
+        return (x ^ y) & mask
+    else:
+        return tl.inline_asm_elementwise(
+            "lop3.b32 $0, $1, $2, $3, 0x28;", "=r,r,r,r", [x, y, mask], dtype=tl.int32,
+            is_pure=True, pack=1,
+        )  # fmt: skip
+
+
+@triton.jit
+def dot_bytes(x, y, start):
+    """start plus the products of the four unsigned bytes of each x and y: one instruction."""
+    if INTERPRET:
+        for byte in tl.static_range(4):
+            start += ((x >> (8 * byte)) & 0xFF) * ((y >> (8 * byte)) & 0xFF)
+        return start
+    else:
+        return tl.inline_asm_elementwise(
+            "dp4a.u32.u32 $0, $1, $2, $3;", "=r,r,r,r", [x, y, start], dtype=tl.int32,
+            is_pure=True, pack=1,
+        )  # fmt: skip
+
+
+@triton.jit
+def part(packed, place: tl.constexpr, parts: tl.constexpr, start):
+    """start plus the unsigned number at `place` of the 4 or 2 `parts` of each word."""
+    if parts == 4:
+        return dot_bytes(packed, packed * 0 + (1 << (8 * place)), start)
+    else:
+        return ((packed >> (16 * place)) & 0xFFFF) + start
+
+
+@triton.jit
+def push_sign(word, x):
+    """word << 1, its lowest bit set where x is negative: one funnel shift."""
+    sign = x.to(tl.uint32, bitcast=True) >> 31
+    return (word << 1) | sign.to(tl.int32, bitcast=True)
+
+
+@triton.jit
 def lowest(word):
     """Position of the lowest one of each int32; 32 where there is none."""
     return popcount(~word & (word - 1))

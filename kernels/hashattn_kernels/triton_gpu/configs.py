@@ -12,12 +12,12 @@ from functools import cache
 import torch
 from triton import next_power_of_2
 
-from .scoring import digits, levels
+from .scoring import BINS, digits, levels, weighed
 
 WARPS = 4  # of the selection kernels: 128 threads, one column of a tile each
-MOST_HOT = 8  # one-hot words of a level that fit in registers, with their digits
-MOST_LEVELS = 1024  # that a histogram in registers holds
-MOST_BINS = 4096  # levels that a program can count at all
+PLAN_BLOCK = 64  # chunks whose counts a program reads at a time
+MOST_LEVELS = 4096  # whose code is short enough to compile
+MOST_SURVEYED = 1024  # levels that a program of sampling's survey counts
 PROGRAMS = 4  # programs that a kernel should start for each multiprocessor
 MULTIPROCESSORS = 132  # of an H100 or H200: assumed where there is no GPU
 MERGE_BLOCK = 16  # parts, at most
@@ -49,35 +49,48 @@ class Select:
     most: int | None = None
 
     @property
-    def hot(self) -> int:
-        """One-hot words that hold every level but the highest."""
-        return next_power_of_2(-(-levels(self.group, self.words, self.grades, self.most) // 32))
+    def highest(self) -> int:
+        """The highest level of a key."""
+        return levels(self.group, self.words, self.grades, self.most)
 
     @property
-    def wide(self) -> bool:
-        """More levels than histogram_kernel holds in registers."""
-        return self.hot > MOST_HOT
+    def pack(self) -> int:
+        """Levels stored in a word of 32 bits."""
+        return 4 if self.highest < 2**8 else 2
 
     @property
-    def scoring(self) -> dict[str, int]:
-        """Constants of both selection kernels."""
-        slots = next_power_of_2(self.group)
-        sizes = {"DIGITS": digits(self.group, self.grades), "TILES": self.tiles}
-        words = {"WORDS": self.words, "QUERY_WORDS": self.words * (1 + self.grades)}
-        return {"GROUP": self.group, "SLOTS": slots} | words | sizes
+    def shifts(self) -> tuple[int, ...]:
+        """Where a level's digits of 5 bits begin, from the highest, of which there may be 33."""
+        bins, highest = BINS.value, 0
+        while self.highest >> highest > bins:
+            highest += 1
+        return (*range(highest, 0, 1 - bins.bit_length()), 0)
+
+    @property
+    def storing(self) -> dict[str, int]:
+        """Constants of the kernels that read stored levels."""
+        return {"PACK": self.pack, "TILES": self.tiles}
 
     @property
     def counting(self) -> dict[str, int]:
-        """Constants of the histogram kernels."""
-        block = min(128, max(4, 2048 // (32 * self.hot)))
-        return self.scoring | {"HOT": self.hot, "BLOCK": block}
+        """Constants of the histogram kernel."""
+        count = digits(self.group, self.grades)
+        sizes = {"GROUP": self.group, "SLOTS": next_power_of_2(self.group), "WORDS": self.words}
+        sizes |= {"DIGITS": count, "QUERY_WORDS": self.words * (1 + self.grades)}
+        sizes |= {"WEIGHED": weighed(count), "SHIFT": self.shifts[0]}
+        return sizes | self.storing | {"BLOCK": PLAN_BLOCK}
+
+    @property
+    def refining(self) -> tuple[dict[str, int], ...]:
+        """Constants of the refine kernel, for each digit after the highest."""
+        return tuple(
+            {"SHIFT": shift} | self.storing | {"BLOCK": PLAN_BLOCK} for shift in self.shifts[1:]
+        )
 
     @property
     def surveying(self) -> dict[str, int]:
         """Constants of sampling.survey_kernel: all levels fit below a power of 2."""
-        highest = levels(self.group, self.words, self.grades, self.most)
-        sizes = {name: size for name, size in self.scoring.items() if name != "TILES"}
-        return sizes | {"BINS": next_power_of_2(highest + 1), "AT_ONCE": SURVEY_BLOCK}
+        return self.storing | {"BINS": next_power_of_2(self.highest + 1), "AT_ONCE": SURVEY_BLOCK}
 
 
 @dataclass(frozen=True)

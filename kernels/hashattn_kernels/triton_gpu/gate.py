@@ -36,7 +36,7 @@ from . import configs
 from .attention import attend_kernel
 from .encoding import encode_kernel
 from .sampling import list_kernel, survey_kernel, tally_kernel
-from .selection import compact_kernel, histogram_kernel, wide_histogram_kernel
+from .selection import compact_kernel, histogram_kernel, refine_kernel
 from .self_test import bits_kernel
 from .unions import mark_kernel, write_kernel
 
@@ -60,7 +60,7 @@ POINTERS |= dict.fromkeys(
 KERNELS = {
     kernel.fn.__name__: kernel
     for kernel in (
-        encode_kernel, histogram_kernel, wide_histogram_kernel, compact_kernel, attend_kernel,
+        encode_kernel, histogram_kernel, refine_kernel, compact_kernel, attend_kernel,
         mark_kernel, write_kernel, bits_kernel, survey_kernel, tally_kernel,
         list_kernel,
     )
@@ -166,14 +166,15 @@ def _selections() -> Iterator[Build]:
     for words, group, grades, most in kinds:
         for tiles in configs.TILES:
             config = configs.Select(group, words, tiles, grades, most)
-            count = "wide_histogram_kernel" if config.wide else "histogram_kernel"
-            yield Build(count, config.counting, configs.WARPS, popcounts=True)
-            yield Build("compact_kernel", config.scoring, configs.WARPS, popcounts=True)
+            yield Build("histogram_kernel", config.counting, configs.WARPS)
+            for digit in config.refining:
+                yield Build("refine_kernel", digit, configs.WARPS)
+            yield Build("compact_kernel", config.storing, configs.WARPS, popcounts=True)
             if grades or words == 1:  # the default's codes, and the paper's
-                tally = config.scoring | {"BLOCK": configs.COUNT_BLOCK}
+                tally = config.storing | {"BLOCK": configs.COUNT_BLOCK}
                 yield Build("tally_kernel", tally, configs.WARPS, popcounts=True)
-                yield Build("list_kernel", config.scoring, configs.WARPS, popcounts=True)
-                yield Build("survey_kernel", config.surveying, configs.WARPS, popcounts=True)
+                yield Build("list_kernel", config.storing, configs.WARPS, popcounts=True)
+                yield Build("survey_kernel", config.surveying, configs.WARPS)
 
 
 def _attention(dim: int, dtype: torch.dtype) -> Iterator[Build]:

@@ -20,7 +20,7 @@ from . import configs
 from .attention import attend_kernel
 from .encoding import encode_kernel
 from .sampling import list_kernel, survey_kernel, tally_kernel
-from .selection import compact_kernel, histogram_kernel, wide_histogram_kernel
+from .selection import compact_kernel, histogram_kernel, refine_kernel
 from .unions import mark_kernel, write_kernel
 
 _PACKED: WeakKeyDictionary[Maps, WeakKeyDictionary[Maps, Packed]] = WeakKeyDictionary()
@@ -207,10 +207,14 @@ def encode(
 
 @dataclass(frozen=True)
 class SelectSpace:
-    """Memory of a selection over up to `chunks` chunks a row; `done` must be 0 before first use."""
+    """Memory of a selection over up to `chunks` chunks a row; `done` must be 0 before first use.
+
+    Nothing in it outlives a call: layers whose steps follow one another may share it.
+    """
 
     config: configs.Select
     chunks: int
+    levels: Tensor
     histogram: Tensor
     done: Tensor
     plan: Tensor
@@ -238,7 +242,8 @@ class SelectSpace:
         return cls(
             config,
             chunks,
-            numbers(rows, chunks, 32 * config.hot),
+            numbers(rows, chunks, config.tiles * TILE // config.pack),
+            numbers(rows, chunks, configs.BINS.value),
             numbers(rows).zero_(),
             numbers(rows, 4),
             numbers(rows, chunks, 2),
@@ -260,31 +265,32 @@ def select(
     query_codes (batch, heads, q, words), or graded (batch, lists, q, words, 1 + planes); heavy
     (batch, lists, q) and spans (batch, q, 2), int64.
     """
-    batch, lists, q_len, width = indices.shape
-    storage, config = keys.storage, space.config
-    sizes = (
-        *storage.stride()[:2], sink, local, space.chunks, lists, lists // storage.shape[1],
-        q_len, width,
-    )  # fmt: skip
-    grid = (space.chunks, batch * lists * q_len)
-    with on(storage):
-        _count_levels(query_codes, storage, spans, heavy, indices, space, grid, sizes)
+    with on(keys.storage):
+        grid, sizes = _plan(query_codes, keys, heavy, spans, sink, local, indices, space)
         compact_kernel[grid](
-            query_codes, storage, spans, space.plan, space.prefix, indices, *sizes,
-            **config.scoring, num_warps=configs.WARPS,
+            spans, space.levels, space.plan, space.prefix, indices, *sizes,
+            **space.config.storing, num_warps=configs.WARPS,
         )  # fmt: skip
 
 
-def _count_levels(
-    query_codes: Tensor, storage: Tensor, spans: Tensor, heavy: Tensor, indices: Tensor,
-    space: SelectSpace, grid: tuple[int, int], sizes: tuple[int, ...],
-) -> None:  # fmt: skip
-    config = space.config
-    count = wide_histogram_kernel if config.wide else histogram_kernel
-    count[grid](
-        query_codes, storage, spans, heavy, space.histogram, space.done, space.plan, space.prefix,
-        indices, *sizes, **config.counting, num_warps=configs.WARPS,
+def _plan(
+    query_codes: Tensor, keys: Tiled, heavy: Tensor, spans: Tensor, sink: int, local: int,
+    indices: Tensor, space: SelectSpace,
+) -> tuple[tuple[int, int], tuple[int, ...]]:  # fmt: skip
+    """Levels, threshold and places of the chunks; returns the grid and sizes of what reads them."""
+    batch, lists, q_len, width = indices.shape
+    storage, config = keys.storage, space.config
+    grid = (space.chunks, batch * lists * q_len)
+    kept = (space.levels, space.histogram, space.done, space.plan, space.prefix, indices)
+    histogram_kernel[grid](
+        query_codes, storage, spans, heavy, *kept, *storage.stride()[:2], sink, local,
+        space.chunks, lists, lists // storage.shape[1], q_len, width,
+        **config.counting, num_warps=configs.WARPS,
     )  # fmt: skip
+    sizes = sink, local, space.chunks, lists, q_len, width
+    for digit in config.refining:
+        refine_kernel[grid](spans, heavy, *kept, *sizes, **digit, num_warps=configs.WARPS)
+    return grid, sizes
 
 
 def sample(
@@ -296,33 +302,28 @@ def sample(
 
     units, certain and drawn (batch, lists, q) int64; other arguments as of `select`.
     """
-    batch, lists, q_len, width = indices.shape
-    storage, config, rows = keys.storage, space.config, batch * lists * q_len
-    share = lists // storage.shape[1]
-    sizes = (*storage.stride()[:2], sink, local, space.chunks, lists, share, q_len, width)
-    grid = (space.chunks, rows)
-    draw = torch.empty(rows, 2, dtype=torch.int32, device=storage.device)
-    counts = torch.empty(rows, space.chunks, dtype=torch.int32, device=storage.device)
+    device, config, rows = keys.storage.device, space.config, space.plan.shape[0]
+    draw = torch.empty(rows, 2, dtype=torch.int32, device=device)
+    counts = torch.empty(rows, space.chunks, dtype=torch.int32, device=device)
     table, chances, logarithms = (
-        coin_table(storage.device, name) for name in ("TABLE", "CHANCES", "LOG_WEIGHTS")
+        coin_table(device, name) for name in ("TABLE", "CHANCES", "LOG_WEIGHTS")
     )
     state = coins.state - (coins.state >> 31 << 32)  # as a signed word
     of_coins = state, coins.first_list, int(coins.fresh)
-    kept = (
-        query_codes, storage, spans, space.plan, space.prefix, drawn, units, draw, table, counts,
-    )  # fmt: skip
-    with on(storage):
-        _count_levels(query_codes, storage, spans, certain, indices, space, grid, sizes)
+    read = spans, space.levels, space.plan
+    rules = space.prefix, drawn, units, draw, table, counts
+    with on(keys.storage):
+        grid, sizes = _plan(query_codes, keys, certain, spans, sink, local, indices, space)
         survey_kernel[(rows,)](
-            query_codes, storage, spans, drawn, units, space.plan, chances, draw,
-            *sizes[:4], *sizes[5:8], trust, **config.surveying, num_warps=configs.WARPS,
+            *read, drawn, units, chances, draw, *sizes[:5], trust,
+            **config.surveying, num_warps=configs.WARPS,
         )  # fmt: skip
         tally_kernel[grid](
-            *kept, space.done, indices, log_weights, *sizes, *of_coins, **config.scoring,
+            *read, *rules, space.done, indices, log_weights, *sizes, *of_coins, **config.storing,
             BLOCK=configs.COUNT_BLOCK, num_warps=configs.WARPS,
         )  # fmt: skip
         list_kernel[grid](
-            *kept, logarithms, indices, log_weights, *sizes, *of_coins, **config.scoring,
+            *read, *rules, logarithms, indices, log_weights, *sizes, *of_coins, **config.storing,
             num_warps=configs.WARPS,
         )  # fmt: skip
 

@@ -1,6 +1,6 @@
-"""Sampling by codes, once the histogram has found the certain tokens: threshold, coins, lists.
+"""Sampling by codes, once selection has stored levels and planned the certain tokens.
 
-Three launches more than the histogram's: `survey_kernel` sets each row's threshold of coins,
+Three launches more: `survey_kernel` sets each row's threshold of coins,
 `tally_kernel` counts what every chunk reads and turns the counts into places, `list_kernel` writes
 tokens and log weights. The lists are those of every other backend, bit for bit.
 """
@@ -9,9 +9,9 @@ import triton
 import triton.language as tl
 
 from ..coins import BLOCK, LARGEST, SIZE, SURVEYED
-from .bits import lowest, popcount, range_mask
-from .scoring import COLUMNS, LANES, code_masks, level, row_range
-from .selection import TILE
+from .bits import lowest, part, popcount, range_mask
+from .scoring import COLUMNS, LANES, row_range
+from .selection import TILE, words_upto
 
 COIN_BLOCK = tl.constexpr(BLOCK)
 COINS = tl.constexpr(SIZE)
@@ -31,30 +31,33 @@ def mixed(state, number):
 
 @triton.jit
 def span_of(SPANS, row, sink, local, lists, q_len):
-    """A row's batch, list and query, and the tokens that it sees and chooses from."""
-    batch = row // (lists * q_len)
-    query = row % q_len
-    first, last, low, high = row_range(SPANS, batch * q_len + query, sink, local)
-    return batch, row // q_len % lists, query, first, last, low, high
+    """A row's list, and the tokens that it sees and chooses from."""
+    span = row // (lists * q_len) * q_len + row % q_len
+    first, last, low, high = row_range(SPANS, span, sink, local)
+    return row // q_len % lists, first, last, low, high
+
+
+@triton.jit
+def stored(levels, tile, lane, column, PACK: tl.constexpr):
+    """Levels at these places of tiles, one by one."""
+    packed = tl.load(levels + tile * (TILE // PACK) + lane // PACK * COLUMNS + column)
+    return (packed >> (lane % PACK * (32 // PACK))) & (2 ** (32 // PACK) - 1)
 
 
 @triton.jit
 def survey_kernel(
-    QUERIES, KEYS, SPANS, DRAWN, UNITS, PLAN, CHANCES, DRAW,
-    key_batch, key_head, sink, local, lists, share, q_len, trust,
-    GROUP: tl.constexpr, SLOTS: tl.constexpr, WORDS: tl.constexpr, DIGITS: tl.constexpr,
-    QUERY_WORDS: tl.constexpr, BINS: tl.constexpr, AT_ONCE: tl.constexpr,
+    SPANS, LEVELS, PLAN, DRAWN, UNITS, CHANCES, DRAW,
+    sink, local, chunks, lists, q_len, trust,
+    PACK: tl.constexpr, TILES: tl.constexpr, BINS: tl.constexpr, AT_ONCE: tl.constexpr,
 ):  # fmt: skip
     """DRAW (rows, 2) int32: tau and cap of reference.sample, of some candidates' levels.
 
-    Grid (batch * lists * q_len). PLAN (rows, 4): of selection.plan_when_last, with `certain` heavy
+    Grid (batch * lists * q_len). LEVELS and PLAN (rows, 4): of selection, with `certain` heavy
     tokens. CHANCES (LARGEST + 1) int32. BINS: a power of 2 above the highest level.
     """
     row = tl.program_id(0)
-    batch, member, query, _, _, low, high = span_of(SPANS, row, sink, local, lists, q_len)
-    codes = QUERIES + (batch * lists + member) * (GROUP * q_len * QUERY_WORDS)
-    masks = code_masks(codes, query, q_len, GROUP, SLOTS, WORDS, DIGITS, QUERY_WORDS != WORDS)
-    keys = KEYS + batch.to(tl.int64) * key_batch + (member // share).to(tl.int64) * key_head
+    _, first, _, low, high = span_of(SPANS, row, sink, local, lists, q_len)
+    levels_of = LEVELS + row.to(tl.int64) * chunks * (TILES * TILE // PACK)
     certain = tl.load(PLAN + 4 * row + 2)
     above = tl.where(certain > 0, tl.load(PLAN + 4 * row), -1)
     tied = tl.where(certain > 0, tl.load(PLAN + 4 * row + 3), 0).to(tl.int64)
@@ -68,9 +71,7 @@ def survey_kernel(
         token = low + (start + place) * stride
         inside = token < high
         token = tl.where(inside, token, low)
-        within = token % TILE % LANES * COLUMNS + token % TILE // LANES
-        at = level(keys + (token // TILE).to(tl.int64) * (WORDS * TILE) + within, masks, WORDS,
-                   DIGITS)  # fmt: skip
+        at = stored(levels_of, token // TILE, token % LANES, token % TILE // LANES, PACK)
         counted = inside & (at > above)
         counts += tl.histogram(tl.where(counted, at, 0), BINS, mask=counted)
     levels = tl.arange(0, BINS)
@@ -101,22 +102,21 @@ def survey_kernel(
 
 @triton.jit
 def words_read(
-    tile, masks, word, first, low, high, threshold, room, drawn, TABLE, row_state, unit, tau, cap,
-    WORDS: tl.constexpr, DIGITS: tl.constexpr,
+    levels, word, first, low, high, threshold, room, drawn, TABLE, row_state, unit, tau, cap,
+    PACK: tl.constexpr,
 ):  # fmt: skip
     """Of a tile's words of 32 tokens: those that are read for certain, all that are read by the
     selection, and how many ties were taken. room: how many more ties may be."""
-    under = tl.zeros([COLUMNS], tl.int32)
-    upto = tl.zeros([COLUMNS], tl.int32)
+    under, upto = words_upto(levels, threshold, PACK)
     hit = tl.zeros([COLUMNS], tl.int32)
     begin = tl.maximum(32 * tl.min(word, axis=0) - first, 0) // COIN_BLOCK
     here = mixed(row_state, begin).to(tl.int32)
     after = mixed(row_state, begin + 1).to(tl.int32)
-    for eight in range(0, LANES, 8):
+    for eight in range(0, LANES, 8):  # unrolling all 32 would take minutes to compile
         for lane in tl.static_range(8):
-            at = level(tile + (eight + lane) * COLUMNS, masks, WORDS, DIGITS)
-            under |= (at < threshold).to(tl.int32) << (eight + lane)
-            upto |= (at <= threshold).to(tl.int32) << (eight + lane)
+            if lane % PACK == 0:
+                packed = tl.load(levels + (eight + lane) // PACK * COLUMNS)
+            at = part(packed, lane % PACK, PACK, 0)
             place = tl.maximum(32 * word + eight + lane - first, 0)
             start = tl.where(place // COIN_BLOCK == begin, here, after)
             coin = tl.load(TABLE + ((start + place % COIN_BLOCK) & (COINS - 1)))
@@ -151,38 +151,33 @@ def rules_of(PLAN, DRAWN, UNITS, DRAW, row):
 
 @triton.jit(do_not_specialize=COUNTERS)
 def tally_kernel(
-    QUERIES, KEYS, SPANS, PLAN, PREFIX, DRAWN, UNITS, DRAW, TABLE, COUNTS, DONE, INDICES,
-    LOG_WEIGHTS, key_batch, key_head, sink, local, chunks, lists, share, q_len, width, state,
-    first_list, fresh,
-    GROUP: tl.constexpr, SLOTS: tl.constexpr, WORDS: tl.constexpr, DIGITS: tl.constexpr,
-    QUERY_WORDS: tl.constexpr, TILES: tl.constexpr, BLOCK: tl.constexpr,
+    SPANS, LEVELS, PLAN, PREFIX, DRAWN, UNITS, DRAW, TABLE, COUNTS, DONE, INDICES, LOG_WEIGHTS,
+    sink, local, chunks, lists, q_len, width, state, first_list, fresh,
+    PACK: tl.constexpr, TILES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """COUNTS (rows, chunks) int32: tokens read in each chunk; the last program of a row turns them
     into how many come before, and fills what is left of its list. Grid (chunks, rows)."""
     chunk = tl.program_id(0)
     row = tl.program_id(1)
-    batch, member, query, first, last, low, high = span_of(SPANS, row, sink, local, lists, q_len)
+    member, first, last, low, high = span_of(SPANS, row, sink, local, lists, q_len)
     row_state = mixed(tl.cast(state, tl.uint32), first_list + member)
     row_state = mixed(row_state, tl.where(fresh != 0, last - first, 0))
     threshold, taken, drawn, unit, tau, cap = rules_of(PLAN, DRAWN, UNITS, DRAW, row)
     number = tl.zeros([], tl.int32)
     if (chunk * (TILES * TILE) < last) & ((chunk + 1) * (TILES * TILE) > first):
-        codes = QUERIES + (batch * lists + member) * (GROUP * q_len * QUERY_WORDS)
-        masks = code_masks(codes, query, q_len, GROUP, SLOTS, WORDS, DIGITS, QUERY_WORDS != WORDS)
         column = tl.arange(0, COLUMNS)
         room = taken - tl.load(PREFIX + (row.to(tl.int64) * chunks + chunk) * 2 + 1)
-        keys = KEYS + batch.to(tl.int64) * key_batch + (member // share).to(tl.int64) * key_head
-        tile = keys + (chunk * TILES).to(tl.int64) * (WORDS * TILE) + column
+        levels = LEVELS + (row.to(tl.int64) * chunks + chunk) * (TILES * TILE // PACK)
         for step in range(TILES):
             word = (chunk * TILES + step) * COLUMNS + column
             sure, read, ties = words_read(
-                tile, masks, word, first, low, high, threshold, room, drawn, TABLE, row_state,
-                unit, tau, cap, WORDS, DIGITS,
+                levels + column, word, first, low, high, threshold, room, drawn, TABLE, row_state,
+                unit, tau, cap, PACK,
             )  # fmt: skip
             always = range_mask(word, first, low) | range_mask(word, high, last)
             number += tl.sum(popcount(read | always), axis=0)
             room -= ties
-            tile += WORDS * TILE
+            levels += TILE // PACK
     counts = COUNTS + row.to(tl.int64) * chunks
     tl.store(counts + chunk, number)
     tl.debug_barrier()
@@ -206,40 +201,35 @@ def tally_kernel(
 
 @triton.jit(do_not_specialize=COUNTERS)
 def list_kernel(
-    QUERIES, KEYS, SPANS, PLAN, PREFIX, DRAWN, UNITS, DRAW, TABLE, COUNTS, LOGARITHMS, INDICES,
-    LOG_WEIGHTS, key_batch, key_head, sink, local, chunks, lists, share, q_len, width, state,
-    first_list, fresh,
-    GROUP: tl.constexpr, SLOTS: tl.constexpr, WORDS: tl.constexpr, DIGITS: tl.constexpr,
-    QUERY_WORDS: tl.constexpr, TILES: tl.constexpr,
+    SPANS, LEVELS, PLAN, PREFIX, DRAWN, UNITS, DRAW, TABLE, COUNTS, LOGARITHMS, INDICES,
+    LOG_WEIGHTS, sink, local, chunks, lists, q_len, width, state, first_list, fresh,
+    PACK: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
     """Write a chunk's part of a row's list and its log weights. Grid (chunks, rows)."""
     chunk = tl.program_id(0)
     row = tl.program_id(1)
-    batch, member, query, first, last, low, high = span_of(SPANS, row, sink, local, lists, q_len)
+    member, first, last, low, high = span_of(SPANS, row, sink, local, lists, q_len)
     row_state = mixed(tl.cast(state, tl.uint32), first_list + member)
     row_state = mixed(row_state, tl.where(fresh != 0, last - first, 0))
     threshold, taken, drawn, unit, tau, cap = rules_of(PLAN, DRAWN, UNITS, DRAW, row)
     if (chunk * (TILES * TILE) < last) & ((chunk + 1) * (TILES * TILE) > first):
-        codes = QUERIES + (batch * lists + member) * (GROUP * q_len * QUERY_WORDS)
-        masks = code_masks(codes, query, q_len, GROUP, SLOTS, WORDS, DIGITS, QUERY_WORDS != WORDS)
         column = tl.arange(0, COLUMNS)
         room = taken - tl.load(PREFIX + (row.to(tl.int64) * chunks + chunk) * 2 + 1)
         before = tl.load(COUNTS + row.to(tl.int64) * chunks + chunk)
-        keys = KEYS + batch.to(tl.int64) * key_batch + (member // share).to(tl.int64) * key_head
-        tile = keys + (chunk * TILES).to(tl.int64) * (WORDS * TILE) + column
+        levels = LEVELS + (row.to(tl.int64) * chunks + chunk) * (TILES * TILE // PACK)
         out = row.to(tl.int64) * width
         for step in range(TILES):
             word = (chunk * TILES + step) * COLUMNS + column
             sure, read, ties = words_read(
-                tile, masks, word, first, low, high, threshold, room, drawn, TABLE, row_state,
-                unit, tau, cap, WORDS, DIGITS,
+                levels + column, word, first, low, high, threshold, room, drawn, TABLE, row_state,
+                unit, tau, cap, PACK,
             )  # fmt: skip
             ones = read | range_mask(word, first, low) | range_mask(word, high, last)
             number = popcount(ones)
             position = before + tl.cumsum(number, axis=0) - number
             for _ in range(tl.max(number, axis=0)):
                 lane = tl.minimum(lowest(ones), LANES - 1)
-                at = level(tile + lane * COLUMNS, masks, WORDS, DIGITS)
+                at = stored(levels, 0, lane, column, PACK)
                 over = tl.minimum(tl.maximum(at * unit - tau, 0), cap)
                 token = 32 * word + lane
                 certain = (token < low) | (token >= high) | (((sure >> lane) & 1) != 0)
@@ -251,4 +241,4 @@ def list_kernel(
                 position += 1
             before += tl.sum(number, axis=0)
             room -= ties
-            tile += WORDS * TILE
+            levels += TILE // PACK

@@ -1,16 +1,18 @@
-"""From codes to token lists: histogram of levels, threshold, compaction.
+"""From codes to token lists: histograms of the levels' digits, threshold, compaction.
 
-Two launches. A program takes a chunk of one list's tokens; the last chunk to finish turns the
-histograms into a threshold and into the position at which every chunk writes its tokens. All sizes
-are read from memory, so one captured graph serves every step. Nothing depends on the order in which
-programs run: the lists are a pure function of the codes.
+A program takes a chunk of one list's tokens. The first launch stores every token's level and counts
+the highest digits (base 32); each further one counts the next digit of the levels that share those
+of the threshold: one for up to 1,024 levels, none for up to 32. The last chunk to finish turns the
+counts into the threshold's digit and into the position at which every chunk writes its tokens; then
+compaction writes them. All sizes are read from memory, so one captured graph serves every step.
+Nothing depends on the order in which programs run: the lists are a pure function of the codes.
 """
 
 import triton
 import triton.language as tl
 
-from .bits import emit, popcount, range_mask, shift_left
-from .scoring import COLUMNS, LANES, code_masks, level, row_range
+from .bits import emit, part, popcount, push_sign, range_mask, shift_left
+from .scoring import BINS, COLUMNS, LANES, code_masks, level, row_range
 
 TILE = tl.constexpr(4096)
 
@@ -23,18 +25,110 @@ def carry_save(a, b, c):
 
 
 @triton.jit
+def no_counts(TILES: tl.constexpr):
+    """Counters at 0, as digits: a plane has one digit of 32 counters, and a thread's counters reach
+    32 for each of its columns, one in every tile."""
+    zeros = tl.zeros([COLUMNS], tl.int32)
+    planes = (zeros, zeros, zeros, zeros, zeros, zeros)
+    for _ in tl.static_range(TILES.bit_length() - 1):
+        planes = planes + (zeros,)
+    return planes
+
+
+@triton.jit
+def count_sixteen(planes, ones):
+    """Count one bit of each of 16 words, with carry-save adders: a positional popcount."""
+    counted = ()
+    carries = ones
+    for digit in tl.static_range(4):
+        plane = planes[digit]
+        over = ()
+        for pair in tl.static_range(8 >> digit):
+            plane, carry = carry_save(plane, carries[2 * pair], carries[2 * pair + 1])
+            over = over + (carry,)
+        counted = counted + (plane,)
+        carries = over
+    carry = carries[0]
+    for digit in tl.static_range(4, len(planes)):
+        counted = counted + (planes[digit] ^ carry,)
+        carry = planes[digit] & carry
+    return counted
+
+
+@triton.jit
+def store_counts(HISTOGRAM, planes):
+    """The sums of all threads' counters, to HISTOGRAM (32) int32."""
+    place = tl.arange(0, 16)[:, None]
+    counters = tl.zeros([16, COLUMNS], tl.int32)
+    for digit in tl.static_range(len(planes)):  # two counters of 16 bits in a word
+        counters |= ((planes[digit][None, :] >> place) & 0x00010001) << digit
+    counts = tl.sum(counters, axis=1)
+    out = HISTOGRAM + tl.arange(0, 16)
+    tl.store(out, counts & 0xFFFF)
+    tl.store(out + 16, (counts >> 16) & 0xFFFF)
+
+
+@triton.jit
+def in_threads(x):
+    """The 4 adjacent words of each thread, as a tuple of 4 tensors."""
+    even, odd = tl.split(tl.reshape(x, [COLUMNS, 2, 2]))
+    first, third = tl.split(even)
+    second, fourth = tl.split(odd)
+    return first, second, third, fourth
+
+
+@triton.jit
+def lanes_read():
+    """Of half a tile's words, read 4 at a time: the first lane of each, of which the 3 after it are
+    the same thread's, and its column."""
+    word = tl.arange(0, 4 * COLUMNS)
+    return word // COLUMNS * 4, word % COLUMNS
+
+
+@triton.jit
+def count_levels(
+    planes, tile, masks, levels, first_tile, low, high,
+    WORDS: tl.constexpr, DIGITS: tl.constexpr, WEIGHED: tl.constexpr, SHIFT: tl.constexpr,
+    PACK: tl.constexpr, TILES: tl.constexpr, WHOLE: tl.constexpr,
+):  # fmt: skip
+    """Store the levels of a chunk's tokens and count their highest digits. WHOLE: all tokens lie in
+    [low, high), so that none must be left out."""
+    lane, column = lanes_read()
+    keys = tile + lane * COLUMNS + column
+    levels += lane // PACK * COLUMNS + column
+    for step in range(2 * TILES):  # half a tile: 16 tokens of each thread
+        word = (first_tile + step // 2) * COLUMNS + column
+        valid = range_mask(word, low, high) >> (lane + step % 2 * 16)
+        ones = ()
+        for later in tl.static_range(4):
+            at = level(keys + later * COLUMNS, masks, WORDS, DIGITS, WEIGHED)
+            one = at * 0 + 1 if WHOLE else (valid >> later) & 1
+            ones = ones + in_threads(shift_left(one, at >> SHIFT))
+            if later % PACK == 0:
+                packed = at
+            else:
+                packed += at << (later % PACK * (32 // PACK))
+            if later % PACK == PACK - 1:
+                tl.store(levels + later // PACK * COLUMNS, packed)
+        planes = count_sixteen(planes, ones)
+        keys += 16 * COLUMNS + (step % 2) * ((WORDS - 1) * TILE)
+        levels += 16 // PACK * COLUMNS
+    return planes
+
+
+@triton.jit
 def histogram_kernel(
-    QUERIES, KEYS, SPANS, HEAVY, HISTOGRAM, DONE, PLAN, PREFIX, INDICES,
+    QUERIES, KEYS, SPANS, HEAVY, LEVELS, HISTOGRAM, DONE, PLAN, PREFIX, INDICES,
     key_batch, key_head, sink, local, chunks, lists, share, q_len, width,
     GROUP: tl.constexpr, SLOTS: tl.constexpr, WORDS: tl.constexpr, DIGITS: tl.constexpr,
-    QUERY_WORDS: tl.constexpr, HOT: tl.constexpr, TILES: tl.constexpr, BLOCK: tl.constexpr,
+    QUERY_WORDS: tl.constexpr, WEIGHED: tl.constexpr, SHIFT: tl.constexpr, PACK: tl.constexpr,
+    TILES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Count the levels of a chunk; the last chunk of a row plans its list.
+    """Levels of a chunk, and counts of level >> SHIFT; the last chunk of a row plans its list.
 
-    A thread owns a column of 32 tokens. It adds the one-hot words 1 << level (HOT of them) with
-    carry-save adders, as a positional popcount: plane p holds digit p of 32 HOT counters.
-    Grid (chunks, batch * lists * q_len). HISTOGRAM (rows, chunks, 32 HOT) int32: the level 32 HOT,
-    if there is one, has the other candidates of a chunk.
+    Grid (chunks, batch * lists * q_len). LEVELS (rows, chunks, TILES, 32 / PACK, 128) int32, PACK
+    levels in each. HISTOGRAM (rows, chunks, 32) int32: the digit 32, if there is one, has the other
+    candidates of a chunk.
     """
     chunk = tl.program_id(0)
     row = tl.program_id(1)
@@ -42,115 +136,92 @@ def histogram_kernel(
     member = row // q_len % lists
     query = row % q_len
     _, _, low, high = row_range(SPANS, batch * q_len + query, sink, local)
-    codes = QUERIES + (batch * lists + member) * (GROUP * q_len * QUERY_WORDS)
-    masks = code_masks(codes, query, q_len, GROUP, SLOTS, WORDS, DIGITS, QUERY_WORDS != WORDS)
-    column = tl.arange(0, COLUMNS)
-    hot = 32 * tl.arange(0, HOT)[:, None]
-    keys = KEYS + batch.to(tl.int64) * key_batch + (member // share).to(tl.int64) * key_head
-    p0 = tl.zeros([HOT, COLUMNS], tl.int32)
-    p1 = p0
-    p2 = p0
-    p3 = p0
-    p4 = p0
-    p5 = p0
-    p6 = p0
-    p7 = p0
-    if (chunk * (TILES * TILE) < high) & ((chunk + 1) * (TILES * TILE) > low):
-        tile = keys + (chunk * TILES).to(tl.int64) * (WORDS * TILE) + column
-        for step in range(2 * TILES):  # half a tile: 16 tokens of each thread
-            word = (chunk * TILES + step // 2) * COLUMNS + column
-            valid = range_mask(word, low, high) >> (step % 2 * 16)
-            for eight in tl.static_range(2):
-                for four in tl.static_range(2):
-                    for pair in tl.static_range(2):
-                        lane = 8 * eight + 4 * four + 2 * pair
-                        at = level(tile + lane * COLUMNS, masks, WORDS, DIGITS)
-                        a = shift_left(((valid >> lane) & 1)[None, :], at[None, :] - hot)
-                        at = level(tile + (lane + 1) * COLUMNS, masks, WORDS, DIGITS)
-                        b = shift_left(((valid >> (lane + 1)) & 1)[None, :], at[None, :] - hot)
-                        p0, two = carry_save(p0, a, b)
-                        if pair == 0:
-                            kept_two = two
-                    p1, fours = carry_save(p1, kept_two, two)
-                    if four == 0:
-                        kept_four = fours
-                p2, eights = carry_save(p2, kept_four, fours)
-                if eight == 0:
-                    kept_eight = eights
-            p3, carry = carry_save(p3, kept_eight, eights)
-            p4, carry = p4 ^ carry, p4 & carry
-            p5, carry = p5 ^ carry, p5 & carry
-            p6, carry = p6 ^ carry, p6 & carry
-            p7 = p7 ^ carry
-            tile += 16 * COLUMNS + (step % 2) * ((WORDS - 1) * TILE)
-    place = tl.arange(0, 16)[None, :, None]
-    counters = _digit(p0, place, 0) | _digit(p1, place, 1)
-    counters |= _digit(p2, place, 2) | _digit(p3, place, 3)
-    counters |= _digit(p4, place, 4) | _digit(p5, place, 5)
-    counters |= _digit(p6, place, 6) | _digit(p7, place, 7)
-    counts = tl.sum(counters, axis=2)  # two counters of 16 bits in a word
-    out = HISTOGRAM + (row.to(tl.int64) * chunks + chunk) * (32 * HOT)
-    out += hot + tl.arange(0, 16)[None, :]
-    tl.store(out, counts & 0xFFFF)
-    tl.store(out + 16, (counts >> 16) & 0xFFFF)
+    first, last = chunk * (TILES * TILE), (chunk + 1) * (TILES * TILE)
+    planes = no_counts(TILES)
+    if (first < high) & (last > low):
+        codes = QUERIES + (batch * lists + member) * (GROUP * q_len * QUERY_WORDS)
+        masks = code_masks(codes, query, q_len, GROUP, SLOTS, WORDS, DIGITS, QUERY_WORDS != WORDS,
+                           WEIGHED)  # fmt: skip
+        keys = KEYS + batch.to(tl.int64) * key_batch + (member // share).to(tl.int64) * key_head
+        tile = keys + (chunk * TILES).to(tl.int64) * (WORDS * TILE)
+        levels = LEVELS + (row.to(tl.int64) * chunks + chunk) * (TILES * TILE // PACK)
+        if (first >= low) & (last <= high):
+            planes = count_levels(planes, tile, masks, levels, chunk * TILES, low, high,
+                                  WORDS, DIGITS, WEIGHED, SHIFT, PACK, TILES, True)  # fmt: skip
+        else:
+            planes = count_levels(planes, tile, masks, levels, chunk * TILES, low, high,
+                                  WORDS, DIGITS, WEIGHED, SHIFT, PACK, TILES, False)  # fmt: skip
+    store_counts(HISTOGRAM + (row.to(tl.int64) * chunks + chunk) * BINS, planes)
     plan_when_last(
         SPANS, HEAVY, HISTOGRAM, DONE, PLAN, PREFIX, INDICES, row, batch * q_len + query,
-        sink, local, chunks, width, 32 * HOT, TILES * TILE, BLOCK,
+        sink, local, chunks, width, SHIFT, TILES * TILE, True, BLOCK,
     )  # fmt: skip
 
 
 @triton.jit
-def wide_histogram_kernel(
-    QUERIES, KEYS, SPANS, HEAVY, HISTOGRAM, DONE, PLAN, PREFIX, INDICES,
-    key_batch, key_head, sink, local, chunks, lists, share, q_len, width,
-    GROUP: tl.constexpr, SLOTS: tl.constexpr, WORDS: tl.constexpr, DIGITS: tl.constexpr,
-    QUERY_WORDS: tl.constexpr, HOT: tl.constexpr, TILES: tl.constexpr, BLOCK: tl.constexpr,
+def count_digits(
+    planes, levels, first_tile, base, low, high,
+    SHIFT: tl.constexpr, PACK: tl.constexpr, TILES: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
-    """histogram_kernel written simply: for more levels than registers hold, and to test it by."""
+    """count_levels of stored levels: of those from `base` on, the digit above SHIFT."""
+    lane, column = lanes_read()
+    levels += lane // PACK * COLUMNS + column
+    for step in range(2 * TILES):
+        word = (first_tile + step // 2) * COLUMNS + column
+        valid = range_mask(word, low, high) >> (lane + step % 2 * 16)
+        ones = ()
+        for later in tl.static_range(4):
+            if later % PACK == 0:
+                packed = tl.load(levels + later // PACK * COLUMNS)
+            at = part(packed, later % PACK, PACK, -base)
+            one = at * 0 + 1 if WHOLE else (valid >> later) & 1
+            ones = ones + in_threads(shift_left(one, at >> SHIFT))
+        planes = count_sixteen(planes, ones)
+        levels += 16 // PACK * COLUMNS
+    return planes
+
+
+@triton.jit
+def refine_kernel(
+    SPANS, HEAVY, LEVELS, HISTOGRAM, DONE, PLAN, PREFIX, INDICES,
+    sink, local, chunks, lists, q_len, width,
+    SHIFT: tl.constexpr, PACK: tl.constexpr, TILES: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The threshold's next digit: arguments and grid as of histogram_kernel, of which HISTOGRAM,
+    PLAN and PREFIX are rewritten."""
     chunk = tl.program_id(0)
     row = tl.program_id(1)
-    batch = row // (lists * q_len)
-    member = row // q_len % lists
-    query = row % q_len
-    _, _, low, high = row_range(SPANS, batch * q_len + query, sink, local)
-    codes = QUERIES + (batch * lists + member) * (GROUP * q_len * QUERY_WORDS)
-    masks = code_masks(codes, query, q_len, GROUP, SLOTS, WORDS, DIGITS, QUERY_WORDS != WORDS)
-    column = tl.arange(0, COLUMNS * 8)  # 8 rows of a tile at a time
-    keys = KEYS + batch.to(tl.int64) * key_batch + (member // share).to(tl.int64) * key_head
-    counts = tl.zeros([32 * HOT], tl.int32)
-    for step in range(TILES):
-        tile = chunk * TILES + step
-        if (tile * TILE < high) & ((tile + 1) * TILE > low):
-            for start in range(0, TILE, 8 * COLUMNS):
-                place = start + column
-                token = tile * TILE + place % COLUMNS * LANES + place // COLUMNS
-                at = level(keys + tile.to(tl.int64) * (WORDS * TILE) + place, masks, WORDS, DIGITS)
-                counted = (token >= low) & (token < high) & (at < 32 * HOT)
-                counts += tl.histogram(tl.where(counted, at, 0), 32 * HOT, mask=counted)
-    out = HISTOGRAM + (row.to(tl.int64) * chunks + chunk) * (32 * HOT)
-    tl.store(out + tl.arange(0, 32 * HOT), counts)
+    span = row // (lists * q_len) * q_len + row % q_len
+    _, _, low, high = row_range(SPANS, span, sink, local)
+    first, last = chunk * (TILES * TILE), (chunk + 1) * (TILES * TILE)
+    planes = no_counts(TILES)
+    if (first < high) & (last > low):
+        base = tl.load(PLAN + 4 * row)
+        levels = LEVELS + (row.to(tl.int64) * chunks + chunk) * (TILES * TILE // PACK)
+        if (first >= low) & (last <= high):
+            planes = count_digits(planes, levels, chunk * TILES, base, low, high,
+                                  SHIFT, PACK, TILES, True)  # fmt: skip
+        else:
+            planes = count_digits(planes, levels, chunk * TILES, base, low, high,
+                                  SHIFT, PACK, TILES, False)  # fmt: skip
+    store_counts(HISTOGRAM + (row.to(tl.int64) * chunks + chunk) * BINS, planes)
     plan_when_last(
-        SPANS, HEAVY, HISTOGRAM, DONE, PLAN, PREFIX, INDICES, row, batch * q_len + query,
-        sink, local, chunks, width, 32 * HOT, TILES * TILE, BLOCK,
+        SPANS, HEAVY, HISTOGRAM, DONE, PLAN, PREFIX, INDICES, row, span,
+        sink, local, chunks, width, SHIFT, TILES * TILE, False, BLOCK,
     )  # fmt: skip
-
-
-@triton.jit
-def _digit(plane, place, digit: tl.constexpr):
-    """The bits `place` and `place` + 16 of a plane, as digits of the two counters of a word."""
-    return ((plane[:, None, :] >> place) & 0x00010001) << digit
 
 
 @triton.jit
 def plan_when_last(
     SPANS, HEAVY, HISTOGRAM, DONE, PLAN, PREFIX, INDICES, row, query, sink, local, chunks, width,
-    BINS: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
+    SHIFT: tl.constexpr, CHUNK: tl.constexpr, FIRST: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Turn a row's histograms into its plan, in the program that finishes last.
 
     PLAN (rows, 4): threshold, how many tokens at it are taken, how many in all, and how many at the
-    threshold are left. PREFIX (rows, chunks, 2): tokens below and at it in the chunks before. Slots
-    of INDICES (rows, width) after the list get -1.
+    threshold are left; before the last digit, its place is that of the levels with its digits so
+    far, the lowest of which it is. PREFIX (rows, chunks, 2): tokens below and at it in the chunks
+    before. Slots of INDICES (rows, width) after the list get -1 with the FIRST digit.
     """
     tl.debug_barrier()  # the whole chunk is stored before it counts as done
     done = tl.atomic_add(DONE + row, 1, sem="acq_rel", scope="gpu")
@@ -158,49 +229,70 @@ def plan_when_last(
         tl.store(DONE + row, 0)  # ready for the next launch
         first, last, low, high = row_range(SPANS, query, sink, local)
         heavy = tl.minimum(tl.load(HEAVY + row), high - low).to(tl.int32)
-        level_of = tl.arange(0, BINS)
+        if FIRST:
+            base, wanted = 0, heavy
+        else:
+            base, wanted = tl.load(PLAN + 4 * row), tl.load(PLAN + 4 * row + 1)
+        digit_of = tl.arange(0, BINS)
         histogram = HISTOGRAM + row.to(tl.int64) * chunks * BINS
         block = tl.arange(0, BLOCK)
         totals = tl.zeros([BINS], tl.int32)
         for start in range(0, chunks, BLOCK):
-            at = histogram + (start + block)[:, None] * BINS + level_of[None, :]
+            at = histogram + (start + block)[:, None] * BINS + digit_of[None, :]
             inside = (start + block < chunks)[:, None]
             totals += tl.sum(tl.load(at, mask=inside, other=0, cache_modifier=".cg"), axis=0)
-        threshold = tl.sum((tl.cumsum(totals, axis=0) < heavy).to(tl.int32), axis=0)
-        taken = heavy - tl.sum(tl.where(level_of < threshold, totals, 0), axis=0)
-        tied = tl.sum(tl.where(level_of == threshold, totals, 0), axis=0)
-        tied = tl.where(threshold == BINS, high - low - tl.sum(totals, axis=0), tied)
-        tl.store(PLAN + 4 * row, threshold)
+        digit = tl.sum((tl.cumsum(totals, axis=0) < wanted).to(tl.int32), axis=0)
+        taken = wanted - tl.sum(tl.where(digit_of < digit, totals, 0), axis=0)
+        tied = tl.sum(tl.where(digit_of == digit, totals, 0), axis=0)
+        tied = tl.where(digit == BINS, high - low - tl.sum(totals, axis=0), tied)
+        tl.debug_barrier()  # here and below: all threads have read what is rewritten
+        tl.store(PLAN + 4 * row, base + (digit << SHIFT))
         tl.store(PLAN + 4 * row + 1, taken)
         tl.store(PLAN + 4 * row + 2, heavy)
         tl.store(PLAN + 4 * row + 3, tied - taken)
         less, equal = 0, 0
         for start in range(0, chunks, BLOCK):
             chunk = start + block
-            at = histogram + chunk[:, None] * BINS + level_of[None, :]
-            inside = (chunk < chunks)[:, None]
-            counts = tl.load(at, mask=inside, other=0, cache_modifier=".cg")
-            under = tl.sum(tl.where(level_of[None, :] < threshold, counts, 0), axis=1)
-            on = tl.sum(tl.where(level_of[None, :] == threshold, counts, 0), axis=1)
+            inside = chunk < chunks
+            at = histogram + chunk[:, None] * BINS + digit_of[None, :]
+            counts = tl.load(at, mask=inside[:, None], other=0, cache_modifier=".cg")
+            under = tl.sum(tl.where(digit_of[None, :] < digit, counts, 0), axis=1)
+            on = tl.sum(tl.where(digit_of[None, :] == digit, counts, 0), axis=1)
             free = tl.minimum(high, (chunk + 1) * CHUNK) - tl.maximum(low, chunk * CHUNK)
-            on = tl.where(threshold == BINS, tl.maximum(free, 0) - tl.sum(counts, axis=1), on)
+            on = tl.where(digit == BINS, tl.maximum(free, 0) - tl.sum(counts, axis=1), on)
             prefix = PREFIX + (row.to(tl.int64) * chunks + chunk) * 2
-            tl.store(prefix, less + tl.cumsum(under, axis=0) - under, mask=chunk < chunks)
-            tl.store(prefix + 1, equal + tl.cumsum(on, axis=0) - on, mask=chunk < chunks)
+            before = less + tl.cumsum(under, axis=0) - under
+            if not FIRST:
+                before += tl.load(prefix, mask=inside, other=0)
+                tl.debug_barrier()
+            tl.store(prefix, before, mask=inside)
+            tl.store(prefix + 1, equal + tl.cumsum(on, axis=0) - on, mask=inside)
             less += tl.sum(under, axis=0)
             equal += tl.sum(on, axis=0)
-        slot = tl.arange(0, 256)
-        for start in range(low - first + heavy + last - high, width, 256):
-            out = INDICES + row.to(tl.int64) * width + start + slot
-            tl.store(out, slot * 0 - 1, mask=start + slot < width)
+        if FIRST:
+            slot = tl.arange(0, 256)
+            for start in range(low - first + heavy + last - high, width, 256):
+                out = INDICES + row.to(tl.int64) * width + start + slot
+                tl.store(out, slot * 0 - 1, mask=start + slot < width)
+
+
+@triton.jit
+def words_upto(levels, threshold, PACK: tl.constexpr):
+    """Words of a tile's columns whose bits say which levels lie below, and up to, a threshold."""
+    under = tl.zeros([COLUMNS], tl.int32)
+    upto = tl.zeros([COLUMNS], tl.int32)
+    for group in tl.static_range(LANES // PACK - 1, -1, -1):
+        packed = tl.load(levels + group * COLUMNS)
+        for place in tl.static_range(PACK - 1, -1, -1):
+            under = push_sign(under, part(packed, place, PACK, -threshold))
+            upto = push_sign(upto, part(packed, place, PACK, -threshold - 1))
+    return under, upto
 
 
 @triton.jit
 def compact_kernel(
-    QUERIES, KEYS, SPANS, PLAN, PREFIX, INDICES,
-    key_batch, key_head, sink, local, chunks, lists, share, q_len, width,
-    GROUP: tl.constexpr, SLOTS: tl.constexpr, WORDS: tl.constexpr, DIGITS: tl.constexpr,
-    QUERY_WORDS: tl.constexpr, TILES: tl.constexpr,
+    SPANS, LEVELS, PLAN, PREFIX, INDICES, sink, local, chunks, lists, q_len, width,
+    PACK: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
     """Write a chunk's part of a row's list: tokens below the threshold, and the first ones at it.
 
@@ -209,13 +301,9 @@ def compact_kernel(
     """
     chunk = tl.program_id(0)
     row = tl.program_id(1)
-    batch = row // (lists * q_len)
-    member = row // q_len % lists
-    query = row % q_len
-    first, last, low, high = row_range(SPANS, batch * q_len + query, sink, local)
+    span = row // (lists * q_len) * q_len + row % q_len
+    first, last, low, high = row_range(SPANS, span, sink, local)
     if (chunk * (TILES * TILE) < last) & ((chunk + 1) * (TILES * TILE) > first):
-        codes = QUERIES + (batch * lists + member) * (GROUP * q_len * QUERY_WORDS)
-        masks = code_masks(codes, query, q_len, GROUP, SLOTS, WORDS, DIGITS, QUERY_WORDS != WORDS)
         threshold = tl.load(PLAN + 4 * row)
         taken = tl.load(PLAN + 4 * row + 1)
         heavy = tl.load(PLAN + 4 * row + 2)
@@ -224,16 +312,9 @@ def compact_kernel(
         equal = tl.load(prefix + 1)
         column = tl.arange(0, COLUMNS)
         out = INDICES + row.to(tl.int64) * width
-        keys = KEYS + batch.to(tl.int64) * key_batch + (member // share).to(tl.int64) * key_head
-        tile = keys + (chunk * TILES).to(tl.int64) * (WORDS * TILE) + column
+        levels = LEVELS + (row.to(tl.int64) * chunks + chunk) * (TILES * TILE // PACK) + column
         for step in range(TILES):
-            under = tl.zeros([COLUMNS], tl.int32)
-            upto = tl.zeros([COLUMNS], tl.int32)
-            for eight in range(0, LANES, 8):  # unrolling all 32 would take minutes to compile
-                for lane in tl.static_range(8):
-                    at = level(tile + (eight + lane) * COLUMNS, masks, WORDS, DIGITS)
-                    under |= (at < threshold).to(tl.int32) << (eight + lane)
-                    upto |= (at <= threshold).to(tl.int32) << (eight + lane)
+            under, upto = words_upto(levels, threshold, PACK)
             word = (chunk * TILES + step) * COLUMNS + column
             free = range_mask(word, low, high)
             under &= free
@@ -261,4 +342,4 @@ def compact_kernel(
             total = tl.sum(counts, axis=0)
             less += total & 0xFFFF
             equal += total >> 16
-            tile += WORDS * TILE
+            levels += TILE // PACK

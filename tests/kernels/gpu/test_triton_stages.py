@@ -11,7 +11,7 @@ from torch import Tensor
 import kernel_inputs
 from hashattn.kernels import grade_bits, select_by_codes, unpack_bits
 from hashattn_kernels import reference
-from hashattn_kernels.codes import Tiled
+from hashattn_kernels.codes import LANES, TILE, Tiled
 from hashattn_kernels.triton_gpu import backend, configs, launch
 from hashattn_kernels.triton_gpu.self_test import self_test
 from kernel_inputs import normal, normal_maps
@@ -33,12 +33,21 @@ def test_instructions_count_and_shift_like_python():
     assert self_test(GPU) == []
 
 
+def stored_levels(space: launch.SelectSpace) -> Tensor:
+    """Levels (rows, tokens) as selection leaves them: a word has some of a column's."""
+    pack = space.config.pack
+    words = space.levels.unflatten(2, (-1, LANES // pack, 1, TILE // LANES))
+    places = torch.arange(pack, device=words.device)[:, None] * (32 // pack)
+    levels = (words >> places) & (2 ** (32 // pack) - 1)
+    return levels.flatten(3, 4).transpose(3, 4).flatten(1)
+
+
 @pytest.mark.parametrize(
     ("group", "words"),
-    [(1, 1), (2, 1), (3, 2), (4, 1), (5, 4), (6, 8), (7, 1), (8, 2), (8, 4), (1, 8)],
+    [(1, 1), (2, 1), (3, 2), (4, 1), (5, 4), (6, 8), (7, 1), (8, 2), (8, 4), (1, 8), (16, 8)],
 )
 def test_levels_are_counted_as_distances_are(group, words):
-    """Every token of a row counts once, at the level of its distance."""
+    """Stored levels, and the threshold that counting them digit by digit finds."""
     n, sink, local = 70, 3, 5
     queries = random_codes(1, group, 1, words)
     keys = random_codes(1, 1, n, words, seed=1)
@@ -55,10 +64,8 @@ def test_levels_are_counted_as_distances_are(group, words):
     # a distance is the least there can be plus a step for each level: see scoring
     ones = unpack_bits(queries[0, :, 0], 32 * words).sum(0)
     least, step = int(torch.minimum(ones, group - ones).sum()), 2 - group % 2
-    levels = [counts[least + step * level] if least + step * level < len(counts) else 0
-              for level in range(space.histogram.shape[-1])]  # fmt: skip
-    assert space.histogram[0].sum(0).tolist() == levels
-    assert sum(levels) >= 58 - 10  # the level behind the last is what is left
+    stored = stored_levels(space)[0, 5:63]
+    assert torch.equal(stored * step + least, distances[0, 5:63])
     plan = simple.threshold(
         torch.tensor([counts], dtype=torch.int32, device=GPU),
         torch.tensor([9], dtype=torch.int32, device=GPU),
@@ -98,26 +105,30 @@ def test_spans_at_the_edges_of_tiles_and_words(monkeypatch, kind, tiles):
     assert torch.equal(made, want)
 
 
+@pytest.mark.parametrize("group", [1, 8])
 @pytest.mark.parametrize("farthest", [False, True])
-def test_a_chunk_of_one_level(monkeypatch, farthest):
+def test_a_chunk_of_one_level(monkeypatch, farthest, group):
     """All 128 tokens of every column at one level: the highest digit of the counters. Or at the
-    highest level, for which there is no counter."""
-    chosen = configs.Select(1, 1, 4)
+    highest level, for whose digit there is no counter; that of a group has a second digit."""
+    chosen = configs.Select(group, 1, 4)
     monkeypatch.setattr(configs, "select_config", lambda *_: chosen)
-    queries = random_codes(1, 1, 1, 1)
-    keys = (~queries if farthest else random_codes(1, 1, 1, 1, seed=1)).expand(1, 1, 20_000, 1)
-    made = select_by_codes(queries, keys, 17_000, 0, 1, backend="triton")
-    want = select_by_codes(queries, keys, 17_000, 0, 1, backend="reference")
+    queries = random_codes(1, 1, 1, 1).expand(1, group, 1, 1)
+    keys = ~queries[:, :1] if farthest else random_codes(1, 1, 1, 1, seed=1)
+    keys = keys.expand(1, 1, 20_000, 1)
+    made, want = (
+        select_by_codes(queries, keys, 17_000, 0, 1, lists=1, backend=backend)
+        for backend in ("triton", "reference")
+    )
     assert torch.equal(made, want)
 
 
 @pytest.mark.parametrize("tiles", [1, 4])
 @pytest.mark.parametrize(
     ("words", "planes", "most"),
-    [(1, 5, 255), (1, 1, 32), (2, 5, 255), (4, 6, 1023), (2, 4, 800), (8, 5, 4000)],
+    [(1, 5, 255), (1, 1, 32), (2, 5, 255), (4, 6, 1023), (2, 4, 800)],
 )
 def test_graded_queries_over_many_tiles(monkeypatch, words, planes, most, tiles):
-    """Spans of two rows and lists of two key heads; 4,000 levels are torch's."""
+    """Spans of two rows and lists of two key heads; levels of one and two digits."""
     chosen = configs.Select(1, words, tiles, planes, most)
     monkeypatch.setattr(configs, "select_config", lambda *_: chosen)
     real = torch.randn(2, 4, 2, 32 * words, generator=torch.Generator().manual_seed(0)).to(GPU)
