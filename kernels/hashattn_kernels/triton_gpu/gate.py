@@ -20,6 +20,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -35,6 +36,7 @@ from triton.compiler import ASTSource
 from . import configs
 from .attention import attend_kernel
 from .encoding import encode_kernel
+from .machine_code import instructions, slots_a_key
 from .sampling import list_kernel, survey_kernel, tally_kernel
 from .selection import compact_kernel, histogram_kernel, refine_kernel
 from .self_test import bits_kernel
@@ -73,6 +75,9 @@ class Build:
 
     pointers: element types that are not int32. popcounts: its machine code must have POPC. rows:
     bytes of an element of the K and V rows, which it must load 16 bytes at a time; None: no rows.
+    keys: in a word that its loop over keys loads, None where slots are not counted. slots: issue
+    slots a key that this loop may take (machine_code). registers: that the compiler may use for a
+    thread.
     """
 
     kernel: str
@@ -82,6 +87,9 @@ class Build:
     pointers: dict[str, str] = field(default_factory=dict)
     popcounts: bool = False
     rows: int | None = None
+    keys: float | None = None
+    slots: float | None = None
+    registers: int | None = None
 
     @property
     def name(self) -> str:
@@ -166,15 +174,21 @@ def _selections() -> Iterator[Build]:
     for words, group, grades, most in kinds:
         for tiles in configs.TILES:
             config = configs.Select(group, words, tiles, grades, most)
-            yield Build("histogram_kernel", config.counting, configs.WARPS)
+            limited = {"registers": config.options.get("maxnreg"), "slots": config.slots}
+            yield _selection("histogram_kernel", config.counting, keys=1 / words, **limited)
+            slots = configs.REFINE_SLOTS[config.pack]
             for digit in config.refining:
-                yield Build("refine_kernel", digit, configs.WARPS)
-            yield Build("compact_kernel", config.storing, configs.WARPS, popcounts=True)
+                yield _selection("refine_kernel", digit, keys=config.pack, slots=slots)
+            yield _selection("compact_kernel", config.storing, popcounts=True)
             if grades or words == 1:  # the default's codes, and the paper's
                 tally = config.storing | {"BLOCK": configs.COUNT_BLOCK}
-                yield Build("tally_kernel", tally, configs.WARPS, popcounts=True)
-                yield Build("list_kernel", config.storing, configs.WARPS, popcounts=True)
-                yield Build("survey_kernel", config.surveying, configs.WARPS)
+                yield _selection("tally_kernel", tally, popcounts=True)
+                yield _selection("list_kernel", config.storing, popcounts=True)
+                yield _selection("survey_kernel", config.surveying)
+
+
+def _selection(kernel: str, constants: dict[str, Any], **options: Any) -> Build:
+    return Build(kernel, constants, configs.WARPS, **({"registers": configs.REGISTERS} | options))
 
 
 def _attention(dim: int, dtype: torch.dtype) -> Iterator[Build]:
@@ -208,7 +222,8 @@ def _attention(dim: int, dtype: torch.dtype) -> Iterator[Build]:
 
 
 def compile_build(build: Build, architecture: int) -> dict[str, Any]:
-    """Compile; returns registers, stack and local bytes, shared memory and instruction counts.
+    """Compile; returns registers, stack and local bytes, shared memory, instruction counts, and
+    where they are counted the slots a key of the loops over keys, the cheapest first.
 
     Raises whatever the compiler raises.
     """
@@ -229,12 +244,12 @@ def compile_build(build: Build, architecture: int) -> dict[str, Any]:
     constants = {(kernel.arg_names.index(name),): v for name, v in build.constants.items()}
     source = ASTSource(kernel, signature, constants, aligned)
     target = GPUTarget("cuda", architecture, 32)
-    options = {"num_warps": build.warps, "num_stages": build.stages}
+    options = {"num_warps": build.warps, "num_stages": build.stages, "maxnreg": build.registers}
     compiled = triton.compile(source, target=target, options=options)
-    return _machine_code(compiled.asm["cubin"]) | {"shared": compiled.metadata.shared}
+    return _machine_code(compiled.asm["cubin"], build.keys) | {"shared": compiled.metadata.shared}
 
 
-def _machine_code(cubin: bytes) -> dict[str, Any]:
+def _machine_code(cubin: bytes, keys: float | None) -> dict[str, Any]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
@@ -244,12 +259,11 @@ def _machine_code(cubin: bytes) -> dict[str, Any]:
     if found is None:
         raise RuntimeError(f"cuobjdump reported no resources: {usage[-500:]}")
     registers, stack, local = map(int, found.groups())
-    counts: dict[str, int] = {}
-    for line in code.splitlines():
-        operation = re.search(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z][A-Z0-9_.]*)", line)
-        if operation:
-            counts[operation[1]] = counts.get(operation[1], 0) + 1
-    return {"registers": registers, "stack": stack, "local": local, "instructions": counts}
+    counts = Counter(each.operation for each in instructions(code))
+    facts = {"registers": registers, "stack": stack, "local": local, "instructions": dict(counts)}
+    if keys is not None:
+        facts["slots"] = [round(slots, 2) for slots in slots_a_key(code, keys)]
+    return facts
 
 
 def _cuobjdump(option: str, file: str) -> str:
@@ -269,6 +283,12 @@ def faults(build: Build, code: dict[str, Any]) -> list[str]:
         found.append(f"spills: {spills} local loads and stores, {code['local']} bytes")
     if code["registers"] * build.warps * 32 > REGISTERS:
         found.append(f"{code['registers']} registers do not fit {build.warps} warps")
+    if build.registers is not None and code["registers"] > build.registers:
+        found.append(
+            f"{build.kernel} takes {code['registers']} registers, {build.registers} allowed"
+        )
+    if build.slots is not None:
+        found += _slow(build, code["slots"])
     if build.popcounts and not count("POPC"):
         found.append("no POPC instruction")
     if build.rows:
@@ -277,6 +297,20 @@ def faults(build: Build, code: dict[str, Any]) -> list[str]:
         if not wide or (build.rows < 4 and narrow > NARROW):
             found.append(f"rows are read by {wide} loads of 16 bytes and {narrow} narrow ones")
     return found
+
+
+def _slow(build: Build, slots: list[float]) -> list[str]:
+    """Too many slots a key, in the loop over a whole chunk or in that over one at a span's edge."""
+    allowed = (build.slots, build.slots + configs.EDGE_SLOTS)
+    if len(slots) != len(allowed):
+        return [f"{build.kernel} has {len(slots)} loops over keys instead of {len(allowed)}"]
+    return [
+        f"{build.kernel} takes {taken} issue slots a key {where}, {most} allowed"
+        for taken, most, where in zip(
+            slots, allowed, ("in a whole chunk", "at an edge"), strict=True
+        )
+        if taken > most
+    ]
 
 
 def check(job: tuple[Build, int]) -> dict[str, Any]:

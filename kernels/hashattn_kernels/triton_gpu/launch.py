@@ -269,7 +269,7 @@ def select(
         grid, sizes = _plan(query_codes, keys, heavy, spans, sink, local, indices, space)
         compact_kernel[grid](
             spans, space.levels, space.plan, space.prefix, indices, *sizes,
-            **space.config.storing, num_warps=configs.WARPS,
+            **space.config.storing, **configs.SELECT_OPTIONS,
         )  # fmt: skip
 
 
@@ -285,11 +285,11 @@ def _plan(
     histogram_kernel[grid](
         query_codes, storage, spans, heavy, *kept, *storage.stride()[:2], sink, local,
         space.chunks, lists, lists // storage.shape[1], q_len, width,
-        **config.counting, num_warps=configs.WARPS,
+        **config.counting, **config.options,
     )  # fmt: skip
     sizes = sink, local, space.chunks, lists, q_len, width
     for digit in config.refining:
-        refine_kernel[grid](spans, heavy, *kept, *sizes, **digit, num_warps=configs.WARPS)
+        refine_kernel[grid](spans, heavy, *kept, *sizes, **digit, **configs.SELECT_OPTIONS)
     return grid, sizes
 
 
@@ -316,15 +316,15 @@ def sample(
         grid, sizes = _plan(query_codes, keys, certain, spans, sink, local, indices, space)
         survey_kernel[(rows,)](
             *read, drawn, units, chances, draw, *sizes[:5], trust,
-            **config.surveying, num_warps=configs.WARPS,
+            **config.surveying, **configs.SELECT_OPTIONS,
         )  # fmt: skip
         tally_kernel[grid](
             *read, *rules, space.done, indices, log_weights, *sizes, *of_coins, **config.storing,
-            BLOCK=configs.COUNT_BLOCK, num_warps=configs.WARPS,
+            BLOCK=configs.COUNT_BLOCK, **configs.SELECT_OPTIONS,
         )  # fmt: skip
         list_kernel[grid](
             *read, *rules, logarithms, indices, log_weights, *sizes, *of_coins, **config.storing,
-            num_warps=configs.WARPS,
+            **configs.SELECT_OPTIONS,
         )  # fmt: skip
 
 

@@ -9,9 +9,9 @@ import triton
 import triton.language as tl
 
 from ..coins import BLOCK, LARGEST, SIZE, SURVEYED
-from .bits import lowest, part, popcount, range_mask
+from .bits import lowest, part, popcount, push_sign, range_mask
 from .scoring import COLUMNS, LANES, row_range
-from .selection import TILE, words_upto
+from .selection import TILE
 
 COIN_BLOCK = tl.constexpr(BLOCK)
 COINS = tl.constexpr(SIZE)
@@ -107,21 +107,23 @@ def words_read(
 ):  # fmt: skip
     """Of a tile's words of 32 tokens: those that are read for certain, all that are read by the
     selection, and how many ties were taken. room: how many more ties may be."""
-    under, upto = words_upto(levels, threshold, PACK)
+    under = tl.zeros([COLUMNS], tl.int32)
+    upto = tl.zeros([COLUMNS], tl.int32)
     hit = tl.zeros([COLUMNS], tl.int32)
     begin = tl.maximum(32 * tl.min(word, axis=0) - first, 0) // COIN_BLOCK
     here = mixed(row_state, begin).to(tl.int32)
     after = mixed(row_state, begin + 1).to(tl.int32)
-    for eight in range(0, LANES, 8):  # unrolling all 32 would take minutes to compile
-        for lane in tl.static_range(8):
-            if lane % PACK == 0:
+    for eight in range(LANES - 8, -1, -8):
+        for lane in tl.static_range(7, -1, -1):
+            if lane % PACK == PACK - 1:
                 packed = tl.load(levels + (eight + lane) // PACK * COLUMNS)
-            at = part(packed, lane % PACK, PACK, 0)
+            under = push_sign(under, part(packed, lane % PACK, PACK, -threshold))
+            upto = push_sign(upto, part(packed, lane % PACK, PACK, -threshold - 1))
             place = tl.maximum(32 * word + eight + lane - first, 0)
             start = tl.where(place // COIN_BLOCK == begin, here, after)
             coin = tl.load(TABLE + ((start + place % COIN_BLOCK) & (COINS - 1)))
-            over = tl.minimum(tl.maximum(at * unit - tau, 0), cap)
-            hit |= (coin >= over).to(tl.int32) << (eight + lane)
+            cost = part(packed, lane % PACK, PACK, 0) * unit - tau
+            hit = push_sign(hit, tl.minimum(tl.maximum(cost, 0), cap) - coin - 1)
     free = range_mask(word, low, high)
     under &= free
     on = upto & free & ~under

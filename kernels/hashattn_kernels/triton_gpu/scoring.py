@@ -11,7 +11,7 @@ has the order and the ties of the sum of distances, in few popcounts: one for on
 for four, three for eight. A graded query has this form already: its signs are the majority, the
 planes of its weights the masks.
 
-With four digits or more, products of bytes are cheaper than popcounts: (key ^ majority) &
+With three digits or more, products of bytes are cheaper than popcounts: (key ^ majority) &
 0x01010101 << j has bit j of every byte, and one instruction adds their products with four weights.
 Bits of a group that stand g places apart are worth 2^0 to 2^(g - 1) there, which weights scaled the
 other way make equal; a shift of the sum leads from a group to the next.
@@ -41,7 +41,7 @@ def levels(group: int, words: int, grades: int = 0, most: int | None = None) -> 
 
 def weighed(digits: int) -> bool:
     """Whether levels are sums of products of bytes, into which weights of so many digits fit."""
-    return 4 <= digits <= 8
+    return 3 <= digits <= 8
 
 
 @triton.jit

@@ -86,8 +86,15 @@ def lanes_read():
 
 
 @triton.jit
+def counted(token, low, high):
+    """1 for tokens in [low, high), else 0."""
+    behind = (token - low).to(tl.uint32, bitcast=True)
+    return (behind < (high - low).to(tl.uint32, bitcast=True)).to(tl.int32)
+
+
+@triton.jit
 def count_levels(
-    planes, tile, masks, levels, first_tile, low, high,
+    planes, tile, masks, levels, first, low, high,
     WORDS: tl.constexpr, DIGITS: tl.constexpr, WEIGHED: tl.constexpr, SHIFT: tl.constexpr,
     PACK: tl.constexpr, TILES: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
@@ -97,12 +104,11 @@ def count_levels(
     keys = tile + lane * COLUMNS + column
     levels += lane // PACK * COLUMNS + column
     for step in range(2 * TILES):  # half a tile: 16 tokens of each thread
-        word = (first_tile + step // 2) * COLUMNS + column
-        valid = range_mask(word, low, high) >> (lane + step % 2 * 16)
+        token = first + step // 2 * TILE + step % 2 * 16 + column * LANES + lane
         ones = ()
         for later in tl.static_range(4):
             at = level(keys + later * COLUMNS, masks, WORDS, DIGITS, WEIGHED)
-            one = at * 0 + 1 if WHOLE else (valid >> later) & 1
+            one = at * 0 + 1 if WHOLE else counted(token + later, low, high)
             ones = ones + in_threads(shift_left(one, at >> SHIFT))
             if later % PACK == 0:
                 packed = at
@@ -146,10 +152,10 @@ def histogram_kernel(
         tile = keys + (chunk * TILES).to(tl.int64) * (WORDS * TILE)
         levels = LEVELS + (row.to(tl.int64) * chunks + chunk) * (TILES * TILE // PACK)
         if (first >= low) & (last <= high):
-            planes = count_levels(planes, tile, masks, levels, chunk * TILES, low, high,
+            planes = count_levels(planes, tile, masks, levels, first, low, high,
                                   WORDS, DIGITS, WEIGHED, SHIFT, PACK, TILES, True)  # fmt: skip
         else:
-            planes = count_levels(planes, tile, masks, levels, chunk * TILES, low, high,
+            planes = count_levels(planes, tile, masks, levels, first, low, high,
                                   WORDS, DIGITS, WEIGHED, SHIFT, PACK, TILES, False)  # fmt: skip
     store_counts(HISTOGRAM + (row.to(tl.int64) * chunks + chunk) * BINS, planes)
     plan_when_last(
@@ -160,21 +166,20 @@ def histogram_kernel(
 
 @triton.jit
 def count_digits(
-    planes, levels, first_tile, base, low, high,
+    planes, levels, first, base, low, high,
     SHIFT: tl.constexpr, PACK: tl.constexpr, TILES: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
     """count_levels of stored levels: of those from `base` on, the digit above SHIFT."""
     lane, column = lanes_read()
     levels += lane // PACK * COLUMNS + column
     for step in range(2 * TILES):
-        word = (first_tile + step // 2) * COLUMNS + column
-        valid = range_mask(word, low, high) >> (lane + step % 2 * 16)
+        token = first + step // 2 * TILE + step % 2 * 16 + column * LANES + lane
         ones = ()
         for later in tl.static_range(4):
             if later % PACK == 0:
                 packed = tl.load(levels + later // PACK * COLUMNS)
             at = part(packed, later % PACK, PACK, -base)
-            one = at * 0 + 1 if WHOLE else (valid >> later) & 1
+            one = at * 0 + 1 if WHOLE else counted(token + later, low, high)
             ones = ones + in_threads(shift_left(one, at >> SHIFT))
         planes = count_sixteen(planes, ones)
         levels += 16 // PACK * COLUMNS
@@ -199,10 +204,10 @@ def refine_kernel(
         base = tl.load(PLAN + 4 * row)
         levels = LEVELS + (row.to(tl.int64) * chunks + chunk) * (TILES * TILE // PACK)
         if (first >= low) & (last <= high):
-            planes = count_digits(planes, levels, chunk * TILES, base, low, high,
+            planes = count_digits(planes, levels, first, base, low, high,
                                   SHIFT, PACK, TILES, True)  # fmt: skip
         else:
-            planes = count_digits(planes, levels, chunk * TILES, base, low, high,
+            planes = count_digits(planes, levels, first, base, low, high,
                                   SHIFT, PACK, TILES, False)  # fmt: skip
     store_counts(HISTOGRAM + (row.to(tl.int64) * chunks + chunk) * BINS, planes)
     plan_when_last(

@@ -125,29 +125,72 @@ def narrow_kernel(X, INDICES, OUT, n, BLOCK: tl.constexpr):
 def broken_kernel(X, OUT, n, BLOCK: tl.constexpr):
     tl.store(OUT + tl.arange(0, BLOCK), tl.load(X + tl.arange(0, BLOCK + 1)))
 
-for kernel in (spilling_kernel, narrow_kernel, broken_kernel):
+@triton.jit
+def looping_kernel(X, OUT, n, BLOCK: tl.constexpr):
+    at = tl.arange(0, BLOCK)
+    total = tl.zeros([BLOCK], tl.int32)
+    for start in range(0, n, BLOCK):
+        total += tl.load(X + start + at) // 3
+    for start in range(0, n, BLOCK):
+        total += tl.load(X + start + at) // 3 % 5
+    tl.store(OUT + at, total)
+
+for kernel in (spilling_kernel, narrow_kernel, broken_kernel, looping_kernel):
     gate.KERNELS[kernel.fn.__name__] = kernel
 builds = [
     gate.Build("spilling_kernel", {"BLOCK": 128}, warps=1),
     gate.Build("narrow_kernel", {"BLOCK": 4096}, pointers={"X": "*bf16", "OUT": "*bf16"}, rows=2),
     gate.Build("narrow_kernel", {"BLOCK": 128}, popcounts=True),
     gate.Build("broken_kernel", {"BLOCK": 64}),
+    gate.Build("looping_kernel", {"BLOCK": 128}, keys=1, slots=1),
+    gate.Build("looping_kernel", {"BLOCK": 128}, keys=1, slots=1000),
 ]
 print(json.dumps([gate.check((build, 80))["faults"] for build in builds]))
 """
 
 
 def test_bad_kernels_are_faulted(tmp_path):
-    """Spills, narrow loads, missing instructions and code that does not compile are seen."""
+    """Spills, narrow loads, missing instructions, code that does not compile and slow loops are
+    seen."""
     script = tmp_path / "bad.py"
     script.write_text(BAD)
     run = compiled_here(str(script))
     pytest.fail(run.stderr) if run.returncode else None
-    spilling, narrow, popless, broken = json.loads(run.stdout.splitlines()[-1])
+    spilling, narrow, popless, broken, slow, fast = json.loads(run.stdout.splitlines()[-1])
     assert any("spills" in fault for fault in spilling)
     assert any("rows are read by" in fault for fault in narrow)
     assert popless == ["no POPC instruction"]
     assert broken[0].startswith("does not compile")
+    assert [fault.rsplit(" a key ")[1] for fault in slow] == [
+        "in a whole chunk, 1 allowed",
+        f"at an edge, {1 + configs.EDGE_SLOTS} allowed",
+    ]
+    assert slow[0].startswith("looping_kernel takes ") and fast == []
+
+
+def test_the_threshold_search_of_the_default_has_limits():
+    """Every build of it: slots a key of both digits together, and registers."""
+    for bits, (planes, most) in configs.GRADES.items():
+        config = configs.Select(1, bits // 32, 1, planes, most)
+        assert len(config.refining) == 1
+        allowed = config.slots + configs.REFINE_SLOTS[config.pack]
+        assert allowed <= {32: 30, 64: 60, 128: 90}[bits]
+        searches = {"histogram_kernel": config.counting, "refine_kernel": config.refining[0]}
+        for kernel, constants in searches.items():
+            for tiles in configs.TILES:
+                name = gate.Build(kernel, constants | {"TILES": tiles}).name
+                build = gate.different_builds()[name]
+                assert build.registers == 96
+                slots = [build.slots - 0.5, build.slots + 1.0]
+                code = {"instructions": {}, "local": 0, "registers": 96, "slots": slots}
+                assert gate.faults(build, code) == []
+                taken = [f"{kernel} takes 97 registers, 96 allowed"]
+                assert gate.faults(build, code | {"registers": 97}) == taken
+                taken = f"takes {build.slots + 1.0} issue slots a key in a whole chunk"
+                faults = gate.faults(build, code | {"slots": [slots[1], slots[1]]})
+                assert taken in faults[0] and len(faults) == 1
+                loopless = gate.faults(build, code | {"slots": []})
+                assert loopless == [f"{kernel} has 0 loops over keys instead of 2"]
 
 
 def test_the_interpreter_is_refused():
