@@ -15,7 +15,7 @@ from triton import next_power_of_2
 from .scoring import BINS, digits, levels, weighed
 
 WARPS = 4  # of the selection kernels: 128 threads, one column of a tile each
-REGISTERS = 96  # of their threads at most: else some take 30 more, for nothing
+REGISTERS = 96  # of their threads at most: the compiler would take 30 more for some
 SELECT_OPTIONS = {"num_warps": WARPS, "maxnreg": REGISTERS}
 PLAN_BLOCK = 32  # chunks whose counts a program reads at a time
 MOST_LEVELS = 4096  # whose code is short enough to compile
@@ -95,9 +95,9 @@ class Select:
         return SELECT_OPTIONS if self.words <= 4 else {"num_warps": WARPS}
 
     @property
-    def slots(self) -> int | None:
+    def slots(self) -> float | None:
         """Issue slots a key that the histogram may take, where there is a limit."""
-        return HISTOGRAM_SLOTS[32 * self.words] if self.grades else None
+        return HISTOGRAM_SLOTS.get(32 * self.words) if self.grades else None
 
     @property
     def surveying(self) -> dict[str, int]:
@@ -119,8 +119,8 @@ TILES = (1, 4)  # of a chunk: one while there are few tiles, so that all multipr
 GROUPS = (1, 2, 4, 8)  # query heads of a list that the gate compiles
 BITS = (32, 64, 128, 256)
 GRADES = {32: (5, 255), 64: (5, 255), 128: (6, 1023)}  # bits: planes of a query, their weights' sum
-HISTOGRAM_SLOTS = {32: 25, 64: 42, 128: 76}  # bits of graded codes: issue slots a key, at most
-REFINE_SLOTS = {4: 5, 2: 6}  # levels in a word: the same, of the second digit
+HISTOGRAM_SLOTS = {32: 24.75, 64: 42, 128: 76}  # bits of graded codes: issue slots a key, at most
+REFINE_SLOTS = {4: 5.25, 2: 6}  # levels in a word: the same, of the second digit
 EDGE_SLOTS = 5  # more in chunks at the edges of a span
 HEAD_DIMS = (64, 80, 96, 128, 256)
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)

@@ -209,7 +209,8 @@ def encode(
 class SelectSpace:
     """Memory of a selection over up to `chunks` chunks a row; `done` must be 0 before first use.
 
-    Nothing in it outlives a call: layers whose steps follow one another may share it.
+    The levels take most: one or two bytes for each row and token. Nothing in it outlives a call, so
+    layers whose steps follow one another may share it.
     """
 
     config: configs.Select

@@ -1,8 +1,8 @@
 """Sampling by codes, once selection has stored levels and planned the certain tokens.
 
-Three launches more: `survey_kernel` sets each row's threshold of coins,
-`tally_kernel` counts what every chunk reads and turns the counts into places, `list_kernel` writes
-tokens and log weights. The lists are those of every other backend, bit for bit.
+Three launches more: `survey_kernel` sets each row's threshold of coins, `tally_kernel` counts what
+every chunk reads and turns the counts into places, `list_kernel` writes tokens and log weights. The
+lists are those of every other backend, bit for bit.
 """
 
 import triton
@@ -56,8 +56,8 @@ def survey_kernel(
     tokens. CHANCES (LARGEST + 1) int32. BINS: a power of 2 above the highest level.
     """
     row = tl.program_id(0)
-    _, first, _, low, high = span_of(SPANS, row, sink, local, lists, q_len)
-    levels_of = LEVELS + row.to(tl.int64) * chunks * (TILES * TILE // PACK)
+    _, _, _, low, high = span_of(SPANS, row, sink, local, lists, q_len)
+    stored_levels = LEVELS + row.to(tl.int64) * chunks * (TILES * TILE // PACK)
     certain = tl.load(PLAN + 4 * row + 2)
     above = tl.where(certain > 0, tl.load(PLAN + 4 * row), -1)
     tied = tl.where(certain > 0, tl.load(PLAN + 4 * row + 3), 0).to(tl.int64)
@@ -71,7 +71,7 @@ def survey_kernel(
         token = low + (start + place) * stride
         inside = token < high
         token = tl.where(inside, token, low)
-        at = stored(levels_of, token // TILE, token % LANES, token % TILE // LANES, PACK)
+        at = stored(stored_levels, token // TILE, token % LANES, token % TILE // LANES, PACK)
         counted = inside & (at > above)
         counts += tl.histogram(tl.where(counted, at, 0), BINS, mask=counted)
     levels = tl.arange(0, BINS)

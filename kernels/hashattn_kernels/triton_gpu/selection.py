@@ -86,6 +86,12 @@ def lanes_read():
 
 
 @triton.jit
+def tiles_read(first, high, TILES: tl.constexpr, WHOLE: tl.constexpr):
+    """Tiles from token `first` on that begin before `high`: what lies behind need not be memory."""
+    return TILES if WHOLE else tl.minimum(TILES, tl.cdiv(high - first, TILE))
+
+
+@triton.jit
 def counted(token, low, high):
     """1 for tokens in [low, high), else 0."""
     behind = (token - low).to(tl.uint32, bitcast=True)
@@ -101,13 +107,11 @@ def count_levels(
     """Store the levels of a chunk's tokens and count their highest digits. WHOLE: all tokens lie in
     [low, high), so that none must be left out."""
     lane, column = lanes_read()
-    keys = tile + lane * COLUMNS + column
-    levels += lane // PACK * COLUMNS + column
-    for step in range(2 * TILES):  # half a tile: 16 tokens of each thread
-        token = first + step // 2 * TILE + step % 2 * 16 + column * LANES + lane
+    for step in range(2 * tiles_read(first, high, TILES, WHOLE)):  # 16 tokens of each thread
+        token = first + column * LANES + lane
         ones = ()
         for later in tl.static_range(4):
-            at = level(keys + later * COLUMNS, masks, WORDS, DIGITS, WEIGHED)
+            at = level(tile + (lane + later) * COLUMNS + column, masks, WORDS, DIGITS, WEIGHED)
             one = at * 0 + 1 if WHOLE else counted(token + later, low, high)
             ones = ones + in_threads(shift_left(one, at >> SHIFT))
             if later % PACK == 0:
@@ -115,10 +119,11 @@ def count_levels(
             else:
                 packed += at << (later % PACK * (32 // PACK))
             if later % PACK == PACK - 1:
-                tl.store(levels + later // PACK * COLUMNS, packed)
+                tl.store(levels + (lane + later) // PACK * COLUMNS + column, packed)
         planes = count_sixteen(planes, ones)
-        keys += 16 * COLUMNS + (step % 2) * ((WORDS - 1) * TILE)
+        tile += 16 * COLUMNS + step % 2 * ((WORDS - 1) * TILE)
         levels += 16 // PACK * COLUMNS
+        first += 16 + step % 2 * (TILE - 32)
     return planes
 
 
@@ -171,18 +176,18 @@ def count_digits(
 ):  # fmt: skip
     """count_levels of stored levels: of those from `base` on, the digit above SHIFT."""
     lane, column = lanes_read()
-    levels += lane // PACK * COLUMNS + column
-    for step in range(2 * TILES):
-        token = first + step // 2 * TILE + step % 2 * 16 + column * LANES + lane
+    for step in range(2 * tiles_read(first, high, TILES, WHOLE)):
+        token = first + column * LANES + lane
         ones = ()
         for later in tl.static_range(4):
             if later % PACK == 0:
-                packed = tl.load(levels + later // PACK * COLUMNS)
+                packed = tl.load(levels + (lane + later) // PACK * COLUMNS + column)
             at = part(packed, later % PACK, PACK, -base)
             one = at * 0 + 1 if WHOLE else counted(token + later, low, high)
             ones = ones + in_threads(shift_left(one, at >> SHIFT))
         planes = count_sixteen(planes, ones)
         levels += 16 // PACK * COLUMNS
+        first += 16 + step % 2 * (TILE - 32)
     return planes
 
 

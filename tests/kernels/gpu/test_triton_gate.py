@@ -190,7 +190,7 @@ def test_the_threshold_search_of_the_default_has_limits():
                 faults = gate.faults(build, code | {"slots": [slots[1], slots[1]]})
                 assert taken in faults[0] and len(faults) == 1
                 loopless = gate.faults(build, code | {"slots": []})
-                assert loopless == [f"{kernel} has 0 loops over keys instead of 2"]
+                assert loopless == [f"{kernel} has 0 loops over keys instead of 1 or 2"]
 
 
 def test_the_interpreter_is_refused():
