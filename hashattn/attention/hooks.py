@@ -31,8 +31,10 @@ def install_hooks(model: PreTrainedModel, run: SparseRun, previous: str) -> list
         model.register_forward_pre_hook(_BeforeModel(), with_kwargs=True),
         model.register_forward_hook(_AfterModel(), with_kwargs=True, always_call=True),
     ]
+    checked: set[int] = set()
     for module in attention_modules(model):
-        hook = _BeforeLayer(run, previous)
+        hook = _BeforeLayer(run, previous, checks=id(module.config) not in checked)
+        checked.add(id(module.config))
         handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
     return handles
 
@@ -122,13 +124,17 @@ class _AfterModel:
 
 
 class _BeforeLayer:
-    """Passes an attention module's cache layer to the attention function."""
+    """Passes an attention module's cache layer to the attention function.
 
-    def __init__(self, run: SparseRun, previous: str) -> None:
-        self.run, self.previous = run, previous
+    checks: whether it looks if the model's attention was changed; one of the modules that share a
+    configuration does, as looking costs each step of a layer some microseconds.
+    """
+
+    def __init__(self, run: SparseRun, previous: str, checks: bool) -> None:
+        self.run, self.previous, self.checks = run, previous, checks
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        if module.config._attn_implementation != NAME:
+        if self.checks and module.config._attn_implementation != NAME:
             raise AttachmentError(
                 f"the model's attention was set to {module.config._attn_implementation!r} while "
                 "sparse attention was attached: detach before set_attn_implementation"

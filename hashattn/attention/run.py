@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import StaticLayer
 
 from hashattn.attention.break_even import BreakEven
 from hashattn.attention.budget import Budget
@@ -139,8 +138,9 @@ class LayerCall:
         cache's has to be there when a compiled step, which cannot encode a prompt, becomes sparse.
         """
         run = self.run
-        left = n < run.dense_below and not isinstance(self.cache_layer, StaticLayer)
-        return not left or bool(run.observers) or run.selector.observes
+        if n >= run.dense_below or run.observers or run.selector.observes:
+            return True
+        return self.cache_layer is not None and not self.cache_layer.grows
 
     def tokens_cached(self, key: Tensor) -> int:
         """Tokens in the cache, this call's included; key (batch, kv_heads, room, head_dim) may have
