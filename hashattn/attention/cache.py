@@ -36,7 +36,6 @@ class IndexedLayer:
     written: bool = False  # whether keys were added since its attention module was entered
     steps: Any = None  # of a static layer, what its steps are read by: attention.static
     behind: bool = False  # whether keys were added since the index was brought up to date
-    grows: bool = False  # whether it has room for the tokens that it holds alone
 
     def update(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Append keys and values, and note that this layer got them."""
@@ -151,7 +150,6 @@ class GrowingLayer(IndexedLayer):
     attention reads rows that lie apart faster, and no other reads them.
     """
 
-    grows = True
     pairs: GrowableBuffer | None = None
     paired_from: float = 0
 

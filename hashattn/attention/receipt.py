@@ -362,9 +362,13 @@ class Receipt:
     def stayed_short(self) -> bool:
         """Whether every step was dense because its context was shorter than the break-even that
         the policy of never being slower had measured."""
-        reasons = set(self.dense_reasons)
-        asked = "break_even" in self.settings and _SHORT in reasons
-        return asked and not self.sparse_calls and reasons <= {_SHORT, *_NEVER_SPARSE}
+        below, counts = self.settings.get("dense_below"), self.counts
+        below = math.inf if below is None else below
+        # steps over a static cache read short contexts as they read all others, whole
+        short = [count for count in counts if count.reason in (None, _SHORT)]
+        expected = all(count.reason in (None, _SHORT, *_NEVER_SPARSE) for count in counts)
+        stayed = bool(short) and all(count.longest < below for count in short)
+        return "break_even" in self.settings and expected and stayed
 
     def by_layer(self) -> list[dict[str, Any]]:
         """One row per layer: steps, sparse steps, mean tokens cached and read, density."""

@@ -138,9 +138,8 @@ class LayerCall:
         cache's has to be there when a compiled step, which cannot encode a prompt, becomes sparse.
         """
         run = self.run
-        if n >= run.dense_below or run.observers or run.selector.observes:
-            return True
-        return self.cache_layer is not None and not self.cache_layer.grows
+        read = self.static or bool(run.observers) or run.selector.observes
+        return read or n >= run.dense_below
 
     def tokens_cached(self, key: Tensor) -> int:
         """Tokens in the cache, this call's included; key (batch, kv_heads, room, head_dim) may have

@@ -6,7 +6,16 @@ import math
 import pytest
 import torch
 
-from hashattn import Budget, Receipt, SparsePathError, attach, make_selector, measure_break_even
+from hashattn import (
+    Budget,
+    HashSelector,
+    HashWeights,
+    Receipt,
+    SparsePathError,
+    attach,
+    make_selector,
+    measure_break_even,
+)
 from hashattn.attention import step_times
 from hashattn.attention.break_even import BreakEven, StepTimes
 from helpers import SPARSE_FAMILIES, generate, prompt, tiny_model
@@ -163,6 +172,20 @@ def test_contexts_that_stay_short_are_what_was_asked_for(timer):
         with attach(model, make_selector("oracle"), BUDGET, dense_below=even.tokens) as run:
             generate(model, prompt(length=40), max_new_tokens=8)
     assert "dense below      60 tokens, as given" in run.receipt.summary()
+
+
+def test_so_are_those_of_a_static_cache(timer):
+    timer((1, 0.05), (4, 0))
+    model = tiny_model("llama")
+    selector = HashSelector(HashWeights.for_model(model, depth=1))
+    kinds = {"dense_below": "break_even", "allow_untrained": True}
+    static = {"cache_implementation": "static", "disable_compile": True}
+    with attach(model, selector, BUDGET, **kinds) as run:
+        generate(model, prompt(length=40), max_new_tokens=8, **static)
+    assert run.receipt.stayed_short and run.receipt.decode_density == 1
+    with attach(model, selector, BUDGET, **kinds) as run:
+        generate(model, prompt(length=58), max_new_tokens=8, **static)
+    assert not run.receipt.stayed_short and run.receipt.is_sparse
 
 
 def test_what_else_makes_a_run_dense_is_still_an_error(timer):

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import DynamicCache
+from transformers import CompileConfig, DynamicCache
 
 from hashattn import Budget, HashSelector, HashWeights, attach
 from hashattn.base.errors import NonFiniteError
@@ -189,3 +189,21 @@ def test_keys_lie_beside_values_from_the_first_sparse_step_on():
         short = tokens_and_cache(model, prompt(length=30), max_new_tokens=19)[1]
         assert apart(short) == [False] * 2 and short.get_seq_length() == BELOW
         assert apart(tokens_and_cache(model, prompt(length=60), max_new_tokens=1)[1]) == [False] * 2
+
+
+def test_compiled_steps_of_a_static_cache_know_what_stays_dense():
+    """Sliding layers beside those that are dense while the context is short."""
+    model, ids = tiny_model("gemma2"), prompt(length=40)
+    selector = HashSelector(HashWeights.for_model(model, seed=3, depth=1))
+    compiled = CompileConfig(backend="eager", mode=None, fullgraph=True)
+    compiled._compile_all_devices = True
+    settings = {"cache_implementation": "static", "compile_config": compiled}
+    kinds = {"allow_untrained": True, "allow_dense": True}
+    with attach(model, selector, BUDGET, dense_below=44, **kinds) as run:
+        expected = generate(model, ids, max_new_tokens=6)[0]
+        eager = run.reset_receipt()
+        torch._dynamo.reset()
+        assert torch.equal(generate(model, ids, max_new_tokens=6, **settings)[0], expected)
+        torch._dynamo.reset()
+    assert eager.sparse_calls == 2
+    assert run.receipt.dense_reasons["sliding_window"] == eager.dense_reasons["sliding_window"]
