@@ -160,17 +160,25 @@ def test_keys_that_are_no_numbers_are_told_by_a_static_step():
 
 
 @torch.no_grad()
-def test_steps_while_detached_are_encoded_before_the_next(prompts_only):
+@pytest.mark.parametrize("way", ["detached", "by hand"])
+def test_tokens_that_no_step_encoded_are_encoded_before_the_next(way):
+    """Steps while nothing was attached, and keys that the caller added to the cache."""
     model, ids = tiny_model("llama"), prompt(1, 40)
     method, found = selector(), []
-    for way in (prefilled, lambda model, ids: model(ids).past_key_values):
-        with attach(model, method, SMALL, allow_untrained=True, allow_dense=True):
-            cache = way(model, ids)
+    budget = Budget(sink=1, local=1, heavy=6)
+    for begin in (prefilled, lambda model, ids: model(ids).past_key_values):
+        with attach(model, method, budget, allow_untrained=True, allow_dense=True):
+            cache = begin(model, ids)
             model(ids[:, :1], past_key_values=cache)
-        model(ids[:, 1:2], past_key_values=cache)
-        with attach(model, method, SMALL, allow_untrained=True):
-            model(ids[:, 2:3], past_key_values=cache)
-            found.append(model(ids[:, 3:4], past_key_values=cache).logits)
+            if way == "by hand":
+                for layer in (0, 1):
+                    new = torch.randn(1, 2, 5, 16, generator=torch.Generator().manual_seed(layer))
+                    cache.update(new, 2 * new, layer)
+                found.append(model(ids[:, 3:4], past_key_values=cache).logits)
+                continue
+        model(ids[:, 1:6], past_key_values=cache)
+        with attach(model, method, budget, allow_untrained=True):
+            found.append(model(ids[:, 6:7], past_key_values=cache).logits)
     torch.testing.assert_close(*found, rtol=0, atol=1e-4)
 
 
