@@ -1,22 +1,12 @@
 """Dense attention as the model does it: for capture, and for the calls that stay dense."""
 
 import sys
-from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hashattn.models.families import logit_cap, softmax_sinks
-
-
-@cache
-def _sdpa() -> Callable[..., tuple[Tensor, None]]:
-    """transformers' function; imported on first use, as it loads much."""
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-    return sdpa_attention_forward
 
 
 def dense_attention(
@@ -39,9 +29,11 @@ def dense_attention(
     Models with a logit cap or sinks, which SDPA does not compute, and those loaded as eager use the
     eager function of their modeling file.
     """
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
     special = logit_cap(kwargs) is not None or softmax_sinks(module, kwargs) is not None
     if not (eager or special):
-        return _sdpa()(
+        return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
     if attention_mask is None and query.shape[2] > 1:
