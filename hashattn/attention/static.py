@@ -130,9 +130,8 @@ def ready_dense(call: LayerCall, query: Tensor) -> bool:
     """Whether `read_dense` takes a call: a step of a layer that stays dense. On a CPU, outside of
     graphs, our own kernel is faster and counting is free."""
     there = torch.compiler.is_compiling() or counted_there(query.device)
-    return (
-        call.continues and call.always_dense is not None and there and _unwatched(call.run, query)
-    )
+    prepared = call.continues and (call.layer, call.always_dense) in call.run.counts.counters
+    return there and prepared and call.always_dense is not None and _unwatched(call.run, query)
 
 
 def _unwatched(run: SparseRun, query: Tensor) -> bool:
