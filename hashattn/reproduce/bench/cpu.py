@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from hashattn.attention.budget import Budget
+from hashattn.hashing.weights import HashWeights
 from hashattn.kernels import available
 from hashattn.reproduce.access import load_model
 from hashattn.reproduce.bench import llamacpp, quality, tables
@@ -25,16 +26,19 @@ from hashattn.reproduce.bench.end_to_end import (
     random_llama,
 )
 from hashattn.reproduce.bench.layer import PEERS, layer_latency
+from hashattn.reproduce.bench.policy import policy_latency, policy_table
 from hashattn.reproduce.bench.receipts import receipt_cost
 from hashattn.reproduce.bench.record import save
 from hashattn.reproduce.bench.ways import Shape
 from hashattn.reproduce.profiles import load_profile
+from hashattn.selectors.hash import HashSelector
 
 CONTEXTS = (1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
 DTYPES = (torch.bfloat16, torch.float32)  # on several threads the first alone
 SINK = LOCAL = 128  # the paper's
 _FRACTION = 32  # n / 32 heavy tokens
 MODEL_CONTEXTS = (32768, 131072)
+POLICY_CONTEXTS = (128, 256, 512, 1024, 2048, 4096, 8000)  # of at most 8,192 positions
 MODELS = {  # how to build it, tokens to decode, whether to measure on one thread as well
     "embedded": (lambda: load_model(load_profile("embedded"))[0], 8, False),
     "random Llama 1B": (lambda: random_llama(LLAMA_1B), 4, False),
@@ -69,6 +73,7 @@ def bench(path: Path, contexts: tuple[int, ...] = CONTEXTS, models: bool = True)
         "shape": asdict(Shape()),
         "layer": rows,
         "models": _whole_models() if models else [],
+        "policy": policy() if models else [],
         "receipt": receipts() if models else None,
         "start": start,
         "llamacpp": beside,
@@ -91,6 +96,14 @@ def _whole_models() -> list[dict[str, Any]]:
                 print(f"{name}, {number} thread(s), {n} tokens", flush=True)
                 rows += model_latency(name, model, n, budget(n), steps=steps)
     return rows
+
+
+def policy(contexts: tuple[int, ...] = POLICY_CONTEXTS) -> list[dict[str, Any]]:
+    """policy_latency of the embedded model and the default method, 1/16 of the tokens read."""
+    model = MODELS["embedded"][0]()
+    selector = HashSelector(HashWeights.for_model(model).rounded())
+    print("dense below the measured break-even", flush=True)
+    return policy_latency("embedded", model, selector, Budget(density=1 / 16), contexts)
 
 
 def receipts(n: int = 4096) -> dict[str, Any]:
@@ -152,6 +165,10 @@ def report(record: dict[str, Any]) -> None:
     if record["models"]:
         sections["whole models"] = tables.models(record["models"])
         sections["attention in a token: kernels, and host"] = tables.model_host(record["models"])
+    if record.get("policy"):
+        sections["dense below the break-even: over the model's own step"] = policy_table(
+            record["policy"]
+        )
     for title, table in sections.items():
         if table is not None and len(table):
             print(f"\n{title}\n{table.round(3).to_string()}")

@@ -18,6 +18,7 @@ from hashattn.reproduce.bench.end_to_end import (
     timed_kernels,
     token_seconds,
 )
+from hashattn.reproduce.bench.policy import policy_latency
 from hashattn.reproduce.bench.receipts import receipt_cost
 from hashattn.reproduce.bench.record import load
 from hashattn_kernels import numba_cpu
@@ -90,6 +91,9 @@ def test_the_whole_benchmark_in_small(model, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(cpu, "MODELS", {"tiny": (lambda: model, 2, True)})
     monkeypatch.setattr(cpu, "MODEL_CONTEXTS", (600,))
     monkeypatch.setattr(cpu, "receipts", lambda: receipt_cost(model, 600, Budget(4, 28, heavy=32)))
+    monkeypatch.setattr(cpu, "policy", lambda: policy_latency(
+        "tiny", model, selectors(model)["default"], Budget(heavy=8), (100,), rounds=1, steps=2
+    ))  # fmt: skip
     monkeypatch.setattr(cpu, "start_seconds", lambda: {"cold": 9.0, "warm": 0.5})
     monkeypatch.setattr(llamacpp, "side_by_side", lambda: ([], "llama.cpp is not compared: why"))
     monkeypatch.setattr(timing, "FLUSH_BYTES", 4096)
@@ -98,7 +102,7 @@ def test_the_whole_benchmark_in_small(model, tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().out
     titles = ("speed-up over torch", "at any length", "break-even", "at equal quality", "roofline",
               "whole models", "kernels, and host", "the receipt", "first step",
-              "llama.cpp is not compared: why")  # fmt: skip
+              "llama.cpp is not compared: why", "over the model's own step")  # fmt: skip
     for title in titles:
         assert title in said
     record = load(path)
@@ -110,4 +114,5 @@ def test_the_whole_benchmark_in_small(model, tmp_path, monkeypatch, capsys):
     )
     assert {row["n"] for row in record["layer"]} == {600, 1200} and len(record["models"]) in (5, 10)
     assert record["layer"][0]["variant"] == "default"
+    assert [row["variant"] for row in record["policy"]] == ["own", "policy"]
     assert {row["dtype"] for row in record["layer"] if row["threads"] > 1} <= {"bfloat16"}
