@@ -199,9 +199,9 @@ def decode_step(
     planes, most = grades or (0, None)
     group = 1 if grades else q.shape[1] // lists
     highest = levels(group, query_maps.bits // reference.WORD, planes, most)
-    held = configs.MOST_LEVELS if grades else configs.MOST_BINS
+    most_held = configs.MOST_LEVELS if drawing is None else configs.MOST_SURVEYED - 1
     fits = max(map(_widest, (query_maps, key_maps))) <= WIDEST and isinstance(codes, Tiled)
-    if not fits or highest > held - (drawing is not None) or 0 in (q.shape[0], width):
+    if not fits or highest > most_held or 0 in (q.shape[0], width):
         return None
     batch, device = q.shape[0], q.device
     if length is None:
