@@ -51,13 +51,18 @@ CARDS = {"H100": Card(3.35e12), "H200": Card(4.8e12)}
 _LISTING = 8.0  # issue slots a key of listing by stored levels: assumed, the gate counts none
 # issue slots a key that finding the threshold may take on sm_90 (the gate's limits; of matching
 # bits, where it has none, as counted before); a list of matching bits for a group scores its heads
-SLOTS = {"default": 30.0, "default_kv_lists": 30.0, "paper": 13.0, "paper_kv_lists": 24.2}
+SLOTS = {"default": 30.0, "default_kv_lists": 30.0, "paper": 13.0, "paper_kv_lists": 29.2}
 
 
 def launches(way: Way) -> int:
-    """Kernels of a step: encode and append, count and plan, compact, attend and merge; of graded
-    bits also the threshold's second digit."""
-    return 5 if way.grades else 4
+    """Kernels of a step: encode and append, count and plan, compact, attend and merge; where there
+    are many levels also the threshold's second digit."""
+    return 5 if _many_levels(way) else 4
+
+
+def _many_levels(way: Way) -> bool:
+    """Of graded bits, and of matching bits summed over the heads of a group."""
+    return way.grades is not None or way.layout == "per_kv_head"
 
 
 def predict(
@@ -73,7 +78,9 @@ def predict(
     dense = n * shape.kv_heads * row
     codes, lists = n * shape.kv_heads * way.bits / 8, way.lists(shape)
     rows = min(n, n // 32 + 256) * lists * row
-    passes = 3 if way.grades else 2  # written, read for every digit but the first, and to list
+    passes = (
+        3 if _many_levels(way) else 2
+    )  # written, read for every digit but the first, and to list
     levels = n * lists * passes if n * lists > card.cache else 0
     dense_us = dense / card.peak / STREAMED * 1e6 + _DENSE_LAUNCHES * _KERNEL_US
     reading = (codes + levels) / card.peak / STREAMED * 1e6
@@ -115,7 +122,7 @@ def known_slots(report: Mapping[str, Any] | None = None) -> dict[str, float]:
         planes = way.grades.planes if way.grades else 0
         wanted = {f"GROUP={shared}", f"WORDS={words}", f"QUERY_WORDS={words * (1 + planes)}"}
         score = _counted(counted, "histogram_kernel", wanted)
-        digit = _counted(counted, "refine_kernel", {"PACK=4"}) if way.grades else 0.0
+        digit = _counted(counted, "refine_kernel", {"PACK=4"}) if _many_levels(way) else 0.0
         if score is not None and digit is not None:
             found[name] = score + digit
     return SLOTS | found

@@ -89,7 +89,8 @@ def test_wrong_kernels_are_not_measured(wrong):
 def test_generate_with_both_caches_and_what_fails_is_named(monkeypatch):
     shape = dict(vocab_size=8, hidden_size=32, intermediate_size=8, num_hidden_layers=1,
                  num_attention_heads=2, num_key_value_heads=1, head_dim=16)  # fmt: skip
-    rows, missing = generate_rows(Grid(models=(300,)), torch.device("cpu"), shape)
+    patient = Grid(models=(300,), model_seconds=3600)
+    rows, missing = generate_rows(patient, torch.device("cpu"), shape)
     assert missing == []
     assert {(row["variant"], row["cache"]) for row in rows} == {
         (name, cache)
@@ -97,7 +98,7 @@ def test_generate_with_both_caches_and_what_fails_is_named(monkeypatch):
         for cache in ("dynamic", "static")
     }
     monkeypatch.setattr(gpu, "model_latency", lambda *a, **k: 1 / 0)
-    rows, missing = generate_rows(Grid(models=(300,)), torch.device("cpu"), shape)
+    rows, missing = generate_rows(patient, torch.device("cpu"), shape)
     assert rows == [] and missing[0].startswith("generate, transformers, dynamic cache, 300")
     assert all("ZeroDivisionError" in line for line in missing)
     late = Grid(models=(300,), model_seconds=-1)
