@@ -35,7 +35,7 @@ class SparseRun:
     heads: those that this process holds, None for all; selector and fallback: for these.
     dense_below: cached tokens under which a call is dense; break_even: what was measured for that.
     observers: listeners beside the receipt. counts: what kernels count, for the receipt. static: by
-    layer, an attention.static.LayerSteps.
+    layer, an attention.static.LayerSteps; memory: what their launches share.
     Threads may share a run: the plan of a step is kept per thread.
     """
 
@@ -54,6 +54,7 @@ class SparseRun:
     finite: FiniteWatch = field(default_factory=FiniteWatch)
     counts: DeviceCounts = field(default_factory=DeviceCounts)
     static: dict[int, Any] = field(default_factory=dict)
+    memory: dict[Any, Any] = field(default_factory=dict, repr=False)
     _thread: threading.local = field(default_factory=threading.local, repr=False)
 
     def plan(self, mask: Tensor | None, query: Tensor, n: int) -> SelectionPlan:

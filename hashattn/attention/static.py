@@ -7,7 +7,7 @@ for codes, and whether every row sees one span of tokens that ends at the newest
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,7 +19,7 @@ from hashattn.attention.device_counts import counted_there
 from hashattn.attention.finite import non_finite
 from hashattn.attention.inputs import Inputs
 from hashattn.attention.masks import spans_of, spans_plan, static_spans, tokens_seen
-from hashattn.kernels import StaticStep, count_dense, register_step, static_step
+from hashattn.kernels import StaticStep, count_dense, register_step, reserve_step, static_step
 from hashattn.models.families import adds_position_bias
 from hashattn.selectors.base import Selector
 
@@ -103,6 +103,10 @@ def _layer_steps(call: LayerCall, inputs: Inputs) -> LayerSteps | None:
     bits = run.selector.auxiliary_bits(*sizes), run.selector.nominal_bits(*sizes)
     counters = run.counts.of(call.layer, device, lists)
     shares, sampled = run.budget.factors(call.layer, kv_heads, lists, run.heads, device)
+    step = replace(step, memory=run.memory)
+    reserve_step(
+        step, inputs.query, inputs.key, inputs.value, call.cache_layer.stores["codes"].room
+    )
     number = register_step(step)
     return LayerSteps(run.selector, capacity, step, number, counters, bits, shares, sampled)
 

@@ -32,7 +32,7 @@ from .counters import COUNTED, NOT_FINITE, SEVERAL, count_dense, new_counters
 from .maps import ACTIVATIONS, Maps
 from .memory import GrowableBuffer
 from .reference import gather_tokens, indices_to_mask, mask_to_indices
-from .static import StaticStep, register_step, static_step
+from .static import StaticStep, register_step, reserve_step, static_step
 from .step import Drawing, Grades, decode_step, units_of
 
 __all__ = [
@@ -68,6 +68,7 @@ __all__ = [
     "pack_bits",
     "preactivations",
     "register_step",
+    "reserve_step",
     "room_for",
     "sample",
     "sample_by_codes",

@@ -7,8 +7,9 @@ graph need not know of maps and settings.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
+from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
@@ -24,7 +25,8 @@ from .step import Drawing, Grades, decode_step
 @dataclass(frozen=True, eq=False)
 class StaticStep:
     """What of a layer's steps stays: arguments of `decode_step`. slopes, trust, coins: of a
-    drawing."""
+    drawing. memory: of launches, which layers whose steps follow one another share; graphs that
+    captured a step need it as long as they live."""
 
     query_maps: Maps
     key_maps: Maps
@@ -38,6 +40,7 @@ class StaticStep:
     slopes: Tensor | None = None
     trust: float = 1.0
     coins: Coins | None = None
+    memory: dict[Any, Any] = field(default_factory=dict, repr=False)
 
 
 _STEPS: WeakValueDictionary[int, StaticStep] = WeakValueDictionary()
@@ -49,6 +52,19 @@ def register_step(step: StaticStep) -> int:
     number = next(_NUMBERS)
     _STEPS[number] = step
     return number
+
+
+def reserve_step(step: StaticStep, q: Tensor, k: Tensor, v: Tensor, room: Tensor) -> None:
+    """Make what the steps of these settings keep on the device, before a graph captures one.
+
+    q (B, Hq, rows, D), k, v and room: as of `static_step`.
+    """
+    reserve = getattr(backend_for(q, None, "decode_step", q, k, v), "reserve_step", None)
+    if reserve is not None:
+        reserve(
+            q[:, :, :1], v, room, step.query_maps, step.key_maps, step.lists, step.width,
+            step.grades, step.slopes is not None, step.memory,
+        )  # fmt: skip
 
 
 def static_step(
@@ -80,7 +96,9 @@ def _run(
     module, maps = backend_for(q, None, "decode_step", q, k, v), (step.query_maps, step.key_maps)
     if getattr(module, "COUNTS_STEPS", False):  # it reads the length where it lies
         codes = layout.over(room, k.shape[2])
-        result = module.decode_step(q, k, v, codes, *maps, length=length, **options)
+        result = module.decode_step(
+            q, k, v, codes, *maps, length=length, memory=step.memory, **options
+        )
         if result is not None:
             return result[0]
     codes = layout.over(room, int(length) - 1)

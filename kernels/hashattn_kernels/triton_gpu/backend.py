@@ -188,13 +188,13 @@ def decode_step(
     q: Tensor, k: Tensor, v: Tensor, codes: Codes, query_maps: Maps, key_maps: Maps, *,
     heavy: Tensor, spans: Tensor, sink: int, local: int, width: int, lists: int, scaling: float,
     grades: Grades | None, drawing: Drawing | None, softcap: float | None, sinks: Tensor | None,
-    length: Tensor | None = None, counters: Tensor | None = None,
+    length: Tensor | None = None, counters: Tensor | None = None, memory: dict | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None] | None:  # fmt: skip
     """Four launches, or six that draw: encoding, selection or sampling, attention. Their memory is
     kept between calls. None where kernels cannot: the parts can.
 
     length () or (batch,) int64: how many tokens there are, where `codes` does not know it but has
-    the room.
+    the room. memory: where what the launches share stays, for graphs (see step.kept_space).
     """
     planes, most = grades or (0, None)
     group = 1 if grades else q.shape[1] // lists
@@ -212,7 +212,9 @@ def decode_step(
     log_weights = None if drawing is None else torch.empty(indices.shape, device=device)
     out = q.new_empty(*q.shape[:3], v.shape[3])
     draws, spans = drawing is not None, spans.contiguous()
-    space = step.kept_space(q, v, codes.storage, query_maps.bits, lists, width, grades, draws)
+    space = step.kept_space(
+        q, v, codes.storage, query_maps.bits, lists, width, grades, draws, memory
+    )
     step.encode(space, q, k, v, codes, query_maps, key_maps, place, heavy=heavy, spans=spans,
                 drawing=drawing, counters=counters)  # fmt: skip
     step.choose(space, codes, indices, log_weights, spans=spans, sink=sink, local=local,
@@ -220,6 +222,9 @@ def decode_step(
     launch.attend(q, k, v, indices, None, scaling, softcap, sinks, out, space.lse,
                   space.attention, log_weights, counters)  # fmt: skip
     return out, indices, log_weights
+
+
+reserve_step = step.reserve
 
 
 def dense_decode(

@@ -15,12 +15,15 @@ from torch import Tensor
 from ..api import room_for
 from ..codes import TILE, Tiled
 from ..coins import parts_of
+from ..coins import table as coin_table
 from ..maps import Maps
+from ..memory import capacity
 from ..step import Drawing, Grades
 from . import launch
 
 _KEPT = threading.local()  # what launches of several threads write must not be shared
-_MOST_KEPT = 32
+_MOST_KEPT = 8  # shapes
+_STEP = 64  # tokens by which lists grow, and an eighth
 
 
 @dataclass(frozen=True)
@@ -73,20 +76,45 @@ class StepSpace:
 
 def kept_space(
     q: Tensor, v: Tensor, storage: Tensor, bits: int, lists: int, width: int,
-    grades: Grades | None, draws: bool,
+    grades: Grades | None, draws: bool, memory: dict | None = None,
 ) -> StepSpace:  # fmt: skip
-    """The space of such steps of this thread, which launches one at a time, reserved once.
+    """The space of such steps of this thread, which launches one at a time.
 
-    storage: of the Tiled codes.
+    storage: of the Tiled codes. memory: where spaces stay as long as it does, as a graph that
+    captured a step needs; else the thread keeps one of a shape, and replaces it where lists or
+    codes have grown out of it.
     """
-    spaces = _KEPT.__dict__.setdefault("spaces", {})
-    tokens = storage.shape[2] * TILE
-    key = q.shape, v.shape[3], q.dtype, q.device, tokens, bits, lists, width, grades, draws
-    if key not in spaces:
-        if len(spaces) >= _MOST_KEPT:
-            spaces.clear()
-        spaces[key] = StepSpace.reserve(q, v, tokens, bits, lists, width, grades, draws)
-    return spaces[key]
+    tokens, room = storage.shape[2] * TILE, capacity(width, _STEP)
+    shape = q.shape, v.shape[3], q.dtype, q.device, bits, lists, grades, draws
+    if memory is not None:
+        key = (threading.get_ident(), tokens, width, *shape)
+        if key not in memory:
+            memory[key] = StepSpace.reserve(q, v, tokens, bits, lists, width, grades, draws)
+        return memory[key]
+    kept = _KEPT.__dict__.setdefault("spaces", {})
+    most_tokens, most_room, space = kept.get(shape, (0, 0, None))
+    if tokens > most_tokens or room > most_room:
+        if len(kept) >= _MOST_KEPT:
+            kept.clear()
+        space = StepSpace.reserve(q, v, tokens, bits, lists, room, grades, draws)
+        kept[shape] = tokens, room, space
+    return space
+
+
+def reserve(
+    q: Tensor, v: Tensor, storage: Tensor, query_maps: Maps, key_maps: Maps, lists: int, width: int,
+    grades: Grades | None, draws: bool, memory: dict,
+) -> None:  # fmt: skip
+    """Make all that steps keep between calls, which a graph that captures one must not make."""
+    kept_space(q, v, storage, query_maps.bits, lists, width, grades, draws, memory)
+    if launch.alike(query_maps, key_maps):
+        launch.pack(query_maps, key_maps)
+    else:
+        launch.pack(query_maps, query_maps)
+        launch.pack(key_maps, key_maps)
+    if draws:
+        for name in ("TABLE", "CHANCES", "LOG_WEIGHTS"):
+            coin_table(q.device, name)
 
 
 def encode(
