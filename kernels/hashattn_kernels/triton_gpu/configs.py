@@ -16,6 +16,7 @@ from .scoring import BINS, digits, levels, weighed
 
 WARPS = 4  # of the selection kernels: 128 threads, one column of a tile each
 REGISTERS = 96  # of their threads at most: the compiler would take 30 more for some
+MORE_REGISTERS = 128  # where it would otherwise spill some: long codes that are not graded
 SELECT_OPTIONS = {"num_warps": WARPS, "maxnreg": REGISTERS}
 PLAN_BLOCK = 32  # chunks whose counts a program reads at a time
 MOST_LEVELS = 4096  # whose code is short enough to compile
@@ -91,8 +92,9 @@ class Select:
 
     @property
     def options(self) -> dict[str, int]:
-        """How to compile the histogram, which needs more registers for the longest codes."""
-        return SELECT_OPTIONS if self.words <= 4 else {"num_warps": WARPS}
+        """How to compile the histogram."""
+        registers = REGISTERS if self.grades or self.words < 4 else MORE_REGISTERS
+        return SELECT_OPTIONS | {"maxnreg": registers}
 
     @property
     def slots(self) -> float | None:

@@ -174,7 +174,7 @@ def _selections() -> Iterator[Build]:
     for words, group, grades, most in kinds:
         for tiles in configs.TILES:
             config = configs.Select(group, words, tiles, grades, most)
-            limited = {"registers": config.options.get("maxnreg"), "slots": config.slots}
+            limited = {"registers": config.options["maxnreg"], "slots": config.slots}
             yield _selection("histogram_kernel", config.counting, keys=1 / words, **limited)
             slots = configs.REFINE_SLOTS[config.pack]
             for digit in config.refining:
