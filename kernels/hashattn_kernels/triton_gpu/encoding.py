@@ -134,7 +134,7 @@ def encode_kernel(
     x_batch, x_head, x_row, x2_batch, x2_head, x2_row, out2_batch, out2_head,
     places_batch, place, heavy_batch, heavy_list, drawn_batch, drawn_list,
     values_batch, values_head, values_token,
-    programs, lists, stored, share, share2, rows, rows2,
+    programs, lists, second, share, share2, rows, rows2,
     IN: tl.constexpr, IN_SLOTS: tl.constexpr, WIDTHS: tl.constexpr, HIDDEN: tl.constexpr,
     BITS: tl.constexpr, BIT_SLOTS: tl.constexpr, DEPTH: tl.constexpr, ACTIVATION: tl.constexpr,
     FOLDS: tl.constexpr, GROUP: tl.constexpr, PLANES: tl.constexpr, MOST: tl.constexpr,
@@ -152,8 +152,8 @@ def encode_kernel(
     plain codes. If TILED, X2 is a cache of keys, and the code of its newest token goes into the
     tiles of a code cache: of token `place`, or if PLACED of the last of those that PLACES, int64,
     counts in each sequence.
-    WEIGHTS, BIASES: of `stored` maps, those of both stacks or of the only one, stage after stage,
-    padded to the widths of the slots; a map's biases end with the steps of its FOLDS.
+    WEIGHTS, BIASES: of all maps, those of X2 from map `second` on, stage after stage, padded to the
+    widths of the slots; a map's biases end with the steps of its FOLDS.
 
     STEP: also, for selection, CERTAIN (batch, lists) int64, the HEAVY tokens of each list, if
     PRICED less the DRAWN ones, which are CHANCY. VALUE_DIM > 0: also the COUNTERS of a step (see
@@ -175,7 +175,7 @@ def encode_kernel(
         x = X2 + batch.to(tl.int64) * x2_batch + (other // share2).to(tl.int64) * x2_head
         x += (newest + row)[:, None].to(tl.int64) * x2_row
         here = row < rows2
-    first = tl.where(index < programs, index * GROUP, programs * GROUP + other)
+    first = tl.where(index < programs, index * GROUP, second + other)
     members = tl.where(index < programs, GROUP, 1)
     GIVEN: tl.constexpr = X.dtype.element_ty == tl.bfloat16
     FIRST: tl.constexpr = HIDDEN if DEPTH > 1 else 0
@@ -192,7 +192,7 @@ def encode_kernel(
         ).to(tl.float32)
         if VALUE_DIM > 0:
             strange = not_finite(given, 1)
-        at = (first + member) % stored
+        at = first + member
         total += preactivations(
             given, WEIGHTS + at.to(tl.int64) * SIZE, BIASES + at * ADDED, IN_SLOTS, WIDTHS, HIDDEN,
             BIT_SLOTS, DEPTH, ACTIVATION, FOLDS, GIVEN,

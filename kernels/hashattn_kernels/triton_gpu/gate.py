@@ -148,6 +148,8 @@ def _encodes() -> Iterator[Build]:
             (1, False, None, 1, False),
             (4096, False, None, 1, False),
         ):
+            if step and folds and grades is None:  # bits that are digits are never counted
+                continue
             config = configs.encode_config(
                 rows, slots, widest, depth, dtype, half, grades is not None
             )
@@ -158,7 +160,7 @@ def _encodes() -> Iterator[Build]:
                 "MOST": most,
                 "BLOCK": config.block,
                 "TILED": step,
-                "PLACED": grades is not None,
+                "PLACED": step and grades is not None,
                 "PRICED": priced and grades is not None,
                 "STEP": step,
                 "VALUE_DIM": dim if step else 0,

@@ -7,7 +7,7 @@ from hashattn.kernels import Coins, Drawing, Grades, Maps, decode_step, encode, 
 from hashattn_kernels.codes import Tiled
 from hashattn_kernels.counters import count_step
 from hashattn_kernels.step import composed
-from hashattn_kernels.triton_gpu import backend
+from hashattn_kernels.triton_gpu import backend, step
 from kernel_inputs import normal, normal_maps
 from on_device import GPU
 
@@ -78,6 +78,24 @@ def test_a_step_is_its_parts_bit_for_bit(lists, key_heads, options, known):
         assert torch.equal(stored, codes.to_tokens())
     counted[:4] *= 2
     assert torch.equal(counters, counted)
+
+
+def test_memory_is_kept_until_it_is_too_small():
+    q, v = (torch.zeros(1, 2, n, DIM, device=GPU) for n in (1, 9))
+    stores = [Tiled.from_tokens(torch.zeros(1, 2, n, 1, dtype=torch.int32, device=GPU))
+              for n in (9, 5000)]  # fmt: skip
+    memory = {}
+
+    def space(store, width, **options):
+        return step.kept_space(q, v, store.room, 32, 2, width, GRADES, False, **options)
+
+    small = space(stores[0], 10)
+    assert small is space(stores[0], 20) and small.selection.done.tolist() == [0, 0]
+    longer, wider = space(stores[1], 10), space(stores[1], 900)
+    assert small is not longer is not wider is space(stores[0], 10)
+    for store, width in ((stores[0], 10), (stores[1], 10), (stores[0], 10)):
+        space(store, width, memory=memory)
+    assert len(memory) == 2  # what a graph holds is not replaced
 
 
 def test_what_no_kernel_holds_is_left_to_the_parts():
