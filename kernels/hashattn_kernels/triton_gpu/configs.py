@@ -24,7 +24,7 @@ MOST_SURVEYED = 1024  # levels that a program of sampling's survey counts
 PROGRAMS = 4  # programs that a kernel should start for each multiprocessor
 MULTIPROCESSORS = 132  # of an H100 or H200: assumed where there is no GPU
 MERGE_BLOCK = 16  # parts, at most
-MERGE_SIZE = 8192  # numbers of the parts that are merged at a time
+MERGE_SIZE = 4096  # numbers of the parts that are merged at a time
 MARK_BLOCK = WRITE_BLOCK = 1024  # tokens of a list, words of a bitmap
 SURVEY_BLOCK = 512  # candidates
 COUNT_BLOCK = 256  # chunks
