@@ -136,7 +136,9 @@ class Budget:
             if layer < len(share) and not any(share[layer]):
                 return plan
             share = self._of_heads("sampled", layer, kv_heads, lists, part, plan.heavy.device)
-        tokens = (plan.heavy * share).round().long()
+            tokens = (plan.heavy * share).round().long()
+        else:
+            tokens = plan.part(share)
         first = 0 if part is None else part.rank * lists
         coins = Coins(self.seed, layer, first, self.fresh)
         width = min(plan.n, room_for(0, plan.width))  # more may be drawn than is expected
@@ -157,15 +159,15 @@ class Budget:
     def factors(
         self, layer: int, kv_heads: int, lists: int, part: HeadSlice | None, device: torch.device
     ) -> tuple[Tensor | None, Tensor | None]:
-        """A layer's `shares` and `sampled` on a device, (lists, 1) float64 each, None for even
-        shares and for nothing drawn."""
+        """A layer's `shares` and `sampled` on a device, (lists, 1) float64 each; None for even
+        shares, and where nothing is drawn or of all lists the same."""
         shares = sampled = None
         if self.shares is not None:
             shares = self._of_heads("shares", layer, kv_heads, lists, part, device)
         if isinstance(self.sampled, tuple):
             if any(self.sampled[layer]):
                 sampled = self._of_heads("sampled", layer, kv_heads, lists, part, device)
-        elif self.sampled:
+        elif self.sampled and shares is not None:
             sampled = torch.full((lists, 1), self.sampled, dtype=torch.float64, device=device)
         return shares, sampled
 

@@ -159,13 +159,14 @@ def read(call: LayerCall, inputs: Inputs) -> Tensor:
     refusals.refuse_call(call, inputs)
     refusals.refuse_training(inputs.module, inputs.query, inputs.others)
     run, layer = call.run, call.cache_layer
-    own, length, drawn = layer.steps, layer.cumulative_length, None
-    spans, heavy = _plan(call, inputs.mask, inputs.query.shape[0], length)
+    own, length = layer.steps, layer.cumulative_length
+    spans, heavy, drawn = _plan(call, inputs.mask, inputs.query.shape[0], length)
     if own.shares is not None:
         heavy = _unless_short(run, length, (heavy * own.shares).floor().long(), heavy)
-    if own.sampled is not None:
-        share = (heavy * own.sampled).round().long()
-        drawn = _unless_short(run, length, share, torch.zeros_like(share))
+    if own.step.slopes is None:
+        drawn = None
+    elif own.sampled is not None:
+        drawn = _unless_short(run, length, (heavy * own.sampled).round().long(), 0)
     run.receipt.auxiliary_bits, run.receipt.nominal_bits = own.bits
     layer.behind = False
     arguments = (
@@ -180,14 +181,14 @@ def read(call: LayerCall, inputs: Inputs) -> Tensor:
         raise non_finite(call.layer) from error
 
 
-def _unless_short(run: SparseRun, length: Tensor, value: Tensor, short: Tensor) -> Tensor:
+def _unless_short(run: SparseRun, length: Tensor, value: Tensor, short: Tensor | int) -> Tensor:
     """`value`, or where fewer than run.dense_below tokens are cached, `short`."""
     return torch.where(length < run.dense_below, short, value) if run.dense_below else value
 
 
 def _plan(
     call: LayerCall, mask: Tensor | None, batch: int, length: Tensor
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """`_make_plan`, once for all layers of a step; in a graph the compiler sees to that."""
     if mask is None or torch.compiler.is_compiling():
         return _make_plan(call.run, mask, batch, length)
@@ -196,13 +197,17 @@ def _plan(
 
 def _make_plan(
     run: SparseRun, mask: Tensor | None, batch: int, length: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Spans (batch, 1, 2) and heavy tokens (batch, 1, 1), int64, of a step over a static cache of
-    `length` () tokens. Where a call should be dense because these are few, all are heavy."""
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Spans (batch, 1, 2) of a step over a static cache of `length` () tokens, heavy tokens and
+    which part of them is drawn, where that is one number, (batch, 1, 1), all int64. Where a call
+    should be dense because its tokens are few, all are heavy."""
     if mask is None:
         spans = torch.stack((torch.zeros_like(length), length)).expand(batch, 1, 2).contiguous()
     else:
         spans = static_spans(mask, batch)
     seen = (spans[..., 1] - spans[..., 0]).clamp(min=0)
-    heavy = _unless_short(run, length, run.budget.heavy_tokens(seen), seen)
-    return spans, heavy[:, None]
+    heavy = _unless_short(run, length, run.budget.heavy_tokens(seen), seen)[:, None]
+    drawn, share = None, run.budget.sampled
+    if share and not isinstance(share, tuple):
+        drawn = _unless_short(run, length, (heavy * share).round().long(), 0)
+    return spans, heavy, drawn

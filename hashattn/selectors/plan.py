@@ -47,6 +47,16 @@ class SelectionPlan:
     draw: Draw | None = None
 
     @cached_property
+    def _parts(self) -> dict[float, Tensor]:
+        return {}
+
+    def part(self, share: float) -> Tensor:
+        """A share of `heavy` in whole tokens, int64 like it; made once for all layers."""
+        if share not in self._parts:
+            self._parts[share] = (self.heavy * share).round().long()
+        return self._parts[share]
+
+    @cached_property
     def visible_total(self) -> int | Tensor:
         """`visible` summed over batch and rows; a tensor where reading it would wait for a GPU."""
         total = self.visible.sum()

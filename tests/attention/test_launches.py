@@ -104,11 +104,13 @@ STATIC = {"cache_implementation": "static", "disable_compile": True}
 
 
 @pytest.mark.parametrize("settings", [{}, STATIC], ids=["dynamic", "static"])
-@pytest.mark.parametrize("options", [{}, {"layout": "per_kv_head"}], ids=["default", "kv"])
+@pytest.mark.parametrize("drawn", [0, 0.5], ids=["ranked", "drawn"])
 def test_a_step_of_a_layer_takes_few_launches_and_never_waits(
-    as_on_a_gpu, monkeypatch, options, settings
+    as_on_a_gpu, monkeypatch, drawn, settings
 ):
-    launches, tokens, receipt = counted(monkeypatch, selector(**options), **settings)
+    method = selector()._with(slopes={layer: torch.full((4,), 0.5) for layer in (0, 1)})
+    budget = Budget(sink=1, local=3, heavy=6, sampled=drawn)
+    launches, tokens, receipt = counted(monkeypatch, method, budget, **settings)
     assert not launches.waits
     assert 4 <= sum(launches.kernels.values()) <= 8, launches.kernels
     assert receipt.sparse_calls == 4 and not receipt.dense_reasons.keys() - {"prefill"}
