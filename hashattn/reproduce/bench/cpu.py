@@ -38,7 +38,7 @@ DTYPES = (torch.bfloat16, torch.float32)  # on several threads the first alone
 SINK = LOCAL = 128  # the paper's
 _FRACTION = 32  # n / 32 heavy tokens
 MODEL_CONTEXTS = (32768, 131072)
-POLICY_CONTEXTS = (128, 256, 512, 1024, 2048, 4096, 8000)  # of at most 8,192 positions
+_POLICY_CONTEXTS = (128, 256, 512, 1024, 2048, 4096, 8000)  # of at most 8,192 positions
 MODELS = {  # how to build it, tokens to decode, whether to measure on one thread as well
     "embedded": (lambda: load_model(load_profile("embedded"))[0], 8, False),
     "random Llama 1B": (lambda: random_llama(LLAMA_1B), 4, False),
@@ -98,7 +98,7 @@ def _whole_models() -> list[dict[str, Any]]:
     return rows
 
 
-def policy(contexts: tuple[int, ...] = POLICY_CONTEXTS) -> list[dict[str, Any]]:
+def policy(contexts: tuple[int, ...] = _POLICY_CONTEXTS) -> list[dict[str, Any]]:
     """policy_latency of the embedded model and the default method, 1/16 of the tokens read."""
     model = MODELS["embedded"][0]()
     selector = HashSelector(HashWeights.for_model(model).rounded())
