@@ -61,9 +61,13 @@ def test_all_builds_are_without_fault(report):
     kinds = [(bits // 32, group, 0) for bits in configs.BITS for group in configs.GROUPS]
     kinds += [(bits // 32, 1, planes) for bits, (planes, _) in configs.GRADES.items()]
     for words, group, grades in kinds:
-        sizes = f"GROUP={group} SLOTS={group} WORDS={words} QUERY_WORDS={words * (1 + grades)} "
-        assert sum(f"compact_kernel {sizes}" in name for name in names) == len(configs.TILES)
-        assert sum(f"histogram_kernel {sizes}" in name for name in names) == len(configs.TILES)
+        heads, query = f"GROUP={group} SLOTS={group} WORDS={words} ", words * (1 + grades)
+        found = [n for n in names if n.startswith(f"histogram_kernel {heads}")]
+        assert sum(f" QUERY_WORDS={query} " in n for n in found) == len(configs.TILES), heads
+    for kernel in ("refine_kernel", "compact_kernel"):
+        for pack in (2, 4):  # levels of two bytes, and of one
+            found = [name for name in names if name.startswith(kernel) and f" PACK={pack} " in name]
+            assert len(found) == len(configs.TILES), (kernel, pack)
     assert all(row["registers"] > 0 and row["instructions"] for row in report)
 
 
