@@ -23,9 +23,7 @@ from hashattn.reproduce.bench.ways import WAYS, Shape, Way
 STREAMED, GATHERED = 0.9, 0.75  # of the peak
 _KERNEL_US = 2.5  # of each dependent kernel in a CUDA graph
 _DENSE_LAUNCHES = 2
-LANES = (
-    64  # instructions that a multiprocessor issues a clock, counted in lanes of its 4 schedulers
-)
+LANES = 64  # that a multiprocessor issues instructions for in a clock, over its 4 schedulers
 CONTEXTS = (32768, 131072, 1048576)
 _MODELLED = ("default", "default_kv_lists", "paper", "paper_kv_lists")
 _ITEM = 2  # bytes of bfloat16
@@ -78,9 +76,7 @@ def predict(
     dense = n * shape.kv_heads * row
     codes, lists = n * shape.kv_heads * way.bits / 8, way.lists(shape)
     rows = min(n, n // 32 + 256) * lists * row
-    passes = (
-        3 if _many_levels(way) else 2
-    )  # written, read for every digit but the first, and to list
+    passes = 3 if _many_levels(way) else 2  # written, read for a second digit, and to list
     levels = n * lists * passes if n * lists > card.cache else 0
     dense_us = dense / card.peak / STREAMED * 1e6 + _DENSE_LAUNCHES * _KERNEL_US
     reading = (codes + levels) / card.peak / STREAMED * 1e6
@@ -143,16 +139,12 @@ def _counted(builds: Iterable[Mapping[str, Any]], kernel: str, wanted: set[str])
 def paragraph(predicted: pd.DataFrame | None = None) -> str:
     """A Markdown table of the README: predicted microseconds, and times dense in brackets."""
     predicted = table() if predicted is None else predicted
-    heads = [f"{card}, {n // 1024}K" for card in CARDS for n in CONTEXTS]
-    cells = {
-        "dense": [
-            f"{predicted.loc[(card, n, _MODELLED[0]), 'dense us']:.0f}"
-            for card in CARDS
-            for n in CONTEXTS
-        ]
-    }
+    places = [(card, n) for card in CARDS for n in CONTEXTS]
+    heads = [f"{card}, {n // 1024}K" for card, n in places]
+    dense = [predicted.loc[(*place, _MODELLED[0]), "dense us"] for place in places]
+    cells = {"dense": [f"{us:.0f}" for us in dense]}
     for name in _MODELLED:
-        own = [predicted.loc[card, n, name] for card in CARDS for n in CONTEXTS]
+        own = [predicted.loc[(*place, name)] for place in places]
         cells[name] = [f"{line['us']:.0f} ({line['dense / sparse']:.1f}x)" for line in own]
     lines = [f"| us a layer and step | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
     lines += [f"| {name} | {' | '.join(part)} |" for name, part in cells.items()]
