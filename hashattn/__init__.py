@@ -15,6 +15,7 @@ _EXPORTS = {
     "HashSelector": "hashattn.selectors.hash",
     "HashWeights": "hashattn.hashing.weights",
     "measure_break_even": "hashattn.attention.attachment",
+    "Memory": "hashattn.attention.memory",
     "Receipt": "hashattn.attention.receipt",
     "SparsePathError": "hashattn.base.errors",
     "make_selector": "hashattn.selectors",

@@ -21,13 +21,16 @@ from hashattn.attention.budget import Budget
 from hashattn.attention.dispatch import register
 from hashattn.attention.fallback import Fallback
 from hashattn.attention.hooks import install_hooks, previous_of_copy, remove_copied_hooks
+from hashattn.attention.memory import LayerMemory, Memory
 from hashattn.attention.observer import Observer
 from hashattn.attention.receipt import Receipt
 from hashattn.attention.run import NAME, SparseRun
+from hashattn.attention.stored import row_format
 from hashattn.base.checks import require, require_numbers
 from hashattn.base.errors import AttachmentError, HashWeightsError
 from hashattn.models.structure import (
     attention_modules,
+    attention_shapes,
     full_attention_layers,
     head_slice,
     text_config,
@@ -121,6 +124,7 @@ class Attachment:
             self.model, selector, run.budget, sparse_rows=run.sparse_rows,
             dense_layers=run.dense_layers, heads=run.heads, keep_steps=receipt.keep_steps,
             fallback=fallback, dense_below=run.dense_below, break_even=run.break_even,
+            memory=None if run.storage is None else run.storage.memory,
         ))  # fmt: skip
         return finished
 
@@ -195,6 +199,7 @@ def attach(
     keep_steps: int = 0,
     fallback: Fallback | None = None,
     dense_below: float | str | BreakEven = 0,
+    memory: Memory | None = None,
 ) -> Attachment:
     """Make decoding steps of `model` read only selected tokens; undone by detach.
 
@@ -211,6 +216,9 @@ def attach(
     step is no slower is measured (see `measure_break_even`), once a process for this model, method
     and machine; or such a measurement. With the policy a run whose contexts all stayed short raises
     no SparsePathError, and its receipt says so.
+    memory: what of K and V stays in fast memory, and in how many bits, for dynamic caches; in the
+    model's dtype the tokens are those of a run without it, bit for bit. Rows of layers that are
+    never sparse stay as they are. The receipt tells hits, bytes moved and waiting time.
 
     A call that begins a cache is the prompt's prefill, and so are calls that continue this prompt:
     those that ask for the logits of their last row alone (logits_to_keep=1, as generate does for
@@ -226,7 +234,8 @@ def attach(
     Raises UnsupportedModelError for models outside transformers' attention interface, or whose KV
     heads the processes of tensor parallelism cannot share evenly, AttachmentError when the model is
     attached already, HashWeightsError for untrained weights, FallbackError for a fallback of
-    another model, method or budget, ValueError for a method that can have none. Steps raise
+    another model, method or budget, ValueError for a method that can have none, MemoryLimitError
+    where memory holds less than a step reads, or a disk or a limit is full. Steps raise
     NonFiniteError for keys or values that are NaN or infinite (on a GPU detach does).
     """
     check_dense_below(dense_below)
@@ -234,9 +243,14 @@ def attach(
     register()
     budget = budget if budget is not None else Budget(density=1.0)
     settings = dict(sparse_rows=sparse_rows, dense_layers=dense_layers, fallback=fallback)
+    measured = isinstance(dense_below, str | BreakEven)
+    allowed = "a number with memory, as a break-even is measured with all rows in fast memory"
+    require(memory is None or not measured, "dense_below", dense_below, allowed)
     if isinstance(dense_below, str):
         dense_below = _break_even(model, selector, budget, **settings) if selector.sparse else 0
-    run = _new_run(model, selector, budget, dense_below, keep_steps=keep_steps, **settings)
+    run = _new_run(
+        model, selector, budget, dense_below, keep_steps=keep_steps, memory=memory, **settings
+    )
     previous = text_config(model)._attn_implementation
     attachment = Attachment(model, _State(run, allow_dense, previous, fallback))
     attachment._install()
@@ -288,6 +302,7 @@ def _new_run(
     fallback: Fallback | None,
     sparse_rows: int = 1,
     keep_steps: int = 0,
+    memory: Memory | None = None,
 ) -> SparseRun:
     """What an attachment keeps; nothing is installed."""
     measured = dense_below if isinstance(dense_below, BreakEven) else None
@@ -304,14 +319,29 @@ def _new_run(
         receipt=Receipt.start(
             model, selector, budget, sparse_rows=sparse_rows, dense_layers=dense_layers,
             heads=heads, keep_steps=keep_steps, fallback=fallback, dense_below=below,
-            break_even=measured,
+            break_even=measured, memory=memory,
         ),
         fallback=_ruling(model, selector, budget, dense_layers, fallback),
         dense_below=below,
         break_even=measured,
+        storage=_storage(model, selector, budget, dense_layers, memory),
     )  # fmt: skip
     run.receipt.follow(run.counts)
     return run
+
+
+def _storage(
+    model: PreTrainedModel, selector: Selector, budget: Budget, dense_layers: Collection[int],
+    memory: Memory | None,
+) -> LayerMemory | None:  # fmt: skip
+    """Where rows lie; MemoryLimitError where fast memory is too small for any step."""
+    if memory is None or not selector.sparse:
+        return None
+    shapes, heads = attention_shapes(model), head_slice(model)
+    storage = LayerMemory(memory, len(set(shapes["layers"]) - set(dense_layers)))
+    width = row_format(memory.bits, shapes["head_dim"], model.dtype).width
+    storage.check(budget, shapes["kv_heads"] if heads is None else len(heads.kv), width)
+    return storage
 
 
 def _served(

@@ -48,17 +48,19 @@ class IndexedLayer:
         layer: int,
         keys: Tensor,
         values: Tensor,
+        n: int,
     ) -> dict[str, Tensor | Codes]:
-        """Index of all keys and values (batch, kv_heads, n, dim); encodes only new tokens.
+        """Index of n tokens, given keys and values (batch, kv_heads, m, dim) of the last m of them,
+        all that it lacks among them; encodes only these.
 
         ValueError for a part of the index whose axis 2 is not the tokens.
         """
-        n = keys.shape[2]
         if self.index_owner != selector.identity or self.index_length > n:
             self.drop_index()
         if self.index_length < n:
-            new = selector.encode_keys(layer, keys[:, :, self.index_length :])
-            new = new | selector.encode_values(layer, values[:, :, self.index_length : n])
+            first = keys.shape[2] - (n - self.index_length)
+            new = selector.encode_keys(layer, keys[:, :, first:])
+            new = new | selector.encode_values(layer, values[:, :, first:])
             _check_index(selector, "encode_keys or encode_values", new, n - self.index_length)
             if self.stores is None:
                 self.stores = {name: selector.new_store(name, part) for name, part in new.items()}
@@ -114,7 +116,9 @@ class IndexedLayer:
         """Crop K and V, then the index to their new length."""
         super().crop(*args, **kwargs)
         # not by the argument, whose meaning has changed between transformers releases
-        length = int(self.get_seq_length())
+        self._crop_index(int(self.get_seq_length()))
+
+    def _crop_index(self, length: int) -> None:
         if length < self.index_length:
             for store in (self.stores or {}).values():
                 store.crop(length)

@@ -7,6 +7,7 @@ A call is sparse when it has few query rows and a cached context; every other ca
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -64,11 +65,14 @@ def _forward(call: Any, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
     refusals.refuse_call(call, inputs)
     n = call.tokens_cached(key)
     reason = call.dense_reason(query.shape[2], n, attention_mask, kwargs)
+    if call.stored and key.shape[2] < n and (reason is not None or call.reads_all):
+        key, value = call.cache_layer.whole()
+        inputs = replace(inputs, key=key, value=value)
     if reason is not None and not call.needs_index(n):
         return _left_dense(call, inputs, reason, n)
     clock = call.run.clock(query.device)
     if reason is not None:
-        view = _key_view(call, query, _first(key, n), _first(value, n))
+        view = _key_view(call, query, _first(key, n), _first(value, n), n)
         clock.lap("encode")
         out, weights = _dense(call, inputs, reason, n)
         step = LayerStep(call.layer, query, n, tokens_seen(query, attention_mask, n), reason)
@@ -91,8 +95,9 @@ def _forward(call: Any, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
 
 
 @torch.no_grad()
-def _key_view(call: LayerCall, query: Tensor, keys: Tensor, values: Tensor) -> KeyView:
-    """The keys (batch, kv_heads, n, head_dim) with the selector's index, brought up to date.
+def _key_view(call: LayerCall, query: Tensor, keys: Tensor, values: Tensor, n: int) -> KeyView:
+    """The n keys with the selector's index, brought up to date, given keys (batch, kv_heads, n,
+    head_dim); of a stored layer that reads by codes alone, the new ones, and the view's are NaN.
 
     New keys are encoded on every call that needs them there (LayerCall.needs_index), prefill
     included, so that a decode step encodes only its own.
@@ -103,11 +108,16 @@ def _key_view(call: LayerCall, query: Tensor, keys: Tensor, values: Tensor) -> K
     if not layer.written:
         refusals.refuse_other_slot(call.layer)
     encoded_before = layer.index_length if layer.index_owner == selector.identity else 0
-    call.run.finite.check(call.layer, keys, values, encoded_before)
-    index = layer.sync_index(selector, call.layer, keys, values)
+    first = keys.shape[2] - n + encoded_before
+    if first < 0:  # another method's index, or none: the layer was filled before attach
+        keys, values = layer.whole()
+        first = encoded_before
+    call.run.finite.check(call.layer, keys, values, first)
+    index = layer.sync_index(selector, call.layer, keys, values, n)
     if selector.observes:
-        before = keys.shape[2] - query.shape[2]
-        refusals.refuse_unobserved(selector, layer.observed_length, before)
+        refusals.refuse_unobserved(selector, layer.observed_length, n - query.shape[2])
+    if keys.shape[2] < n:
+        keys = keys.new_full((1,), torch.nan).expand(*keys.shape[:2], n, keys.shape[3])
     return KeyView(keys=keys, index=index)
 
 
@@ -123,10 +133,17 @@ def _read(call: LayerCall, inputs: Inputs, n: int, clock: Any) -> tuple[LayerSte
             call.layer, inputs.query, view, inputs.scaling, plan
         )
     clock.lap("select")
-    # the whole buffer, not its first n tokens: slicing a static cache would copy it
     logits = inputs.logits()
-    out = attend(inputs.query, inputs.key, inputs.value, indices, log_weights=log_weights, **logits)
+    out = _attend(call, inputs, indices, log_weights=log_weights, **logits)
     return _step(call, inputs, plan, view, logits, indices, log_weights), out
+
+
+def _attend(call: LayerCall, inputs: Inputs, indices: Tensor, **logits: Any) -> Any:
+    """`kernels.attend` over the tokens of indices, wherever their rows lie."""
+    if call.stored:
+        return call.cache_layer.attend(inputs.query, indices, **logits)
+    # the whole buffer, not its first n tokens: slicing a static cache would copy it
+    return attend(inputs.query, inputs.key, inputs.value, indices, **logits)
 
 
 def _in_one_call(call: LayerCall, inputs: Inputs, plan: SelectionPlan, n: int) -> bool:
@@ -135,6 +152,7 @@ def _in_one_call(call: LayerCall, inputs: Inputs, plan: SelectionPlan, n: int) -
     layer, selector = call.cache_layer, call.run.selector
     return (
         inputs.query.shape[2] == 1
+        and not call.stored
         and selector.reads_at_once(call.layer, plan)
         and layer.written
         and layer.index_owner == selector.identity
@@ -179,7 +197,7 @@ def _read_verified(call: LayerCall, inputs: Inputs, n: int, clock: Any) -> tuple
         return run.selector.select(call.layer, inputs.query, view, inputs.scaling, plan)
 
     reading = Reading(
-        select, inputs.query, inputs.key, inputs.value, step.plan, step.logits,
+        select, partial(_attend, call, inputs), inputs.query, step.plan, step.logits,
         run.fallback.levels, run.fallback.begin(call.layer, inputs.query.device), clock,
     )  # fmt: skip
     read_verified(reading, run.fallback, call.layer, clock)
@@ -196,7 +214,7 @@ def _plan(call: LayerCall, inputs: Inputs, n: int) -> SelectionPlan:
 
 def _planned_view(call: LayerCall, inputs: Inputs, plan: SelectionPlan, n: int) -> KeyView:
     """The keys with the selector's index, and what of them the last row sees."""
-    view = _key_view(call, inputs.query, _first(inputs.key, n), _first(inputs.value, n))
+    view = _key_view(call, inputs.query, _first(inputs.key, n), _first(inputs.value, n), n)
     return view if inputs.mask is None else replace(view, visible=plan.seen[:, 0, -1])
 
 

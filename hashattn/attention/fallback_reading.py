@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from hashattn.attention.observer import NO_CLOCK
-from hashattn.kernels import attend, mask_to_indices
+from hashattn.kernels import mask_to_indices
 
 if TYPE_CHECKING:
     from hashattn.attention.fallback import Fallback
@@ -34,8 +34,8 @@ class Reading:
     """The lists of one call of one layer.
 
     select: plan -> indices (batch, lists, q, m) int32 of the best tokens (`Selector.select`).
-    query (batch, heads, q, D), key and value (batch, kv_heads, room, D); logits: keywords of
-    `attend`. top: the level that is dense. start (lists,) int64: levels to begin with.
+    attend: `kernels.attend` but for the query, keys and values. query (batch, heads, q, D); logits:
+    keywords of `attend`. top: the level that is dense. start (lists,) int64: levels to begin with.
 
     levels (batch, lists, q) int64: how far each list has come, `top` where it reads all that its
     row sees. indices (batch, lists, q, m): all that was read. out (batch, heads, q, Dv): the
@@ -44,11 +44,11 @@ class Reading:
     """
 
     def __init__(
-        self, select: Callable[[SelectionPlan], Tensor], query: Tensor, key: Tensor, value: Tensor,
+        self, select: Callable[[SelectionPlan], Tensor], attend: Callable[..., Any], query: Tensor,
         plan: SelectionPlan, logits: dict[str, Any], top: int, start: Tensor, clock: Any = NO_CLOCK,
     ) -> None:  # fmt: skip
         self._select, self._plan, self._top, self._clock = select, plan, top, clock
-        self._states, self._logits = (query, key, value), logits
+        self._attend, self._dtype, self._logits = attend, query.dtype, logits
         shape = query.shape[0], len(start), query.shape[2]
         candidates = (plan.visible - plan.sink - plan.local).clamp(min=0)
         self._candidates = candidates[:, None].expand(shape)
@@ -61,7 +61,7 @@ class Reading:
         upper = self._best(heavy // 2)
         self._list(heavy)
         self._clock.lap("select")
-        out, self._lse = attend(*self._states, upper, **logits, return_lse=True)
+        out, self._lse = attend(upper, **logits, return_lse=True)
         self._out = out.to(self._lse.dtype)
         self._logits = logits | {"sinks": None}  # they are in the first sum, and count once
         self._read(upper)
@@ -69,7 +69,7 @@ class Reading:
     @property
     def out(self) -> Tensor:
         """Attention over `indices`, in the query's dtype."""
-        return self._out.to(self._states[0].dtype)
+        return self._out.to(self._dtype)
 
     @property
     def dense(self) -> Tensor:
@@ -119,7 +119,7 @@ class Reading:
     def _read(self, before: Tensor) -> None:
         """Read the tokens of `indices` that are not in `before`, and find the statistics."""
         lower = _added(self.indices, before, self._plan.n)
-        more, more_lse = attend(*self._states, lower, **self._logits, return_lse=True)
+        more, more_lse = self._attend(lower, **self._logits, return_lse=True)
         total = torch.logaddexp(self._lse, more_lse)
         shares = [(lse - total).exp().nan_to_num(0)[..., None] for lse in (self._lse, more_lse)]
         out = shares[0] * self._out + shares[1] * more.to(total.dtype)

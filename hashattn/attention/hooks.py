@@ -15,6 +15,7 @@ from transformers.cache_utils import Cache, EncoderDecoderCache
 from hashattn.attention.cache import indexed_layer
 from hashattn.attention.run import CALL, NAME, DetachedCall, LayerCall, SparseRun
 from hashattn.attention.static import continues_static, is_static
+from hashattn.attention.stored import StoredLayer, store_layer
 from hashattn.base.errors import AttachmentError
 from hashattn.models.families import CACHE_ARGUMENTS
 from hashattn.models.structure import attention_modules
@@ -149,8 +150,13 @@ class _BeforeLayer:
             static = is_static(cache, module.layer_idx)
             continues = static and continues_static(cache)
         if layer is not None:
+            if self.run.stores(module.layer_idx):
+                layer = store_layer(
+                    cache, module.layer_idx, self.run.storage, self.run.receipt.traffic
+                )
             current = not layer.behind
             layer.written, layer.paired_from = False, self.run.dense_below
+            layer.lends = isinstance(layer, StoredLayer)
         call = LayerCall(
             self.run, module.layer_idx, layer, cache is not None, in_prompt, current, static,
             continues,

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hashattn.attention.memory import Traffic
 from hashattn.base.environment import package_versions, python_version
 from hashattn.base.errors import ReceiptError, SparsePathError
 from hashattn.base.files import read_json, write_text
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from hashattn.attention.budget import Budget
     from hashattn.attention.device_counts import DeviceCounts
     from hashattn.attention.fallback import Fallback
+    from hashattn.attention.memory import Memory
     from hashattn.attention.observer import LayerStep
     from hashattn.models.heads import HeadSlice
     from hashattn.selectors.base import Selector
@@ -122,7 +124,8 @@ class Receipt:
     configuration hash. environment: versions, device, dtype. auxiliary_bits: stored per token per
     KV head, nominal_bits: what the method needs (`Selector.nominal_bits`), None before the first
     sparse call. heads: under tensor parallelism, those of the model's heads that this process
-    computes, to which all counts refer; None for all. recent: the last `keep_steps` Steps, oldest
+    computes, to which all counts refer; None for all. traffic: with a Memory, what moved between
+    fast memory and the rest. recent: the last `keep_steps` Steps, oldest
     first.
     """
 
@@ -135,6 +138,7 @@ class Receipt:
     auxiliary_bits: float | None = None
     nominal_bits: float | None = None
     keep_steps: int = 0
+    traffic: Traffic = field(default_factory=Traffic)
     _counts: dict[tuple[int, str | None], Count] = field(default_factory=dict)
     _recent: deque[Step] = field(default_factory=deque)
     _device: "DeviceCounts | None" = None  # of calls that are counted there
@@ -153,6 +157,7 @@ class Receipt:
         fallback: "Fallback | None" = None,
         dense_below: float = 0,
         break_even: "BreakEven | None" = None,
+        memory: "Memory | None" = None,
     ) -> "Receipt":
         """An empty receipt that describes the model, the method and the machine."""
         layers = sorted(dense_layers)
@@ -165,6 +170,8 @@ class Receipt:
             settings["dense_below"] = None if dense_below == math.inf else dense_below
         if break_even is not None:
             settings["break_even"] = break_even.record()
+        if memory is not None:
+            settings["memory"] = memory.record()
         return cls(
             method=selector.record(),
             settings=settings,
@@ -437,6 +444,7 @@ class Receipt:
                 f"dense calls      {reasons}",
                 *self._policy_lines(longest),
                 *self._fallback_lines(),
+                *self._memory_lines(),
                 *self._rows_line(),
             ]
         )
@@ -493,6 +501,22 @@ class Receipt:
             f"lists ended at   {shares} (times the heavy tokens that a list begins with)",
         ]
 
+    def _memory_lines(self) -> list[str]:
+        """Where keys and values lay, and what that cost."""
+        memory, traffic = self.settings.get("memory"), self.traffic
+        if memory is None:
+            return []
+        bits = "the model's dtype" if memory["bits"] is None else f"{memory['bits']} bits"
+        if memory["rest"] is None:
+            return [f"keys and values  in {bits}, all in fast memory"]
+        streamed = f"; {traffic.streamed} steps read more than fits" if traffic.streamed else ""
+        return [
+            f"keys and values  in {bits}, {memory['fast_bytes']} bytes in fast memory, the rest in "
+            f"{'a file' if memory['rest'] == 'file' else memory['rest']}",
+            f"rows found there {100 * traffic.hit_rate:.1f} %; {traffic.bytes_moved} bytes moved, "
+            f"waited for {traffic.seconds:.3g} s{streamed}",
+        ]
+
     def _forced_line(self) -> list[str]:
         """That hash weights of another model were accepted, by the method itself or its base."""
         method = self.method
@@ -511,6 +535,7 @@ class Receipt:
         """JSON-able content, with the derived densities."""
         derived = {"density": self.density, "decode_density": self.decode_density}
         fields = {k: v for k, v in vars(self).items() if not k.startswith("_")}
+        fields["traffic"] = self.traffic.record()
         counts = [{k: v for k, v in asdict(c).items() if k != "lists"} for c in self.counts]
         recent = [asdict(step) for step in self.recent]
         return {"format": FORMAT} | derived | fields | {"counts": counts, "recent": recent}
@@ -533,6 +558,7 @@ class Receipt:
             for derived in ("density", "decode_density"):
                 content.pop(derived)
             counts = [Count(**count) for count in content.pop("counts")]
+            content["traffic"] = Traffic.of(content.get("traffic", {}))
             content["_counts"] = {(count.layer, count.reason): count for count in counts}
             content["_recent"] = deque(Step(**step) for step in content.pop("recent"))
             return cls(**content)

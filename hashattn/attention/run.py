@@ -17,8 +17,10 @@ from hashattn.attention.device_counts import DeviceCounts
 from hashattn.attention.fallback import Fallback
 from hashattn.attention.finite import FiniteWatch
 from hashattn.attention.masks import make_plan
+from hashattn.attention.memory import LayerMemory
 from hashattn.attention.observer import NO_CLOCK, Clock, LayerStep, Observer
 from hashattn.attention.receipt import Receipt
+from hashattn.attention.stored import StoredLayer
 from hashattn.models.families import adds_position_bias
 from hashattn.models.heads import HeadSlice
 from hashattn.selectors.base import Selector
@@ -34,6 +36,7 @@ class SparseRun:
 
     heads: those that this process holds, None for all; selector and fallback: for these.
     dense_below: cached tokens under which a call is dense; break_even: what was measured for that.
+    storage: where the rows of layers that can be sparse lie, None for fast memory.
     observers: listeners beside the receipt. counts: what kernels count, for the receipt. static: by
     layer, an attention.static.LayerSteps; memory: what their launches share.
     Threads may share a run: the plan of a step is kept per thread.
@@ -50,6 +53,7 @@ class SparseRun:
     fallback: Fallback | None = None
     dense_below: float = 0
     break_even: BreakEven | None = None
+    storage: LayerMemory | None = None
     observers: tuple[Observer, ...] = ()
     finite: FiniteWatch = field(default_factory=FiniteWatch)
     counts: DeviceCounts = field(default_factory=DeviceCounts)
@@ -78,6 +82,12 @@ class SparseRun:
             made = make()
         self._thread.made = mask, layer, made
         return made
+
+    def stores(self, layer: int) -> bool:
+        """Whether `storage` says where a layer's rows lie: one that can be sparse, as every step of
+        another reads all of them."""
+        full = self.selector.sparse and layer in self.full_layers
+        return self.storage is not None and full and layer not in self.dense_layers
 
     def clock(self, device: torch.device) -> Any:
         """A Clock if a listener is timed, else one that measures nothing."""
@@ -130,23 +140,37 @@ class LayerCall:
             and self.layer not in run.dense_layers
         )
 
+    @property
+    def stored(self) -> bool:
+        """Whether this layer's rows do not all lie in fast memory as they were computed."""
+        return isinstance(self.cache_layer, StoredLayer)
+
+    @property
+    def reads_all(self) -> bool:
+        """Whether a sparse call looks at all keys, not at its index alone: its method does, or a
+        listener may."""
+        return bool(self.run.observers) or self.run.selector.reads_keys
+
     def needs_index(self, n: int) -> bool:
         """Whether a dense call with n cached tokens has to bring the index up to date.
 
         While a context is too short to be read sparsely nobody reads the index, and the first call
         that does encodes (and checks) all that it lacks, in one go: a context that stays short
         costs what it costs the model. Listeners and methods that observe read it before; a static
-        cache's has to be there when a compiled step, which cannot encode a prompt, becomes sparse.
+        cache's has to be there when a compiled step, which cannot encode a prompt, becomes sparse;
+        and keys that are stored in fewer bits are encoded before.
         """
         run = self.run
         read = self.static or bool(run.observers) or run.selector.observes
-        return read or n >= run.dense_below
+        return read or self.stored or n >= run.dense_below
 
     def tokens_cached(self, key: Tensor) -> int:
         """Tokens in the cache, this call's included; key (batch, kv_heads, room, head_dim) may have
         room for more."""
         if self.cache_layer is None:
             return key.shape[2]
+        if self.stored:
+            return self.cache_layer.get_seq_length()
         return min(key.shape[2], int(self.cache_layer.get_seq_length()))
 
     @property

@@ -27,3 +27,7 @@ class ReceiptError(HashAttnError, ValueError):
 
 class NonFiniteError(HashAttnError, ArithmeticError):
     """The model computes NaN or infinite keys or values, which cannot be ranked."""
+
+
+class MemoryLimitError(HashAttnError, RuntimeError):
+    """Keys and values need more memory than was given, or than a disk has."""

@@ -112,7 +112,8 @@ class Traits:
     """What a method declares of itself: class attributes, fields or properties.
 
     name: its name in records. style: how figures draw it; None for a colour and a marker that no
-    other method has. sparse: False for a baseline that reads everything; its attention is the
+    other method has. reads_keys: False where scores look at the index alone, so that keys may lie
+    elsewhere. sparse: False for a baseline that reads everything; its attention is the
     model's own. kernel: whether the decode steps of such a baseline go through this package's
     `dense_decode` instead, on a CPU. trained: False for hash weights that were initialised at
     random. layout: "per_kv_head" gives one list of tokens per KV head, "per_query_head" one per
@@ -128,6 +129,7 @@ class Traits:
     # not in Selector, whose dataclass would put these before the fields of every method
     name: str
     style: MethodStyle | None = None
+    reads_keys: bool = True
     sparse: bool = True
     kernel: bool = False
     trained: bool = True

@@ -105,6 +105,11 @@ class HashSelector(CodeSelector):
         return self.weights.trained
 
     @property
+    def reads_keys(self) -> bool:
+        """False, but for a subclass whose stages may look at them."""
+        return not self._unchanged
+
+    @property
     def by_codes(self) -> bool:
         """False for real pre-activations, which are not codes."""
         return self.scoring != "asymmetric"

@@ -29,6 +29,7 @@ from .backends import available
 from .codes import Codes, layout_for, tokens_of
 from .coins import NAT, Coins
 from .counters import COUNTED, NOT_FINITE, SEVERAL, count_dense, new_counters
+from .hot_set import HotSet, Placement, read_rows
 from .maps import ACTIVATIONS, Maps
 from .memory import GrowableBuffer
 from .reference import gather_tokens, indices_to_mask, mask_to_indices
@@ -46,7 +47,9 @@ __all__ = [
     "Drawing",
     "Grades",
     "GrowableBuffer",
+    "HotSet",
     "Maps",
+    "Placement",
     "StaticStep",
     "attend",
     "available",
@@ -67,6 +70,7 @@ __all__ = [
     "new_counters",
     "pack_bits",
     "preactivations",
+    "read_rows",
     "register_step",
     "reserve_step",
     "room_for",

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from functools import partial
 from itertools import product
 
 import pytest
@@ -194,7 +195,7 @@ def test_what_is_said_to_be_read_is_attended():
 def test_learned_sinks_count_once():
     from hashattn.attention.fallback_reading import Reading
     from hashattn.attention.masks import make_plan
-    from hashattn.kernels import dense_decode
+    from hashattn.kernels import attend, dense_decode
 
     torch.manual_seed(0)
     query, key, value = torch.randn(1, 4, 1, 8), torch.randn(1, 2, 50, 8), torch.randn(1, 2, 50, 8)
@@ -208,7 +209,8 @@ def test_learned_sinks_count_once():
         return selector.select(0, query, KeyView(key), 0.4, plan)
 
     lists = selector.lists(4, 2)
-    reading = Reading(select, query, key, value, plan, logits, 4, torch.zeros(lists).long())
+    read = partial(attend, query, key, value)
+    reading = Reading(select, read, query, plan, logits, 4, torch.zeros(lists).long())
     while not reading.dense.all():
         reading.double(torch.ones_like(reading.levels, dtype=torch.bool))
     torch.testing.assert_close(reading.out, dense_decode(query, key, value, **logits))

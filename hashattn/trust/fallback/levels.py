@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from hashattn.attention.fallback_reading import Reading
 from hashattn.attention.masks import spans_plan
 from hashattn.base.checks import require
 from hashattn.hashing.capture import CapturedLayer
+from hashattn.kernels import attend
 from hashattn.selectors.base import KeyView, Selector
 
 _ROWS = 16  # read at once: bounds what a dense level gathers
@@ -45,7 +47,8 @@ def captured_readings(
         def select(plan, query=query, view=view):
             return selector.select(layer.layer, query, view, layer.scaling, plan)
 
-        yield Reading(select, query, keys, values, plan, logits, top, start.to(keys.device))
+        read = partial(attend, query, keys, values)
+        yield Reading(select, read, query, plan, logits, top, start.to(keys.device))
 
 
 @dataclass(frozen=True)
