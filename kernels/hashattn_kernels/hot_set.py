@@ -128,6 +128,7 @@ def _place(
             if row_in[head, slot] >= 0:
                 slot_of[head, row_in[head, slot]] = _ABSENT
             slot_of[head, row], row_in[head, slot], used[head, slot] = slot, row, step
+            hand[head] = (slot + 1) % row_in.shape[1]
             missing[:, head, counts[1, head]] = row, slot
             counts[1, head] += 1
         slots[head] = np.where(rows[head] < 0, -1, slot_of[head, np.maximum(rows[head], 0)])

@@ -70,6 +70,7 @@ def _place_head(rows, slot_of, row_in, used, hand, head, step, slots, wanted, in
             slot_of[row_in[at]] = _ABSENT
         slot_of[wanted[i]], row_in[at], used[at] = at, wanted[i], step
         into[i] = at
+        at = at + 1 if at + 1 < len(row_in) else 0
     hand[head] = at
     for i in range(len(rows)):
         row = rows[i]
