@@ -91,6 +91,11 @@ class FileRows:
         kv_heads, width = self._shape
         return self._read(records, kv_heads * width).view(-1, kv_heads, width)
 
+    def forget_pages(self) -> None:
+        """Ask the system to drop the file from its page cache."""
+        os.fsync(self._file)
+        os.posix_fadvise(self._file, 0, 0, os.POSIX_FADV_DONTNEED)
+
     def _read(self, places: Tensor, width: int) -> Tensor:
         out = torch.empty(len(places) * width, dtype=torch.uint8)
         read_rows(self._file, width, places, out, torch.arange(len(places)) * width)

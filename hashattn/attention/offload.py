@@ -44,6 +44,10 @@ class OffloadedRows:
         """Bytes in fast memory, the tables of places among them."""
         return self._hot.nbytes + self._placed.nbytes + self._records.room.nbytes
 
+    def forget_pages(self) -> None:
+        """Ask the system to drop its copies of a file's rows from memory, to measure without."""
+        self._cold.forget_pages()
+
     def append(self, rows: Tensor) -> None:
         """Add rows (B, KV heads, new, width)."""
         batch, kv_heads, new, width = rows.shape

@@ -1,8 +1,9 @@
-"""python -m hashattn.reproduce.bench cpu|gpu|quality|llamacpp|model|readme [--output FILE].
+"""python -m hashattn.reproduce.bench WHAT [--output FILE], WHAT one of cpu, gpu, quality, llamacpp,
+offload, model, readme.
 
 `make bench` and `make gpu` run the first two. quality renews the record of output errors, llamacpp
-measures that side by side alone, model prints what a GPU should take, readme the README's tables of
-the results that come with the repository.
+measures that side by side alone, offload a cache whose rows lie in a file, model prints what a GPU
+should take, readme the README's tables of the results that come with the repository.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ from pathlib import Path
 from hashattn.base.errors import HashAttnError
 from hashattn.base.repository import repository
 
+_WHAT = ("cpu", "gpu", "quality", "llamacpp", "offload", "model", "readme")
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a benchmark. Exit status: 0 done, 2 failed (the reason is on stderr)."""
     parser = argparse.ArgumentParser(prog="python -m hashattn.reproduce.bench", description=__doc__)
-    parser.add_argument("what", choices=("cpu", "gpu", "quality", "llamacpp", "model", "readme"))
+    parser.add_argument("what", choices=_WHAT)
     parser.add_argument("--output", type=Path, help="result file, default results/bench/WHAT.json")
     options = parser.parse_args(arguments)
     if options.what == "model":
@@ -43,6 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
             from hashattn.reproduce.experiments.reading import write_record as bench
 
             path = options.output or record()
+        elif options.what == "offload":
+            from hashattn.reproduce.bench.offload import bench
         else:
             from hashattn.reproduce.bench.llamacpp import bench
         bench(path)
