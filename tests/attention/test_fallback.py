@@ -9,7 +9,7 @@ from itertools import product
 import pytest
 import torch
 
-from hashattn import Budget, HashSelector, HashWeights, Receipt, attach, make_selector
+from hashattn import Budget, HashSelector, HashWeights, Memory, Receipt, attach, make_selector
 from hashattn.attention.fallback import Fallback, FallbackError, fallback_fingerprint
 from hashattn.attention.observer import LayerStep
 from hashattn.base.errors import SparsePathError
@@ -190,6 +190,18 @@ def test_what_is_said_to_be_read_is_attended():
         fallback = rule(model, selector, budget, begin=level, coefficients=loose)
         plain = logits(None, replace(budget, heavy=8 * 2**level))
         torch.testing.assert_close(logits(fallback, budget), plain)
+
+
+def test_rows_outside_fast_memory_change_nothing(tmp_path):
+    model, selector = tiny_model("llama"), OracleSelector("per_kv_head")
+    fallback = rule(model, selector)
+    made = []
+    for memory in (None, Memory(fast_bytes=30 * 2 * 2 * 128, folder=tmp_path)):
+        settings = {"fallback": fallback, "allow_dense": True, "memory": memory}
+        with attach(model, selector, SMALL, **settings) as run:
+            made.append((*generate(model, prompt(length=60)), run.receipt.levels))
+    assert all(torch.equal(*pair) for pair in zip(*(each[:2] for each in made), strict=True))
+    assert made[0][2] == made[1][2] and made[0][2][-1] > 0 < made[0][2][1]
 
 
 def test_learned_sinks_count_once():
