@@ -7,6 +7,7 @@
 
 from .api import (
     attend,
+    attend_rows,
     causal_spans,
     dense_decode,
     encode,
@@ -32,6 +33,7 @@ from .counters import COUNTED, NOT_FINITE, SEVERAL, count_dense, new_counters
 from .hot_set import HotSet, Placement, read_rows
 from .maps import ACTIVATIONS, Maps
 from .memory import GrowableBuffer
+from .quantised import RowFormat, dequantise, quantise
 from .reference import gather_tokens, indices_to_mask, mask_to_indices
 from .static import StaticStep, register_step, reserve_step, static_step
 from .step import Drawing, Grades, decode_step, units_of
@@ -50,13 +52,16 @@ __all__ = [
     "HotSet",
     "Maps",
     "Placement",
+    "RowFormat",
     "StaticStep",
     "attend",
+    "attend_rows",
     "available",
     "causal_spans",
     "count_dense",
     "decode_step",
     "dense_decode",
+    "dequantise",
     "encode",
     "encode_graded",
     "encode_pair",
@@ -70,6 +75,7 @@ __all__ = [
     "new_counters",
     "pack_bits",
     "preactivations",
+    "quantise",
     "read_rows",
     "register_step",
     "reserve_step",

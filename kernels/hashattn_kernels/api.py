@@ -18,6 +18,7 @@ from .backends import backend_for
 from .codes import Codes, check, tokens_of
 from .coins import DEAREST, Coins, parts_of
 from .maps import Maps
+from .quantised import RowFormat, check_rows, rotate, rotate_back
 
 
 def pack_bits(preactivations: Tensor) -> Tensor:
@@ -326,20 +327,44 @@ def attend(
     the cache does not hold (not checked on a GPU).
     """
     _check_heads("q", q.shape[1], "k", k.shape[1])
-    lists = indices.shape[1]
-    if indices.dim() != 4 or lists not in (q.shape[1], k.shape[1]):
-        raise ValueError(
-            f"indices: expected (batch, {k.shape[1]} or {q.shape[1]} lists, q, m), "
-            f"got {tuple(indices.shape)}"
-        )
-    if log_weights is not None:
-        if log_weights.shape != indices.shape:
-            raise ValueError(
-                f"log_weights: expected the shape of indices, {tuple(indices.shape)}, got "
-                f"{tuple(log_weights.shape)}"
-            )
+    _check_lists(indices, log_weights, q.shape[1], k.shape[1])
     module = backend_for(q, backend, "attend", q, k, v)
     out, lse = module.attend(q, k, v, indices, scaling, softcap, sinks, log_weights)
+    return (out, lse) if return_lse else out
+
+
+def attend_rows(
+    q: Tensor,
+    rows: Tensor,
+    row_format: RowFormat,
+    indices: Tensor,
+    scaling: float,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+    *,
+    log_weights: Tensor | None = None,
+    return_lse: bool = False,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """`attend` over the rows (B, Hkv, n, width) uint8 of `quantise`, decoded as they are read.
+
+    indices: rows of `rows`, in any order. A list gives the same output, bit for bit, whatever order
+    the rows lie in. Other arguments, results and errors as of `attend`; ValueError also for rows
+    that are not of row_format, and where its key_dim is not q's.
+    """
+    check_rows(rows, row_format)
+    if rows.dim() != 4 or q.shape[3] != row_format.key_dim:
+        raise ValueError(
+            f"rows {tuple(rows.shape)} of keys of {row_format.key_dim}, q {tuple(q.shape)}: "
+            "expected (batch, kv_heads, n, width) and (batch, heads, q, key_dim)"
+        )
+    _check_heads("q", q.shape[1], "rows", rows.shape[1])
+    _check_lists(indices, log_weights, q.shape[1], rows.shape[1])
+    module = backend_for(q, backend, "attend_rows", q, rows)
+    out, lse = module.attend_rows(
+        rotate(q), rows, row_format, indices, scaling, softcap, sinks, log_weights
+    )
+    out = rotate_back(out).to(q.dtype)
     return (out, lse) if return_lse else out
 
 
@@ -389,6 +414,19 @@ def _check_grades(bits: int, planes: int, most: int) -> None:
 def _check_heads(name: str, heads: int, other: str, fewer: int) -> None:
     if fewer == 0 or heads % fewer:
         raise ValueError(f"{name} has {heads} heads, not a multiple of the {fewer} of {other}")
+
+
+def _check_lists(indices: Tensor, log_weights: Tensor | None, heads: int, kv_heads: int) -> None:
+    if indices.dim() != 4 or indices.shape[1] not in (heads, kv_heads):
+        raise ValueError(
+            f"indices: expected (batch, {kv_heads} or {heads} lists, q, m), "
+            f"got {tuple(indices.shape)}"
+        )
+    if log_weights is not None and log_weights.shape != indices.shape:
+        raise ValueError(
+            f"log_weights: expected the shape of indices, {tuple(indices.shape)}, got "
+            f"{tuple(log_weights.shape)}"
+        )
 
 
 def _check_vectors(name: str, x: Tensor, maps: Maps) -> None:

@@ -11,11 +11,19 @@ from torch import Tensor
 
 from . import reference
 from .codes import Codes, tokens_of
-from .reference import encode, encode_graded, grade_bits, sample, sample_by_codes, union
+from .reference import (
+    attend_rows,
+    encode,
+    encode_graded,
+    grade_bits,
+    sample,
+    sample_by_codes,
+    union,
+)
 
 __all__ = [
-    "attend", "dense_decode", "encode", "encode_graded", "grade_bits", "hamming_scores",
-    "sample", "sample_by_codes", "select", "select_by_codes", "union",
+    "attend", "attend_rows", "dense_decode", "encode", "encode_graded", "grade_bits",
+    "hamming_scores", "sample", "sample_by_codes", "select", "select_by_codes", "union",
 ]  # fmt: skip
 
 WORD = reference.WORD

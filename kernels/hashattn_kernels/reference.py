@@ -10,6 +10,7 @@ from .codes import Codes, tokens_of
 from .coins import LARGEST, SIZE, SURVEYED, Coins
 from .coins import table as coin_table
 from .maps import Maps
+from .quantised import RowFormat, decode
 
 WORD = 32
 NON_FINITE = "the key or the value of the newest token holds NaN or infinite numbers"
@@ -296,12 +297,41 @@ def attend(
     q (B, Hq, q, D), k (B, Hkv, n, D), v (B, Hkv, n, Dv); indices (B, L, q, m) int32 and log_weights
     like them; sinks (Hq,).
     """
-    batch, heads, q_len, dim = q.shape
-    lists = indices.shape[1]
     work = working_dtype(q)
+    gathered = (gather_tokens(states, indices).to(work) for states in (k, v))
+    return _attend_gathered(q, *gathered, indices, scaling, softcap, sinks, log_weights)
+
+
+def attend_rows(
+    q: Tensor,
+    rows: Tensor,
+    row_format: RowFormat,
+    indices: Tensor,
+    scaling: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+    log_weights: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`attend` over rows (B, Hkv, n, width) uint8, for rotated q (B, Hq, q, D) float32 -> rotated
+    output (B, Hq, q, Dv) float32 and log-sum-exp."""
+    gathered = decode(gather_tokens(rows, indices), row_format)
+    return _attend_gathered(q, *gathered, indices, scaling, softcap, sinks, log_weights)
+
+
+def _attend_gathered(
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    indices: Tensor,
+    scaling: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+    log_weights: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """`attend` for the keys (B, L, q, m, D) and values (B, L, q, m, Dv) of the listed tokens."""
+    batch, heads, q_len, dim = q.shape
+    lists, work = indices.shape[1], working_dtype(q)
     queries = q.reshape(batch, lists, heads // lists, q_len, dim).transpose(2, 3).to(work)
-    keys = gather_tokens(k, indices).to(work)
-    values = gather_tokens(v, indices).to(work)
     padding = indices < 0
     if padding.any():  # its weight is 0, and 0 * NaN is NaN
         values = values.masked_fill(padding[..., None], 0)
@@ -309,7 +339,7 @@ def attend(
     if log_weights is not None:
         logits = logits + log_weights[:, :, :, None].to(work)
     weights, lse = listed_softmax(logits, padding[:, :, :, None], sinks)
-    out = (weights @ values).transpose(2, 3).reshape(batch, heads, q_len, v.shape[-1])
+    out = (weights @ values).transpose(2, 3).reshape(batch, heads, q_len, values.shape[-1])
     lse = lse.transpose(2, 3).reshape(batch, heads, q_len)
     out, lse = add_sinks(out, lse, sinks)
     return out.to(q.dtype), lse

@@ -9,6 +9,7 @@ numpy's and torch's. `roofline` reads memory as fast as this machine can.
 from ..numpy_cpu import hamming_scores, union
 from .backend import (
     attend,
+    attend_rows,
     decode_step,
     dense_decode,
     encode,
@@ -24,6 +25,7 @@ from .backend import (
 
 __all__ = [
     "attend",
+    "attend_rows",
     "decode_step",
     "dense_decode",
     "encode",

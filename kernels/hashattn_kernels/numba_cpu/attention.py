@@ -27,6 +27,7 @@ from .passes import (
     add_values_of_one,
     logits_of_four,
     logits_of_one,
+    scale_block,
 )
 from .regions import Region, address_of, call_type, report, share_of
 from .simd import (
@@ -46,7 +47,7 @@ from .simd import (
     swap_2,
     swap_4,
 )
-from .static import STORAGE, block_of, static_of
+from .static import CODES, STORAGE, block_of, static_of
 
 ROWS_AHEAD = 2  # how far contiguous rows of separate K and V are prefetched ahead
 LOWEST = np.finfo(np.float32).min  # where the top starts; finite, as inf - inf is NaN
@@ -198,8 +199,12 @@ def attend_tokens(static, call, indices, log_weights, at, first, last, work, key
                 seen = logits_of_four(static, work, queries, keys, scratch, later_keys, work, seen)
             else:
                 seen = logits_of_one(static, work, queries, keys, scratch, later_keys, work, seen)
+            if static.scaled:
+                scale_block(static, keys, scratch, static.codes, work)
             weigh(static, work, softcap, log_weights, here, valid, work[state + 16 * number :],
                   work, out)  # fmt: skip
+            if static.scaled:
+                scale_block(static, keys, scratch, static.codes + 2, work)
             if static.heads == 4:
                 seen = add_values_of_four(
                     static, work, values, scratch, later_values, work, out, seen
@@ -330,9 +335,10 @@ def attend_share(static, data):
 def attend_region(
     dim: int, value_dim: int, heads: int, contiguous: int, states: torch.dtype, queries: torch.dtype
 ) -> tuple[Region, int]:
-    """The compiled region of these heads and dtypes, and the tokens of its block."""
+    """The compiled region of these heads and dtypes, and the tokens of its block. states: of K and
+    V, or int8 and uint8 for rows of 8 and of 4 bits."""
     block = block_of(dim, value_dim, states.itemsize, bool(contiguous))
-    state_type, query_type = STORAGE[states], STORAGE[queries]
+    state_type, query_type = (STORAGE | CODES)[states], STORAGE[queries]
 
     def body(data):
         static = static_of(dim, value_dim, block, heads, contiguous, state_type, query_type)

@@ -21,6 +21,7 @@ from .. import numpy_cpu, reference
 from ..codes import ByteMajor, Codes, tokens_of
 from ..coins import CHANCES, Coins, parts_of
 from ..maps import ACTIVATIONS, Maps
+from ..quantised import RowFormat
 from . import attention, encoding, lookup, passes, sampling, selection, step
 from .regions import Region, real
 from .selection import WORD
@@ -382,6 +383,27 @@ def attend(
                 log_weights)  # fmt: skip
 
 
+def attend_rows(
+    q: Tensor,
+    rows: Tensor,
+    row_format: RowFormat,
+    indices: Tensor,
+    scaling: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+    log_weights: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`attend` over rows whose codes are decoded in registers."""
+    if log_weights is not None:
+        log_weights = log_weights.float().contiguous()
+    rows = _rows_in_place(rows)
+    codes = rows.view(torch.int8) if row_format.bits == 8 else rows
+    middle = row_format.key_dim * row_format.bits // 8
+    keys, values = codes[..., :middle], codes[..., middle : row_format.codes]
+    return _run(q, keys, values, indices.shape[1], indices.contiguous(), None, scaling, softcap,
+                sinks, log_weights, row_format.value_dim)  # fmt: skip
+
+
 def dense_decode(
     q: Tensor,
     k: Tensor,
@@ -514,14 +536,16 @@ def _run(
     softcap: float | None,
     sinks: Tensor | None,
     log_weights: Tensor | None = None,
+    value_dim: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Attention to listed tokens, or to spans where there are no lists."""
+    """Attention to listed tokens, or to spans where there are no lists. value_dim: where it is not
+    the width of v."""
     out_dtype = q.dtype
     if sinks is not None or (out_dtype == torch.float16 and not HARDWARE_HALVES):
         q = q.float()  # the output is rounded once, at the end
     q, k, v = _rows_in_place(q), _rows_in_place(k), _rows_in_place(v)
     batch, heads, rows, dim = q.shape
-    kv_heads, tokens, value_dim = k.shape[1], k.shape[2], v.shape[3]
+    kv_heads, tokens, value_dim = k.shape[1], k.shape[2], value_dim or v.shape[3]
     group, units, threads = heads // lists, batch * lists * rows, torch.get_num_threads()
     parts = 1 if units >= threads else -(-threads // units)
     together = 4 if group > 1 else 1

@@ -9,7 +9,19 @@ In all passes: `seen` folds in what prefetching reads, so that the reads are not
 
 import numpy as np
 
-from .simd import add, fma, kernel, load, multiply, prefetch, splat, store, sums
+from .simd import (
+    add,
+    fma,
+    kernel,
+    load,
+    load_state,
+    multiply,
+    prefetch,
+    scale_at,
+    splat,
+    store,
+    sums,
+)
 from .static import LONGEST
 
 STEP = 16  # elements of a row between two requests for later ones
@@ -28,12 +40,12 @@ def logits_of_four(static, queries, q, keys, scratch, later, logits, seen):
         a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = splat(np.float32(0))
         piece, position = later + token, 0
         for start in range(0, dim, STEP):
-            seen = prefetch(static, keys, scratch[piece] + position, seen)
+            seen = prefetch(static, keys, scratch[piece], position, seen)
             position += 2 * STEP
             if position >= dim:
                 piece, position = piece + 1, position - dim
             for d in (start, start + 8):
-                x, y = load(keys, first + d), load(keys, second + d)
+                x, y = load_state(keys, first, d), load_state(keys, second, d)
                 head = load(queries, q + d)
                 a0, b0 = fma(head, x, a0), fma(head, y, b0)
                 head = load(queries, q + dim + d)
@@ -58,16 +70,28 @@ def logits_of_one(static, queries, q, keys, scratch, later, logits, seen):
         piece, position = later + token, 0
         for start in range(0, dim, STEP):
             for _ in range(4):
-                seen = prefetch(static, keys, scratch[piece] + position, seen)
+                seen = prefetch(static, keys, scratch[piece], position, seen)
                 position += 2 * STEP
                 if position >= dim:
                     piece, position = piece + 1, position - dim
             for d in (start, start + 8):
                 head = load(queries, q + d)
-                a0, a1 = fma(head, load(keys, r0 + d), a0), fma(head, load(keys, r1 + d), a1)
-                a2, a3 = fma(head, load(keys, r2 + d), a2), fma(head, load(keys, r3 + d), a3)
-                a4, a5 = fma(head, load(keys, r4 + d), a4), fma(head, load(keys, r5 + d), a5)
-                a6, a7 = fma(head, load(keys, r6 + d), a6), fma(head, load(keys, r7 + d), a7)
+                a0, a1 = (
+                    fma(head, load_state(keys, r0, d), a0),
+                    fma(head, load_state(keys, r1, d), a1),
+                )
+                a2, a3 = (
+                    fma(head, load_state(keys, r2, d), a2),
+                    fma(head, load_state(keys, r3, d), a3),
+                )
+                a4, a5 = (
+                    fma(head, load_state(keys, r4, d), a4),
+                    fma(head, load_state(keys, r5, d), a5),
+                )
+                a6, a7 = (
+                    fma(head, load_state(keys, r6, d), a6),
+                    fma(head, load_state(keys, r7, d), a7),
+                )
         store(logits, token, sums(a0, a1, a2, a3, a4, a5, a6, a7))
     return seen
 
@@ -90,13 +114,13 @@ def add_values_of_four(static, weights, values, scratch, later, out, o, seen):
         piece, position = later + token, 0
         for start in range(0, dim, STEP):
             for _ in range(2):
-                seen = prefetch(static, values, scratch[piece] + position, seen)
+                seen = prefetch(static, values, scratch[piece], position, seen)
                 position += 2 * STEP
                 if position >= dim:
                     piece, position = piece + 1, position - dim
             for d in (start, start + 8):
-                v0, v1 = load(values, r0 + d), load(values, r1 + d)
-                v2, v3 = load(values, r2 + d), load(values, r3 + d)
+                v0, v1 = load_state(values, r0, d), load_state(values, r1, d)
+                v2, v3 = load_state(values, r2, d), load_state(values, r3, d)
                 at = o + d
                 total = fma(a1, v1, fma(a0, v0, load(out, at)))
                 store(out, at, fma(a3, v3, fma(a2, v2, total)))
@@ -127,18 +151,28 @@ def add_values_of_one(static, weights, values, scratch, later, out, o, seen):
         piece, position = later + token, 0
         for start in range(0, dim, STEP):
             for _ in range(4):
-                seen = prefetch(static, values, scratch[piece] + position, seen)
+                seen = prefetch(static, values, scratch[piece], position, seen)
                 position += 2 * STEP
                 if position >= dim:
                     piece, position = piece + 1, position - dim
             for d in (start, start + 8):
-                total = fma(w0, load(values, r0 + d), load(out, o + d))
-                other = multiply(w1, load(values, r1 + d))
-                total = fma(w2, load(values, r2 + d), total)
-                other = fma(w3, load(values, r3 + d), other)
-                total = fma(w4, load(values, r4 + d), total)
-                other = fma(w5, load(values, r5 + d), other)
-                total = fma(w6, load(values, r6 + d), total)
-                other = fma(w7, load(values, r7 + d), other)
+                total = fma(w0, load_state(values, r0, d), load(out, o + d))
+                other = multiply(w1, load_state(values, r1, d))
+                total = fma(w2, load_state(values, r2, d), total)
+                other = fma(w3, load_state(values, r3, d), other)
+                total = fma(w4, load_state(values, r4, d), total)
+                other = fma(w5, load_state(values, r5, d), other)
+                total = fma(w6, load_state(values, r6, d), total)
+                other = fma(w7, load_state(values, r7, d), other)
                 store(out, o + d, add(total, other))
     return seen
+
+
+@kernel
+def scale_block(static, states, scratch, at, numbers):
+    """Multiply numbers[heads * token + head] of a block by the scales `at` bytes behind its K rows:
+    logits by those of K, and weights by those of V, so that elements need none."""
+    for token in range(static.block):
+        scale = scale_at(states, scratch[KEYS + token] + at)
+        for head in range(static.heads):
+            numbers[static.heads * token + head] *= scale

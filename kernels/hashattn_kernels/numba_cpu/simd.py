@@ -13,6 +13,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 from numba.np.arrayobj import populate_array
 
+from ..quantised import CURVE
 from .compiled import compiled
 
 LANES = 8
@@ -65,6 +66,8 @@ def _widen(builder: ir.IRBuilder, raw: ir.Value, storage: types.Type) -> ir.Valu
     if storage == types.float32:
         return raw
     wide = ir.VectorType(_I32, LANES)
+    if storage == types.int8:
+        return builder.sitofp(raw, _VECTOR)
     if storage == types.uint16:  # bfloat16 is the upper half of a float32
         bits = builder.shl(builder.zext(raw, wide), _constant(16, _I32))
         return builder.bitcast(bits, _VECTOR)
@@ -142,18 +145,68 @@ def load(typing, array, index):
     """array[index : index + 8] as float32."""
 
     def code(context, builder, signature, arguments):
-        array_type = signature.args[0]
-        pointer = pointer_to(context, builder, array_type, *arguments)
-        element = context.get_data_type(array_type.dtype)
-        stored = ir.VectorType(element, LANES)
-        raw = builder.load(
-            builder.bitcast(pointer, ir.PointerType(stored)),
-            align=array_type.dtype.bitwidth // 8,
-            typ=stored,
-        )
-        return _widen(builder, raw, array_type.dtype)
+        return _load(context, builder, signature.args[0], *arguments)
 
     return vector(array, types.intp), code
+
+
+def _load(context, builder, array_type: types.Array, array: ir.Value, index: ir.Value) -> ir.Value:
+    pointer = pointer_to(context, builder, array_type, array, index)
+    stored = ir.VectorType(context.get_data_type(array_type.dtype), LANES)
+    raw = builder.load(
+        builder.bitcast(pointer, ir.PointerType(stored)),
+        align=array_type.dtype.bitwidth // 8,
+        typ=stored,
+    )
+    return _widen(builder, raw, array_type.dtype)
+
+
+@intrinsic
+def load_state(typing, array, row, d):
+    """Elements d to d + 8 of the row that starts at array[row], as float32; scaled rows without
+    their scale."""
+    if array.dtype != types.uint8:
+
+        def code(context, builder, signature, arguments):
+            at = builder.add(arguments[1], arguments[2])
+            return _load(context, builder, array, arguments[0], at)
+
+    else:
+
+        def code(context, builder, signature, arguments):
+            # 16 codes in 8 bytes: the first eight in their low halves (see quantised.py)
+            row, d = arguments[1:]
+            pair = builder.lshr(d, ir.Constant(_I64, 4))
+            at = builder.add(row, builder.shl(pair, ir.Constant(_I64, 3)))
+            pointer = pointer_to(context, builder, array, arguments[0], at)
+            stored = ir.VectorType(_I8, LANES)
+            raw = builder.load(
+                builder.bitcast(pointer, ir.PointerType(stored)), align=1, typ=stored
+            )
+            second = builder.icmp_signed(
+                "!=", builder.and_(d, ir.Constant(_I64, 8)), ir.Constant(_I64, 0)
+            )
+            wide = ir.VectorType(_I32, LANES)
+            raw = builder.zext(raw, wide)
+            raw = builder.select(second, builder.lshr(raw, _constant(4, _I32)), raw)
+            number = builder.uitofp(builder.and_(raw, _constant(15, _I32)), _VECTOR)
+            x = builder.fsub(builder.fmul(number, _constant(1 / 8)), _constant(15 / 16))
+            return builder.fmul(x, builder.fadd(builder.fmul(x, x), _constant(CURVE)))
+
+    return vector(array, types.intp, types.intp), code
+
+
+@intrinsic
+def scale_at(typing, array, index):
+    """The bfloat16 whose bytes begin at element `index` of an array, as float32."""
+
+    def code(context, builder, signature, arguments):
+        pointer = pointer_to(context, builder, signature.args[0], *arguments)
+        raw = builder.load(builder.bitcast(pointer, ir.PointerType(_I16)), align=1, typ=_I16)
+        bits = builder.shl(builder.zext(raw, _I32), ir.Constant(_I32, 16))
+        return builder.bitcast(bits, _F32)
+
+    return types.float32(array, types.intp), code
 
 
 def _narrow(builder: ir.IRBuilder, value: ir.Value, storage: types.Type) -> ir.Value:
@@ -339,8 +392,9 @@ def exp(x):
 
 
 @intrinsic
-def prefetch(typing, static, states, index, seen):
-    """Bring 32 elements of states, from index on, into the caches; returns the new `seen`.
+def prefetch(typing, static, states, row, position, seen):
+    """Bring 32 elements of the row that starts at states[row], from `position` on, into the caches;
+    returns the new `seen`.
 
     Contiguous rows are really read, and folded into `seen` so that the reads are not optimised
     away; others get prefetch instructions.
@@ -348,8 +402,10 @@ def prefetch(typing, static, states, index, seen):
 
     def code(context, builder, signature, arguments):
         array_type = signature.args[1]
-        size = array_type.dtype.bitwidth // 8
-        index = arguments[2]
+        size, row, position = array_type.dtype.bitwidth // 8, *arguments[2:4]
+        if array_type.dtype == types.uint8:  # two elements a byte
+            position = builder.lshr(position, ir.Constant(_I64, 1))
+        index = builder.add(row, position)
         if static.contiguous:
             # a read stays inside the array; at most 16 elements are another row's
             array = context.make_array(array_type)(context, builder, arguments[1])
@@ -357,7 +413,7 @@ def prefetch(typing, static, states, index, seen):
             index = builder.select(builder.icmp_signed("<", index, last), index, last)
         start = pointer_to(context, builder, array_type, arguments[1], index)
         wide, step = ir.VectorType(_I32, LANES), 32 if static.contiguous else 64
-        seen = builder.bitcast(arguments[3], wide)
+        seen = builder.bitcast(arguments[4], wide)
         for offset in range(0, 32 * size, step):
             at = builder.gep(start, [ir.Constant(_I64, offset // size)])
             if static.contiguous:
@@ -371,4 +427,4 @@ def prefetch(typing, static, states, index, seen):
                 _call(builder, "llvm.prefetch.p0", ir.VoidType(), [byte, read, level, data])
         return builder.bitcast(seen, _VECTOR)
 
-    return vector(static, states, types.intp, vector), code
+    return vector(static, states, types.intp, types.intp, vector), code

@@ -14,6 +14,8 @@ SHORTEST, LONGEST = 8, 64  # tokens of a block, a multiple of 8
 
 # numba knows no 16-bit floats: an integer type stands for each of them (see simd.load)
 STORAGE = {torch.float32: np.float32, torch.bfloat16: np.uint16, torch.float16: np.int16}
+# and one for the codes of quantised rows: bytes, and bytes that hold two codes of 4 bits
+CODES = {torch.int8: np.int8, torch.uint8: np.uint8}
 
 
 class StaticType(types.Type):
@@ -22,12 +24,15 @@ class StaticType(types.Type):
     dim, value_dim: elements of a K and a V row, multiples of 16. block: tokens at a time. heads:
     query heads of one pass over a block, 4 or 1. contiguous: 1 where a unit reads a span of tokens,
     whose rows follow each other, 0 for a list. states, queries: element types of K and V, and of Q
-    and the output.
+    and the output. scaled: whether K and V are codes, whose scales lie `codes` bytes behind the
+    first of a row.
     """
 
     def __init__(self, *values) -> None:
         for field, value in zip(FIELDS, values, strict=True):
             setattr(self, field, value)
+        self.scaled = self.states in (types.int8, types.uint8)
+        self.codes = (self.dim + self.value_dim) // (2 if self.states == types.uint8 else 1)
         super().__init__(name=f"Static{values}")
 
 
@@ -56,7 +61,7 @@ def _attribute(field: str):
     return resolve
 
 
-for _field in FIELDS[:5]:
+for _field in (*FIELDS[:5], "scaled", "codes"):
     overload_attribute(StaticType, _field)(_attribute(_field))
 
 
