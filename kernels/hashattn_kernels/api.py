@@ -360,7 +360,7 @@ def attend_rows(
         )
     _check_heads("q", q.shape[1], "rows", rows.shape[1])
     _check_lists(indices, log_weights, q.shape[1], rows.shape[1])
-    module = backend_for(q, backend, "attend_rows", q, rows)
+    module = backend_for(q, backend, "attend_rows", q, rows, row_format)
     out, lse = module.attend_rows(
         rotate(q), rows, row_format, indices, scaling, softcap, sinks, log_weights
     )

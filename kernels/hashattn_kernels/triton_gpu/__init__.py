@@ -1,15 +1,16 @@
 """Triton kernels for NVIDIA GPUs of compute capability 8.0 and later.
 
 `backend` has the functions that the API calls; `launch` launches the kernels of `encoding`,
-`scoring`, `selection`, `sampling`, `unions` and `attention`; `step` is a decode step with
-preallocated memory, for CUDA graphs; `configs` has the shipped configurations, which `gate`
-compiles without a GPU. Simple versions that explain the kernels, and with which tests compare them,
-are in tests/kernels/gpu.
+`scoring`, `selection`, `sampling`, `unions` and `attention`, which decodes `rows`; `step` is a
+decode step with preallocated memory, for CUDA graphs; `configs` has the shipped configurations,
+which `gate` compiles without a GPU. Simple versions that explain the kernels, and with which tests
+compare them, are in tests/kernels/gpu.
 """
 
 from .backend import (
     COUNTS_STEPS,
     attend,
+    attend_rows,
     decode_step,
     dense_decode,
     encode,
@@ -29,6 +30,7 @@ from .backend import (
 __all__ = [
     "COUNTS_STEPS",
     "attend",
+    "attend_rows",
     "decode_step",
     "dense_decode",
     "encode",

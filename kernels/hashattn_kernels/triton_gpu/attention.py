@@ -12,6 +12,7 @@ import triton.language as tl
 
 from .. import counters
 from .bits import INTERPRET
+from .rows import decoded, element, scales
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 READ = tl.constexpr(counters.READ)
@@ -37,6 +38,7 @@ def attend_kernel(
     VALUE_DIM: tl.constexpr, VALUE_SLOTS: tl.constexpr, BLOCK: tl.constexpr,
     STAGES: tl.constexpr, LISTED: tl.constexpr, CAPPED: tl.constexpr, WEIGHTED: tl.constexpr,
     HAS_SINKS: tl.constexpr, COUNTED: tl.constexpr, HEADS: tl.constexpr, MERGED: tl.constexpr,
+    BITS: tl.constexpr,
 ):  # fmt: skip
     """Attention to one part of a list, for the GROUP query heads that read it; then `merge`.
 
@@ -44,9 +46,10 @@ def attend_kernel(
     width) int32, negative for none, with LOG_WEIGHTS (rows, width) float32 added to their logits
     if WEIGHTED; else of the rows' SPANS (batch, q_len, 2) int64. Of the parts: PARTS
     (rows, GROUP, parts, VALUE_DIM) and LSE (rows, GROUP, parts), float32: -inf for no tokens,
-    LOWEST for tokens whose logits are all -inf. A single head multiplies in registers, more heads
-    on tensor cores. DONE (rows) int32: 0 before and after. COUNTED: how many tokens were read is
-    added to COUNTERS (see counters.py).
+    LOWEST for tokens whose logits are all -inf. A single head multiplies in registers where SLOTS
+    is 1, others on tensor cores. DONE (rows) int32: 0 before and after. COUNTED: how many tokens
+    were read is added to COUNTERS (see counters.py). BITS: 0, or those of an element of rows, of
+    which K and V are then words (see rows.py).
     """
     part = tl.program_id(0)
     row = tl.program_id(1)
@@ -67,13 +70,17 @@ def attend_kernel(
     value_dim = tl.arange(0, VALUE_SLOTS)
     slot = tl.arange(0, BLOCK)
     q = Q + batch.to(tl.int64) * q_batch + query.to(tl.int64) * q_row
-    q += (member * GROUP + head)[:, None].to(tl.int64) * q_head + dim[None, :]
+    q += (member * GROUP + head)[:, None].to(tl.int64) * q_head + element(dim, BITS)[None, :]
     q = tl.load(q, mask=(head < GROUP)[:, None] & (dim < DIM)[None, :], other=0.0)
-    if GROUP == 1:
+    if SLOTS == 1:
         q = q.to(tl.float32)
-    k = K + batch.to(tl.int64) * k_batch + (member // share).to(tl.int64) * k_head + dim[None, :]
+    k = K + batch.to(tl.int64) * k_batch + (member // share).to(tl.int64) * k_head
     v = V + batch.to(tl.int64) * v_batch + (member // share).to(tl.int64) * v_head
-    v += value_dim[None, :]
+    if BITS:
+        key_word = tl.arange(0, DIM_SLOTS * BITS // 32)
+        value_word = tl.arange(0, VALUE_SLOTS * BITS // 32)
+        key_words = DIM * BITS // 32
+        value_words = VALUE_DIM * BITS // 32
     highest = tl.full([SLOTS], -float("inf"), tl.float32)
     total = tl.zeros([SLOTS], tl.float32)
     out = tl.zeros([SLOTS, VALUE_SLOTS], tl.float32)
@@ -87,19 +94,34 @@ def attend_kernel(
                 read += there.to(tl.int32)
         else:
             token = first + offset + slot
-        token = token.to(tl.int64)[:, None]
-        key_mask = there[:, None]
-        if DIM < DIM_SLOTS:
-            key_mask = key_mask & (dim < DIM)[None, :]
-        value_mask = there[:, None]
-        if VALUE_DIM < VALUE_SLOTS:
-            value_mask = value_mask & (value_dim < VALUE_DIM)[None, :]
-        keys = tl.load(k + token * k_token, mask=key_mask, other=0.0)
-        values = tl.load(v + token * v_token, mask=value_mask, other=0.0)
-        if GROUP == 1:
+        row_at = token.to(tl.int64)
+        token = row_at[:, None]
+        if BITS:
+            scale_word = tl.load(
+                k + row_at * k_token + key_words + value_words, mask=there, other=0
+            )
+            key_scale, value_scale = scales(scale_word, BITS)
+            key_mask = there[:, None] & (key_word < key_words)[None, :]
+            value_mask = there[:, None] & (value_word < value_words)[None, :]
+            keys = tl.load(k + token * k_token + key_word[None, :], mask=key_mask, other=0)
+            values = tl.load(v + token * v_token + value_word[None, :], mask=value_mask, other=0)
+            keys = decoded(keys, BITS).to(q.dtype)
+            values = decoded(values, BITS).to(Q.dtype.element_ty)
+        else:
+            key_mask = there[:, None]
+            if DIM < DIM_SLOTS:
+                key_mask = key_mask & (dim < DIM)[None, :]
+            value_mask = there[:, None]
+            if VALUE_DIM < VALUE_SLOTS:
+                value_mask = value_mask & (value_dim < VALUE_DIM)[None, :]
+            keys = tl.load(k + token * k_token + dim[None, :], mask=key_mask, other=0.0)
+            values = tl.load(v + token * v_token + value_dim[None, :], mask=value_mask, other=0.0)
+        if SLOTS == 1:
             logits = tl.sum(keys.to(tl.float32) * q, axis=1)[None, :] * scale
         else:
             logits = product(q, tl.trans(keys)) * scale
+        if BITS:
+            logits *= key_scale[None, :]
         if CAPPED:  # softcap * tanh(logits / softcap)
             logits = softcap * (2 * tl.sigmoid(2 * logits / softcap) - 1)
         if WEIGHTED:
@@ -111,10 +133,12 @@ def attend_kernel(
         shrink = tl.exp2(highest - safe)
         weights = tl.exp2(logits - safe[:, None])
         total = total * shrink + tl.sum(weights, axis=1)
-        if GROUP == 1:
+        if BITS:
+            weights *= value_scale[None, :]
+        if SLOTS == 1:
             weighted = tl.sum(tl.trans(weights) * values.to(tl.float32), axis=0)[None, :]
         else:
-            weighted = product(weights.to(V.dtype.element_ty), values)
+            weighted = product(weights.to(values.dtype), values)
         out = out * shrink[:, None] + weighted
         highest = peak
     empty = total == 0
@@ -127,7 +151,8 @@ def attend_kernel(
     tl.store(LSE + at, lse, mask=head < GROUP)
     out = out / tl.where(empty, 1.0, total)[:, None]
     inside = (head < GROUP)[:, None] & (value_dim < VALUE_DIM)[None, :]
-    tl.store(PARTS + at[:, None] * VALUE_DIM + value_dim[None, :], out, mask=inside)
+    parts_at = PARTS + at[:, None] * VALUE_DIM + element(value_dim, BITS)[None, :]
+    tl.store(parts_at, out, mask=inside)
     if COUNTED:
         tl.atomic_add(COUNTERS + READ, tl.sum(read, axis=0).to(tl.int64), sem="relaxed")
     tl.debug_barrier()  # the whole part is stored before it counts as done

@@ -9,6 +9,7 @@ from .. import reference
 from ..codes import Codes, Tiled, tokens_of
 from ..coins import Coins
 from ..maps import Maps
+from ..quantised import RowFormat
 from ..step import Drawing, Grades
 from . import configs, launch, step
 from .bits import INTERPRET
@@ -17,6 +18,7 @@ from .scoring import levels
 
 DIMS = 16  # head dims must be multiples of it
 COUNTS_STEPS = True  # decode_step adds to `counters` itself
+WORD_BYTES = 4
 WIDEST = 256  # the largest head dim, hidden width or bits that a program holds
 
 grade_bits = reference.grade_bits
@@ -25,10 +27,15 @@ hamming_scores = reference.hamming_scores
 select = reference.select
 
 
-def supports(kernel: str, *arguments: Tensor) -> bool:
-    """Whether this backend runs `kernel` on these arguments (vectors to encode, or q, k and v)."""
+def supports(kernel: str, *arguments) -> bool:
+    """Whether this backend runs `kernel` on these arguments (vectors to encode, q, k and v, or q,
+    rows and their format)."""
     if kernel == "grade_bits":
         return True
+    if kernel == "attend_rows":
+        _, rows, row_format = arguments
+        widest = max(row_format.key_dim, row_format.value_dim)
+        return (rows.is_cuda or INTERPRET.value) and widest <= WIDEST
     if not all(tensor.is_cuda or INTERPRET.value for tensor in arguments):
         return False
     if any(tensor.dtype not in DTYPES or tensor.shape[3] > WIDEST for tensor in arguments):
@@ -182,6 +189,37 @@ def attend(
         log_weights = log_weights.float().contiguous()
     return _attend(q, k, v, indices, None, indices.shape[1], indices.shape[3],
                    scaling, softcap, sinks, log_weights)  # fmt: skip
+
+
+def attend_rows(
+    q: Tensor,
+    rows: Tensor,
+    row_format: RowFormat,
+    indices: Tensor,
+    scaling: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+    log_weights: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The same pass over rows, which it decodes. Products are in the format's dtype."""
+    indices = indices.contiguous()
+    if log_weights is not None:
+        log_weights = log_weights.float().contiguous()
+    words = _rows_in_place(rows)
+    if any(step % WORD_BYTES for step in words.stride()[:3]) or words.data_ptr() % WORD_BYTES:
+        words = words.contiguous()
+    words = words.view(torch.int32)
+    middle = row_format.key_dim * row_format.bits // 32
+    q = q.to(row_format.dtype if row_format.dtype in DTYPES else torch.float32).contiguous()
+    out = torch.empty(*q.shape[:3], row_format.value_dim, device=q.device)
+    lse = torch.empty(q.shape[:3], device=q.device)
+    if lse.numel():
+        space = launch.AttendSpace.reserve(
+            q, indices.shape[1], indices.shape[3], row_format.value_dim, q.dtype, row_format.bits
+        )
+        launch.attend(q, words, words[..., middle:], indices, None, scaling, softcap, sinks, out,
+                      lse, space, log_weights, bits=row_format.bits)  # fmt: skip
+    return out, lse
 
 
 def decode_step(

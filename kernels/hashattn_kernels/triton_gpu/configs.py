@@ -161,11 +161,17 @@ def select_config(
     return Select(group, words, TILES[1] if many else TILES[0], grades, most)
 
 
-def attend_config(dim: int, dtype: torch.dtype) -> Attend:
-    """For the wider of the head dims of K and V."""
+def attend_config(dim: int, dtype: torch.dtype, bits: int = 0) -> Attend:
+    """For the wider of the head dims of K and V; bits: of quantised rows."""
     if dtype == torch.float32:  # no tensor cores: products in registers
-        return Attend(32, 8, 2)
+        return Attend(16 if bits and dim > 64 else 32, 8, 2)
     return Attend(32, 4, 2) if dim > 128 else Attend(64, 4, 3)
+
+
+def head_slots(group: int, bits: int) -> int:
+    """Rows of an attention program's query tile. A single head needs no more than its own, but for
+    quantised rows, for which Triton 3.7 fails to compile that."""
+    return 1 if group == 1 and not bits else max(16, next_power_of_2(group))
 
 
 def merged(heads: int, value_slots: int) -> int:

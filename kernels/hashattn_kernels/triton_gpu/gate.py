@@ -33,6 +33,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from .. import quantised
 from . import configs
 from .attention import attend_kernel
 from .encoding import encode_kernel
@@ -48,6 +49,7 @@ SHARED = (
     "coins.py",
     "counters.py",
     "maps.py",
+    "quantised.py",
 )  # sources outside this folder that constants come from
 REGISTERS = 65536  # of a multiprocessor, for all its threads
 NARROW = 4  # single-element loads that a kernel may have, for the query of one head
@@ -203,7 +205,7 @@ def _attention(dim: int, dtype: torch.dtype) -> Iterator[Build]:
     ):  # fmt: skip
         sizes = {
             "GROUP": group,
-            "SLOTS": 1 if group == 1 else 16,
+            "SLOTS": configs.head_slots(group, 0),
             "DIM": dim,
             "DIM_SLOTS": slots,
             **value,
@@ -216,11 +218,24 @@ def _attention(dim: int, dtype: torch.dtype) -> Iterator[Build]:
             "COUNTED": listed,
             "HEADS": group,
             "MERGED": configs.merged(group, slots),
+            "BITS": 0,
         }
         pointers = {"Q": kind, "K": kind, "V": kind, "OUT": kind}
         yield Build(
             "attend_kernel", sizes, config.warps, config.stages, pointers, rows=dtype.itemsize
         )
+        if weighted:
+            yield from _decoding(dim, dtype, sizes)
+
+
+def _decoding(dim: int, dtype: torch.dtype, sizes: dict[str, Any]) -> Iterator[Build]:
+    """The same over quantised rows."""
+    words = {"Q": "*" + TYPES[dtype], "K": "*i32", "V": "*i32", "OUT": "*fp32"}
+    for bits in quantised.BITS:
+        config = configs.attend_config(dim, dtype, bits)
+        own = {"SLOTS": configs.head_slots(sizes["GROUP"], bits), "BLOCK": config.block}
+        sizes = sizes | own | {"COUNTED": False, "BITS": bits}
+        yield Build("attend_kernel", sizes, config.warps, config.stages, words)
 
 
 def compile_build(build: Build, architecture: int) -> dict[str, Any]:
@@ -231,17 +246,20 @@ def compile_build(build: Build, architecture: int) -> dict[str, Any]:
     """
     kernel = KERNELS[build.kernel]
     signature, aligned = {}, {}
+    in_words = build.constants.get("BITS", 0) > 0  # rows of a width that 16 does not divide
     for at, name in enumerate(kernel.arg_names):
         if name in build.constants:
             signature[name] = "constexpr"
         elif name.isupper() or name[0] in "XQKV":
             signature[name] = build.pointers.get(name, POINTERS.get(name, "*i32"))
-            aligned[(at,)] = [["tt.divisibility", 16]]
+            if name != "V" or not in_words:
+                aligned[(at,)] = [["tt.divisibility", 16]]
         elif name in ("scale", "softcap"):
             signature[name] = "fp32"
         else:
             signature[name] = "i32"
-            if name.split("_")[-1] in ("batch", "head", "row", "token"):  # strides
+            stride = name.split("_")[-1] in ("batch", "head", "row", "token")
+            if stride and not (in_words and name[0] in "kv"):
                 aligned[(at,)] = [["tt.divisibility", 16]]
     constants = {(kernel.arg_names.index(name),): v for name, v in build.constants.items()}
     source = ASTSource(kernel, signature, constants, aligned)

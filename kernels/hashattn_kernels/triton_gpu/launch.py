@@ -360,12 +360,19 @@ class AttendSpace:
 
     @classmethod
     def reserve(
-        cls, q: Tensor, lists: int, width: int, value_dim: int, dtype: torch.dtype
+        cls,
+        q: Tensor,
+        lists: int,
+        width: int,
+        value_dim: int,
+        dtype: torch.dtype,
+        bits: int = 0,
     ) -> AttendSpace:
-        """For queries like q (batch, heads, q, head_dim) over lists of up to `width` tokens."""
+        """For queries like q (batch, heads, q, head_dim) over lists of up to `width` tokens;
+        bits: of rows, where they are quantised."""
         batch, heads, q_len, dim = q.shape
         rows = batch * lists * q_len
-        config = configs.attend_config(max(dim, value_dim), dtype)
+        config = configs.attend_config(max(dim, value_dim), dtype, bits)
         split = configs.split_of(width, rows, config.block, q.device)
         parts = max(1, cdiv(width, split))
         shape = (rows, heads // lists, parts)
@@ -392,12 +399,13 @@ def attend(
     space: AttendSpace,
     log_weights: Tensor | None = None,
     counters: Tensor | None = None,
+    bits: int = 0,
 ) -> None:
     """Attention to listed tokens, or to spans, into out (batch, heads, q, value_dim) and lse
     (batch, heads, q) float32; other shapes as in `api`. counters: those of counters.py, to which
     the tokens read are added."""
     batch, heads, q_len, dim = q.shape
-    kv_heads, value_dim = k.shape[1], v.shape[3]
+    kv_heads, value_dim = k.shape[1], out.shape[3]
     rows, group, parts = space.lse.shape
     lists = heads // group
     config, slots = space.config, next_power_of_2(group)
@@ -411,11 +419,11 @@ def attend(
             space.done if counters is None else counters, scaling, softcap or 1.0,
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
             lists, lists // kv_heads, q_len, width, space.split,
-            GROUP=group, SLOTS=1 if group == 1 else max(16, slots), DIM=dim,
+            GROUP=group, SLOTS=configs.head_slots(group, bits), DIM=dim,
             DIM_SLOTS=_slots(dim), VALUE_DIM=value_dim, VALUE_SLOTS=value_slots,
             BLOCK=config.block, STAGES=config.stages, LISTED=indices is not None,
             CAPPED=softcap is not None, WEIGHTED=log_weights is not None,
             HAS_SINKS=sinks is not None, COUNTED=counters is not None, HEADS=slots,
-            MERGED=configs.merged(slots, value_slots),
+            MERGED=configs.merged(slots, value_slots), BITS=bits,
             num_warps=config.warps, num_stages=config.stages,
         )  # fmt: skip
