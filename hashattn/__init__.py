@@ -8,7 +8,9 @@ from importlib import import_module
 _EXPORTS = {
     "Attachment": "hashattn.attention.attachment",
     "attach": "hashattn.attention.attachment",
+    "ask": "hashattn.attention.contexts.asking",
     "Budget": "hashattn.attention.budget",
+    "Context": "hashattn.attention.contexts.context",
     "detach": "hashattn.attention.attachment",
     "Fallback": "hashattn.attention.fallback",
     "HashAttnError": "hashattn.base.errors",

@@ -31,3 +31,7 @@ class NonFiniteError(HashAttnError, ArithmeticError):
 
 class MemoryLimitError(HashAttnError, RuntimeError):
     """Keys and values need more memory than was given, or than a disk has."""
+
+
+class ContextError(HashAttnError, ValueError):
+    """A saved context is missing, damaged, or made by another model or for another tokenizer."""

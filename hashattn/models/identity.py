@@ -95,11 +95,33 @@ def model_sha256(model: nn.Module) -> str:
     """
     config = {k: v for k, v in model.config.to_dict().items() if not k.startswith("_")}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    _add_weights(digest, model)
+    return digest.hexdigest()
+
+
+def states_record(model: nn.Module) -> dict[str, Any]:
+    """By what cached keys and values recognise the model that computed them: type, shapes and RoPE,
+    settings of attention, dtype, and a sample of every weight, which training and casts change.
+
+    The same with another version of transformers or torch, and on another device. Offloaded weights
+    and tensor parallelism: as `model_sha256`.
+    """
+    digest = hashlib.sha256()
+    _add_weights(digest, model)
+    return {
+        "type": text_config(model).model_type,
+        "config": config_fingerprint(model),
+        "settings": _attention_settings(model),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "weights": digest.hexdigest(),
+    }
+
+
+def _add_weights(digest: Any, model: nn.Module) -> None:
     for name, weight in sorted(model.state_dict().items()):
         digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
         if not weight.is_meta:
             digest.update(_sample(weight))
-    return digest.hexdigest()
 
 
 def _sample(weight: Tensor) -> bytes:

@@ -1,0 +1,1 @@
+"""Prefilled contexts in files: read once, asked many times, by many processes, also in batches."""
