@@ -16,7 +16,7 @@ from hashattn.attention.receipt import Receipt
 from hashattn.base.checks import require, require_numbers
 from hashattn.models.families import max_positions
 
-TOGETHER = 8  # questions
+_TOGETHER = 8  # questions
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Answers:
 
 def ask(
     model: PreTrainedModel, tokenizer: Any, context: Context, questions: Sequence[str], *,
-    max_new_tokens: int = 64, together: int = TOGETHER, **settings: Any,
+    max_new_tokens: int = 64, together: int = _TOGETHER, **settings: Any,
 ) -> Answers:  # fmt: skip
     """Answer questions about a context that was read before, each as if it were the only one.
 

@@ -30,8 +30,8 @@ from hashattn.base.fingerprints import require_same
 from hashattn.models.identity import model_name, states_record, tokenizer_sha256
 from hashattn.models.structure import attention_modules, shared_by
 
-CHUNK = 4096  # tokens a forward pass; bounds activations on long contexts
-ROOM = 1024  # tokens
+_CHUNK = 4096  # tokens a forward pass; bounds activations on long contexts
+_ROOM = 1024  # tokens
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +49,7 @@ class Context:
     @torch.no_grad()
     def read(
         cls, model: PreTrainedModel, tokenizer: Any, text: str, *, chat: bool | None = None,
-        chunk: int = CHUNK,
+        chunk: int = _CHUNK,
     ) -> Context:  # fmt: skip
         """Let the model read a text once, densely, in chunks of at most `chunk` tokens.
 
@@ -113,7 +113,7 @@ class Context:
     def __len__(self) -> int:
         return self.file.place("tokens")[1][0]
 
-    def cache(self, batch: int = 1, room: int = ROOM) -> DynamicCache:
+    def cache(self, batch: int = 1, room: int = _ROOM) -> DynamicCache:
         """A new cache that holds the context in each of `batch` rows, for `model.generate(...,
         past_key_values=cache)`.
 

@@ -28,6 +28,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from hashattn.base.checks import is_count
 from hashattn.base.errors import ContextError
 from hashattn.base.files import PARTIAL, FileError, parse_json, replacing
 
@@ -219,8 +220,11 @@ def _record_of(header: bytes, name: str) -> dict[str, Any]:
         if hashlib.sha256(text.encode()).hexdigest() != metadata[_SHA256]:
             raise ContextError(f"{name} was altered: {_AGAIN}")
         record = parse_json(text, name)
-        written = record["format"]
-    except (FileError, UnicodeDecodeError, KeyError, TypeError) as problem:
+        written, tensors = record["format"], record["tensors"].values()
+        sound = all(is_count(size, 0) for entry in tensors for size in entry["shape"])
+        if not sound or {entry["dtype"] for entry in tensors} - set(_DTYPES):
+            raise KeyError("tensors")
+    except (FileError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as problem:
         raise ContextError(f"{name} is damaged, or not a context: {_AGAIN}") from problem
     if written != FORMAT:
         raise ContextError(

@@ -4,11 +4,12 @@ import copy
 
 import pytest
 import torch
-from transformers import DynamicCache, StaticCache
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, StaticCache
 
 from hashattn import Budget, Context, HashSelector, HashWeights, attach, make_selector
 from hashattn.attention.cache import GrowingLayer
 from hashattn.base.errors import UnsupportedModelError
+from hashattn.base.repository import repository
 from helpers import TracingOracle, generate, prompt, tiny_model
 
 SMALL = Budget(sink=1, local=3, heavy=6)
@@ -99,12 +100,33 @@ def test_questions_of_several_lengths_in_a_batch(sparse, saved):
         compare(model, saved, batch=3, padding=(0, 4, 2))
 
 
-@pytest.mark.parametrize("method", ["quest", "snapkv", "h2o", "pqcache", "loki"])
+@pytest.fixture(scope="module")
+def embedded():
+    """The embedded model, its trained hash selector, and the tokens of some notes."""
+    folder = repository() / "data" / "embedded"
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    text = "Note: Alice visits Kyoto\n" + 40 * "Nothing happens here, and nothing will.\n"
+    tokens = AutoTokenizer.from_pretrained(folder)(text, return_tensors="pt")["input_ids"][0]
+    return model, HashSelector(HashWeights.load(folder / "hash_weights", model)), tokens
+
+
+@pytest.mark.parametrize(
+    ("mode", "sampled"), [("greedy", 0), ("sampling", 1 / 2), ("beams", 1 / 2)]
+)
+def test_the_embedded_model(embedded, mode, sampled, saved):
+    """By rank and by coins, in bfloat16, questions padded in a batch."""
+    model, selector, tokens = embedded
+    with attach(model, selector, Budget(density=1 / 8, sampled=sampled)) as run:
+        settings = MODES[mode] | {"max_new_tokens": 6}
+        compare(model, saved, batch=2, padding=(0, 3), tokens=tokens, **settings)
+    assert 0.12 < run.receipt.density < 0.13
+
+
+@pytest.mark.parametrize("method", ["quest", "snapkv", "h2o", "pqcache"])
 def test_other_methods(method, saved):
     """Also those that observe attention, and one whose index is no tensor."""
     model = tiny_model("llama")
-    selector = make_selector(method) if method != "loki" else hash_selector(model)
-    with attach(model, selector, SMALL, allow_untrained=True):
+    with attach(model, make_selector(method), SMALL):
         compare(model, saved, batch=2)
 
 
