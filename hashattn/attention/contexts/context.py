@@ -48,12 +48,14 @@ class Context:
     @classmethod
     @torch.no_grad()
     def read(
-        cls, model: PreTrainedModel, tokenizer: Any, text: str, *, chat: bool | None = None,
-        chunk: int = _CHUNK,
+        cls, model: PreTrainedModel, tokenizer: Any, text: str, path: str | Path | None = None, *,
+        chat: bool | None = None, chunk: int = _CHUNK,
     ) -> Context:  # fmt: skip
         """Let the model read a text once, densely, in chunks of at most `chunk` tokens.
 
-        While sparse attention is attached, the selector's index is made along and kept. chat: the
+        path: of the context's file, as `save` writes it; None: it is kept in memory, layer by layer
+        in place of the cache. While sparse attention is attached, the selector's index is made
+        along and kept; with Memory in fewer bits UnsupportedModelError. chat: the
         text begins the user's message of the tokenizer's chat template, which the questions of
         `ask` then end; None: if there is a template. ValueError for a text without tokens, or chat
         without a template.
@@ -69,17 +71,20 @@ class Context:
         for part in ids.tensor_split(-(-len(tokens) // chunk), dim=1):
             model(input_ids=part, past_key_values=cache, use_cache=True, logits_to_keep=1)
         prompt = {"tokenizer": tokenizer_sha256(tokenizer), "after": after}
-        return cls(model, _file_of(model, cache, tokens, prompt, consume=True))
+        return cls(model, _file_of(model, cache, tokens, path, prompt, consume=True))
 
     @classmethod
-    def of_cache(cls, model: PreTrainedModel, cache: Cache, tokens: Sequence[int]) -> Context:
+    def of_cache(
+        cls, model: PreTrainedModel, cache: Cache, tokens: Sequence[int],
+        path: str | Path | None = None,
+    ) -> Context:  # fmt: skip
         """A copy of a cache that `model` filled with these tokens, of one row without padding.
 
-        Its questions are plain text after the tokens. UnsupportedModelError for caches other than
-        DynamicCache, ValueError where tokens and cache differ in length.
+        path: as in `read`. Its questions are plain text after the tokens. UnsupportedModelError for
+        other caches than DynamicCache, ValueError where tokens and cache differ in length.
         """
         _refuse_shared(model)
-        return cls(model, _file_of(model, cache, [int(token) for token in tokens]))
+        return cls(model, _file_of(model, cache, [int(token) for token in tokens], path))
 
     @classmethod
     def load(cls, path: str | Path, model: PreTrainedModel, *, verify: bool = True) -> Context:
@@ -167,10 +172,10 @@ def attachment_of(model: PreTrainedModel) -> Attachment | None:
 
 
 def _file_of(
-    model: PreTrainedModel, cache: Cache, tokens: list[int],
+    model: PreTrainedModel, cache: Cache, tokens: list[int], path: str | Path | None,
     prompt: dict[str, Any] | None = None, consume: bool = False,
 ) -> ContextFile:  # fmt: skip
-    """The file of a cache, in memory. consume: free each layer of the cache when it is written."""
+    """The file of a cache. consume: empty each layer of the cache when it is written."""
     attached = attachment_of(model)
     selector = None if attached is None else attached.selector
     for layer in cache.layers:
@@ -192,11 +197,11 @@ def _file_of(
 
     def parts() -> Iterator[Part]:
         for number, layer in enumerate(cache.layers):
-            yield from layer_parts(number, layer)
+            yield from layer_parts(number, layer, consume)
             yield from kept.get(number, ())
         yield Part.of("tokens", torch.tensor(tokens))
 
-    return ContextFile.in_memory(record, parts())
+    return ContextFile.write(path, record, parts())
 
 
 def _json(value: Any) -> Any:

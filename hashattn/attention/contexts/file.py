@@ -97,15 +97,22 @@ class ContextFile:
             raise ContextError(f"{path} cannot be read ({what}): {_AGAIN}") from problem
 
     @classmethod
-    def in_memory(cls, record: Mapping[str, Any], parts: Iterable[Part]) -> ContextFile:
-        """A file without a name, which ends with its last mapping."""
+    def write(
+        cls, path: str | Path | None, record: Mapping[str, Any], parts: Iterable[Part]
+    ) -> ContextFile:
+        """A new file at a path, whole or not at all (WriteError as `replacing`); None: a file in
+        memory without a name, which ends with its last mapping."""
+        if path is not None:
+            with _new_file(path) as file:
+                _write(file, record, parts)
+            return cls.open(path)
         if hasattr(os, "memfd_create"):
             descriptor = os.memfd_create("hashattn-context", os.MFD_CLOEXEC)
         else:
             with tempfile.TemporaryFile() as unnamed:
                 descriptor = os.dup(unnamed.fileno())
         try:
-            with open(descriptor, "wb", closefd=False) as file:
+            with open(descriptor, "wb", buffering=0, closefd=False) as file:
                 _write(file, record, parts)
         except BaseException:
             os.close(descriptor)
@@ -143,16 +150,10 @@ class ContextFile:
                     raise ContextError(f"{self._name} was altered in {name}: {_AGAIN}")
 
     def save(self, path: str | Path) -> Path:
-        """Write the same file to a path, whole or not at all (`replacing`, whose WriteError it
-        raises), and clear away what killed writers of this path left."""
-        path = Path(path)
-        _clear_leftovers(path)
-        with ExitStack() as held, replacing(path) as partial:
-            file = held.enter_context(_locked(partial))  # until it has its name
-            left = memoryview(self._bytes)
-            while left:  # a write may be cut short
-                left = left[file.write(left) :]
-        return path
+        """Write the same file to a path, whole or not at all; WriteError as `replacing`."""
+        with _new_file(path) as file:
+            _put(file, self._bytes)
+        return Path(path)
 
     def _sha256(self, name: str) -> str:
         dtype, shape, start = self._places[name]
@@ -178,9 +179,16 @@ def _write(file: BinaryIO, record: Mapping[str, Any], parts: Iterable[Part]) -> 
     for part in parts:
         content = part.make().detach().cpu().contiguous().view(torch.uint8).numpy().data
         entries[part.name][_SHA256] = hashlib.sha256(content).hexdigest()
-        file.write(content)
+        _put(file, content)
     file.seek(0)
-    file.write(_header(record)[0])
+    _put(file, _header(record)[0])
+
+
+def _put(file: BinaryIO, content: Any) -> None:
+    """Write all bytes; a write of many may be cut short."""
+    left = memoryview(content)
+    while left:
+        left = left[file.write(left) :]
 
 
 def _header(
@@ -235,6 +243,15 @@ def _record_of(header: bytes, name: str) -> dict[str, Any]:
 
 
 @contextmanager
+def _new_file(path: str | Path) -> Iterator[BinaryIO]:
+    """A file that gets its name when it is whole (`replacing`). What writers of this path left that
+    were killed is cleared away first."""
+    _clear_leftovers(Path(os.path.realpath(path)))
+    with ExitStack() as held, replacing(path) as partial:
+        yield held.enter_context(_locked(partial))  # until it has its name
+
+
+@contextmanager
 def _locked(partial: Path) -> Iterator[BinaryIO]:
     """A new file, locked while it is open: a lock ends with its process, however that ends."""
     while True:
@@ -249,7 +266,6 @@ def _locked(partial: Path) -> Iterator[BinaryIO]:
 
 def _clear_leftovers(path: Path) -> None:
     """Remove files of writers that were killed while they wrote to `path`."""
-    path = Path(os.path.realpath(path))
     leftover = re.compile(re.escape(path.name) + r"\.\d+-\d+" + re.escape(PARTIAL))
     with suppress(OSError):
         for other in path.parent.iterdir():

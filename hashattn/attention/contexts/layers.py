@@ -17,6 +17,7 @@ from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidi
 from hashattn.attention.cache import GrowingLayer, IndexedLayer, indexed_layer
 from hashattn.attention.contexts.file import ContextFile, Part, rows_of_pages
 from hashattn.attention.contexts.mapping import can_share, mapped_rows
+from hashattn.attention.stored import StoredLayer
 from hashattn.base.errors import UnsupportedModelError
 from hashattn.kernels import Codes, GrowableBuffer
 from hashattn.selectors.base import Selector
@@ -40,7 +41,13 @@ def layer_record(number: int, layer: CacheLayerMixin) -> dict[str, Any]:
         return {"kind": "empty"}
     if type(layer) is DynamicSlidingWindowLayer:
         return {"kind": "sliding", "length": layer.cumulative_length}
-    if type(layer) is not DynamicLayer and not isinstance(layer, GrowingLayer):
+    bits = layer.memory.memory.bits if isinstance(layer, StoredLayer) else None
+    if bits is not None:
+        raise UnsupportedModelError(
+            f"layer {number} of this cache keeps its rows in {bits} bits, which is not what the "
+            "model computed: read the text before attach, or without Memory.bits"
+        )
+    if type(layer) is not DynamicLayer and not isinstance(layer, GrowingLayer | StoredLayer):
         raise UnsupportedModelError(
             f"layer {number} of this cache is a {type(layer).__name__}, of which no context can be "
             "made: read the text into a DynamicCache, as Context.read does"
@@ -49,8 +56,9 @@ def layer_record(number: int, layer: CacheLayerMixin) -> dict[str, Any]:
     return {"kind": rows, "length": layer.get_seq_length()}
 
 
-def layer_parts(number: int, layer: CacheLayerMixin) -> Iterator[Part]:
-    """A layer's keys and values, (1, KV heads, n, ...)."""
+def layer_parts(number: int, layer: CacheLayerMixin, consume: bool) -> Iterator[Part]:
+    """A layer's keys and values, (1, KV heads, n, ...). consume: the layer is emptied as they are
+    written, so that there is never a second copy of all layers."""
     if not layer.is_initialized:
         return
     name, keys = f"layers.{number}", layer.keys
@@ -59,14 +67,16 @@ def layer_parts(number: int, layer: CacheLayerMixin) -> Iterator[Part]:
         yield Part.of(f"{name}.values", layer.values)
         return
     _, heads, n, dim = keys.shape
-    rows = rows_of_pages(2 * dim * keys.dtype.itemsize, n)
+    rows, dtype, device = rows_of_pages(2 * dim * keys.itemsize, n), keys.dtype, keys.device
 
     def pairs() -> Tensor:
-        made = torch.zeros((1, heads, rows, 2, dim), dtype=keys.dtype, device=keys.device)
+        made = torch.zeros((1, heads, rows, 2, dim), dtype=dtype, device=device)
         made[:, :, :n, 0], made[:, :, :n, 1] = layer.keys, layer.values
+        if consume:
+            layer.reset()
         return made
 
-    yield Part(f"{name}.pairs", keys.dtype, (1, heads, rows, 2, dim), pairs)
+    yield Part(f"{name}.pairs", dtype, (1, heads, rows, 2, dim), pairs)
 
 
 def index_parts(number: int, layer: CacheLayerMixin, selector: Selector) -> list[Part]:

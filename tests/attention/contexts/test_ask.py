@@ -6,7 +6,8 @@ import torch
 from hashattn import Budget, Context, HashSelector, HashWeights, SparsePathError, ask, attach
 from hashattn.attention.contexts.text import ids_after
 from hashattn.base.errors import ContextError
-from helpers import characters, generate, tiny_model
+from hashattn.base.files import WriteError
+from helpers import characters, full_disk, generate, tiny_model
 
 SMALL = Budget(sink=1, local=3, heavy=6)
 TEXT = "The meeting of March began at nine. Nobody spoke before ten."
@@ -62,6 +63,18 @@ def test_a_saved_context_answers_identically(model, tokenizer, tmp_path, setting
             model, tokenizer, Context.read(model, tokenizer, TEXT, chunk=7), QUESTIONS, **settings
         )
     assert whole.tokens == first.tokens or sampled
+
+
+def test_a_context_is_read_into_its_file(model, tokenizer, tmp_path):
+    one = Context.read(model, tokenizer, TEXT)
+    saved = one.save(tmp_path / "a").read_bytes()
+    two = Context.read(model, tokenizer, TEXT, tmp_path / "b")
+    assert (tmp_path / "b").read_bytes() == saved and len(list(tmp_path.iterdir())) == 2
+    answers = [ask(model, tokenizer, each, QUESTIONS, max_new_tokens=3) for each in (one, two)]
+    assert answers[0] == answers[1]
+    with full_disk(100_000), pytest.raises(WriteError, match="b cannot be written"):
+        Context.read(model, tokenizer, TEXT, tmp_path / "b")
+    assert (tmp_path / "b").read_bytes() == saved and len(list(tmp_path.iterdir())) == 2
 
 
 def test_ten_questions_cost_one_prefill(model, tokenizer, tmp_path):

@@ -6,8 +6,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, StaticCache
 
-from hashattn import Budget, Context, HashSelector, HashWeights, attach, make_selector
+from hashattn import Budget, Context, HashSelector, HashWeights, Memory, attach, make_selector
 from hashattn.attention.cache import GrowingLayer
+from hashattn.attention.contexts.layers import layer_record
+from hashattn.attention.memory import LayerMemory
+from hashattn.attention.stored import StoredLayer
 from hashattn.base.errors import UnsupportedModelError
 from hashattn.base.repository import repository
 from helpers import TracingOracle, generate, prompt, tiny_model
@@ -201,6 +204,30 @@ def test_a_context_that_was_read_dense_is_encoded_on_first_use(saved):
         found = generate(model, ids, past_key_values=context.cache())
         expected = generate(model, ids, past_key_values=prefilled(model, tokens))
     assert torch.equal(found[0], expected[0])
+
+
+@pytest.mark.parametrize("place", ["host memory", "file"])
+def test_with_rows_outside_fast_memory(saved, tmp_path, place):
+    """Read into a store, saved from it, and loaded into another one: as without."""
+    model, tokens = tiny_model("llama"), prompt(length=READ)[0]
+    ids, _ = asked(tokens, prompt(1, ASKED, seed=5))
+    with attach(model, hash_selector(model), SMALL, allow_untrained=True):
+        expected = generate(model, ids, past_key_values=prefilled(model, tokens))
+    memory = Memory(fast_bytes=2**15, folder=tmp_path if place == "file" else None)
+    with attach(model, hash_selector(model), SMALL, memory=memory, allow_untrained=True) as run:
+        own = prefilled(model, tokens)
+        assert isinstance(own.layers[0], StoredLayer)
+        context = saved(model, own, tokens)
+        found = generate(model, ids, past_key_values=context.cache())
+    assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
+    assert run.receipt.is_sparse
+
+
+def test_rows_in_fewer_bits_are_no_context():
+    layer = StoredLayer()
+    layer.memory, layer.is_initialized = LayerMemory(Memory(bits=8), 2), True
+    with pytest.raises(UnsupportedModelError, match="layer 3 .* in 8 bits.*without Memory.bits"):
+        layer_record(3, layer)
 
 
 def test_a_copied_cache_is_a_cache_of_its_own(saved):
