@@ -28,10 +28,11 @@ _WARM = 2
 def step_times(model: Any, tokens: Sequence[int], methods: Sequence[Method]) -> dict[str, Any]:
     """Milliseconds of one-token steps after `tokens`, the methods in turn, dense first.
 
-    {"context", "device", "steps" of each, "dense_ms", "budgets": [{"budget", "ms", "speedup",
-    "dense_below"}]}; ms: {"median", "low", "high"}, the ends those of the middle 80 %; dense
-    attention is the one that the model was loaded with. dense_below: the measured break-even, None
-    where no length is enough; a method's step with fewer tokens is a dense one of its attachment.
+    {"context", "device", "steps" of each, "prefill_seconds", "dense_ms", "budgets": [{"budget",
+    "ms", "speedup", "dense_below"}]}; ms: {"median", "low", "high"}, the ends those of the middle
+    80 %; dense attention is the one that the model was loaded with. dense_below: the measured
+    break-even, None where no length is enough; a method's step with fewer tokens is a dense one of
+    its attachment.
     """
     context = PrefilledContext(model, tokens)
     evens = [_break_even(model, method) for method in methods]
@@ -46,7 +47,7 @@ def step_times(model: Any, tokens: Sequence[int], methods: Sequence[Method]) -> 
         for method, ms, even in zip(methods[1:], sparse, evens[1:], strict=True)
     ]  # fmt: skip
     return {"context": len(tokens), "device": device_name(), "steps": _ROUNDS * _STEPS,
-            "dense_ms": dense, "budgets": budgets}  # fmt: skip
+            "prefill_seconds": context.seconds, "dense_ms": dense, "budgets": budgets}  # fmt: skip
 
 
 def _break_even(model: Any, method: Method) -> BreakEven | None:

@@ -9,6 +9,7 @@ from typing import Any
 from hashattn.base.checks import is_number, require, require_numbers
 
 LANGUAGES = ("en", "ja")  # of what a pilot says
+QUESTIONS = 10  # over one document, where it is said what saving its context spares
 _COUNTS = {
     "context": 256, "questions": 0, "quotes": 0, "texts": 1, "answer_tokens": 1,
     "longest_answer": 1, "text_tokens": 2, "audits": 0, "sink": 0, "local": 1, "seed": 0,

@@ -41,9 +41,15 @@ SENTENCES = {
     "does_not_fit": "Weights, keys, values and codes are {needed_gb:.3g} GB: more than one "
     "{device} holds ({memory_gb:.3g} GB, {usable:.0%} of it used). It takes {devices:,}, with "
     "dense attention as with sparse.",
-    "memory_not_saved": "No memory is saved: all keys and values ({kv_gb:.3g} GB) stay in device "
-    "memory, and the codes come on top ({codes_gb:.3g} GB). Sparse attention reads less, it does "
-    "not store less.",
+    "memory_not_saved": "Reading less alone saves no memory: all keys and values ({kv_gb:.3g} GB) "
+    "stay in device memory, and the codes come on top ({codes_gb:.3g} GB). Less is needed there "
+    "where only a hot set of them stays, or where they take fewer bits.",
+    "saved_context": "{questions} questions over one document of {context:,} tokens read it once "
+    "from a saved context ({file_gb:.3g} GB on disk); reading it for each takes {tokens:,} tokens.",
+    "held": "all keys and values",
+    "held_hot": "a hot set of {share}, the rest in host memory or a file",
+    "held_bits": "all keys and values, in {bits} bits",
+    "held_hot_bits": "a hot set of {share}, in {bits} bits",
     "windows": "{windows} of the {layers} layers attend to a window only; they are counted, and "
     "sparse attention leaves them as they are.",
     "experts": "A token uses {chosen} of {experts} experts, so a step of this batch reads about "

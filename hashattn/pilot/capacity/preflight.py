@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from hashattn.pilot.capacity.devices import DEVICES, Device
+from hashattn.pilot.capacity.hot_memory import HotMemory
 from hashattn.pilot.capacity.machine import Measurement
 from hashattn.pilot.capacity.result import (
     MARGINAL,
@@ -22,12 +23,14 @@ from hashattn.pilot.capacity.result import (
     WORTH,
     Cost,
     Figure,
+    Holding,
     Note,
     Preflight,
     Workload,
 )
 from hashattn.pilot.capacity.shapes import ModelShape
 from hashattn.pilot.capacity.speed import USABLE, Speed, least
+from hashattn.pilot.settings import QUESTIONS
 
 LEAST = {WORTH: 1.5, MARGINAL: 1.1}  # predicted speed-up
 # Microseconds of host time of a sparse layer on a GPU, where `generate` launches its kernels one by
@@ -37,6 +40,8 @@ _LONGEST = 1 << 27  # tokens: contexts beyond are not asked for
 _MOST_BATCH = 1024
 _ROUND = 1024  # contexts that would change a verdict are rounded up to multiples
 _QUANTISED = 4  # bits of weights that are offered as a change
+# share of the tokens in the hot set, and bits of K and V (None: as the model has them)
+_HELD = ((1.0, None), (1 / 2, None), (1 / 4, None), (1.0, 8), (1.0, 4), (1 / 4, 4))
 
 
 def preflight(
@@ -54,7 +59,7 @@ def preflight(
         ceiling=speed.ceiling(context, batch), speedup=speed.speedup(context, batch),
         devices=speed.devices(context, batch), reasons=tuple(_reasons(speed, workload, verdict)),
         changes=tuple(_changes(speed, workload, verdict)), lines=tuple(_lines(speed, workload)),
-        cost=_cost(speed, workload), measured=measured,
+        memory=tuple(_holdings(speed, workload)), cost=_cost(speed, workload), measured=measured,
     )  # fmt: skip
 
 
@@ -135,7 +140,22 @@ def _memory_reasons(speed: Speed, context: int, batch: int) -> list[Note]:
     kept = {"kv_gb": batch * cached / 1e9,
             "codes_gb": batch * model.code_bytes_per_token(speed.bits) * context / 1e9}  # fmt: skip
     fits = Note("does_not_fit" if devices > 1 else "fits", values)
-    return [fits, Note("memory_not_saved", kept)]
+    saved = {"questions": QUESTIONS, "context": context, "tokens": QUESTIONS * context,
+             "file_gb": HotMemory(model, speed.bits).bytes(context) / 1e9}  # fmt: skip
+    return [fits, Note("memory_not_saved", kept), Note("saved_context", saved)]
+
+
+def _holdings(speed: Speed, workload: Workload) -> Iterator[Holding]:
+    """All of the cache in device memory, then hot sets and fewer bits."""
+    for share, bits in _HELD:
+        held = HotMemory(speed.model, speed.bits, share, bits)
+        key = ("held" if share == 1 else "held_hot") + ("" if bits is None else "_bits")
+        values = {} if share == 1 else {"share": f"1/{1 / share:g}"}
+        yield Holding(
+            Note(key, values | ({} if bits is None else {"bits": bits})),
+            held.bytes(workload.context, workload.batch),
+            held.longest(speed.device.memory, workload.batch),
+        )
 
 
 def _changes(speed: Speed, workload: Workload, verdict: str) -> list[Note]:

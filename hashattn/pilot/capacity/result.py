@@ -10,7 +10,6 @@ from hashattn.pilot.capacity.machine import Measurement
 
 WORTH, MARGINAL, NO = VERDICTS = ("worth", "marginal", "no")
 
-
 _SUFFIXES = {"k": 1 << 10, "m": 1 << 20}
 
 
@@ -65,6 +64,16 @@ class Figure:
 
 
 @dataclass(frozen=True)
+class Holding:
+    """What device memory may hold of the cache: said by a note, bytes of K, V and codes there, and
+    the longest context that then fits on one device."""
+
+    note: Note
+    bytes: float
+    longest_context: int
+
+
+@dataclass(frozen=True)
 class Cost:
     """Decoding alone (no prompts, no idle time) over `days` days; money None without a price."""
 
@@ -83,8 +92,8 @@ class Preflight:
     """The verdict, why (most important first), what would change it, and all figures.
 
     share, ceiling: see Speed, on bandwidth alone. speedup: predicted at the budget, from this
-    machine's times where it was measured; 1 where decoding would stay dense. cost: None without a
-    traffic.
+    machine's times where it was measured; 1 where decoding would stay dense. memory: all of
+    the cache on the device, then what takes less. cost: None without a traffic.
     """
 
     verdict: str
@@ -101,6 +110,7 @@ class Preflight:
     reasons: tuple[Note, ...]
     changes: tuple[Note, ...]
     lines: tuple[Figure, ...]
+    memory: tuple[Holding, ...]
     cost: Cost | None
     measured: Measurement | None = None
 

@@ -30,6 +30,12 @@ _HEADINGS = {
     "en": ("Why", "What would change it", "Figures", "Cost"),
     "ja": ("理由", "判定が変わる条件", "数値", "費用"),
 }
+_MEMORY = {
+    "en": ("Cache on the device, codes included",
+           "{what}: {size}; contexts of up to {tokens:,} tokens fit on one device"),
+    "ja": ("デバイス上のキャッシュ（コードを含む）",
+           "{what}：{size}。1 台に収まるコンテキストは最大 {tokens:,} トークン"),
+}  # fmt: skip
 _SETTING = {
     "en": "{model}, {context:,} tokens, batch {batch:,}, on {device}",
     "ja": "{model}、{context:,} トークン、バッチ {batch:,}、{device}",
@@ -74,7 +80,8 @@ def shown(figure: Figure, language: str = "en") -> str:
 
 
 def summary(result: Preflight, language: str = "en") -> str:
-    """The pre-flight as text: the verdict first, then why, what would change it, figures, cost."""
+    """The pre-flight as text: the verdict first, then why, what would change it, cost, memory and
+    figures."""
     require_one_of("language", language, LANGUAGES)
     why, changes, figures, cost = _HEADINGS[language]
     work = result.workload
@@ -86,6 +93,10 @@ def summary(result: Preflight, language: str = "en") -> str:
         parts.append("\n".join([heading, *(f"- {sentence(note, language)}" for note in notes)]))
     if result.cost is not None:
         parts.append(f"{cost}\n- {_cost(result, language)}")
+    memory, held = _MEMORY[language]
+    kept = [held.format(what=sentence(each.note, language), size=_bytes(each.bytes),
+                        tokens=each.longest_context) for each in result.memory]  # fmt: skip
+    parts.append("\n- ".join([memory, *kept]))
     lines = [f"- {LABELS[language][f.key]}: {shown(f, language)}" for f in result.lines
              if f.key in _SHORT]  # fmt: skip
     return "\n\n".join([*parts, "\n".join([figures, *lines])])

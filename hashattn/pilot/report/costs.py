@@ -20,6 +20,7 @@ from hashattn.pilot.report.blocks import (
 from hashattn.pilot.report.page_one import speed
 from hashattn.pilot.report.visible import NAME, short
 from hashattn.pilot.report.wording import Words
+from hashattn.pilot.settings import QUESTIONS
 
 
 def speed_section(result: dict[str, Any], words: Words) -> Section:
@@ -75,8 +76,15 @@ def _latency_table(latency: dict[str, Any], words: Words) -> Table:
         tuple(words(name) for name in names),
         tuple(rows),
         frozenset({1, 2}),
-        (Paragraph(words("speed.note"), "quiet"),),
+        (Paragraph(words("speed.note"), "quiet"), Paragraph(_saved(latency, words), "quiet")),
     )
+
+
+def _saved(latency: dict[str, Any], words: Words) -> str:
+    """What a saved context would spare."""
+    seconds = latency["prefill_seconds"]
+    return words("speed.saved", context=latency["context"], questions=QUESTIONS, once=seconds,
+                 each=QUESTIONS * seconds)  # fmt: skip
 
 
 def _where(latency: dict[str, Any]) -> dict[str, Any]:
@@ -179,6 +187,8 @@ def preflight_section(result: dict[str, Any], words: Words) -> Section:
     if preflight["changes"]:
         changes = tuple(words.sentence(each, "capacity") for each in preflight["changes"])
         blocks += [Paragraph(words("preflight.changes"), "head"), Bullets(changes)]
+    if preflight["memory"]:
+        blocks.append(_holdings_table(preflight["memory"], words))
     cost = preflight["cost"]
     blocks.append(Paragraph(words("cost.none")) if cost is None else _cost_table(cost, words))
     if preflight["lines"]:
@@ -189,6 +199,20 @@ def preflight_section(result: dict[str, Any], words: Words) -> Section:
         head = (words("preflight.line"), words("preflight.value"))
         blocks.append(Table(words("preflight.caption"), head, rows, frozenset({1})))
     return Section("preflight", title, tuple(blocks))
+
+
+def _holdings_table(memory: list[dict[str, Any]], words: Words) -> Table:
+    """What a device would hold of the cache."""
+    rows = tuple(
+        (
+            Cell(words.sentence(each["note"], "capacity")),
+            Cell(numbers.size(each["bytes"])),
+            Cell(numbers.count(each["longest_context"])),
+        )
+        for each in memory
+    )
+    head = tuple(words(f"holdings.{name}") for name in ("what", "bytes", "longest"))
+    return Table(words("holdings.caption"), head, rows, frozenset({1, 2}))
 
 
 def _quantity(each: dict[str, Any], words: Words) -> str:

@@ -124,6 +124,9 @@ _RESULT = {
     "preflight": _maybe({
         "verdict": _one_of(("worth", "marginal", "no")), "reasons": _SENTENCES,
         "changes": _SENTENCES, "lines": [{"key": _TEXT, "value": _maybe(_NUMBER), "unit": _TEXT}],
+        "memory": [{
+            "note": {"key": _TEXT, "values": _OBJECT}, "bytes": _NUMBER, "longest_context": _COUNT,
+        }],
         "cost": _maybe({
             "gpu_hours_dense": _NUMBER, "gpu_hours_sparse": _NUMBER,
             "money_dense": _maybe(_NUMBER), "money_sparse": _maybe(_NUMBER),
@@ -147,7 +150,8 @@ _RESULT = {
         "fidelity": _FIDELITY,
     }],
     "latency": _maybe({
-        "context": _COUNT, "device": _TEXT, "steps": _COUNT, "dense_ms": _TIMES,
+        "context": _COUNT, "device": _TEXT, "steps": _COUNT, "prefill_seconds": _NUMBER,
+        "dense_ms": _TIMES,
         "budgets": [{
             "budget": _SHARE, "ms": _TIMES, "speedup": _NUMBER, "dense_below": _maybe(_COUNT),
         }],

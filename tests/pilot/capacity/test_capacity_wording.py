@@ -45,7 +45,8 @@ def fields(template):
 def test_all_that_is_said_has_words_in_both_languages():
     said, labelled = {}, set()
     for result in results():
-        said |= {note.key: set(note.values) for note in result.reasons + result.changes}
+        notes = [*result.reasons, *result.changes, *(each.note for each in result.memory)]
+        said |= {note.key: set(note.values) for note in notes}
         labelled |= {line.key for line in result.lines}
         for language in ("en", "ja"):
             text = summary(result, language)

@@ -95,6 +95,13 @@ def go():
             "reasons": [],
             "changes": [],
             "lines": [],
+            "memory": [
+                {"note": note("held"), "bytes": 17.4e9, "longest_context": 149785},
+                {"note": note("held_hot", share="1/4"), "bytes": 4.56e9,
+                 "longest_context": 572710},
+                {"note": note("held_hot_bits", share="1/4", bits=4), "bytes": 1.41e9,
+                 "longest_context": 1854490},
+            ],
             "cost": {"gpu_hours_dense": 1234.5, "gpu_hours_sparse": 702.1, "money_dense": 3086.0,
                      "money_sparse": 1755.0, "currency": "USD", "price_per_hour": 2.5,
                      "tokens_per_day": 2_000_000, "days": 30},
@@ -122,7 +129,7 @@ def go():
         "quality": [dict(zip(names, row, strict=True)) for row in rows],
         "latency": {
             "context": 4096, "device": "Intel Xeon 2.20 GHz, 2 threads", "steps": 40,
-            "dense_ms": ms(48.2),
+            "prefill_seconds": 12.3, "dense_ms": ms(48.2),
             "budgets": [{"budget": b, "ms": ms(t), "speedup": 48.2 / t, "dense_below": n}
                         for b, t, n in zip(BUDGETS, (45.9, 37.1, 33.4), (2900, 1800, 1200),
                                            strict=True)],

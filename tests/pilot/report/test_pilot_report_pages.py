@@ -292,6 +292,23 @@ def test_the_pre_flight_is_said_with_its_quantities(tmp_path):
         assert " ".join(label.split()) in page.text
 
 
+@pytest.mark.parametrize(
+    ("language", "said"),
+    [
+        ("en", ("all keys and values 17 GB 149,785",
+                "a hot set of 1/4, in 4 bits 1.4 GB 1,854,490",
+                "Reading the 4,096 tokens took 12 s. Once the context is saved, 10 questions over "
+                "it cost that once, not each time (120 s).")),
+        ("ja", ("すべてのキーとバリュー 17 GB 149,785",
+                "1/4 のホットセット、4 ビット 1.4 GB 1,854,490",
+                "4,096 トークンの読み込みに 12 秒かかりました。", "毎回読むと 120 秒")),
+    ],
+)  # fmt: skip
+def test_memory_that_may_be_spared_and_a_saved_context_are_counted(language, said, tmp_path):
+    page = Reader(save_report(sample("go", language), tmp_path).html.read_text())
+    assert [text for text in said if text not in page.text] == []
+
+
 def test_many_files_are_counted_and_the_first_shown(tmp_path):
     result = sample("go")
     result["documents"]["unused"] = [result["documents"]["scored"][0]] * 500

@@ -232,6 +232,8 @@ TEXTS = {
     "lengths it differs; the pre-flight computes what is possible there. Below the length from "
     "which a sparse step was no slower on this machine, decoding stays dense, and its time is that "
     "of dense steps.",
+    "speed.saved": "Reading the {context:count} tokens took {once:ratio} s. Once the context is "
+    "saved, {questions} questions over it cost that once, not each time ({each:ratio} s).",
     "memory.caption": "Memory at {context:count} tokens",
     "memory.what": "What",
     "memory.token": "A token",
@@ -239,7 +241,8 @@ TEXTS = {
     "memory.share": "Share of the cache",
     "memory.kv": "Keys and values (KV cache)",
     "memory.codes": "Codes, in addition",
-    "memory.note": "Keys and values all stay in memory; sparse attention reads less of them.",
+    "memory.note": "Here keys and values all stayed in memory; sparse attention read less of them. "
+    "The pre-flight counts what hot sets and fewer bits take.",
     # codes
     "codes.title": "Codes",
     "codes.none": "No codes were made.",
@@ -277,6 +280,10 @@ TEXTS = {
     "quantity.sequences": "{value:count} sequences",
     "quantity.ms": "{value:ratio} ms",
     "quantity.us": "{value:ratio} µs",
+    "holdings.caption": "The cache on the device, codes included",
+    "holdings.what": "What stays there",
+    "holdings.bytes": "Memory",
+    "holdings.longest": "Longest context on one device, tokens",
     "cost.caption": "Predicted cost",
     "cost.what": "What",
     "cost.full": "Full attention",

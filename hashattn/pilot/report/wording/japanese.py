@@ -233,6 +233,9 @@ TEXTS = {
     "speed.note": "この機械、この長さでの測定です。他の機械や長さでは異なります。"
     "そこで何が可能かは、事前計算に示します。スパースなステップがこの機械で遅くならない長さ"
     "に満たない間は、デコードはデンスのままで、時間もデンスなステップのものです。",
+    "speed.saved": "{context:count} トークンの読み込みに {once:ratio} 秒かかりました。"
+    "コンテキストを保存すれば、{questions} 個の質問でもこれは 1 回で済みます（毎回読むと "
+    "{each:ratio} 秒）。",
     "memory.caption": "{context:count} トークンでのメモリー",
     "memory.what": "項目",
     "memory.token": "1 トークン",
@@ -240,8 +243,8 @@ TEXTS = {
     "memory.share": "キャッシュに対する割合",
     "memory.kv": "キーとバリュー（KV キャッシュ）",
     "memory.codes": "コード（上乗せ）",
-    "memory.note": "キーとバリューはすべてメモリーに残ります。スパースアテンションは、"
-    "そのうち読む量を減らします。",
+    "memory.note": "この測定では、キーとバリューはすべてメモリーに残し、読む量だけを減らしました。"
+    "ホットセットやビット数の削減で必要になるメモリーは、事前計算に示します。",
     # codes
     "codes.title": "コード",
     "codes.none": "コードは作られていません。",
@@ -278,6 +281,10 @@ TEXTS = {
     "quantity.sequences": "{value:count} 系列",
     "quantity.ms": "{value:ratio} ms",
     "quantity.us": "{value:ratio} µs",
+    "holdings.caption": "装置に置くキャッシュ（コードを含む）",
+    "holdings.what": "装置に残すもの",
+    "holdings.bytes": "メモリー",
+    "holdings.longest": "1 台に収まる最長の文脈（トークン）",
     "cost.caption": "予測される費用",
     "cost.what": "項目",
     "cost.full": "フルアテンション",

@@ -1,0 +1,67 @@
+"""Fast memory that holds codes and a hot set of keys and values, or all of them in fewer bits.
+
+Counted from sizes alone. What misses of the hot set cost is a matter of hit rates, which are
+measured (`evaluation.measures.hot_set`), and of the link to where the rest lies.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hashattn.base.checks import is_number, require, require_one_of
+from hashattn.pilot.capacity.shapes import ModelShape
+from hashattn.pilot.capacity.speed import USABLE
+
+KV_BITS = (4, 8)  # of quantised keys and values
+_SCALE_BYTES = 4  # of a quantised key or value: what its numbers are multiplied by and begin at
+
+
+@dataclass(frozen=True)
+class HotMemory:
+    """What fast memory holds of a model's cache.
+
+    code_bits: of a key's code per KV head; None: no codes, as dense attention has it. share: of the
+    tokens, those whose rows are in the hot set, in (0, 1]; 1 for all. kv_bits: of an element of K
+    and V, 4 or 8 with 4 bytes more for each key and each value; None as the model has them. Layers
+    with a window keep theirs as they are. Raises ValueError naming the field.
+    """
+
+    model: ModelShape
+    code_bits: int | None = 64
+    share: float = 1.0
+    kv_bits: int | None = None
+
+    def __post_init__(self) -> None:
+        valid = is_number(self.share) and 0 < self.share <= 1
+        require(valid, "share", self.share, "a number in (0, 1], e.g. 1/4")
+        if self.kv_bits is not None:
+            require_one_of("kv_bits", self.kv_bits, KV_BITS)
+
+    @property
+    def row_bytes(self) -> float:
+        """Bytes of one token's key and value in one KV head of a layer."""
+        if self.kv_bits is None:
+            return self.model.row_bytes / self.model.kv_heads
+        return 2 * (self.model.head_dim * self.kv_bits / 8 + _SCALE_BYTES)
+
+    @property
+    def rows_per_token(self) -> int:
+        """Rows of a token: KV heads of all layers with full attention."""
+        return self.model.kv_heads * self.model.full_layers
+
+    @property
+    def bytes_per_token(self) -> float:
+        """What each further token of a context takes: its codes, and its part of the hot set."""
+        codes = 0.0 if self.code_bits is None else self.model.code_bytes_per_token(self.code_bits)
+        return codes + self.share * self.row_bytes * self.rows_per_token
+
+    def bytes(self, context: int, batch: int = 1) -> float:
+        """Bytes of K, V and codes in fast memory."""
+        return batch * (self.bytes_per_token * context + self.model.window_bytes(context))
+
+    def longest(self, memory: float, batch: int = 1) -> int:
+        """The longest context that fits beside the weights into USABLE of so many bytes, windows
+        being full; 0 for none."""
+        windows = batch * self.model.row_bytes * sum(self.model.windows)
+        left = USABLE * memory - self.model.weight_bytes - windows
+        return max(0, int(left // (batch * self.bytes_per_token)))
