@@ -6,13 +6,18 @@ measured (`evaluation.measures.hot_set`), and of the link to where the rest lies
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from hashattn.base.checks import is_number, require, require_one_of
+from hashattn.pilot.capacity.devices import Device
+from hashattn.pilot.capacity.result import Holding, Note
 from hashattn.pilot.capacity.shapes import ModelShape
 from hashattn.pilot.capacity.speed import USABLE
 
-KV_BITS = (4, 8)  # of quantised keys and values
+_KV_BITS = (4, 8)  # of quantised keys and values
+# what is compared: share of the tokens in the hot set, and kv_bits
+_HELD = ((1.0, None), (1 / 2, None), (1 / 4, None), (1.0, 8), (1.0, 4), (1 / 4, 4))
 _SCALE_BYTES = 4  # of a quantised key or value: what its numbers are multiplied by and begin at
 
 
@@ -35,7 +40,7 @@ class HotMemory:
         valid = is_number(self.share) and 0 < self.share <= 1
         require(valid, "share", self.share, "a number in (0, 1], e.g. 1/4")
         if self.kv_bits is not None:
-            require_one_of("kv_bits", self.kv_bits, KV_BITS)
+            require_one_of("kv_bits", self.kv_bits, _KV_BITS)
 
     @property
     def row_bytes(self) -> float:
@@ -65,3 +70,15 @@ class HotMemory:
         windows = batch * self.model.row_bytes * sum(self.model.windows)
         left = USABLE * memory - self.model.weight_bytes - windows
         return max(0, int(left // (batch * self.bytes_per_token)))
+
+
+def holdings(
+    model: ModelShape, device: Device, code_bits: int, context: int, batch: int
+) -> Iterator[Holding]:
+    """All of the cache in a device's memory, then hot sets and fewer bits."""
+    for share, bits in _HELD:
+        held = HotMemory(model, code_bits, share, bits)
+        key = ("held" if share == 1 else "held_hot") + ("" if bits is None else "_bits")
+        values = {} if share == 1 else {"share": f"1/{1 / share:g}"}
+        note = Note(key, values | ({} if bits is None else {"bits": bits}))
+        yield Holding(note, held.bytes(context, batch), held.longest(device.memory, batch))

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from hashattn.pilot.capacity.devices import DEVICES, Device
-from hashattn.pilot.capacity.hot_memory import HotMemory
+from hashattn.pilot.capacity.hot_memory import HotMemory, holdings
 from hashattn.pilot.capacity.machine import Measurement
 from hashattn.pilot.capacity.result import (
     MARGINAL,
@@ -23,7 +23,6 @@ from hashattn.pilot.capacity.result import (
     WORTH,
     Cost,
     Figure,
-    Holding,
     Note,
     Preflight,
     Workload,
@@ -40,8 +39,6 @@ _LONGEST = 1 << 27  # tokens: contexts beyond are not asked for
 _MOST_BATCH = 1024
 _ROUND = 1024  # contexts that would change a verdict are rounded up to multiples
 _QUANTISED = 4  # bits of weights that are offered as a change
-# share of the tokens in the hot set, and bits of K and V (None: as the model has them)
-_HELD = ((1.0, None), (1 / 2, None), (1 / 4, None), (1.0, 8), (1.0, 4), (1 / 4, 4))
 
 
 def preflight(
@@ -59,7 +56,8 @@ def preflight(
         ceiling=speed.ceiling(context, batch), speedup=speed.speedup(context, batch),
         devices=speed.devices(context, batch), reasons=tuple(_reasons(speed, workload, verdict)),
         changes=tuple(_changes(speed, workload, verdict)), lines=tuple(_lines(speed, workload)),
-        memory=tuple(_holdings(speed, workload)), cost=_cost(speed, workload), measured=measured,
+        memory=tuple(holdings(model, device, bits, context, batch)),
+        cost=_cost(speed, workload), measured=measured,
     )  # fmt: skip
 
 
@@ -143,19 +141,6 @@ def _memory_reasons(speed: Speed, context: int, batch: int) -> list[Note]:
     saved = {"questions": QUESTIONS, "context": context, "tokens": QUESTIONS * context,
              "file_gb": HotMemory(model, speed.bits).bytes(context) / 1e9}  # fmt: skip
     return [fits, Note("memory_not_saved", kept), Note("saved_context", saved)]
-
-
-def _holdings(speed: Speed, workload: Workload) -> Iterator[Holding]:
-    """All of the cache in device memory, then hot sets and fewer bits."""
-    for share, bits in _HELD:
-        held = HotMemory(speed.model, speed.bits, share, bits)
-        key = ("held" if share == 1 else "held_hot") + ("" if bits is None else "_bits")
-        values = {} if share == 1 else {"share": f"1/{1 / share:g}"}
-        yield Holding(
-            Note(key, values | ({} if bits is None else {"bits": bits})),
-            held.bytes(workload.context, workload.batch),
-            held.longest(speed.device.memory, workload.batch),
-        )
 
 
 def _changes(speed: Speed, workload: Workload, verdict: str) -> list[Note]:
