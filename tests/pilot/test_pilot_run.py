@@ -257,6 +257,7 @@ def test_times_of_steps(model, selector, monkeypatch, even):
     every = [Method("dense"), Method("sparse", selector, Budget(density=0.25))]
     times = step_times(model, list(range(300)), every)
     assert (times["context"], times["steps"], len(times["budgets"])) == (300, 20, 1)
+    assert 0 < times["prefill_seconds"] < 60
     for ms in (times["dense_ms"], times["budgets"][0]["ms"]):
         assert 0 < ms["low"] <= ms["median"] <= ms["high"]
     ratio = times["dense_ms"]["median"] / times["budgets"][0]["ms"]["median"]

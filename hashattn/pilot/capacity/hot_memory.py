@@ -9,16 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from hashattn.base.checks import is_number, require, require_one_of
+from hashattn.base.checks import is_number, require
+from hashattn.kernels import RowFormat
 from hashattn.pilot.capacity.devices import Device
 from hashattn.pilot.capacity.result import Holding, Note
 from hashattn.pilot.capacity.shapes import ModelShape
 from hashattn.pilot.capacity.speed import USABLE
 
-_KV_BITS = (4, 8)  # of quantised keys and values
 # what is compared: share of the tokens in the hot set, and kv_bits
 _HELD = ((1.0, None), (1 / 2, None), (1 / 4, None), (1.0, 8), (1.0, 4), (1 / 4, 4))
-_SCALE_BYTES = 4  # of a quantised key or value: what its numbers are multiplied by and begin at
 
 
 @dataclass(frozen=True)
@@ -26,9 +25,9 @@ class HotMemory:
     """What fast memory holds of a model's cache.
 
     code_bits: of a key's code per KV head; None: no codes, as dense attention has it. share: of the
-    tokens, those whose rows are in the hot set, in (0, 1]; 1 for all. kv_bits: of an element of K
-    and V, 4 or 8 with 4 bytes more for each key and each value; None as the model has them. Layers
-    with a window keep theirs as they are. Raises ValueError naming the field.
+    tokens, those whose rows are in the hot set, in (0, 1]; 1 for all. kv_bits: of a number of K and
+    V, 8 or 4, stored as kernels.RowFormat; None as the model has them. Layers with a window keep
+    theirs as they are. Raises ValueError naming the field, and RowFormat's.
     """
 
     model: ModelShape
@@ -40,14 +39,14 @@ class HotMemory:
         valid = is_number(self.share) and 0 < self.share <= 1
         require(valid, "share", self.share, "a number in (0, 1], e.g. 1/4")
         if self.kv_bits is not None:
-            require_one_of("kv_bits", self.kv_bits, _KV_BITS)
+            _row_format(self.model, self.kv_bits)
 
     @property
     def row_bytes(self) -> float:
         """Bytes of one token's key and value in one KV head of a layer."""
         if self.kv_bits is None:
             return self.model.row_bytes / self.model.kv_heads
-        return 2 * (self.model.head_dim * self.kv_bits / 8 + _SCALE_BYTES)
+        return _row_format(self.model, self.kv_bits).width
 
     @property
     def rows_per_token(self) -> int:
@@ -75,10 +74,25 @@ class HotMemory:
 def holdings(
     model: ModelShape, device: Device, code_bits: int, context: int, batch: int
 ) -> Iterator[Holding]:
-    """All of the cache in a device's memory, then hot sets and fewer bits."""
+    """All of the cache in a device's memory, then hot sets and, where the kernels take the model's
+    head dims, fewer bits."""
     for share, bits in _HELD:
+        if bits is not None and not _quantises(model):
+            continue
         held = HotMemory(model, code_bits, share, bits)
         key = ("held" if share == 1 else "held_hot") + ("" if bits is None else "_bits")
         values = {} if share == 1 else {"share": f"1/{1 / share:g}"}
         note = Note(key, values | ({} if bits is None else {"bits": bits}))
         yield Holding(note, held.bytes(context, batch), held.longest(device.memory, batch))
+
+
+def _row_format(model: ModelShape, bits: int) -> RowFormat:
+    return RowFormat(bits, model.head_dim, model.head_dim)
+
+
+def _quantises(model: ModelShape) -> bool:
+    try:
+        _row_format(model, 8)
+    except ValueError:
+        return False
+    return True

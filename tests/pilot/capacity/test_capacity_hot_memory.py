@@ -20,9 +20,9 @@ N = 131072
         (1, None, 512, 256 * 512),
         (1 / 2, None, 512, 256 * 256),
         (1 / 4, None, 512, 256 * 128),
-        (1, 8, 2 * (128 + 4), 256 * 264),
-        (1, 4, 2 * (64 + 4), 256 * 136),
-        (1 / 4, 4, 136, 256 * 34),
+        (1, 8, 2 * 128 + 4, 256 * 260),
+        (1, 4, 2 * 64 + 4, 256 * 132),
+        (1 / 4, 4, 132, 256 * 33),
     ],
 )
 def test_llama_by_hand(share, bits, row, in_all):
@@ -37,7 +37,7 @@ def test_llama_by_hand(share, bits, row, in_all):
 
 def test_a_gigabyte_of_llama_holds_what_the_issue_counts():
     tokens = {bits: 1e9 / HotMemory(LLAMA, None, 1, bits).bytes_per_token for bits in (None, 8, 4)}
-    assert [round(each, -2) for each in tokens.values()] == [7600, 14800, 28700]
+    assert [round(each, -2) for each in tokens.values()] == [7600, 15000, 29600]
 
 
 def test_windows_stay_whole_and_what_does_not_fit_is_nothing():
@@ -59,7 +59,7 @@ def test_the_preflight_says_what_is_held_and_what_a_saved_context_spares():
     ]  # fmt: skip
     assert said["held",].bytes == 2 * N * (256 * 512 + 1024)
     assert said["held_hot", "1/4"].bytes == 2 * N * (256 * 128 + 1024)
-    assert said["held_bits", 4].longest_context == 55_939_477_504 // (2 * (256 * 136 + 1024))
+    assert said["held_bits", 4].longest_context == 55_939_477_504 // (2 * (256 * 132 + 1024))
     saved = next(note.values for note in result.reasons if note.key == "saved_context")
     assert saved == {"questions": 10, "context": N, "tokens": 10 * N,
                      "file_gb": pytest.approx(N * (256 * 512 + 1024) / 1e9)}  # fmt: skip
@@ -70,10 +70,18 @@ def test_the_preflight_says_what_is_held_and_what_a_saved_context_spares():
     assert "毎回読むと合計 1,310,720 トークン" in japanese
 
 
+def test_head_dims_that_the_kernels_do_not_take_are_not_offered_in_fewer_bits():
+    odd = replace(LLAMA, head_dim=72)
+    result = preflight(odd, Workload(N), DEVICE)
+    assert [each.note.key for each in result.memory] == ["held", "held_hot", "held_hot"]
+    with pytest.raises(ValueError, match="key_dim = 72: must be a positive multiple of 16"):
+        HotMemory(odd, kv_bits=8)
+
+
 @pytest.mark.parametrize("fields, message", [
     ({"share": 0}, r"share = 0: must be a number in \(0, 1\]"),
     ({"share": 1.5}, "share = 1.5"),
-    ({"kv_bits": 2}, "kv_bits = 2: must be one of 4, 8"),
+    ({"kv_bits": 2}, "bits = 2: must be 8 or 4"),
 ])  # fmt: skip
 def test_bad_settings(fields, message):
     with pytest.raises(ValueError, match=message):
