@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
+from hashattn import kernels
 from hashattn.attention.cache import IndexedLayer
 from hashattn.attention.memory import LayerMemory, Traffic
 from hashattn.attention.offload import OffloadedRows
 from hashattn.base.errors import UnsupportedModelError
-from hashattn.kernels import GrowableBuffer, attend
+from hashattn.kernels import GrowableBuffer
 
 _BLOCK = 4096  # tokens that are decoded at a time
 
@@ -54,7 +55,24 @@ class PlainRows:
         return rows.view(self.dtype).unflatten(3, (2, self._dim)).unbind(3)
 
     def attend(self, query: Tensor, rows: Tensor, indices: Tensor, **logits: Any) -> Any:
-        return attend(query, *self.unpack(rows), indices, **logits)
+        return kernels.attend(query, *self.unpack(rows), indices, **logits)
+
+
+class QuantisedRows:
+    """Keys and values of fewer bits (kernels.quantise), decoded as attention reads them."""
+
+    def __init__(self, bits: int, dim: int, dtype: torch.dtype) -> None:
+        self._format = kernels.RowFormat(bits, dim, dim, dtype)
+        self.width = self._format.width
+
+    def pack(self, keys: Tensor, values: Tensor) -> Tensor:
+        return kernels.quantise(keys, values, self._format.bits)
+
+    def unpack(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        return kernels.dequantise(rows, self._format)
+
+    def attend(self, query: Tensor, rows: Tensor, indices: Tensor, **logits: Any) -> Any:
+        return kernels.attend_rows(query, rows, self._format, indices, **logits)
 
 
 class ResidentRows:
@@ -224,9 +242,7 @@ class StoredLayer(IndexedLayer, DynamicLayer):
 
 def row_format(bits: int | None, dim: int, dtype: torch.dtype) -> RowFormat:
     """The rows of keys and values of `dim` numbers, in their dtype or in fewer bits."""
-    if bits is None:
-        return PlainRows(dim, dtype)
-    raise NotImplementedError
+    return PlainRows(dim, dtype) if bits is None else QuantisedRows(bits, dim, dtype)
 
 
 def store_layer(cache: Cache, index: int, memory: LayerMemory, traffic: Traffic) -> StoredLayer:

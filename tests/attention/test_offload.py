@@ -260,3 +260,37 @@ def test_generated_text_of_a_dense_layer_stays_plain():
     ):  # fmt: skip
         generate(model, prompt(length=60), past_key_values=cache)
     assert [isinstance(layer, StoredLayer) for layer in cache.layers] == [False, True]
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_fewer_bits_in_memory_and_outside_give_the_same(bits, rest):
+    model, ids = tiny_model("llama"), prompt(2, length=60)
+    _, dense, _ = run(model, ids)
+    _, resident, receipt = run(model, ids, memory=Memory(bits=bits))
+    width = 2 * 16 * bits // 8 + 4
+    memory = Memory(fast_bytes=fast(50, width=width), bits=bits, folder=rest)
+    _, offloaded, _ = run(model, ids, memory=memory)
+    assert torch.equal(resident, offloaded) and not torch.equal(resident, dense)
+    error = (resident[:, 0] - dense[:, 0]).norm() / dense[:, 0].norm()
+    assert error < (0.03 if bits == 8 else 0.3)
+    assert f"in {bits} bits, all in fast memory" in receipt.summary()
+
+
+def test_codes_are_those_of_the_keys_as_they_were():
+    model, ids = tiny_model("llama"), prompt(length=60)
+    codes = []
+    for memory, below in ((None, 0), (Memory(bits=4), 0), (Memory(bits=4), 50)):
+        cache = DynamicCache()
+        settings = {"memory": memory, "allow_untrained": True, "dense_below": below}
+        with attach(model, hashes(model), SMALL, **settings):
+            generate(model, ids, past_key_values=cache, max_new_tokens=2, prefill_chunk_size=16)
+        codes.append(cache.layers[0].stores["codes"].to_tokens())
+    # of layer 0, which sees no error of other layers
+    assert torch.equal(codes[0], codes[1]) and torch.equal(codes[0], codes[2])
+
+
+def test_head_dims_that_cannot_be_stored_in_fewer_bits_are_refused():
+    model = tiny_model("llama_mha")
+    model.config.head_dim = 24
+    with pytest.raises(ValueError, match="multiple of 16"):
+        attach(model, OracleSelector(), SMALL, memory=Memory(bits=8))
