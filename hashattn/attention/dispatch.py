@@ -66,13 +66,13 @@ def _forward(call: Any, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
     n = call.tokens_cached(key)
     reason = call.dense_reason(query.shape[2], n, attention_mask, kwargs)
     if call.stored and key.shape[2] < n and (reason is not None or call.reads_all):
-        key, value = call.cache_layer.whole()
-        inputs = replace(inputs, key=key, value=value)
+        whole_key, whole_value = call.cache_layer.whole()
+        inputs = replace(inputs, key=whole_key, value=whole_value, computed=(key, value))
     if reason is not None and not call.needs_index(n):
         return _left_dense(call, inputs, reason, n)
     clock = call.run.clock(query.device)
     if reason is not None:
-        view = _key_view(call, query, _first(key, n), _first(value, n), n)
+        view = _key_view(call, inputs, n)
         clock.lap("encode")
         out, weights = _dense(call, inputs, reason, n)
         step = LayerStep(call.layer, query, n, tokens_seen(query, attention_mask, n), reason)
@@ -95,27 +95,29 @@ def _forward(call: Any, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
 
 
 @torch.no_grad()
-def _key_view(call: LayerCall, query: Tensor, keys: Tensor, values: Tensor, n: int) -> KeyView:
-    """The n keys with the selector's index, brought up to date, given keys (batch, kv_heads, n,
-    head_dim); of a stored layer that reads by codes alone, the new ones, and the view's are NaN.
+def _key_view(call: LayerCall, inputs: Inputs, n: int) -> KeyView:
+    """The n keys (batch, kv_heads, n, head_dim) with the selector's index, brought up to date; NaN
+    in place of keys that lie in a store and that nobody looks at.
 
     New keys are encoded on every call that needs them there (LayerCall.needs_index), prefill
     included, so that a decode step encodes only its own.
     """
+    keys = _first(inputs.key, n)
     if not call.indexed:
         return KeyView(keys=keys)
     layer, selector = call.cache_layer, call.run.selector
     if not layer.written:
         refusals.refuse_other_slot(call.layer)
     encoded_before = layer.index_length if layer.index_owner == selector.identity else 0
-    first = keys.shape[2] - n + encoded_before
+    newest = inputs.newest(n)
+    first = newest[0].shape[2] - n + encoded_before
     if first < 0:  # another method's index, or none: the layer was filled before attach
-        keys, values = layer.whole()
-        first = encoded_before
-    call.run.finite.check(call.layer, keys, values, first)
-    index = layer.sync_index(selector, call.layer, keys, values, n)
+        newest, first = layer.whole(), encoded_before
+    call.run.finite.check(call.layer, *newest, first)
+    index = layer.sync_index(selector, call.layer, *newest, n)
     if selector.observes:
-        refusals.refuse_unobserved(selector, layer.observed_length, n - query.shape[2])
+        before = n - inputs.query.shape[2]
+        refusals.refuse_unobserved(selector, layer.observed_length, before)
     if keys.shape[2] < n:
         keys = keys.new_full((1,), torch.nan).expand(*keys.shape[:2], n, keys.shape[3])
     return KeyView(keys=keys, index=index)
@@ -214,7 +216,7 @@ def _plan(call: LayerCall, inputs: Inputs, n: int) -> SelectionPlan:
 
 def _planned_view(call: LayerCall, inputs: Inputs, plan: SelectionPlan, n: int) -> KeyView:
     """The keys with the selector's index, and what of them the last row sees."""
-    view = _key_view(call, inputs.query, _first(inputs.key, n), _first(inputs.value, n), n)
+    view = _key_view(call, inputs, n)
     return view if inputs.mask is None else replace(view, visible=plan.seen[:, 0, -1])
 
 

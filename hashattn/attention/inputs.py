@@ -15,7 +15,8 @@ from hashattn.models.families import logit_cap, softmax_sinks
 class Inputs:
     """What transformers passes to an attention function, shapes as in dispatch.forward.
 
-    others: its further keyword arguments.
+    others: its further keyword arguments. computed: where key and value were read from a store, the
+    newest ones as they were before.
     """
 
     module: nn.Module
@@ -26,6 +27,13 @@ class Inputs:
     scaling: float
     dropout: float
     others: dict[str, Any]
+    computed: tuple[Tensor, Tensor] | None = None
+
+    def newest(self, n: int) -> tuple[Tensor, Tensor]:
+        """Keys and values (batch, kv_heads, at most n, head_dim) that end at the newest of n
+        tokens, as they were computed."""
+        states = self.computed or (self.key, self.value)
+        return tuple(part if part.shape[2] <= n else part[:, :, :n] for part in states)
 
     def logits(self) -> dict[str, Any]:
         """Keywords of `attend`: scaling and cap of q.k, and learned sinks of the softmax."""
