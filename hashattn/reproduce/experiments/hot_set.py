@@ -88,6 +88,11 @@ def by_budget(table: pd.DataFrame) -> pd.DataFrame:
     return table.groupby(INDEX[:-1], sort=False).mean()
 
 
+def by_layer(table: pd.DataFrame, fraction: int = 32) -> pd.DataFrame:
+    """The layers, where n / fraction tokens are read by rank."""
+    return table.xs(RANKED, level="reading").xs(fraction, level="fraction")
+
+
 def hit_lines(axis: Axes, table: pd.DataFrame) -> None:
     """Hits over the hot set's share of the tokens, of one length: a line and colour for each
     budget, solid where tokens are ranked, with the middle 80 % of layers as a band; dashed where
@@ -163,9 +168,10 @@ def in_words(worked: pd.DataFrame) -> str:
         over = ", ".join(f"{line[f'{link} us']:,.0f} us over {link}" for link in links)
         said.append(
             f"n/{at['fraction']} {at['reading']}, a hot set of {Fraction(at['hot set'])}: "
-            f"{line['device GB']:.1f} of {line['all GB']:.1f} GB stay on the device; a step reads "
-            f"{line['read MB']:,.0f} MB and fetches {line['fetched MB']:,.0f} MB of them, {over}, "
-            f"{line['cold file us']:,.0f} us as cold rows of a file, beside "
+            f"{line['device GB']:.1f} of {line['all GB']:.1f} GB stay on the device; of "
+            f"{line['read MB']:,.0f} MB that a step reads {line['hits']:.1%} are there, and to "
+            f"fetch the other {line['fetched MB']:,.0f} MB takes {over}, or "
+            f"{line['cold file us']:,.0f} us from a file that no cache holds, beside "
             f"{line['on device us']:,.0f} us for codes and rows on the device and "
             f"{line['dense us']:,.0f} us for dense attention there."
         )
