@@ -11,7 +11,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from hashattn.attention.masks import make_plan
 from hashattn.attention.memory import LayerMemory, Memory, Traffic
 from hashattn.attention.offload import OffloadedRows
 from hashattn.attention.stored import PlainRows
+from hashattn.base.repository import repository
 from hashattn.kernels import (
     attend,
     decode_step,
@@ -37,31 +38,40 @@ from hashattn.kernels import (
 from hashattn.reproduce.bench.record import protocol_of, save
 from hashattn.reproduce.bench.timing import measure, spread
 from hashattn.reproduce.bench.ways import WAYS, Shape
+from hashattn.reproduce.experiments.hot_set import NAME, RANKED
 
 # tokens, layers, hot sets by share of the context
-GRID = ((2**18, 2, (1 / 8, 1 / 4, 1 / 2)), (2**20, 2, (1 / 4,)))
+_GRID = ((2**18, 2, (1 / 8, 1 / 4, 1 / 2)), (2**20, 2, (1 / 4,)))
 _DTYPE = torch.bfloat16
 _BLOCK = 4096
 _SETTLING, _ROUNDS, _COLD_ROUNDS = 12, 15, 5
 
 
 @dataclass(frozen=True)
-class Reuse:
-    """How selections of n/32 tokens come back: share of a step's rows that were among the last rows
-    read, so many of them, by share of the context; and the rows of a KV head by those of one of its
-    heads. Measured on SmolLM2 with 8,192 tokens (design facts, memory)."""
+class _Reuse:
+    """How selections of n/32 tokens come back: the share that the step before read; hits of the
+    rows read last, by their share of the context; rows of a KV head by those of one of its heads.
+    """
 
-    step_before: float = 0.62
-    hits: dict[float, float] = field(
-        default_factory=lambda: {1 / 8: 0.87, 1 / 4: 0.95, 1 / 2: 0.98, 1.0: 1.0}
-    )
-    union: float = 1.9
+    step_before: float
+    hits: dict[float, float]
+    union: float
+
+    @classmethod
+    def recorded(cls) -> _Reuse:
+        """Of SmolLM2 at 8,192 tokens, the mean of its layers (notebook 04's record)."""
+        path = repository() / "data" / "reference" / "smollm2" / f"{NAME}.csv"
+        table = pd.read_csv(path)
+        chosen = table.query(f"tokens == 8192 and reading == '{RANKED}' and fraction == 32")
+        means = chosen.drop(columns="reading").mean()
+        hits = {share: float(means[str(share)]) for share in (0.125, 0.25, 0.5)} | {1.0: 1.0}
+        return cls(float(means["again"]), hits, float(means["union"]))
 
 
 class _Trace:
     """Lists (1, query heads, 1, m) int32 of successive steps over n tokens."""
 
-    def __init__(self, n: int, width: int, shape: Shape, reuse: Reuse, seed: int = 0) -> None:
+    def __init__(self, n: int, width: int, shape: Shape, reuse: _Reuse, seed: int = 0) -> None:
         self._n, self._width, self._shape, self._reuse = n, width, shape, reuse
         self._random = torch.Generator().manual_seed(seed)
         newest_first = torch.arange(n - 1, -1, -1, dtype=torch.int32)
@@ -204,7 +214,7 @@ class _Steps:
 
 
 def bench(
-    path: Path, grid: Sequence[tuple[int, int, Sequence[float]]] = GRID, shape: Shape | None = None
+    path: Path, grid: Sequence[tuple[int, int, Sequence[float]]] = _GRID, shape: Shape | None = None
 ) -> None:
     """Measure, write the record to `path` and print its tables; files lie in the system's folder
     for temporary ones (TMPDIR)."""
@@ -215,7 +225,8 @@ def bench(
             steps += timed
             held += kept
         disk = _disk(place, PlainRows(shape.head_dim, _DTYPE).width)
-    reuse = vars(Reuse()) | {"hits": {str(k): v for k, v in Reuse().hits.items()}}
+    recorded = _Reuse.recorded()
+    reuse = vars(recorded) | {"hits": {str(k): v for k, v in recorded.hits.items()}}
     protocol = {"dtype": str(_DTYPE), "shape": vars(shape), "reuse": reuse}
     content = {"held": held, "disk": disk, "steps": steps}
     save(path, protocol=protocol_of("wall", 0) | protocol, **content)
@@ -233,7 +244,7 @@ def _context(
     memory = [_Layer(n, shape, None, layers) for _ in range(layers)]
     held = [{"tokens": n, "hot set": 1.0, "layers": layers, "process": _held_by_process() - before,
              "counted": sum(layer.held for layer in memory)}]  # fmt: skip
-    steps = _Steps(n, shape, _Trace(n, n // 32 + 256, shape, Reuse()), budget)
+    steps = _Steps(n, shape, _Trace(n, n // 32 + 256, shape, _Reuse.recorded()), budget)
     for share in shares:
         fast = int(share * n) * layers * shape.kv_heads * row_bytes
         before = _held_by_process()
