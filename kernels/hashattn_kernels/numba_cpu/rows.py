@@ -17,6 +17,7 @@ from .simd import at_address, kernel
 _ABSENT, _TOO_MANY = -1, -1  # as in hot_set
 _WANTED = -2  # in place of a slot: just found missing
 _FAILED = 1 << 40  # what a thread reports that could not read a row
+_FEW_PLACES, _FEW_READS = 16384, 64  # below, a second thread costs more than it helps
 _NOWAIT = 8  # RWF_NOWAIT of linux/fs.h: only what is in the page cache
 _WILLNEED = 3  # POSIX_FADV_WILLNEED
 
@@ -160,6 +161,7 @@ def place(
     _regions()[0].run(
         heads, rows_at, asked, slot_of_at, slot_of.shape[1], row_in_at, used_at, row_in.shape[1],
         hand_at, step, slots_at, missing_at, counts.data_ptr(), heads,
+        most=1 if rows.numel() < _FEW_PLACES else None,
     )  # fmt: skip
     return counts
 
@@ -172,6 +174,7 @@ def read(file: int, width: int, places: Tensor, out: Tensor, offsets: Tensor) ->
     read_late = _regions()[1].run(
         count, file, width, places.data_ptr(), out.data_ptr(), offsets.data_ptr(),
         vectors.ctypes.data, late.ctypes.data, int(_has_nowait()),
+        most=1 if count < _FEW_READS else None,
     )  # fmt: skip
     if read_late >= _FAILED:
         raise OSError("rows could not be read: the file ends too early, or its disk fails")
