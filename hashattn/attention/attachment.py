@@ -380,6 +380,12 @@ def detach(model: PreTrainedModel, verify: bool = True) -> None:
         raise AttachmentError("this model has no sparse attention: there is nothing to detach")
 
 
+def attachment_of(model: nn.Module) -> Attachment | None:
+    """What is attached to a model, None for nothing."""
+    state = _ATTACHED.get(model)
+    return None if state is None else Attachment(model, state)
+
+
 def _clean_copy(model: nn.Module) -> bool:
     """Remove the dead hooks from a copy of an attached model; returns whether it was one."""
     previous = previous_of_copy(model)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hashattn.attention.contexts.context import Context, attachment_of
+from hashattn.attention.attachment import attachment_of
+from hashattn.attention.contexts.context import Context
 from hashattn.attention.contexts.text import ids_after
 from hashattn.attention.receipt import Receipt
 from hashattn.base.checks import require, require_numbers

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import Cache, DynamicCache, PreTrainedModel
 
-from hashattn.attention.attachment import _ATTACHED, Attachment
+from hashattn.attention.attachment import attachment_of
 from hashattn.attention.contexts.file import ContextFile, Part
 from hashattn.attention.contexts.layers import (
     fill_index,
@@ -163,12 +163,6 @@ class Context:
     def after(self) -> str:
         """What follows a question: the rest of the chat template."""
         return self.file.record["prompt"]["after"]
-
-
-def attachment_of(model: PreTrainedModel) -> Attachment | None:
-    """What is attached to a model."""
-    state = _ATTACHED.get(model)
-    return None if state is None else Attachment(model, state)
 
 
 def _file_of(
