@@ -41,16 +41,21 @@ class StepTimes:
 
     @classmethod
     def of(cls, lengths: Sequence[int], seconds: Sequence[Sequence[float]]) -> StepTimes:
-        """Of samples in seconds, several for each length.
-
-        The line has the least squares of relative errors, so that short lengths count as much as
-        long ones: break-even lies among them.
-        """
+        """Of samples in seconds, several for each length."""
         ms = [1e3 * median(samples) for samples in seconds]
         ends = [quantiles(samples, n=4) for samples in seconds]
-        slope, fixed = np.polyfit(lengths, ms, 1, w=[1 / t for t in ms])
+        fixed, slope = line(lengths, ms)
         low, high = ([1e3 * marks[k] for marks in ends] for k in (0, 2))
-        return cls(tuple(ms), tuple(low), tuple(high), float(fixed), float(slope))
+        return cls(tuple(ms), tuple(low), tuple(high), fixed, slope)
+
+
+def line(lengths: Sequence[float], ms: Sequence[float]) -> tuple[float, float]:
+    """(a, b) of ms = a + b n by least squares of the relative error, so that short lengths count as
+    much as long ones. ValueError for fewer than two lengths."""
+    n, times = np.asarray(lengths, float), np.asarray(ms, float)
+    require(len(set(n)) >= 2, "lengths", list(lengths), "two different ones, for a line")
+    b, a = np.polyfit(n, times, 1, w=1 / times)
+    return float(a), float(b)
 
 
 @dataclass(frozen=True)

@@ -89,6 +89,8 @@ def decode_step(
         )
     if drawing is not None and grades is None:
         raise ValueError("drawing needs graded queries: pass grades")
+    if drawing is not None and drawing.slopes.dtype != torch.float32:
+        raise ValueError(f"drawing.slopes are {drawing.slopes.dtype}: must be float32")
     _check(q, k, codes, heavy, spans, lists)
     arguments = {
         "heavy": heavy, "spans": spans, "sink": sink, "local": local, "width": width,

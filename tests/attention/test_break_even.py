@@ -3,6 +3,7 @@
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,20 +18,20 @@ from hashattn import (
     measure_break_even,
 )
 from hashattn.attention import step_times
-from hashattn.attention.break_even import BreakEven, StepTimes
+from hashattn.attention.break_even import BreakEven, StepTimes, line
 from helpers import SPARSE_FAMILIES, generate, prompt, tiny_model
 
 BUDGET = Budget(sink=2, local=4, heavy=6)
 LENGTHS = (32, 128, 512)  # what is timed for a model of 512 positions
 
 
-def line(fixed, per_token, lengths=LENGTHS):
+def on_a_line(fixed, per_token, lengths=LENGTHS):
     """StepTimes whose medians lie on a line, in milliseconds."""
     return StepTimes.of(lengths, [[(fixed + per_token * n) / 1e3] * 3 for n in lengths])
 
 
 def measured(dense, sparse, longest=512, lengths=LENGTHS):
-    return BreakEven(lengths, line(*dense, lengths), line(*sparse, lengths), longest)
+    return BreakEven(lengths, on_a_line(*dense, lengths), on_a_line(*sparse, lengths), longest)
 
 
 @pytest.fixture
@@ -120,7 +121,7 @@ def test_a_measurement_survives_json():
     ],
 )
 def test_what_is_no_measurement_is_refused(field, change):
-    parts = {"lengths": LENGTHS, "dense": line(1, 1), "sparse": line(1, 1)}
+    parts = {"lengths": LENGTHS, "dense": on_a_line(1, 1), "sparse": on_a_line(1, 1)}
     with pytest.raises(ValueError, match=f"^{field} = "):
         BreakEven(**parts | change)
     with pytest.raises(ValueError, match="^low = "):
@@ -286,3 +287,18 @@ def test_a_sample_is_of_the_step_alone_and_rounds_end_in_time(monkeypatch):
     one_round = ["before dense", "dense", "dense", "before sparse", "sparse", "sparse"]
     assert events == one_round * 16
     assert len(step_times._seconds_of(ways(1), torch.device("cpu"), 1, 8)["sparse"]) == 3
+
+
+def test_a_line_weighs_short_lengths_as_much_as_long_ones():
+    assert line([1024, 2048, 4096], [1.5, 2.0, 3.0]) == pytest.approx((1.0, 0.5 / 1024))
+    n, ms = np.array([1024, 2048, 131072]), np.array([1.0, 1.6, 100.0])
+
+    def relative(a, b):
+        return float((((a + b * n) / ms - 1) ** 2).sum())
+
+    a, b = line(n, ms)
+    slope, intercept = np.polyfit(n, ms, 1)
+    assert relative(a, b) < relative(intercept, slope)
+    assert relative(a, b) < min(relative(a * 1.01, b), relative(a, b * 1.01))
+    with pytest.raises(ValueError, match="two different ones"):
+        line([8, 8], [1.0, 2.0])

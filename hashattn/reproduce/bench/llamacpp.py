@@ -25,10 +25,10 @@ from urllib.request import Request, urlopen
 import pandas as pd
 import torch
 
+from hashattn.attention.break_even import line
 from hashattn.attention.budget import Budget
 from hashattn.base.errors import HashAttnError
 from hashattn.reproduce.bench.record import save
-from hashattn.reproduce.bench.tables import line
 from hashattn.reproduce.bench.timing import spread
 from hashattn.reproduce.pretrained import Pretrained, pretrained
 

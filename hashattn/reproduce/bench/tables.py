@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
+from hashattn.attention.break_even import line
 from hashattn.reproduce.bench.step import STAGES, TORCH_DENSE
 from hashattn.reproduce.bench.ways import DEFAULT, WAYS
 
@@ -68,16 +68,6 @@ def _won_from(ratio: pd.Series) -> float:
     lost = ratio[ratio < 1].index
     won = ratio.index[ratio.index > (lost.max() if len(lost) else 0)]
     return won.min() if len(won) else _NEVER
-
-
-def line(lengths: Sequence[float], ms: Sequence[float]) -> tuple[float, float]:
-    """(a, b) of ms = a + b n by least squares of the relative error, so that short lengths count as
-    much as long ones. ValueError for fewer than two lengths."""
-    n, times = np.asarray(lengths, float), np.asarray(ms, float)
-    if len(set(n)) < 2:
-        raise ValueError(f"lengths = {list(lengths)}: a line needs two different ones")
-    b, a = np.polyfit(n, times, 1, w=1 / times)
-    return float(a), float(b)
 
 
 def crossing(ours: tuple[float, float], theirs: tuple[float, float]) -> float:

@@ -1,7 +1,8 @@
 """The CPU backend in numba: compiled at first use for this machine's processor, then kept on disk.
 
 `backend` is what `api` calls. `attention` (with `passes`), `encoding`, `selection` and `sampling`
-are the kernels, `regions` runs them on all cores, `compiled` keeps their code, `static` is what is
+are the kernels, `step` is all of them in one call, `rows` the hot set's places and reads,
+`regions` runs them on all cores, `compiled` keeps their code, `static` is what is
 compiled in, `simd` and `bits` are vectors and words. Hamming scores as such and unions of lists are
 numpy's and torch's. `roofline` reads memory as fast as this machine can.
 """

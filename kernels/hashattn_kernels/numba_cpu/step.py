@@ -10,7 +10,7 @@ from functools import cache
 import numpy as np
 import torch
 
-from ..coins import BLOCK, LARGEST, NAT, SIZE
+from ..coins import BLOCK, DEAREST, LARGEST, NAT, SIZE
 from .attention import attend_tokens, begin, finish
 from .encoding import grading_room, pack, run_map, sum_group
 from .lookup import TABLES
@@ -35,7 +35,6 @@ CALL = call_type(
     "state", "first_list", "fresh",
     real=("scale", "softcap"),
 )  # fmt: skip
-MOST_UNITS = 1 << 14  # coins.DEAREST
 
 
 @kernel
@@ -91,8 +90,8 @@ def count_query(call, widths, x, at, head, weights, biases, here, there, codes, 
 def unit_of(step, slope):
     """step.units_of of one list."""
     units = np.rint(np.float32(NAT) * (np.float32(2) * step) * np.float32(slope))
-    if units >= np.float32(MOST_UNITS):
-        return np.int64(MOST_UNITS)
+    if units >= np.float32(DEAREST):
+        return np.int64(DEAREST)
     return np.int64(units) if units >= np.float32(1) else np.int64(1)
 
 

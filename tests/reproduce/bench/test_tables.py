@@ -2,7 +2,6 @@
 
 import math
 
-import numpy as np
 import pandas as pd
 import pytest
 
@@ -91,21 +90,6 @@ def test_whole_models_beside_their_ceiling():
     host = tables.model_host(rows)
     assert host.index.get_level_values("variant").tolist() == ["dense", "default"]
     assert host["host us a layer"].tolist() == [250, 125]
-
-
-def test_a_line_weighs_short_lengths_as_much_as_long_ones():
-    assert tables.line([1024, 2048, 4096], [1.5, 2.0, 3.0]) == pytest.approx((1.0, 0.5 / 1024))
-    n, ms = np.array([1024, 2048, 131072]), np.array([1.0, 1.6, 100.0])
-
-    def relative(a, b):
-        return float((((a + b * n) / ms - 1) ** 2).sum())
-
-    a, b = tables.line(n, ms)
-    slope, intercept = np.polyfit(n, ms, 1)
-    assert relative(a, b) < relative(intercept, slope)
-    assert relative(a, b) < min(relative(a * 1.01, b), relative(a, b * 1.01))
-    with pytest.raises(ValueError, match="two different ones"):
-        tables.line([8, 8], [1.0, 2.0])
 
 
 @pytest.mark.parametrize(
