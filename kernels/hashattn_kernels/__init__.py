@@ -18,6 +18,7 @@ from .api import (
     hamming_scores,
     pack_bits,
     preactivations,
+    quantise,
     room_for,
     sample,
     sample_by_codes,
@@ -33,8 +34,8 @@ from .counters import COUNTED, NOT_FINITE, SEVERAL, count_dense, new_counters
 from .hot_set import HotSet, Placement, read_rows
 from .maps import ACTIVATIONS, Maps
 from .memory import GrowableBuffer
-from .quantised import RowFormat, dequantise, quantise
-from .reference import gather_tokens, indices_to_mask, mask_to_indices
+from .quantised import RowFormat, dequantise
+from .reference import gather_tokens, indices_to_mask, mask_to_indices, merge
 from .static import StaticStep, register_step, reserve_step, static_step
 from .step import Drawing, Grades, decode_step, units_of
 
@@ -72,6 +73,7 @@ __all__ = [
     "indices_to_mask",
     "layout_for",
     "mask_to_indices",
+    "merge",
     "new_counters",
     "pack_bits",
     "preactivations",

@@ -333,6 +333,28 @@ def attend(
     return (out, lse) if return_lse else out
 
 
+def quantise(keys: Tensor, values: Tensor, bits: int, *, backend: str | None = None) -> Tensor:
+    """Rows (B, kv_heads, n, width) uint8 of keys (B, kv_heads, n, D) and values (.., n, Dv): see
+    quantised.py, and `RowFormat` for their width.
+
+    A token's row depends on nothing but its own key and value. Backends sum in different orders: a
+    code may differ by one where a number is within rounding of the middle of two. ValueError for
+    shapes or dtypes that do not fit each other or a RowFormat, and for NaN or infinite numbers: on
+    a GPU, which is not asked, the scale of such a vector is NaN, and so is what attends to it.
+    """
+    if keys.dim() != 4 or values.dim() != 4 or keys.shape[:3] != values.shape[:3]:
+        raise ValueError(
+            "keys and values: expected (batch, kv_heads, n, head_dim) of the same tokens, got "
+            f"{tuple(keys.shape)} and {tuple(values.shape)}"
+        )
+    if keys.dtype != values.dtype:
+        raise ValueError(f"keys are {keys.dtype}, values {values.dtype}: must be the same")
+    row_format = RowFormat(bits, keys.shape[3], values.shape[3], keys.dtype)
+    keys, values = keys.detach(), values.detach()
+    module = backend_for(keys, backend, "quantise", keys, values, row_format)
+    return module.quantise(keys, values, row_format)
+
+
 def attend_rows(
     q: Tensor,
     rows: Tensor,

@@ -16,6 +16,7 @@ from .reference import (
     encode,
     encode_graded,
     grade_bits,
+    quantise,
     sample,
     sample_by_codes,
     union,
@@ -23,7 +24,7 @@ from .reference import (
 
 __all__ = [
     "attend", "attend_rows", "dense_decode", "encode", "encode_graded", "grade_bits",
-    "hamming_scores", "sample", "sample_by_codes", "select", "select_by_codes", "union",
+    "hamming_scores", "quantise", "sample", "sample_by_codes", "select", "select_by_codes", "union",
 ]  # fmt: skip
 
 WORD = reference.WORD

@@ -24,9 +24,13 @@ SCALE = torch.bfloat16
 SCALES = 2 * SCALE.itemsize  # bytes of a row's scales
 MOST = 127  # the largest code of 8 bits
 CURVE = 2.5  # level of x = (2 code - 15) / 16: x (CURVE + x^2), exact in float32
+NOT_NUMBERS = (
+    "keys or values hold NaN or infinite numbers, or such as overflow float32: no code stands for "
+    "them"
+)
 _SPREADS = (0.7, 1.15, 8)  # scales tried, relative to that of normal numbers: from, to, how many
-_NORMAL = 1.2188  # standard deviation of normal numbers whose best levels are these
-_SMALLEST = 2.0**-120  # divisors for vectors of zeros
+NORMAL = 1.2188  # standard deviation of normal numbers whose best levels are these
+SMALLEST = 2.0**-120  # divisors for vectors of zeros
 _TOKENS_AT_ONCE = 512
 
 
@@ -65,28 +69,15 @@ class RowFormat:
 
 
 @torch.no_grad()
-def quantise(keys: Tensor, values: Tensor, bits: int) -> Tensor:
-    """Rows (B, kv_heads, n, width) uint8 of keys (B, kv_heads, n, D) and values (.., n, Dv).
-
-    A token's row depends on nothing but its own key and value. ValueError for shapes or dtypes that
-    do not fit each other or a RowFormat, and for NaN or infinite numbers: on a GPU, which is not
-    asked, the scale of such a vector is NaN, and so is what attends to it.
-    """
-    if keys.dim() != 4 or values.dim() != 4 or keys.shape[:3] != values.shape[:3]:
-        raise ValueError(
-            "keys and values: expected (batch, kv_heads, n, head_dim) of the same tokens, got "
-            f"{tuple(keys.shape)} and {tuple(values.shape)}"
-        )
-    if keys.dtype != values.dtype:
-        raise ValueError(f"keys are {keys.dtype}, values {values.dtype}: must be the same")
-    row_format = RowFormat(bits, keys.shape[3], values.shape[3], keys.dtype)
+def quantise(keys: Tensor, values: Tensor, row_format: RowFormat) -> Tensor:
+    """The rows of `api.quantise` in torch, some tokens at a time."""
     rows = torch.empty(*keys.shape[:3], row_format.width, dtype=torch.uint8, device=keys.device)
-    middle = row_format.key_dim * bits // 8
+    middle = row_format.key_dim * row_format.bits // 8
     for start in range(0, keys.shape[2], _TOKENS_AT_ONCE):
         tokens = slice(start, start + _TOKENS_AT_ONCE)
         made = rows[:, :, tokens]
-        key_codes, key_scale = _encode(keys[:, :, tokens], bits, "keys")
-        value_codes, value_scale = _encode(values[:, :, tokens], bits, "values")
+        key_codes, key_scale = _encode(keys[:, :, tokens], row_format.bits)
+        value_codes, value_scale = _encode(values[:, :, tokens], row_format.bits)
         made[..., :middle], made[..., middle : row_format.codes] = key_codes, value_codes
         scales = torch.cat((key_scale, value_scale), dim=-1)
         made[..., row_format.codes :] = scales.view(torch.uint8)
@@ -135,7 +126,7 @@ def rotate_back(vectors: Tensor) -> Tensor:
 def rotation(dim: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """The orthogonal matrix (dim, dim) that stored vectors were multiplied with.
 
-    Signs by a multiplicative hash, then a Hadamard matrix; in a dim that is no power of two, one of
+    Signs (`signs_of`), then a Hadamard matrix; in a dim that is no power of two, one of
     the largest power below it for the first channels, then both again for the last. Part of the
     format: what is stored is read with the same one.
     """
@@ -144,39 +135,41 @@ def rotation(dim: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     while len(hadamard) < size:
         hadamard = torch.kron(hadamard, pair)
     hadamard, rest = hadamard / size**0.5, torch.eye(dim - size, dtype=torch.float64)
-    signs = 1 - 2 * (torch.arange(1, 2 * dim + 1) * 2654435761 >> 31 & 1)
+    signs = signs_of(dim)
     matrix = signs[:dim, None] * torch.block_diag(hadamard, rest)
     if len(rest):
         matrix = matrix * signs[dim:] @ torch.block_diag(rest, hadamard)
     return matrix.to(device, dtype)
 
 
-def _encode(vectors: Tensor, bits: int, name: str) -> tuple[Tensor, Tensor]:
+def signs_of(dim: int) -> Tensor:
+    """The signs of `rotation`, (2 * dim) float64: a multiplicative hash (Knuth) of 1, 2, ..."""
+    return (1 - 2 * (torch.arange(1, 2 * dim + 1) * 2654435761 >> 31 & 1)).double()
+
+
+def _encode(vectors: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     """Bytes (..., dim * bits / 8) uint8 and scales (..., 1) bfloat16."""
     # float64: a row is the same, whatever order a product of this shape sums in
     turned = vectors.double() @ rotation(vectors.shape[-1], vectors.device, torch.float64)
     turned = turned.float()
     if turned.is_cpu and not turned.isfinite().all():
-        raise ValueError(
-            f"{name} hold NaN or infinite numbers, or such as overflow float32: nothing of {bits} "
-            "bits stands for them"
-        )
+        raise ValueError(NOT_NUMBERS)
     return _encode_bytes(turned) if bits == 8 else _encode_halves(turned)
 
 
 def _encode_bytes(vectors: Tensor) -> tuple[Tensor, Tensor]:
     # what a scale loses by rounding down is what its eight bits can lose
     scale = (vectors.abs().amax(dim=-1, keepdim=True) * ((1 + 2**-8) / MOST)).to(SCALE)
-    codes = (vectors / scale.float().clamp(min=_SMALLEST)).round().clamp(-MOST, MOST)
+    codes = (vectors / scale.float().clamp(min=SMALLEST)).round().clamp(-MOST, MOST)
     return codes.to(torch.int8).view(torch.uint8), scale
 
 
 def _encode_halves(vectors: Tensor) -> tuple[Tensor, Tensor]:
     """The levels nearest for the best of some scales; that is then the one of least squares."""
     largest = vectors.abs().amax(dim=-1, keepdim=True)
-    parts = vectors / largest.clamp(min=_SMALLEST)  # their squares neither overflow nor vanish
-    deviation = parts.square().mean(dim=-1, keepdim=True).sqrt().clamp(min=_SMALLEST) / _NORMAL
-    spreads, edges = _tables(vectors.device)
+    parts = vectors / largest.clamp(min=SMALLEST)  # their squares neither overflow nor vanish
+    deviation = parts.square().mean(dim=-1, keepdim=True).sqrt().clamp(min=SMALLEST) / NORMAL
+    spreads, edges = tables(vectors.device)
     codes = torch.bucketize(parts / (deviation * spreads), edges, out_int32=True)
     chosen = _level(codes)
     product, size = (chosen * parts).sum(dim=-1), chosen.square().sum(dim=-1)
@@ -202,8 +195,8 @@ def _level(code: Tensor) -> Tensor:
 
 
 @cache
-def _tables(device: torch.device) -> tuple[Tensor, Tensor]:
-    """_SPREADS, (spreads, 1, 1, 1, 1), and between which numbers each level is the nearest."""
+def tables(device: torch.device) -> tuple[Tensor, Tensor]:
+    """The scales tried, (spreads, 1, 1, 1, 1), and the middles between the levels."""
     levels = _level(torch.arange(16))
     spreads = torch.linspace(*_SPREADS).reshape(-1, 1, 1, 1, 1)
     return spreads.to(device), ((levels[1:] + levels[:-1]) / 2).to(device)

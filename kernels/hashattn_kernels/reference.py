@@ -10,7 +10,7 @@ from .codes import Codes, tokens_of
 from .coins import LARGEST, SIZE, SURVEYED, Coins
 from .coins import table as coin_table
 from .maps import Maps
-from .quantised import RowFormat, decode
+from .quantised import RowFormat, decode, quantise  # noqa: F401
 
 WORD = 32
 NON_FINITE = "the key or the value of the newest token holds NaN or infinite numbers"
@@ -273,6 +273,14 @@ def add_sinks(out: Tensor, lse: Tensor, sinks: Tensor | None) -> tuple[Tensor, T
     sinks = sinks.to(lse.dtype)[:, None]
     sinks = sinks.masked_fill(sinks == torch.inf, torch.nan)  # inf - inf, as in a softmax over all
     return out * torch.sigmoid(lse - sinks)[..., None], torch.logaddexp(lse, sinks)
+
+
+def merge(outs: Tensor, lses: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention from that over parts of the tokens: outputs (parts, B, heads, q, Dv) and logs of
+    softmax sums (parts, B, heads, q) -> both of all tokens. Zeros where none has weight."""
+    total = lses.logsumexp(dim=0)
+    shares = (lses - total).exp().masked_fill(total == -torch.inf, 0)
+    return (outs * shares[..., None]).sum(dim=0), total
 
 
 def union(indices: Tensor, lists: int, n: int) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from hashattn.base.checks import is_count, require
 from hashattn.evaluation.measures.selection import Truth, selected_rows
 from hashattn.hashing.capture import CapturedLayer
-from hashattn.kernels import RowFormat, attend, attend_rows, quantise
+from hashattn.kernels import RowFormat, attend, attend_rows, merge, quantise
 from hashattn.selectors.base import Selector
 
 BITS = (16, 8, 4)
@@ -83,8 +83,7 @@ def _output(
         attend(queries, keys, values, indices.where(kept, -1), layer.scaling, **options),
         stored(queries, indices.where(~kept, -1), layer.scaling, **options),
     ]
-    total = torch.logaddexp(*(lse for _, lse in parts))
-    return sum(out * (lse - total).exp()[..., None] for out, lse in parts)[0]
+    return merge(*map(torch.stack, zip(*parts, strict=True)))[0][0]
 
 
 def _stored(layer: CapturedLayer, bits: int) -> Attend:

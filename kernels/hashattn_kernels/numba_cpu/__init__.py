@@ -1,10 +1,10 @@
 """The CPU backend in numba: compiled at first use for this machine's processor, then kept on disk.
 
-`backend` is what `api` calls. `attention` (with `passes`), `encoding`, `selection` and `sampling`
-are the kernels, `step` is all of them in one call, `rows` the hot set's places and reads,
-`regions` runs them on all cores, `compiled` keeps their code, `static` is what is
-compiled in, `simd` and `bits` are vectors and words. Hamming scores as such and unions of lists are
-numpy's and torch's. `roofline` reads memory as fast as this machine can.
+`backend` is what `api` calls. `attention` (with `passes`), `encoding`, `selection`, `sampling` and
+`quantising` are the kernels, `step` is a decode step in one call, `rows` the hot set's places and
+reads, `regions` runs them on all cores, `compiled` keeps their code, `static` is what is compiled
+in, `simd` and `bits` are vectors and words. Hamming scores as such and unions of lists are numpy's
+and torch's. `roofline` reads memory as fast as this machine can.
 """
 
 from ..numpy_cpu import hamming_scores, union
@@ -17,6 +17,7 @@ from .backend import (
     encode_graded,
     encode_pair,
     grade_bits,
+    quantise,
     sample,
     sample_by_codes,
     select,
@@ -34,6 +35,7 @@ __all__ = [
     "encode_pair",
     "grade_bits",
     "hamming_scores",
+    "quantise",
     "sample",
     "sample_by_codes",
     "select",

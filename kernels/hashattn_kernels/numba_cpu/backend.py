@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import threading
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
@@ -21,8 +22,8 @@ from .. import numpy_cpu, reference
 from ..codes import ByteMajor, Codes, tokens_of
 from ..coins import CHANCES, Coins, parts_of
 from ..maps import ACTIVATIONS, Maps
-from ..quantised import RowFormat
-from . import attention, encoding, lookup, passes, sampling, selection, step
+from ..quantised import NOT_NUMBERS, RowFormat, signs_of
+from . import attention, encoding, lookup, passes, quantising, sampling, selection, step
 from .regions import Region, real
 from .selection import WORD
 from .simd import HARDWARE_HALVES
@@ -49,6 +50,8 @@ def supports(kernel: str, *arguments) -> bool:
         return arguments[0].dtype == torch.float32
     if kernel == "encode":
         return all(x.dtype in STORAGE and x.shape[3] % 8 == 0 for x in arguments)
+    if kernel == "quantise":
+        return arguments[0].dtype in STORAGE
     if kernel in ("attend", "dense_decode", "decode_step"):
         q, k, v = arguments
         dims = k.shape[3] % DIMS == 0 and v.shape[3] % DIMS == 0
@@ -383,6 +386,31 @@ def attend(
                 log_weights)  # fmt: skip
 
 
+def quantise(keys: Tensor, values: Tensor, row_format: RowFormat) -> Tensor:
+    """Each row by itself, on all threads."""
+    keys, values = _rows_in_place(keys), _rows_in_place(values)
+    batch, heads, tokens, dim = keys.shape
+    value_dim, width = row_format.value_dim, row_format.width
+    rows = torch.empty((batch, heads, tokens, width), dtype=torch.uint8)
+    signs = [_signs(dim) for dim in (dim, value_dim)]
+    flaws = quantising.quantise_region(dim, value_dim, keys.dtype).run(
+        batch * heads * tokens,
+        heads, tokens, row_format.bits,
+        keys.data_ptr(), _span(keys), *keys.stride()[:3], signs[0].ctypes.data,
+        values.data_ptr(), _span(values), *values.stride()[:3], signs[1].ctypes.data,
+        rows.data_ptr(), width, *quantising.TABLES_AT,
+        *_memory(quantising.memory_of(max(dim, value_dim)), torch.get_num_threads()),
+    )  # fmt: skip
+    if flaws:
+        raise ValueError(NOT_NUMBERS)
+    return rows
+
+
+@cache
+def _signs(dim: int) -> np.ndarray:
+    return signs_of(dim).numpy()
+
+
 def attend_rows(
     q: Tensor,
     rows: Tensor,
@@ -581,19 +609,12 @@ def _run(
     if parts == 1:
         out, lse = out[0], lse[0]
     else:
-        out, lse = _merge(out, lse)
+        out, lse = reference.merge(out, lse)
         if sinks is None and bool((lse == -torch.inf).any()):
             listed = _has_tokens(indices, spans, group)
             out = out.masked_fill(((lse == -torch.inf) & listed)[..., None], torch.nan)
     out, lse = reference.add_sinks(out, lse, sinks)
     return out.to(out_dtype), lse
-
-
-def _merge(out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
-    """Merge outputs over disjoint tokens, the parts of the first axis; 0 where none has weight."""
-    total = lse.logsumexp(dim=0)
-    share = (lse - total).exp().masked_fill(total == -torch.inf, 0)
-    return (out * share[..., None]).sum(dim=0), total
 
 
 def _has_tokens(indices: Tensor | None, spans: Tensor | None, group: int) -> Tensor:

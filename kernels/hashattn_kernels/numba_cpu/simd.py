@@ -190,8 +190,8 @@ def load_state(typing, array, row, d):
             raw = builder.zext(raw, wide)
             raw = builder.select(second, builder.lshr(raw, _constant(4, _I32)), raw)
             number = builder.uitofp(builder.and_(raw, _constant(15, _I32)), _VECTOR)
-            x = builder.fsub(builder.fmul(number, _constant(1 / 8)), _constant(15 / 16))
-            return builder.fmul(x, builder.fadd(builder.fmul(x, x), _constant(CURVE)))
+            x = _fma(builder, number, _constant(1 / 8), _constant(-15 / 16))
+            return builder.fmul(x, _fma(builder, x, x, _constant(CURVE)))
 
     return vector(array, types.intp, types.intp), code
 
@@ -281,6 +281,10 @@ larger = _binary(lambda builder, a, b: _choose(builder, ">", a, b))
 smaller = _binary(lambda builder, a, b: _choose(builder, "<", a, b))
 
 
+# 1 where a > b, else 0
+above = _binary(lambda builder, a, b: builder.uitofp(builder.fcmp_ordered(">", a, b), _VECTOR))
+
+
 def _choose(builder: ir.IRBuilder, relation: str, a: ir.Value, b: ir.Value) -> ir.Value:
     """a where `a relation b` holds, else b."""
     return builder.select(builder.fcmp_ordered(relation, a, b), a, b)
@@ -291,9 +295,13 @@ def fma(typing, a, b, c):
     """a * b + c, in one rounding where the processor can."""
 
     def code(context, builder, signature, arguments):
-        return _call(builder, "llvm.fmuladd.v8f32", _VECTOR, list(arguments))
+        return _fma(builder, *arguments)
 
     return vector(vector, vector, vector), code
+
+
+def _fma(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
+    return _call(builder, "llvm.fmuladd.v8f32", _VECTOR, [a, b, c])
 
 
 @intrinsic

@@ -25,12 +25,13 @@ grade_bits = reference.grade_bits
 # scores as such are for inspection: select_by_codes never stores them
 hamming_scores = reference.hamming_scores
 select = reference.select
+quantise = reference.quantise  # once for a token
 
 
 def supports(kernel: str, *arguments) -> bool:
     """Whether this backend runs `kernel` on these arguments (vectors to encode, q, k and v, or q,
     rows and their format)."""
-    if kernel == "grade_bits":
+    if kernel in ("grade_bits", "quantise"):
         return True
     if kernel == "attend_rows":
         _, rows, row_format = arguments
