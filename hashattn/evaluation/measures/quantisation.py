@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -75,14 +76,18 @@ def _output(
     """Attention (query heads, rows, Dv) over lists, of which what is not exact is stored: two
     parts, merged by the logs of their softmax sums."""
     layer, (indices, log_weights) = truth.layer, read
-    options = {"softcap": layer.softcap, "log_weights": log_weights, "return_lse": True}
     newest = truth.positions.to(indices.device)[:, None]
-    kept = (indices > newest - recent) | ((indices < sink) & (indices >= 0))
+    kept = (indices > newest - recent) | (indices < sink)
     queries, keys, values = (x[None].float() for x in (truth.queries, layer.keys, layer.values))
-    parts = [
-        attend(queries, keys, values, indices.where(kept, -1), layer.scaling, **options),
-        stored(queries, indices.where(~kept, -1), layer.scaling, **options),
-    ]
+    exact = partial(attend, k=keys, v=values)
+    parts = []
+    for attended, own in ((exact, kept & (indices >= 0)), (stored, ~kept & (indices >= 0))):
+        order = own.int().argsort(dim=-1, descending=True, stable=True)  # padding lies at the end
+        parts.append(attended(
+            queries, indices=indices.where(own, -1).gather(-1, order), scaling=layer.scaling,
+            softcap=layer.softcap, return_lse=True,
+            log_weights=None if log_weights is None else log_weights.gather(-1, order),
+        ))  # fmt: skip
     return merge(*map(torch.stack, zip(*parts, strict=True)))[0][0]
 
 
@@ -90,10 +95,6 @@ def _stored(layer: CapturedLayer, bits: int) -> Attend:
     """Attention of queries over lists, for keys and values stored in `bits`."""
     keys, values = layer.keys[None].float(), layer.values[None].float()
     if bits == 16:
-        keys, values = (states.bfloat16().float() for states in (keys, values))
-        return lambda queries, *rest, **options: attend(queries, keys, values, *rest, **options)
+        return partial(attend, k=keys.bfloat16().float(), v=values.bfloat16().float())
     row_format = RowFormat(bits, keys.shape[-1], values.shape[-1])
-    rows = quantise(keys, values, bits)
-    return lambda queries, *rest, **options: attend_rows(
-        queries, rows, row_format, *rest, **options
-    )
+    return partial(attend_rows, rows=quantise(keys, values, bits), row_format=row_format)
