@@ -371,8 +371,9 @@ def attend_rows(
     """`attend` over the rows (B, Hkv, n, width) uint8 of `quantise`, decoded as they are read.
 
     indices: numbers of rows, in any order, with the padding of -1 behind them. A list gives the
-    same output, bit for bit, in whatever order the rows lie. Other arguments, results and errors as of `attend`; ValueError also for rows
-    that are not of row_format, and where its key_dim is not q's.
+    same output, bit for bit, in whatever order the rows lie. Other arguments, results and errors as
+    of `attend`; ValueError also for rows that are not of row_format, and where its key_dim is not
+    q's.
     """
     check_rows(rows, row_format)
     if rows.dim() != 4 or q.shape[3] != row_format.key_dim:
