@@ -1,0 +1,132 @@
+"""What keys and values of 8 or 4 bits cost in quality (notebook 04).
+
+python -m hashattn.reproduce.experiments.fewer_bits --profile smollm2 writes a profile's table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable
+
+import pandas as pd
+import torch
+
+from hashattn.attention.attachment import attach
+from hashattn.attention.budget import Budget
+from hashattn.attention.memory import Memory
+from hashattn.evaluation.answering import PrefilledContext
+from hashattn.evaluation.benchmarks import texts
+from hashattn.evaluation.fidelity import compare_logits
+from hashattn.evaluation.measures.quantisation import quantisation_errors
+from hashattn.hashing.capture import capture
+from hashattn.kernels import RowFormat
+from hashattn.reproduce import plots
+from hashattn.reproduce.access import load_model
+from hashattn.reproduce.experiments.common import shipped_or_trained
+from hashattn.reproduce.experiments.hot_set import llama
+from hashattn.reproduce.profiles import Profile, load_profile
+from hashattn.selectors.base import Selector
+from hashattn.selectors.hash import HashSelector
+
+NAME = "04_fewer_bits"
+INDEX = ["tokens", "fraction", "bits"]
+_FRACTIONS = (32, 16, 8)  # n over these are read beside sink and local tokens
+_BITS = (16, 8, 4)
+_KINDS = ("documentation", "code", "prose", "minutes")  # of held-out text, a document each
+_POSITIONS = 128  # the last ones, teacher-forced
+_CAPTURED = 32  # of them, those whose attention output is compared
+
+
+@torch.no_grad()
+def fewer_bits_table(
+    profile: Profile, model, tokenizer, selector: Selector, lengths: Iterable[int]
+) -> pd.DataFrame:
+    """By INDEX, means over held-out documents: KL to dense attention (nats) and top-1 agreement of
+    the next token, where K and V of the whole context are stored in so many bits; output_error to
+    dense attention and added_error to the same lists in the model's dtype, means over layers; bytes
+    of K and V a token.
+
+    16 bits: the model's own dtype, whatever that is, for KL; bfloat16 for errors and bytes.
+    """
+    rows = []
+    for n in lengths:
+        for ids, _ in texts.sequences(tokenizer, _KINDS, n, len(_KINDS), split=texts.EVAL):
+            errors = _errors(profile, model, selector, ids)
+            for row in _fidelity(profile, model, selector, ids):
+                rows.append({"tokens": n} | row | errors[row["fraction"], row["bits"]])
+    return pd.DataFrame(rows).groupby(INDEX, sort=False).mean().round(6)
+
+
+def _fidelity(profile: Profile, model, selector: Selector, ids: list[int]) -> Iterable[dict]:
+    context = PrefilledContext(model, ids[:-_POSITIONS])
+    asked = torch.tensor([ids[-_POSITIONS:]], device=model.device)
+    targets = torch.tensor([*ids[1 - _POSITIONS :], -1])
+
+    def logits():
+        return model(input_ids=asked, past_key_values=context.fork(), use_cache=True).logits[0]
+
+    dense = logits()
+    for fraction in _FRACTIONS:
+        budget = Budget(profile.sink, profile.local, heavy=len(ids) // fraction)
+        for bits in _BITS:
+            memory = None if bits == 16 else Memory(bits=bits)
+            with attach(model, selector, budget, sparse_rows=_POSITIONS, memory=memory):
+                compared = compare_logits(dense, logits(), targets)
+            yield {"fraction": fraction, "bits": bits} | {
+                name: compared[name] for name in ("kl", "agreement")
+            }
+
+
+def _errors(profile: Profile, model, selector: Selector, ids: list[int]) -> dict:
+    """output_error, added_error and bytes by fraction and bits."""
+    rows = torch.arange(len(ids) - _CAPTURED, len(ids))
+    layers = capture(model, torch.tensor(ids), rows=rows, values=True).values()
+    heavy = {len(ids) // fraction: fraction for fraction in _FRACTIONS}
+    table = pd.DataFrame(quantisation_errors(
+        layers, selector, list(heavy), _BITS, sink=profile.sink, local=profile.local
+    ))  # fmt: skip
+    means = table.groupby(["heavy", "bits"])[["output_error", "added_error"]].mean()
+    means["bytes"] = table.groupby(["heavy", "bits"])["bytes"].sum()
+    lines = means.to_dict("index")
+    return {(heavy[tokens], bits): line for (tokens, bits), line in lines.items()}
+
+
+def by_error(table: pd.DataFrame) -> pd.DataFrame:
+    """The table, with output_error and KL as multiples of those in the model's dtype."""
+    base = table.xs(16, level="bits")
+    compared = table.copy()
+    for name in ("output_error", "kl"):
+        compared[f"{name} / 16 bits"] = table[name] / base[name].reindex(table.index.droplevel(2))\
+            .to_numpy()  # fmt: skip
+    return compared
+
+
+def tokens_of_a_gigabyte(code_bits: int = 32) -> pd.Series:
+    """Tokens of Llama-3.1-8B that a gigabyte holds, with their codes, by bits of K and V."""
+    model = llama()
+    rows = model.full_bytes(1) / (4 * model.head_dim)  # of 2 x 2 bytes a number
+    codes = model.code_bytes_per_token(code_bits)
+    held = {16: model.full_bytes(1) + codes}
+    held |= {
+        bits: rows * RowFormat(bits, model.head_dim, model.head_dim).width + codes
+        for bits in (8, 4)
+    }
+    return pd.Series({bits: 1e9 / size for bits, size in held.items()}, name="tokens a GB")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure a profile's model at its frontier and longest lengths; print where the table is."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--profile", required=True)
+    profile = load_profile(parser.parse_args(arguments).profile)
+    model, tokenizer = load_model(profile)
+    selector = HashSelector(shipped_or_trained(profile, model, tokenizer))
+    lengths = [profile.frontier_length]
+    table = fewer_bits_table(profile, model, tokenizer, selector, lengths)
+    print(plots.save_table(table, NAME, profile.results))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
