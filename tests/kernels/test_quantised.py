@@ -234,6 +234,11 @@ def test_exact_tokens_merge_with_stored_ones(backend, bits):
     torch.testing.assert_close(lse.double(), total, rtol=0, atol=1e-5)
 
 
+def test_parts_without_tokens_merge_to_zeros():
+    out, lse = merge(torch.zeros(2, 1, 2, 1, 16), torch.full((2, 1, 2, 1), -torch.inf))
+    assert not out.any() and (lse == -torch.inf).all()
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("bits", [8, 4])
 def test_rows_may_lie_anywhere(backend, bits):
