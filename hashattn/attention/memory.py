@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from hashattn.attention.budget import Budget
 
 _BITS = (None, 8, 4)
+_WINDOW = 256  # tokens
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,9 @@ class Memory:
     together: the sink, the newest, and those read last. None: all of them.
     folder: the other rows lie in a file there, which has no name and is gone with the process;
     None: in host memory. slow_bytes: how much one cache may take there, None for no limit.
-    bits: of a stored number of K and V, 8 or 4; None: the model's own dtype.
+    bits: of a stored number of K and V, 8 or 4; None: the model's own dtype. exact: how many of the
+    newest tokens are kept as they were beside fewer bits, and with any the first four (0 for none);
+    None: 256 where bits = 4, which alone err by a tenth, else 0.
     ValueError for another value, for a folder or a limit without fast_bytes, and where nothing
     would change.
     """
@@ -38,12 +41,16 @@ class Memory:
     folder: str | os.PathLike | None = None
     slow_bytes: int | None = None
     bits: int | None = None
+    exact: int | None = None
 
     def __post_init__(self) -> None:
         require_one_of("bits", self.bits, _BITS)
         limits = {"fast_bytes": self.fast_bytes, "slow_bytes": self.slow_bytes}
         given = {name: value for name, value in limits.items() if value is not None}
         require_numbers(given, counts=dict.fromkeys(given, 1))
+        require_numbers({"exact": self.kept_exact}, counts={"exact": 0})
+        allowed = "None or 0 unless bits = 8 or 4: all tokens are kept as they were"
+        require(self.bits is not None or not self.exact, "exact", self.exact, allowed)
         useful = self.fast_bytes is not None or self.bits is not None
         require(useful, "fast_bytes", None, "a number of bytes, unless bits = 8 or 4")
         for name in ("folder", "slow_bytes"):
@@ -55,9 +62,14 @@ class Memory:
             writable = Path(self.folder).is_dir() and os.access(self.folder, os.W_OK)
             require(writable, "folder", str(self.folder), allowed)
 
+    @property
+    def kept_exact(self) -> int:
+        """`exact`, or what it stands for."""
+        return (_WINDOW if self.bits == 4 else 0) if self.exact is None else self.exact
+
     def record(self) -> dict[str, Any]:
         """For receipts: what lies where, without the folder's name."""
-        settings = asdict(self)
+        settings = asdict(self) | {"exact": self.kept_exact}
         where = "host memory" if self.folder is None else "file"
         settings.pop("folder")
         return settings | {"rest": None if self.fast_bytes is None else where}

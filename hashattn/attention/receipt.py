@@ -507,6 +507,7 @@ class Receipt:
         if memory is None:
             return []
         bits = "the model's dtype" if memory["bits"] is None else f"{memory['bits']} bits"
+        bits += f" (the newest {memory['exact']} as they were)" if memory["exact"] else ""
         if memory["rest"] is None:
             return [f"keys and values  in {bits}, all in fast memory"]
         streamed = f"; {traffic.streamed} steps read more than fits" if traffic.streamed else ""

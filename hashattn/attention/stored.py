@@ -17,6 +17,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from hashattn import kernels
 from hashattn.attention.cache import IndexedLayer
+from hashattn.attention.exact_ends import ExactEnds
 from hashattn.attention.memory import LayerMemory, Traffic
 from hashattn.attention.offload import OffloadedRows
 from hashattn.base.errors import UnsupportedModelError
@@ -119,6 +120,7 @@ class StoredLayer(IndexedLayer, DynamicLayer):
     lends = False
     rows: ResidentRows | OffloadedRows | None = None
     format: RowFormat | None = None
+    ends: ExactEnds | None = None
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Append keys and values (B, KV heads, new, D); returns them, or all, see `lends`."""
@@ -131,8 +133,9 @@ class StoredLayer(IndexedLayer, DynamicLayer):
     def _append(self, keys: Tensor, values: Tensor) -> None:
         if self.rows is None:
             self._begin(keys, values)
-        rows = self.format.pack(keys.detach(), values.detach())
-        self.rows.append(rows)
+        self.rows.append(self.format.pack(keys.detach(), values.detach()))
+        if self.ends is not None:
+            self.ends.append(keys.detach(), values.detach())
 
     def _begin(self, keys: Tensor, values: Tensor) -> None:
         if keys.shape != values.shape or keys.dtype != values.dtype:
@@ -140,17 +143,27 @@ class StoredLayer(IndexedLayer, DynamicLayer):
                 f"memory: keys {tuple(keys.shape)} and values {tuple(values.shape)} of one token "
                 "differ in size, and are not stored side by side: attach without memory"
             )
-        self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
         self.format = row_format(self.memory.memory.bits, keys.shape[3], keys.dtype)
-        kv_heads, width = keys.shape[1], self.format.width
+        exact = self.memory.memory.kept_exact
+        self.ends = ExactEnds(exact) if exact else None
+        self._make_rows(keys.shape[1], keys.dtype, keys.device)
+
+    def _make_rows(self, kv_heads: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.dtype, self.device, self.is_initialized = dtype, device, True
+        width = self.format.width
         slots = self.memory.slots(kv_heads, width)
         if slots is None:
             self.rows = ResidentRows()
         else:
-            self.rows = OffloadedRows(self.memory, kv_heads, slots, width, keys.device)
+            self.rows = OffloadedRows(self.memory, kv_heads, slots, width, device)
 
     def attend(self, query: Tensor, indices: Tensor, **logits: Any) -> Any:
         """`kernels.attend` of query (B, heads, q, D) over tokens, indices (B, lists, q, m)."""
+        if self.ends is None:
+            return self._attend_rows(query, indices, **logits)
+        return self.ends.attend(query, indices, self._attend_rows, **logits)
+
+    def _attend_rows(self, query: Tensor, indices: Tensor, **logits: Any) -> Any:
         rows, places = self.rows.reach(indices, self.traffic)
         return self.format.attend(query, rows, places, **logits)
 
@@ -158,8 +171,10 @@ class StoredLayer(IndexedLayer, DynamicLayer):
     def whole(self) -> tuple[Tensor, Tensor]:
         """All keys and values (B, KV heads, n, D), made for the caller."""
         parts = [self.format.unpack(rows) for rows in self.rows.blocks()]
-        keys, values = zip(*parts, strict=True)
-        return torch.cat(keys, dim=2), torch.cat(values, dim=2)
+        keys, values = (torch.cat(states, dim=2) for states in zip(*parts, strict=True))
+        if self.ends is not None:
+            self.ends.restore(keys, values)
+        return keys, values
 
     @property
     def keys(self) -> Tensor | None:
@@ -196,6 +211,8 @@ class StoredLayer(IndexedLayer, DynamicLayer):
         kept = tokens_to_remove if tokens_to_remove > 0 else before + tokens_to_remove
         if 0 <= kept < before:
             self.rows.crop(kept)
+            if self.ends is not None:
+                self.ends.crop(kept)
             self._crop_index(kept)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
@@ -213,18 +230,24 @@ class StoredLayer(IndexedLayer, DynamicLayer):
     def _change(self, change: Callable[[Tensor], Tensor]) -> None:
         if self.get_seq_length():
             self.rows.map(change)
+            if self.ends is not None:
+                self.ends.map(change)
             self._map_index(change)
 
     def reset(self) -> None:
         """Empty the layer."""
-        self.rows, self.is_initialized = None, False
+        self.rows, self.ends, self.is_initialized = None, None, False
         self.drop_index()
 
     def __deepcopy__(self, memo: dict) -> StoredLayer:
         """A layer with rows of its own."""
         copied = _empty(self.memory, self.traffic)
         if self.get_seq_length():
-            copied.update(*self.whole())
+            copied.format, copied.ends = self.format, copy.deepcopy(self.ends, memo)
+            for number, rows in enumerate(self.rows.blocks()):
+                if not number:
+                    copied._make_rows(rows.shape[1], self.dtype, self.device)
+                copied.rows.append(rows)
             copied._take_index(copy.deepcopy(self.__dict__.get("stores"), memo), self)
         return copied
 

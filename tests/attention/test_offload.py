@@ -210,6 +210,8 @@ def test_limits_are_checked_before_the_run(tmp_path):
         ({"fast_bytes": 0}, "fast_bytes = 0"),
         ({"fast_bytes": 1, "bits": 5}, "bits = 5"),
         ({"bits": 8, "folder": "."}, "without fast_bytes"),
+        ({"bits": 4, "exact": -1}, "exact = -1"),
+        ({"fast_bytes": 1, "exact": 9}, "unless bits = 8 or 4"),
         ({"fast_bytes": 1, "folder": "no/such/folder"}, "create it first"),
     ],
 )
@@ -242,7 +244,7 @@ def test_the_receipt_tells_and_is_read_again(tmp_path):
     memory = Memory(fast_bytes=fast(26), folder=tmp_path)
     _, _, receipt = run(model, prompt(length=60), memory=memory)
     assert receipt.settings["memory"] == {
-        "fast_bytes": fast(26), "slow_bytes": None, "bits": None, "rest": "file",
+        "fast_bytes": fast(26), "slow_bytes": None, "bits": None, "exact": 0, "rest": "file",
     }  # fmt: skip
     assert str(tmp_path) not in receipt.to_json()
     assert "rows found there" in receipt.summary()
@@ -262,18 +264,19 @@ def test_generated_text_of_a_dense_layer_stays_plain():
     assert [isinstance(layer, StoredLayer) for layer in cache.layers] == [False, True]
 
 
-@pytest.mark.parametrize("bits", [8, 4])
-def test_fewer_bits_in_memory_and_outside_give_the_same(bits, rest):
+@pytest.mark.parametrize(("bits", "exact"), [(8, 0), (4, 0), (4, 16)])
+def test_fewer_bits_in_memory_and_outside_give_the_same(bits, exact, rest):
     model, ids = tiny_model("llama"), prompt(2, length=60)
     _, dense, _ = run(model, ids)
-    _, resident, receipt = run(model, ids, memory=Memory(bits=bits))
+    _, resident, receipt = run(model, ids, memory=Memory(bits=bits, exact=exact))
     width = 2 * 16 * bits // 8 + 4
-    memory = Memory(fast_bytes=fast(50, width=width), bits=bits, folder=rest)
+    memory = Memory(fast_bytes=fast(50, width=width), bits=bits, exact=exact, folder=rest)
     _, offloaded, _ = run(model, ids, memory=memory)
     assert torch.equal(resident, offloaded) and not torch.equal(resident, dense)
     error = (resident[:, 0] - dense[:, 0]).norm() / dense[:, 0].norm()
     assert error < (0.03 if bits == 8 else 0.3)
-    assert f"in {bits} bits, all in fast memory" in receipt.summary()
+    kept = f" (the newest {exact} as they were)" if exact else ""
+    assert f"in {bits} bits{kept}, all in fast memory" in receipt.summary()
 
 
 def test_codes_are_those_of_the_keys_as_they_were():

@@ -30,9 +30,10 @@ from hashattn.selectors.base import Selector
 from hashattn.selectors.hash import HashSelector
 
 NAME = "04_fewer_bits"
-INDEX = ["tokens", "fraction", "bits"]
+INDEX = ["tokens", "fraction", "bits", "exact"]
 _FRACTIONS = (32, 16, 8)  # n over these are read beside sink and local tokens
-_BITS = (16, 8, 4)
+# bits, and how many of the newest tokens are as they were; 16: all are
+_KEPT = ((16, 0), (8, 0), (4, 256), (4, 0))
 _KINDS = ("documentation", "code", "prose", "minutes")  # of held-out text, a document each
 _POSITIONS = 128  # the last ones, teacher-forced
 _CAPTURED = 32  # of them, those whose attention output is compared
@@ -45,7 +46,7 @@ def fewer_bits_table(
     """By INDEX, means over held-out documents: KL to dense attention (nats) and top-1 agreement of
     the next token, where K and V of the whole context are stored in so many bits; output_error to
     dense attention and added_error to the same lists in the model's dtype, means over layers; bytes
-    of K and V a token.
+    of K and V a token that is not exact.
 
     16 bits: the model's own dtype, whatever that is, for KL; bfloat16 for errors and bytes.
     """
@@ -54,7 +55,8 @@ def fewer_bits_table(
         for ids, _ in texts.sequences(tokenizer, _KINDS, n, len(_KINDS), split=texts.EVAL):
             errors = _errors(profile, model, selector, ids)
             for row in _fidelity(profile, model, selector, ids):
-                rows.append({"tokens": n} | row | errors[row["fraction"], row["bits"]])
+                where = row["fraction"], row["bits"], row["exact"]
+                rows.append({"tokens": n} | row | errors[where])
     return pd.DataFrame(rows).groupby(INDEX, sort=False).mean().round(6)
 
 
@@ -69,36 +71,36 @@ def _fidelity(profile: Profile, model, selector: Selector, ids: list[int]) -> It
     dense = logits()
     for fraction in _FRACTIONS:
         budget = Budget(profile.sink, profile.local, heavy=len(ids) // fraction)
-        for bits in _BITS:
-            memory = None if bits == 16 else Memory(bits=bits)
+        for bits, exact in _KEPT:
+            memory = None if bits == 16 else Memory(bits=bits, exact=exact)
             with attach(model, selector, budget, sparse_rows=_POSITIONS, memory=memory):
                 compared = compare_logits(dense, logits(), targets)
-            yield {"fraction": fraction, "bits": bits} | {
+            yield {"fraction": fraction, "bits": bits, "exact": exact} | {
                 name: compared[name] for name in ("kl", "agreement")
             }
 
 
 def _errors(profile: Profile, model, selector: Selector, ids: list[int]) -> dict:
-    """output_error, added_error and bytes by fraction and bits."""
+    """output_error, added_error and bytes by fraction, bits and exact."""
     rows = torch.arange(len(ids) - _CAPTURED, len(ids))
-    layers = capture(model, torch.tensor(ids), rows=rows, values=True).values()
+    bits, exact = (sorted(set(part)) for part in zip(*_KEPT, strict=True))
+    layers = list(capture(model, torch.tensor(ids), rows=rows, values=True).values())
     heavy = {len(ids) // fraction: fraction for fraction in _FRACTIONS}
     table = pd.DataFrame(quantisation_errors(
-        layers, selector, list(heavy), _BITS, sink=profile.sink, local=profile.local
+        layers, selector, list(heavy), bits, exact, sink=profile.sink, local=profile.local
     ))  # fmt: skip
-    means = table.groupby(["heavy", "bits"])[["output_error", "added_error"]].mean()
-    means["bytes"] = table.groupby(["heavy", "bits"])["bytes"].sum()
-    lines = means.to_dict("index")
-    return {(heavy[tokens], bits): line for (tokens, bits), line in lines.items()}
+    by = table.groupby(["heavy", "bits", "exact"])
+    means = by[["output_error", "added_error"]].mean().join(by["bytes"].sum())
+    return {(heavy[label[0]], *label[1:]): line for label, line in means.to_dict("index").items()}
 
 
 def by_error(table: pd.DataFrame) -> pd.DataFrame:
     """The table, with output_error and KL as multiples of those in the model's dtype."""
-    base = table.xs(16, level="bits")
+    base = table.xs((16, 0), level=["bits", "exact"])
     compared = table.copy()
+    same = table.index.droplevel(["bits", "exact"])
     for name in ("output_error", "kl"):
-        compared[f"{name} / 16 bits"] = table[name] / base[name].reindex(table.index.droplevel(2))\
-            .to_numpy()  # fmt: skip
+        compared[f"{name} / 16 bits"] = table[name] / base[name].reindex(same).to_numpy()
     return compared
 
 

@@ -21,20 +21,22 @@ def test_fewer_bits_cost_more_and_little(monkeypatch):
     model, tokenizer = load_model(profile)
     for name, value in {
         "_POSITIONS": 24, "_CAPTURED": 8, "_FRACTIONS": (8,), "_KINDS": ("documentation",),
+        "_KEPT": ((16, 0), (8, 0), (4, 64), (4, 0)),
     }.items():  # fmt: skip
         monkeypatch.setattr(fewer_bits, name, value)
     selector = make_selector("oracle")
     table = fewer_bits.fewer_bits_table(profile, model, tokenizer, selector, [512])
-    assert list(table.index) == [(512, 8, 16), (512, 8, 8), (512, 8, 4)]
+    kept = [(16, 0), (8, 0), (4, 64), (4, 0)]
+    assert list(table.index) == [(512, 8, *each) for each in kept]
     added = table["added_error"].tolist()
-    assert added[0] < added[1] < added[2] and added[1] < 0.02 and added[2] < 0.2
+    assert added == sorted(added) and added[1] < 0.02 and added[3] < 0.2
     kl = table["kl"].tolist()
-    assert kl[0] / 2 < kl[1] < 2 * kl[0] and kl[2] > 0
+    assert kl[0] / 2 < kl[1] < 2 * kl[0] and kl[2] < kl[3]
     shapes = model.config
     rows = shapes.num_hidden_layers * shapes.num_key_value_heads
     width = 2 * shapes.head_dim
     assert table["bytes"].tolist() == [
-        rows * size for size in (2 * width, width + 4, width // 2 + 4)
+        rows * size for size in (2 * width, width + 4, *2 * [width // 2 + 4])
     ]
     compared = fewer_bits.by_error(table)
     assert compared["output_error / 16 bits"].iloc[0] == 1
