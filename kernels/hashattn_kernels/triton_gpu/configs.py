@@ -165,7 +165,9 @@ def attend_config(dim: int, dtype: torch.dtype, bits: int = 0) -> Attend:
     """For the wider of the head dims of K and V; bits: of quantised rows."""
     if dtype == torch.float32:  # no tensor cores: products in registers
         return Attend(16 if bits and dim > 64 else 32, 8, 2)
-    return Attend(32, 4, 2) if dim > 128 else Attend(64, 4, 3)
+    if dim > 128:
+        return Attend(32, 4, 2)
+    return Attend(64, 4, 2 if bits == 4 else 3)  # a third stage of half bytes spills
 
 
 def head_slots(group: int, bits: int) -> int:

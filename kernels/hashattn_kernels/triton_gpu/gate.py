@@ -233,7 +233,8 @@ def _decoding(dim: int, dtype: torch.dtype, sizes: dict[str, Any]) -> Iterator[B
     words = {"Q": "*" + TYPES[dtype], "K": "*i32", "V": "*i32", "OUT": "*fp32"}
     for bits in quantised.BITS:
         config = configs.attend_config(dim, dtype, bits)
-        own = {"SLOTS": configs.head_slots(sizes["GROUP"], bits), "BLOCK": config.block}
+        own = {"SLOTS": configs.head_slots(sizes["GROUP"], bits), "BLOCK": config.block,
+               "STAGES": config.stages}  # fmt: skip
         sizes = sizes | own | {"COUNTED": False, "BITS": bits}
         yield Build("attend_kernel", sizes, config.warps, config.stages, words)
 
