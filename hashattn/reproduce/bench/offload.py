@@ -44,6 +44,7 @@ from hashattn.reproduce.experiments.hot_set import NAME, RANKED
 _GRID = ((2**18, 2, (1 / 8, 1 / 4, 1 / 2)), (2**20, 2, (1 / 4,)))
 _DTYPE = torch.bfloat16
 _BLOCK = 4096
+_ON_DISK = 2**21, 20_000  # rows of a file, and how many of them are read alone
 _SETTLING, _ROUNDS, _COLD_ROUNDS = 12, 15, 5
 
 
@@ -218,20 +219,19 @@ def bench(
 ) -> None:
     """Measure, write the record to `path` and print its tables; files lie in the system's folder
     for temporary ones (TMPDIR)."""
-    shape, steps, held = shape or Shape(), [], []
+    shape, steps, kept = shape or Shape(), [], []
     with tempfile.TemporaryDirectory() as place, torch.no_grad():
         for n, layers, shares in grid:
-            timed, kept = _context(n, layers, shares, shape, place)
+            timed, bytes_held = _context(n, layers, shares, shape, place)
             steps += timed
-            held += kept
+            kept += bytes_held
         disk = _disk(place, PlainRows(shape.head_dim, _DTYPE).width)
     recorded = _Reuse.recorded()
     reuse = vars(recorded) | {"hits": {str(k): v for k, v in recorded.hits.items()}}
     protocol = {"dtype": str(_DTYPE), "shape": vars(shape), "reuse": reuse}
-    content = {"held": held, "disk": disk, "steps": steps}
+    content = {"held": kept, "disk": disk, "steps": steps}
     save(path, protocol=protocol_of("wall", 0) | protocol, **content)
-    print(table(steps).to_string(index=False), pd.DataFrame(held).to_string(index=False), disk,
-          sep="\n\n")  # fmt: skip
+    print(table(steps).to_string(), held(kept).to_string(), disk, sep="\n\n")
 
 
 def _context(
@@ -292,13 +292,13 @@ def _of_hot_set(
     return timed
 
 
-def _disk(place: str, width: int, rows: int = 20_000) -> dict[str, float]:
+def _disk(place: str, width: int) -> dict[str, float]:
     """Microseconds of a row that is read alone, not in the page cache and in it, and bytes a second
     of a whole read."""
-    count = 2**21
+    count, rows = _ON_DISK
     file = os.open(place, os.O_TMPFILE | os.O_RDWR, 0o600)
     try:
-        block = torch.randint(256, (2**26,)).byte().numpy()
+        block = torch.randint(256, (min(2**26, count * width),)).byte().numpy()
         for start in range(0, count * width, len(block)):
             os.pwrite(file, block, start)
         os.fsync(file)
@@ -330,4 +330,16 @@ def table(rows: list[dict[str, Any]]) -> pd.DataFrame:
         ratio = row["ms"] / base[row["tokens"], row["hot set"]]
         names = ("tokens", "hot set", "variant", "hit rate", "bytes a step", "ms", "q1", "q3")
         lines.append({name: row.get(name) for name in names} | {"times memory": ratio})
-    return pd.DataFrame(lines)
+    return pd.DataFrame(lines).set_index(["tokens", "hot set", "variant"])
+
+
+def held(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """GB of K, V and codes in memory, as counted and as the process grew, and the share of what
+    everything in memory takes, by tokens and hot set."""
+    table = pd.DataFrame(rows).set_index(["tokens", "hot set"])
+    whole = table.xs(1.0, level="hot set")
+    shown = {"layers": table["layers"]}
+    for name in ("counted", "process"):
+        shown[f"{name} GB"] = table[name] / 1e9
+        shown[f"{name} / all"] = table[name].div(whole[name], level="tokens")
+    return pd.DataFrame(shown)
