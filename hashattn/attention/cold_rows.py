@@ -6,6 +6,7 @@ side by side. Records are only appended, and read row by row.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -18,6 +19,7 @@ from torch import Tensor
 from hashattn.base.errors import MemoryLimitError
 from hashattn.kernels import GrowableBuffer, read_rows
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _STEP = 16 * 2**20  # bytes by which a file grows: it has room, or the error comes before the write
 
 
@@ -109,10 +111,12 @@ class FileRows:
         wanted = -(-size // _STEP) * _STEP
         if self._limit is not None:
             wanted = min(wanted, self._limit)
-        try:
-            os.posix_fallocate(self._file, self._size, wanted - self._size)
-        except OSError as error:
-            raise self._full(size) from error
+        if hasattr(os, "posix_fallocate"):  # not on macOS: there the write meets the full disk
+            try:
+                os.posix_fallocate(self._file, self._size, wanted - self._size)
+            except OSError as error:
+                if error.errno in _FULL:
+                    raise self._full(size) from error
         self._size = wanted
 
     def _full(self, size: int) -> MemoryLimitError:

@@ -111,7 +111,7 @@ def _documents(tokenizer: Any, kind: str, length: int, split: str, seed: int) ->
     require_one_of("split", split, _SPLITS)
 
     def tokens(text: str) -> int:
-        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+        return len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     text, long = "", 0  # long: tokens of its pieces, a few more than its own
     for piece in _cut(KINDS[kind](split, seed), 4 * length):
@@ -158,7 +158,7 @@ def sequences(
 def _library(tokenizer: Any, kind: str, length: int, split: str) -> list[list[int]]:
     """Token ids of a kind's documents, the first `length` of each."""
     made = islice(_documents(tokenizer, kind, length, split, 0), _SHELF)
-    library = [tokenizer(text)["input_ids"][:length] for text in made]
+    library = [tokenizer(text, verbose=False)["input_ids"][:length] for text in made]
     require(bool(library), "length", length, f"shorter for texts of {kind!r} ({split})")
     return library
 
