@@ -3,10 +3,14 @@
 import copy
 import os
 import pickle
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
-from transformers import DynamicCache
+from transformers import AutoModelForCausalLM, DynamicCache
 
 from hashattn import Budget, HashSelector, HashWeights, Memory, Receipt, attach
 from hashattn.attention.memory import LayerMemory, Traffic
@@ -18,6 +22,7 @@ from hashattn.models.structure import attention_shapes
 from hashattn.selectors.oracle import OracleSelector
 from helpers import full_disk, generate, left_padded, prompt, tiny_model
 
+EMBEDDED = Path(__file__).parents[2] / "data" / "embedded"
 SMALL = Budget(sink=2, local=4, heavy=6)
 WIDTH = 2 * 16 * 4  # bytes of a row of tiny_model("llama")
 
@@ -297,3 +302,44 @@ def test_head_dims_that_cannot_be_stored_in_fewer_bits_are_refused():
     model.config.head_dim = 24
     with pytest.raises(ValueError, match="multiple of 16"):
         attach(model, OracleSelector(), SMALL, memory=Memory(bits=8))
+
+
+@pytest.fixture(scope="module")
+def embedded():
+    model = AutoModelForCausalLM.from_pretrained(EMBEDDED).eval()
+    model.generation_config.eos_token_id = None
+    return model, HashSelector(HashWeights.load(EMBEDDED / "hash_weights", model))
+
+
+@pytest.mark.parametrize("way", [*WAYS, "left-padded"])
+def test_the_embedded_model_gives_the_same_tokens(way, embedded, tmp_path):
+    model, selector = embedded
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(10, 500, (1, 300), generator=generator)
+    mask, settings = None, WAYS.get(way, {})
+    if way == "left-padded":
+        ids, mask = ids.repeat(2, 1), torch.ones(2, 300, dtype=torch.int64)
+        mask[1, :90] = 0
+    budget = Budget(sink=4, local=12, density=1 / 8)
+    expected, logits, _ = run(model, ids, mask, selector=selector, budget=budget, **settings)
+    memory = Memory(fast_bytes=4 * 2 * 256 * 150, folder=tmp_path)
+    tokens, found, receipt = run(model, ids, mask, memory, selector, budget, **settings)
+    assert torch.equal(tokens, expected) and torch.equal(found, logits)
+    assert receipt.traffic.bytes_moved
+
+
+KILLED = """
+import os, signal, sys
+import torch
+from hashattn.attention.cold_rows import FileRows
+rows = FileRows(sys.argv[1], 2, 64, None)
+rows.write(0, torch.zeros(5000, 2, 64, dtype=torch.uint8))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_killed_process_leaves_no_file(tmp_path):
+    root = EMBEDDED.parents[1]
+    environment = os.environ | {"PYTHONPATH": f"{root}:{root / 'kernels'}"}
+    done = subprocess.run([sys.executable, "-c", KILLED, tmp_path], env=environment)
+    assert done.returncode == -signal.SIGKILL and not os.listdir(tmp_path)
