@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _BITS = (None, 8, 4)
 _WINDOW = 256  # tokens
+_ADDING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,6 @@ class Traffic:
     bytes_moved: int = 0
     seconds: float = 0.0
     streamed: int = 0
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     @classmethod
     def of(cls, record: Mapping[str, float]) -> Traffic:
@@ -129,7 +129,7 @@ class Traffic:
 
     def add(self, **numbers: float) -> None:
         """Add to the fields of these names; threads may share a run."""
-        with self._lock:
+        with _ADDING:
             for name, value in numbers.items():
                 setattr(self, name, getattr(self, name) + value)
 
@@ -141,5 +141,4 @@ class Traffic:
 
     def record(self) -> dict[str, float]:
         """JSON-able numbers, the hit rate among them."""
-        numbers = {k: v for k, v in vars(self).items() if not k.startswith("_")}
-        return numbers | {"hit_rate": self.hit_rate}
+        return vars(self) | {"hit_rate": self.hit_rate}
