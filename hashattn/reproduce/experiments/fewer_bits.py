@@ -5,7 +5,6 @@ python -m hashattn.reproduce.experiments.fewer_bits --profile smollm2 writes a p
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterable
 
@@ -20,14 +19,11 @@ from hashattn.evaluation.benchmarks import texts
 from hashattn.evaluation.fidelity import compare_logits
 from hashattn.evaluation.measures.quantisation import quantisation_errors
 from hashattn.hashing.capture import capture
-from hashattn.kernels import RowFormat
-from hashattn.reproduce import plots
-from hashattn.reproduce.access import load_model
-from hashattn.reproduce.experiments.common import shipped_or_trained
+from hashattn.pilot.capacity.hot_memory import HotMemory
 from hashattn.reproduce.experiments.hot_set import llama
-from hashattn.reproduce.profiles import Profile, load_profile
+from hashattn.reproduce.experiments.own_run import run
+from hashattn.reproduce.profiles import Profile
 from hashattn.selectors.base import Selector
-from hashattn.selectors.hash import HashSelector
 
 NAME = "04_fewer_bits"
 INDEX = ["tokens", "fraction", "bits", "exact"]
@@ -107,28 +103,13 @@ def by_error(table: pd.DataFrame) -> pd.DataFrame:
 def tokens_of_a_gigabyte(code_bits: int = 32) -> pd.Series:
     """Tokens of Llama-3.1-8B that a gigabyte holds, with their codes, by bits of K and V."""
     model = llama()
-    rows = model.full_bytes(1) / (4 * model.head_dim)  # of 2 x 2 bytes a number
-    codes = model.code_bytes_per_token(code_bits)
-    held = {16: model.full_bytes(1) + codes}
-    held |= {
-        bits: rows * RowFormat(bits, model.head_dim, model.head_dim).width + codes
-        for bits in (8, 4)
+    held = {16: None, 8: 8, 4: 4}
+    sizes = {
+        bits: HotMemory(model, code_bits, kv_bits=kept).bytes_per_token
+        for bits, kept in held.items()
     }
-    return pd.Series({bits: 1e9 / size for bits, size in held.items()}, name="tokens a GB")
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Measure a profile's model at its frontier and longest lengths; print where the table is."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--profile", required=True)
-    profile = load_profile(parser.parse_args(arguments).profile)
-    model, tokenizer = load_model(profile)
-    selector = HashSelector(shipped_or_trained(profile, model, tokenizer))
-    lengths = [profile.frontier_length]
-    table = fewer_bits_table(profile, model, tokenizer, selector, lengths)
-    print(plots.save_table(table, NAME, profile.results))
-    return 0
+    return pd.Series({bits: 1e9 / size for bits, size in sizes.items()}, name="tokens a GB")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(NAME, __doc__, fewer_bits_table, "frontier_length"))

@@ -5,7 +5,6 @@ python -m hashattn.reproduce.experiments.hot_set --profile smollm2 writes a prof
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterable, Mapping
 from fractions import Fraction
@@ -24,11 +23,9 @@ from hashattn.pilot.capacity.devices import DEVICES
 from hashattn.pilot.capacity.hot_memory import HotMemory
 from hashattn.pilot.capacity.shapes import ModelShape, model_shape
 from hashattn.reproduce import plots
-from hashattn.reproduce.access import load_model
-from hashattn.reproduce.experiments.common import shipped_or_trained
-from hashattn.reproduce.profiles import Profile, load_profile
+from hashattn.reproduce.experiments.own_run import run
+from hashattn.reproduce.profiles import Profile
 from hashattn.selectors.base import Selector
-from hashattn.selectors.hash import HashSelector
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -182,18 +179,5 @@ def _shares(table: pd.DataFrame) -> list[str]:
     return [name for name in table if name[0].isdigit()]
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Measure a profile's model at its frontier and longest lengths; print where the table is."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--profile", required=True)
-    profile = load_profile(parser.parse_args(arguments).profile)
-    model, tokenizer = load_model(profile)
-    selector = HashSelector(shipped_or_trained(profile, model, tokenizer))
-    lengths = dict.fromkeys([profile.frontier_length, profile.longest_length])
-    table = hot_set_table(profile, model, tokenizer, selector, lengths)
-    print(plots.save_table(table, NAME, profile.results))
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(NAME, __doc__, hot_set_table, "frontier_length", "longest_length"))

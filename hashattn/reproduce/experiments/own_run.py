@@ -1,0 +1,31 @@
+"""Tables that are measured by a command of their own, as a pretrained model's take minutes."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+import pandas as pd
+
+from hashattn.reproduce import plots
+from hashattn.reproduce.access import load_model
+from hashattn.reproduce.experiments.common import shipped_or_trained
+from hashattn.reproduce.profiles import load_profile
+from hashattn.selectors.hash import HashSelector
+
+
+def run(
+    name: str, description: str, measure: Callable[..., pd.DataFrame], *lengths: str,
+    arguments: list[str] | None = None,
+) -> int:  # fmt: skip
+    """Read --profile, measure(profile, model, tokenizer, selector, lengths) with the profile's
+    hash weights, save the table `name` and print where it is. lengths: fields of the profile."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--profile", required=True)
+    profile = load_profile(parser.parse_args(arguments).profile)
+    model, tokenizer = load_model(profile)
+    selector = HashSelector(shipped_or_trained(profile, model, tokenizer))
+    tokens = dict.fromkeys(getattr(profile, length) for length in lengths)
+    table = measure(profile, model, tokenizer, selector, tokens)
+    print(plots.save_table(table, name, profile.results))
+    return 0
