@@ -80,7 +80,11 @@ class _Reading:
 
 
 class FidelityRunner(ContextRunner):
-    """Scores cells by fidelity: see the module."""
+    """Scores cells by fidelity: see the module.
+
+    Sparse attention reads dense attention's greedy tokens as a draft, all in one call: up to the
+    first token that it would not have chosen they are what it would have written by itself.
+    """
 
     _dense: tuple[tuple, _Reading] | None = None  # of the last text: methods share it
 
@@ -97,33 +101,38 @@ class FidelityRunner(ContextRunner):
         if self._observes(cell):
             with self._attached(cell, 1):
                 cache = PrefilledContext(self.model, cell.context).cache
-        rows = len(cell.question) if self._reads_sparse(cell) else 1
-        with self._attached(cell, rows) as run:
-            with thread_count(self._threads(context)):
-                sparse = self._read(cell, cache, dense.tokens)
-        return _result(cell, dense, sparse), run.receipt
+        draft = dense.tokens[:-1]
+        with thread_count(self._threads(context)):
+            if self._reads_sparse(cell):
+                with self._attached(cell, len(cell.question) + len(draft)) as run:
+                    logits = self._logits([*cell.question, *draft], cache)
+            else:
+                logits = self._logits(cell.question, cache)
+                with self._attached(cell, max(1, len(draft))) as run:
+                    if draft:
+                        logits = torch.cat([logits, self._logits(draft, cache)])
+        positions = len(cell.question)
+        tokens = logits[positions - 1 :].argmax(-1).tolist()[: len(dense.tokens)]
+        return _result(cell, dense, _Reading(logits[:positions], tuple(tokens))), run.receipt
 
     def _dense_reading(self, cell: Cell, context: PrefilledContext) -> _Reading:
+        """The text's last tokens in one call, then max_new_tokens greedy ones."""
         text = (tuple(cell.context), tuple(cell.question), cell.protocol.max_new_tokens)
         if self._dense is None or self._dense[0] != text:
+            cache, tokens = context.fork(), []
             with thread_count(self._threads(context)):
-                self._dense = text, self._read(cell, context.fork())
+                logits = last = self._logits(cell.question, cache)
+                while len(tokens) < (cell.protocol.max_new_tokens or 0):
+                    if tokens:
+                        last = self._logits(tokens[-1:], cache)
+                    tokens.append(int(last[-1].argmax()))
+            self._dense = text, _Reading(logits, tuple(tokens))
         return self._dense[1]
 
-    def _read(self, cell: Cell, cache: Any, dense: Sequence[int] | None = None) -> _Reading:
-        """The text's last tokens in one pass, then greedy ones; as dense or sparse as the model.
-        Of those, after the first that differs from `dense` nothing is asked any more."""
-        ids = torch.tensor([list(cell.question)], device=self.model.device)
-        logits = self.model(input_ids=ids, past_key_values=cache, use_cache=True).logits[0]
-        tokens: list[int] = []
-        last, count = logits[-1], cell.protocol.max_new_tokens or 0
-        while len(tokens) < count:
-            tokens.append(int(last.argmax()))
-            if len(tokens) == count or (dense and tokens[-1] != dense[len(tokens) - 1]):
-                break
-            step = torch.tensor([tokens[-1:]], device=self.model.device)
-            last = self.model(input_ids=step, past_key_values=cache, use_cache=True).logits[0, -1]
-        return _Reading(logits, tuple(tokens))
+    def _logits(self, tokens: Sequence[int], cache: Any) -> Tensor:
+        """Logits (tokens, vocabulary) of one call, dense or sparse as the model is."""
+        ids = torch.tensor([list(tokens)], device=self.model.device)
+        return self.model(input_ids=ids, past_key_values=cache, use_cache=True).logits[0]
 
 
 def _result(cell: Cell, dense: _Reading, sparse: _Reading) -> dict[str, Any]:
@@ -136,7 +145,7 @@ def _result(cell: Cell, dense: _Reading, sparse: _Reading) -> dict[str, Any]:
 
 
 def _same_tokens(dense: Sequence[int], sparse: Sequence[int]) -> int:
-    pairs = zip(dense, sparse, strict=False)  # the sparse ones end where they differ
+    pairs = zip(dense, sparse, strict=True)
     return next((i for i, (one, other) in enumerate(pairs) if one != other), len(dense))
 
 

@@ -11,6 +11,7 @@ import pandas as pd
 
 from hashattn.base.engines import RETRY, Engine, InProcess, chosen_engine
 from hashattn.base.engines.lockstep import Lockstep, leads
+from hashattn.base.engines.processes import spread
 from hashattn.base.progress import progress_bar, say
 from hashattn.evaluation.cells import Cell, ContextRunner
 from hashattn.evaluation.identity import context_sha256, record_sha256
@@ -29,6 +30,8 @@ from hashattn.models.identity import (
 )
 from hashattn.models.structure import shared_by
 
+# answers times parameters: fewer are given before processes have started
+_WORTH_PROCESSES = 2 * 10**9
 Place = tuple[int, int, str]  # a cell of the grid: method, record, setup
 
 
@@ -54,9 +57,10 @@ def evaluate(
     known, under a key of code, model, tokenizer, device, method, protocol and sample; a run reuses
     the results it finds, so a killed one repeats at most one sample. Processes that write to the
     same file share the work by contexts; those that share a model (tensor parallelism) all call
-    this and compute together. engine: by default the environment's choice (base.engines). In this
-    process, the faster number of threads decodes (evaluation.threads). Receipts are summarised per
-    setup, method and budget in <out_path>.receipts.json. The frame's attrs["reused"] counts the
+    this and compute together. engine: by default the environment's choice (base.engines); where
+    that is this process alone, on a CPU, with much to answer, a process for each of its cores. In
+    one process, the faster number of threads decodes (evaluation.threads). Receipts are summarised
+    per setup, method and budget in <out_path>.receipts.json. The frame's attrs["reused"] counts the
     results that were already there.
 
     A row whose prompt the protocol's limit cut has the fields of prompting.Cut; of the others
@@ -68,15 +72,15 @@ def evaluate(
     damaged file, EngineError, and what attach raises.
     """
     grid = _Grid(model, tokenizer, records, methods, protocol, setups)
-    engine = engine or (Lockstep() if shared_by(model) > 1 else chosen_engine())
-    in_process = isinstance(engine, InProcess)
     with ResultLog(out_path) as log:
         reused = sum(key in log.rows for key in grid.keys.values())
         total, before = len(set(grid.keys.values()) - log.rows.keys()), len(log.rows)
         grid.require_positions(model.config, log)
         if reused and progress:
             say(f"reused {reused} of {len(grid.keys)} answers")
+        engine = engine or _engine(model, grid.missing_contexts(log), total)
         with progress_bar(total=total, desc="answers", unit="answer", disable=not progress) as bar:
+            in_process = isinstance(engine, InProcess)
             threads = partial(decode_threads, progress=progress) if in_process else None
             runner = _runner(protocol)(model, tokenizer, grid.methods, threads)
             for row in engine.run(runner, grid.jobs(log)):
@@ -92,6 +96,19 @@ def evaluate(
     frame = results_frame(rows)
     frame.attrs["reused"] = reused
     return frame
+
+
+def _engine(model: Any, contexts: int, answers: int) -> Engine:
+    """What computes so many missing answers over so many contexts."""
+    if shared_by(model) > 1:
+        return Lockstep()
+    sizes = [(each.numel(), each.element_size()) for each in model.parameters()]
+    if answers * sum(count for count, _ in sizes) < _WORTH_PROCESSES:
+        return chosen_engine()
+    copies = 3 * sum(
+        count * size for count, size in sizes
+    )  # the model's, its pickle's, the cache's
+    return spread(contexts, copies, model.device)
 
 
 def _runner(protocol: Protocol) -> type[ContextRunner]:
@@ -174,6 +191,12 @@ class _Grid:
                 log.refresh()
                 yield RETRY
             groups = claimed_elsewhere
+
+    def missing_contexts(self, log: ResultLog) -> int:
+        """How many contexts have cells that the log lacks."""
+        return len(
+            {self.contexts[place[1]] for place in self.keys if self.keys[place] not in log.rows}
+        )
 
     def require_positions(self, config: Any, log: ResultLog) -> None:
         """PromptTooLongError for a missing record whose prompt and answer exceed the model's

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from hashattn.base.engines import Engine, InProcess, chosen_engine
-from hashattn.base.engines.processes import Processes, processes_that_fit
+from hashattn.base.engines import Engine, chosen_engine
+from hashattn.base.engines.processes import spread
 from hashattn.base.engines.threads import thread_count
 from hashattn.base.layout import Layout
 from hashattn.base.progress import progress_bar, say
@@ -215,12 +215,10 @@ def train_layers(
 
 def _engine(folder: RunFolder, layers: int, files: Sequence[Path], device: torch.device) -> Engine:
     """The environment's choice; several processes instead of this one where they are worth it."""
-    engine, steps = chosen_engine(), layers * folder.recipe.steps
-    if not isinstance(engine, InProcess) or device.type != "cpu" or steps < STEPS_WORTH_PROCESSES:
-        return engine
+    if layers * folder.recipe.steps < STEPS_WORTH_PROCESSES:
+        return chosen_engine()
     layer_bytes = sum(path.stat().st_size for path in files) // len(folder.config.layers)
-    count = processes_that_fit(layers, 2 * layer_bytes)  # twice, for the labels beside them
-    return Processes(count) if count > 1 else engine
+    return spread(layers, 2 * layer_bytes, device)  # twice, for the labels beside them
 
 
 def _task(

@@ -10,6 +10,9 @@ from collections import Counter
 import pytest
 import torch
 
+from hashattn.base.engines import processes
+from hashattn.base.engines.processes import Processes
+from hashattn.evaluation import runner
 from hashattn.evaluation.cells import TIMINGS, ContextRunner
 from hashattn.evaluation.log import ResultLog
 from hashattn.evaluation.methods import Method
@@ -57,8 +60,11 @@ def run(path, notes=None, pause=0.0):
             return real(self, cell, *rest)
 
         ContextRunner._answer = noted
-    return evaluate(tiny_model("llama"), characters(), records(), methods(), PROTOCOL, path,
-                    progress=False)  # fmt: skip
+    return evaluate(*arguments(), path, progress=False)
+
+
+def arguments():
+    return tiny_model("llama"), characters(), records(), methods(), PROTOCOL
 
 
 def start(*arguments):
@@ -126,6 +132,31 @@ def test_five_kills_change_no_record(tmp_path, undisturbed):
     begun = Counter(notes.read_text().split())
     assert sum(begun.values()) <= ANSWERS + 5  # each kill repeats the sample in hand, no other
     assert max(begun.values()) <= 1 + 5 and set(begun) == {row["key"] for row in undisturbed}
+
+
+def test_much_to_answer_is_divided_among_processes(tmp_path, undisturbed, monkeypatch):
+    started = []
+
+    class Counted(Processes):
+        def run(self, work, jobs):
+            started.append(self.count)
+            return super().run(work, jobs)
+
+    monkeypatch.setattr(processes, "Processes", Counted)
+    path, threads = tmp_path / "r.jsonl", torch.get_num_threads()
+    parameters = sum(each.numel() for each in tiny_model("llama").parameters())
+    monkeypatch.setattr(runner, "_WORTH_PROCESSES", ANSWERS * parameters)
+    torch.set_num_threads(2)
+    try:
+        evaluate(*arguments(), path, progress=False)
+        assert started == [2]
+        require_same(path, undisturbed)
+        path.unlink()
+        monkeypatch.setattr(runner, "_WORTH_PROCESSES", ANSWERS * parameters + 1)
+        evaluate(*arguments(), path, progress=False)
+    finally:
+        torch.set_num_threads(threads)
+    assert started == [2]
 
 
 def test_processes_share_the_work_and_survive_one_another(tmp_path, undisturbed):

@@ -48,6 +48,15 @@ def random_scores(kind: str, shape: tuple[int, ...], generator: torch.Generator)
     scores = torch.randn(shape, generator=generator)
     if kind == "float_ties":
         return (scores * 2).round()
+    if kind == "both_zeros":  # -0.0 equals 0.0
+        return (scores * 0).where(scores.abs() < 1, scores.sign())
+    if kind == "all_sizes":  # from subnormal to infinite
+        return (
+            scores
+            * torch.tensor([1e-45, 1e-40, 1e-6, 1.0, 1e38, torch.inf])[
+                torch.randint(0, 6, shape, generator=generator)
+            ]
+        )
     if kind == "with_minus_infinity":
         return scores.masked_fill(torch.rand(shape, generator=generator) < 0.5, -torch.inf)
     return scores.to(torch.bfloat16 if kind == "bfloat16" else torch.float32)
@@ -56,7 +65,16 @@ def random_scores(kind: str, shape: tuple[int, ...], generator: torch.Generator)
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
     "kind",
-    ["few_levels", "wide_integers", "float32", "float_ties", "bfloat16", "with_minus_infinity"],
+    [
+        "few_levels",
+        "wide_integers",
+        "float32",
+        "float_ties",
+        "bfloat16",
+        "with_minus_infinity",
+        "both_zeros",
+        "all_sizes",
+    ],
 )
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 3, 4, 29), (1, 2, 1, 100)])
 def test_selects_what_a_stable_sort_selects(backend, kind, shape):

@@ -21,7 +21,8 @@ from typing import Any
 import torch
 
 from hashattn.base.checks import require
-from hashattn.base.engines.base import PAUSE, RETRY, EngineError, Work
+from hashattn.base.engines import chosen_engine
+from hashattn.base.engines.base import PAUSE, RETRY, Engine, EngineError, InProcess, Work
 from hashattn.base.engines.threads import VARIABLES
 from hashattn.base.progress import ReportedProgress
 
@@ -72,6 +73,16 @@ class Processes:
         finally:
             team.end()
             progress.close()
+
+
+def spread(jobs: int, job_bytes: int, device: torch.device) -> Engine:
+    """The environment's choice; where that is this process alone and on a CPU, as many processes
+    as fit (`processes_that_fit`), if that is more than one."""
+    engine = chosen_engine()
+    if not isinstance(engine, InProcess) or device.type != "cpu":
+        return engine
+    count = processes_that_fit(jobs, job_bytes)
+    return Processes(count) if count > 1 else engine
 
 
 def processes_that_fit(jobs: int, job_bytes: int) -> int:

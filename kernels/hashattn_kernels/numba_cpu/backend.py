@@ -23,7 +23,7 @@ from ..codes import ByteMajor, Codes, tokens_of
 from ..coins import CHANCES, Coins, parts_of
 from ..maps import ACTIVATIONS, Maps
 from ..quantised import NOT_NUMBERS, RowFormat, signs_of
-from . import attention, encoding, lookup, passes, quantising, sampling, selection, step
+from . import attention, encoding, lookup, passes, quantising, ranking, sampling, selection, step
 from .regions import Region, real
 from .selection import WORD
 from .simd import HARDWARE_HALVES
@@ -335,29 +335,54 @@ def _threshold(costs: Tensor, counts: Tensor, drawn: Tensor, caps: Tensor) -> Te
 
 
 def select(scores: Tensor, k: Tensor, candidates: Tensor, mandatory: Tensor) -> Tensor:
-    """Integer scores of a narrow range as distances are selected; others by numpy."""
-    if scores.dtype not in _LIMITS or scores.numel() == 0:
+    """Floats by the order of their bits, integers of a narrow range as distances are selected;
+    others by numpy."""
+    if scores.dtype in (torch.bfloat16, torch.float16):
+        scores = scores.float()
+    if scores.dtype not in (*_LIMITS, torch.float32) or scores.numel() == 0:
         return numpy_cpu.select(scores, k, candidates, mandatory)
     batch, lists, rows, n = scores.shape
     scores, k = scores.contiguous(), k.contiguous().numpy().reshape(-1)
-    numbers, addresses = [lists, rows, n], [scores.data_ptr(), _LIMITS[scores.dtype]]
+    numbers, addresses = [lists, rows, n], []
     masks = [_rows_in_place(mask) for mask in (candidates, mandatory)]  # copies outlive the calls
     for mask in masks:
         numbers += [*mask.expand(scores.shape).stride()[:3], _span(mask)]
         addresses.append(mask.data_ptr())
-    numbers, units = tuple(numbers), batch * lists * rows
-    survey = np.empty((units, 4), dtype=np.int64)
+    choose = _best_floats if scores.dtype == torch.float32 else _best_integers
+    out = choose(scores, tuple(numbers), addresses, k)
+    if out is None:
+        return numpy_cpu.select(scores, torch.from_numpy(k).reshape(batch, lists, rows), *masks)
+    return torch.from_numpy(out).reshape(batch, lists, rows, out.shape[1])
 
-    selection.survey_units(numbers, *addresses, survey)
+
+def _best_floats(
+    scores: Tensor, numbers: tuple[int, ...], masks: list[int], k: np.ndarray
+) -> np.ndarray:
+    arguments = numbers, scores.data_ptr(), *masks
+    survey, orders = np.empty((len(k), 2), np.int64), np.empty(scores.shape[3], np.uint32)
+    ranking.survey_scores(*arguments, orders, survey)
+    width = int((survey[:, 0] + np.minimum(k, survey[:, 1])).max())
+    out = np.empty((len(k), width), dtype=np.int32)
+    ranking.choose_best(*arguments, k, orders, np.empty(ranking.DIGITS, np.int32), out)
+    return out
+
+
+def _best_integers(
+    scores: Tensor, numbers: tuple[int, ...], masks: list[int], k: np.ndarray
+) -> np.ndarray | None:
+    """None if the scores range over more than 16 bits."""
+    arguments = numbers, scores.data_ptr(), _LIMITS[scores.dtype], *masks
+    survey = np.empty((len(k), 4), dtype=np.int64)
+    selection.survey_units(*arguments, survey)
     free = survey[:, 1] > 0
     span = int((survey[free, 3] - survey[free, 2]).max()) + 2 if free.any() else 1
     if span > np.iinfo(np.uint16).max:
-        return numpy_cpu.select(scores, torch.from_numpy(k).reshape(batch, lists, rows), *masks)
+        return None
     width = int((survey[:, 0] + np.minimum(k, survey[:, 1])).max())
-    out = np.empty((units, width), dtype=np.int32)
+    out = np.empty((len(k), width), dtype=np.int32)
     kind = np.uint8 if span <= np.iinfo(np.uint8).max else np.uint16
-    selection.choose_units(numbers, *addresses, k, survey, out, np.empty(n, dtype=kind))
-    return torch.from_numpy(out).reshape(batch, lists, rows, width)
+    selection.choose_units(*arguments, k, survey, out, np.empty(scores.shape[3], dtype=kind))
+    return out
 
 
 def smallest(levels: Tensor, k: int) -> Tensor:

@@ -241,6 +241,25 @@ def to_levels(values, allowed, fixed, high, most, levels):
 
 
 @kernel
+def masks_of(numbers, candidates_at, mandatory_at):
+    """The memory of both masks; numbers: see M_LISTS."""
+    return (
+        at_address(candidates_at, numbers[CANDIDATES_SIZE], np.uint8),
+        at_address(mandatory_at, numbers[MANDATORY_SIZE], np.uint8),
+    )
+
+
+@kernel
+def rows_of(numbers, candidates, mandatory, item, line, row):
+    """A unit's row (n,) of each mask."""
+    n = numbers[M_TOKENS]
+    at = item * numbers[CANDIDATES] + line * numbers[CANDIDATES + 1]
+    allowed = candidates[at + row * numbers[CANDIDATES + 2] :][:n]
+    at = item * numbers[MANDATORY] + line * numbers[MANDATORY + 1]
+    return allowed, mandatory[at + row * numbers[MANDATORY + 2] :][:n]
+
+
+@kernel
 def survey_units(numbers, scores_at, limits, candidates_at, mandatory_at, survey):
     """What `choose_units` needs to know of every unit: (batch, list, row).
 
@@ -249,14 +268,10 @@ def survey_units(numbers, scores_at, limits, candidates_at, mandatory_at, survey
     """
     lists, rows, n, units = numbers[M_LISTS], numbers[M_ROWS], numbers[M_TOKENS], len(survey)
     scores = at_address(scores_at, units * n, limits.dtype)
-    candidates = at_address(candidates_at, numbers[CANDIDATES_SIZE], np.uint8)
-    mandatory = at_address(mandatory_at, numbers[MANDATORY_SIZE], np.uint8)
+    candidates, mandatory = masks_of(numbers, candidates_at, mandatory_at)
     for unit in range(units):
         item, line, row = unit // (rows * lists), unit // rows % lists, unit % rows
-        at = item * numbers[CANDIDATES] + line * numbers[CANDIDATES + 1]
-        allowed = candidates[at + row * numbers[CANDIDATES + 2] :][:n]
-        at = item * numbers[MANDATORY] + line * numbers[MANDATORY + 1]
-        fixed = mandatory[at + row * numbers[MANDATORY + 2] :][:n]
+        allowed, fixed = rows_of(numbers, candidates, mandatory, item, line, row)
         values = scores[unit * n : (unit + 1) * n]
         survey[unit, 0], survey[unit, 1] = count_ones(fixed), count_free(allowed, fixed)
         survey[unit, 2], survey[unit, 3] = extremes(values, allowed, fixed, limits)
@@ -270,14 +285,10 @@ def choose_units(numbers, scores_at, limits, candidates_at, mandatory_at, k, sur
     """
     lists, rows, n, units = numbers[M_LISTS], numbers[M_ROWS], numbers[M_TOKENS], len(survey)
     scores = at_address(scores_at, units * n, limits.dtype)
-    candidates = at_address(candidates_at, numbers[CANDIDATES_SIZE], np.uint8)
-    mandatory = at_address(mandatory_at, numbers[MANDATORY_SIZE], np.uint8)
+    candidates, mandatory = masks_of(numbers, candidates_at, mandatory_at)
     for unit in range(units):
         item, line, row = unit // (rows * lists), unit // rows % lists, unit % rows
-        at = item * numbers[CANDIDATES] + line * numbers[CANDIDATES + 1]
-        allowed = candidates[at + row * numbers[CANDIDATES + 2] :][:n]
-        at = item * numbers[MANDATORY] + line * numbers[MANDATORY + 1]
-        fixed = mandatory[at + row * numbers[MANDATORY + 2] :][:n]
+        allowed, fixed = rows_of(numbers, candidates, mandatory, item, line, row)
         always, free, low, high = survey[unit]
         most = high - low + 2 if free else 1
         to_levels(scores[unit * n : (unit + 1) * n], allowed, fixed, high, most, levels)

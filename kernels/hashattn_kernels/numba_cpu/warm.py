@@ -92,5 +92,6 @@ def _codes() -> None:
         for highest in (9, 999):
             scores = torch.arange(40, dtype=dtype).expand(1, 2, 1, 40) * highest // 39
             select(scores, 4, candidates, ~candidates)
+    select(scores.float(), 4, candidates, ~candidates)
     coins = torch.zeros(1, 2, 1, 40, dtype=torch.int32)
     sample(scores, 4, 4, 0.1, coins, candidates, ~candidates)
