@@ -176,6 +176,10 @@ class StoredLayer(IndexedLayer, DynamicLayer):
             self.ends.restore(keys, values)
         return keys, values
 
+    def some_keys(self) -> Tensor:
+        """Keys (B, KV heads, some, D) of the first tokens, for their shape and dtype."""
+        return self.format.unpack(next(iter(self.rows.blocks())))[0]
+
     @property
     def keys(self) -> Tensor | None:
         """All keys, made when asked for; None before the first."""

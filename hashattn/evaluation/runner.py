@@ -55,13 +55,13 @@ def evaluate(
     A context is prefilled once, for all its questions, methods, budgets and setups; dense attention
     answers once, for both setups. Every result is appended to out_path (.jsonl) as soon as it is
     known, under a key of code, model, tokenizer, device, method, protocol and sample; a run reuses
-    the results it finds, so a killed one repeats at most one sample. Processes that write to the
-    same file share the work by contexts; those that share a model (tensor parallelism) all call
-    this and compute together. engine: by default the environment's choice (base.engines); where
-    that is this process alone, on a CPU, with much to answer, a process for each of its cores. In
-    one process, the faster number of threads decodes (evaluation.threads). Receipts are summarised
-    per setup, method and budget in <out_path>.receipts.json. The frame's attrs["reused"] counts the
-    results that were already there.
+    the results it finds, so a killed one repeats at most the samples in hand. Processes that write
+    to the same file share the work by contexts; those that share a model (tensor parallelism) all
+    call this and compute together. engine: by default the environment's choice (base.engines);
+    where that is this process alone, on a CPU, with much to answer, a process for each of its
+    cores. In one process, the faster number of threads decodes (evaluation.threads). Receipts are
+    summarised per setup, method and budget in <out_path>.receipts.json. The frame's attrs["reused"]
+    counts the results that were already there.
 
     A row whose prompt the protocol's limit cut has the fields of prompting.Cut; of the others
     cut_tokens is 0. The tables report cuts (tables.cut_note).

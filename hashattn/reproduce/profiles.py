@@ -177,7 +177,8 @@ class Profile:
     methods are compared, on `sequences` held-out sequences per length; layers: those of which
     recall and output errors are measured, None for all; texts: kinds of held-out text
     (evaluation.benchmarks.texts) that fidelity reads and, where text trains the hashes, recall and
-    output errors too, `documents` of each; crowded: records of each crowded task
+    output errors too, `documents` of each, fidelity at document_lengths, none for frontier_length
+    alone; crowded: records of each crowded task
     (evaluation.benchmarks.crowded) at longest_length; ruler: the part of RULER that runs; contexts:
     cached tokens of the latency figures; repeats: timings per latency point.
     placement: how many GPUs hold the model: "single", one `device`; "device_map", layer by layer
@@ -203,6 +204,7 @@ class Profile:
     layers: tuple[int, ...] | None = None
     texts: tuple[str, ...] = ("documentation",)
     documents: int = 2
+    document_lengths: tuple[int, ...] = ()
     crowded: int = 4
     training: HashTraining = HashTraining()
     ruler: RulerRuns = RulerRuns()
@@ -220,7 +222,8 @@ class Profile:
     placement: str = "single"
 
     def __post_init__(self) -> None:
-        _as_tuples(self, "tasks", "lengths", "densities", "contexts", "methods", "memory", "texts")
+        _as_tuples(self, "tasks", "lengths", "densities", "contexts", "methods", "memory", "texts",
+                   "document_lengths")  # fmt: skip
         if self.layers is not None:
             _as_tuples(self, "layers")
         rules = {"name": (is_file_name(self.name), _NAMING)}
@@ -281,6 +284,10 @@ class Profile:
             "samples_per_task": (is_count(self.samples_per_task), "a positive integer"),
             "texts": (_are_some_of(self.texts, tuple(KINDS)), f"some of {', '.join(KINDS)}"),
             "documents": (is_count(self.documents), "a positive integer"),
+            "document_lengths": (
+                not self.document_lengths or _are_counts(self.document_lengths),
+                "positive integers, or none for frontier_length",
+            ),
             "crowded": (is_count(self.crowded), "a positive integer"),
             "repeats": (is_count(self.repeats), "a positive integer"),
             "sink": (is_count(self.sink, 0, INT32_MAX), "zero or a positive integer"),

@@ -125,6 +125,7 @@ def test_an_unknown_profile_names_the_known_ones():
         ({"layers": 3}, "layers = 3: must be a list"),
         ({"texts": ["poetry"]}, r"texts = \('poetry',\): must be some of documentation, prose"),
         ({"documents": 0}, "documents = 0: must be a positive integer"),
+        ({"document_lengths": [0]}, r"document_lengths = \(0,\): must be positive integers"),
         ({"ruler": {"chat": "yes"}}, "ruler.chat = 'yes': must be true or false"),
         ({"training": {"texts": ["x"]}}, r"training.texts = \('x',\): must be some of"),
         ({"frontier_length": 1024}, "frontier_length = 1024: must be one of lengths, 1536, 2048"),

@@ -9,18 +9,20 @@ import torch
 from hashattn import Budget, attach
 from hashattn.attention.fallback import FallbackError
 from hashattn.attention.fallback_reading import read_verified
+from hashattn.base.engines.processes import Processes
 from hashattn.hashing.capture import capture
 from hashattn.selectors.base import KeyView
 from hashattn.selectors.oracle import OracleSelector
 from hashattn.selectors.random import RandomSelector
+from hashattn.trust.fallback import sequences as whole
 from hashattn.trust.fallback.calibrate import (
-    Rows,
     calibrate_fallback,
     calibrate_fallbacks,
     losses,
     sequences_needed,
 )
 from hashattn.trust.fallback.levels import captured_readings, levels_of
+from hashattn.trust.fallback.sequences import Rows, read_sequences
 from helpers import prompt, tiny_model
 
 BUDGET = Budget(sink=2, local=3, heavy=4)
@@ -175,6 +177,35 @@ def test_new_sequences_keep_the_risk(model):
         ended = [table.at(table.ended(rule, layer))[1] for layer, table in tables.items()]
         density.append(float(torch.stack(ended).mean()))
     assert 0.05 < density[1] < density[0] < 1
+
+
+def test_processes_read_the_same(model, monkeypatch):
+    """The same rows in the same order, whatever the number of processes."""
+    selector, started = OracleSelector("per_kv_head"), []
+    rules = calibrate_fallbacks(sequences(model, 12), selector, BUDGET, model=model, risk=0.5,
+                                tolerances=[0.5], fitting=6, levels=2)  # fmt: skip
+
+    def read():
+        captured = (list(layers) for layers in sequences(model, 5, seed=2))
+        return read_sequences(captured, selector, BUDGET, 2, [None, *rules.values()])
+
+    def two(jobs, job_bytes, device):
+        started.append(device.type)
+        return Processes(2)
+
+    here = read()
+    monkeypatch.setattr(whole, "spread", two)
+    monkeypatch.setattr(whole, "_WORTH_PROCESSES", 0)
+    there = read()
+    assert started == ["cpu"] and len(here) == len(there) == 2
+    for one, other in zip(here, there, strict=True):
+        assert one.owner == other.owner == [i for i in range(5) for _ in ROWS]
+        for layer, table in one.joined().items():
+            found = other.joined()[layer]
+            for name in ("statistics", "errors", "density"):
+                mine, theirs = getattr(table, name), getattr(found, name)
+                assert torch.allclose(mine, theirs, atol=1e-5, equal_nan=True)
+    assert [rows.owner for rows in read_sequences([], selector, BUDGET, 2, [None])] == [[]]
 
 
 def test_too_few_sequences_for_a_risk(model):

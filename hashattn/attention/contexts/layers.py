@@ -61,17 +61,19 @@ def layer_parts(number: int, layer: CacheLayerMixin, consume: bool) -> Iterator[
     written, so that there is never a second copy of all layers."""
     if not layer.is_initialized:
         return
-    name, keys = f"layers.{number}", layer.keys
+    name, stored = f"layers.{number}", isinstance(layer, StoredLayer)
     if type(layer) is DynamicSlidingWindowLayer or not _in_pairs(layer):
-        yield Part.of(f"{name}.keys", keys)
+        yield Part.of(f"{name}.keys", layer.keys)
         yield Part.of(f"{name}.values", layer.values)
         return
-    _, heads, n, dim = keys.shape
-    rows, dtype, device = rows_of_pages(2 * dim * keys.itemsize, n), keys.dtype, keys.device
+    n, keys = layer.get_seq_length(), layer.some_keys() if stored else layer.keys
+    heads, dim, dtype, device = keys.shape[1], keys.shape[3], keys.dtype, keys.device
+    rows = rows_of_pages(2 * dim * keys.itemsize, n)
 
     def pairs() -> Tensor:
         made = torch.zeros((1, heads, rows, 2, dim), dtype=dtype, device=device)
-        made[:, :, :n, 0], made[:, :, :n, 1] = layer.keys, layer.values
+        both = layer.whole() if stored else (layer.keys, layer.values)
+        made[:, :, :n, 0], made[:, :, :n, 1] = both
         if consume:
             layer.reset()
         return made
@@ -101,6 +103,8 @@ def _by_token(store: Any) -> Tensor | None:
 
 
 def _in_pairs(layer: CacheLayerMixin) -> bool:
+    if isinstance(layer, StoredLayer):  # which lays them side by side itself
+        return True
     return layer.keys.shape == layer.values.shape and layer.keys.dtype == layer.values.dtype
 
 

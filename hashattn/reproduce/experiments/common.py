@@ -53,7 +53,7 @@ VARIANTS: dict[str, dict] = {
 _VALIDATION_SHARE = 6  # one validation sequence for every six that train
 _MIXTURE = (1, 2, 4, 1)  # divisors of the profile's length, for training sequences in turn
 _VALIDATION_SEED = 1000  # of generated sequences, whose split knows no validation
-_KEPT_BYTES = 2 << 30  # of captures in memory
+KEPT_BYTES = 2 << 30  # of captures in memory
 _kept: OrderedDict[tuple, list[CapturedLayer]] = OrderedDict()
 _CROWDED = (1 / 64, 1 / 128, 1 / 256)  # densities of the crowded tasks
 _CROWDED_LOCAL = 12  # with the sinks, half of what 1/256 of 8K tokens may read
@@ -213,7 +213,7 @@ def captured(
 ) -> list[CapturedLayer]:  # fmt: skip
     """Queries, keys and, if asked for, values of `count` sequences of a split: of the layers that
     the profile measures, or of every layer. reach: where they lie, as for training. What fits into
-    _KEPT_BYTES is kept, since a notebook measures on the same sequences several times."""
+    KEPT_BYTES is kept, since a notebook measures on the same sequences several times."""
     key = (profile, model, tokenizer, length, count, split, seed, values, every_layer, reach)
     if key not in _kept:
         tokens = sequences(profile, tokenizer, count, length=length, split=split, seed=seed,
@@ -227,9 +227,9 @@ def captured(
 
 
 def _keep(key: tuple, layers: list[CapturedLayer]) -> None:
-    """Keeps the newest captures up to _KEPT_BYTES, this one whatever its size."""
+    """Keeps the newest captures up to KEPT_BYTES, this one whatever its size."""
     _kept[key] = layers
-    while len(_kept) > 1 and sum(map(_bytes, chain(*_kept.values()))) > _KEPT_BYTES:
+    while len(_kept) > 1 and sum(map(_bytes, chain(*_kept.values()))) > KEPT_BYTES:
         _kept.popitem(last=False)
 
 

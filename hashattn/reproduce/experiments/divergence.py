@@ -24,14 +24,14 @@ _DOCUMENT = ["dataset", "sample"]
 
 
 def fidelity(
-    profile: Profile, model, tokenizer, methods: Iterable[Method], lengths: Iterable[int],
-    progress: bool = True,
-) -> pd.DataFrame:  # fmt: skip
+    profile: Profile, model, tokenizer, methods: Iterable[Method], progress: bool = True
+) -> pd.DataFrame:
     """evaluate() by fidelity (evaluation.fidelity) on the profile's documents of its kinds of
-    held-out text, setup B; column tokens: the length. Results resume in <results>/records."""
+    held-out text, at its document_lengths (by default frontier_length), setup B; column tokens: the
+    length. Results resume in <results>/records."""
     reading = replace(profile, benchmark="texts", tasks=profile.texts, data=None, prompt_limit=None)
     frames = []
-    for length in lengths:
+    for length in profile.document_lengths or (profile.frontier_length,):
         frame = answers(
             reading, model, tokenizer, methods, length, profile.documents, "texts", progress,
             setups="B",
@@ -46,10 +46,19 @@ def by_length(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(tables, names=["tokens"])
 
 
+def by_budget(table: pd.DataFrame) -> pd.DataFrame:
+    """KL divergence (nats) and agreement (points) of a by_length table, budgets side by side."""
+    sparse = table[table["density"] < 1]
+    budgets = dict.fromkeys(sparse.index.get_level_values("budget"))
+    columns = [(measure, budget) for measure in ("kl", "agreement") for budget in budgets]
+    wide = sparse[["kl", "agreement"]].unstack("budget")
+    return wide.loc[sparse.index.droplevel("budget").unique(), columns]
+
+
 def by_kind(rows: pd.DataFrame, budget: str) -> pd.DataFrame:
-    """Mean KL divergence (nats) at one budget: methods by kinds of text, over all lengths."""
+    """Mean KL divergence (nats) at one budget: lengths and methods by kinds of text."""
     part = rows[rows["budget"] == budget]
-    table = part.groupby(["method", "dataset"], sort=False)["kl"].mean().unstack()
+    table = part.groupby(["tokens", "method", "dataset"], sort=False)["kl"].mean().unstack()
     return table[list(dict.fromkeys(part["dataset"]))].rename_axis(columns=None)
 
 

@@ -144,17 +144,19 @@ def drawn_verdicts(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def drawn_claims(claims: Claims, table: pd.DataFrame, model: str) -> None:
-    """What notebook 03 claims of a model's fidelity_table: drawn by codes beside exact top-k."""
-    for name, bits in (("hash", 32), ("hash_64", 64)):
-        for budget, share in _ASKED[name].items():
-            pair = [(name + _DRAWN, budget), ("oracle", budget)]
-            if set(pair) <= set(table.index):
-                drawn, exact = (float(table.loc[line, "kl"]) for line in pair)
-                claims.goal(f"{model}, {bits} bits, half drawn at {budget}: KL to dense over exact "
-                            "top-k's (ratio)", drawn / exact, high=share)  # fmt: skip
-    if (line := ("hash_64" + _DRAWN, "16x")) in table.index:
-        claims.goal(f"{model}, 64 bits, half drawn at 16x: same next token (points)",
-                    float(table.loc[line, "agreement"]), low=97.0)  # fmt: skip
+    """What notebook 03 claims of a model's by_length table: drawn by codes beside exact top-k."""
+    for tokens, part in table.groupby("tokens"):
+        lines, where = part.droplevel("tokens"), f"{model}, {tokens} tokens"
+        for name, bits in (("hash", 32), ("hash_64", 64)):
+            for budget, share in _ASKED[name].items():
+                pair = [(name + _DRAWN, budget), ("oracle", budget)]
+                if set(pair) <= set(lines.index):
+                    drawn, exact = (float(lines.loc[line, "kl"]) for line in pair)
+                    claims.goal(f"{where}, {bits} bits, half drawn at {budget}: KL to dense over "
+                                "exact top-k's (ratio)", drawn / exact, high=share)  # fmt: skip
+        if (line := ("hash_64" + _DRAWN, "16x")) in lines.index:
+            claims.goal(f"{where}, 64 bits, half drawn at 16x: same next token (points)",
+                        float(lines.loc[line, "agreement"]), low=97.0)  # fmt: skip
 
 
 def drawn_lines(axis: Axes, table: pd.DataFrame) -> None:

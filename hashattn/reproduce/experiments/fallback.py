@@ -17,8 +17,9 @@ from hashattn.reproduce.experiments.common import QUESTIONS_PER_CONTEXT, sequenc
 from hashattn.reproduce.notebooks.claims import Claims
 from hashattn.reproduce.profiles import Profile
 from hashattn.selectors.base import Selector
-from hashattn.trust.fallback.calibrate import Rows, calibrate_fallbacks, sequence_levels
+from hashattn.trust.fallback.calibrate import calibrate_fallbacks
 from hashattn.trust.fallback.levels import Levels
+from hashattn.trust.fallback.sequences import read_sequences
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -118,9 +119,7 @@ def _tables(
     tested: list[list[CapturedLayer]], selector: Selector, budget: Budget, levels: int,
     rule: Fallback | None = None,
 ) -> dict[int, Levels]:  # fmt: skip
-    rows = Rows()
-    for number, layers in enumerate(tested):
-        rows.add(sequence_levels(layers, selector, budget, levels, rule), number)
+    (rows,) = read_sequences(tested, selector, budget, levels, [rule])
     return rows.joined()
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from hashattn.base.engines import Engine, InProcess
+from hashattn.base.engines.processes import spread
 from hashattn.evaluation.benchmarks.texts import EVAL
 from hashattn.evaluation.measures.allocation import allocate
 from hashattn.evaluation.measures.selection import selection_metrics
@@ -20,7 +23,7 @@ from hashattn.evaluation.tables import (
 )
 from hashattn.hashing.capture import CapturedLayer
 from hashattn.reproduce import plots
-from hashattn.reproduce.experiments.common import captured, text_kinds
+from hashattn.reproduce.experiments.common import KEPT_BYTES, captured, text_kinds
 from hashattn.reproduce.experiments.contenders import SLACK
 from hashattn.reproduce.profiles import Profile
 from hashattn.selectors.base import Selector
@@ -31,6 +34,8 @@ if TYPE_CHECKING:
 VARIANTS, LINES = "os^vDPX", ("-", "--", ":", "-.")  # markers and lines of a method's variants
 _FAMILY_SEED = 4000  # seed of sequences that no other measurement of the notebooks uses
 _PAIRED = ["sequence", "layer", "head"]
+# tokens times selectors: fewer are measured before processes have started
+_WORTH_PROCESSES = 500_000
 BOUNDS = ("oracle", "dense")
 # hash weights that are no size of the default's, with the method whose style they have
 _OWN_LINE = {"hash signs": "hash_signs", "hash official": "hash_official"}
@@ -49,29 +54,55 @@ def frontier(
     """selection_metrics by KV head, with output error, of profile.sequences held-out sequences of
     every length, at densities that count sink and local tokens; also columns sequence, context,
     budget (the density asked for) and text (its kind). shares: as in Budget."""
-    rows, kinds = [], text_kinds(profile, EVAL) or ("generated tasks",)
-    for length in lengths:
-        for sequence in range(profile.sequences):
-            seed = _FAMILY_SEED + sequence
-            layers = captured(profile, model, tokenizer, length, 1, seed=seed, values=True)
-            n, fixed = layers[0].keys.shape[1], profile.sink + profile.local
-            heavy = {density: max(0, int(density * n) - fixed) for density in densities}
-            budgets = sorted(set(heavy.values()))
-            metrics = selection_metrics(layers, selectors, budgets, profile.sink, profile.local,
-                                        by_head=True, shares=shares)  # fmt: skip
-            rows += [
-                row
-                | {
-                    "sequence": sequence,
-                    "context": length,
-                    "budget": density,
-                    "text": kinds[(profile.seed + seed) % len(kinds)],
-                }
-                for density, tokens in heavy.items()
-                for row in metrics
-                if row["heavy"] == tokens
-            ]
-    return pd.DataFrame(rows)
+    measure = _SequenceFrontier(profile, model, tokenizer, selectors, tuple(densities), shares)
+    sequences = [(length, number) for length in lengths for number in range(profile.sequences)]
+    engine: Engine = InProcess()
+    if sum(length for length, _ in sequences) * len(selectors) >= _WORTH_PROCESSES:
+        engine = spread(len(sequences), KEPT_BYTES, model.device)
+    measured = dict(engine.run(measure, ([sequence] for sequence in sequences)))
+    return pd.DataFrame([row for sequence in sequences for row in measured[sequence]])
+
+
+@dataclass(frozen=True)
+class _SequenceFrontier:
+    """`frontier` of one sequence; picklable, for other processes."""
+
+    profile: Profile
+    model: Any
+    tokenizer: Any
+    selectors: Mapping[str, Selector]
+    densities: tuple[float, ...]
+    shares: tuple[tuple[float, ...], ...] | None
+
+    def __call__(
+        self, sequences: Sequence[tuple[int, int]]
+    ) -> Iterator[tuple[tuple[int, int], list[dict[str, Any]]]]:
+        """(length, number) of each of the sequences, and its rows."""
+        for length, number in sequences:
+            yield (length, number), self._rows(length, number)
+
+    def _rows(self, length: int, number: int) -> list[dict[str, Any]]:
+        profile, seed = self.profile, _FAMILY_SEED + number
+        kinds = text_kinds(profile, EVAL) or ("generated tasks",)
+        layers = captured(profile, self.model, self.tokenizer, length, 1, seed=seed, values=True)
+        n, fixed = layers[0].keys.shape[1], profile.sink + profile.local
+        heavy = {density: max(0, int(density * n) - fixed) for density in self.densities}
+        metrics = selection_metrics(
+            layers, self.selectors, sorted(set(heavy.values())), profile.sink, profile.local,
+            by_head=True, shares=self.shares,
+        )  # fmt: skip
+        return [
+            row
+            | {
+                "sequence": number,
+                "context": length,
+                "budget": density,
+                "text": kinds[(profile.seed + seed) % len(kinds)],
+            }
+            for density, tokens in heavy.items()
+            for row in metrics
+            if row["heavy"] == tokens
+        ]
 
 
 def budget_shares(

@@ -12,8 +12,9 @@ as the largest of its level and those above.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -25,7 +26,8 @@ from hashattn.base.checks import is_number, require, require_numbers
 from hashattn.hashing.capture import CapturedLayer
 from hashattn.models.structure import attention_modules
 from hashattn.selectors.base import Selector
-from hashattn.trust.fallback.levels import Levels, levels_of
+from hashattn.trust.fallback.levels import Levels
+from hashattn.trust.fallback.sequences import Rows, read_sequences
 
 _RIDGE = 0.1
 _LEAST_ERROR = 1e-6  # counts as this, as its logarithm is fitted
@@ -35,31 +37,6 @@ _FACTORS = torch.linspace(-7, 7, 1401, dtype=torch.float64).exp().tolist()
 def sequences_needed(risk: float) -> int:
     """The fewest calibration sequences with which a risk can be promised: 1 / (n + 1) <= risk."""
     return math.ceil(1 / risk - 1 - 1e-9)
-
-
-@dataclass
-class Rows:
-    """Levels of all layers for the rows of several sequences, in the same order in each layer.
-
-    owner: the sequence of each row, 0, 1, ... .
-    """
-
-    parts: dict[int, list[Levels]] = field(default_factory=dict)
-    owner: list[int] = field(default_factory=list)
-
-    def add(self, levels: dict[int, Levels], sequence: int) -> None:
-        """Add a sequence. ValueError if layers or rows differ."""
-        rows = {part.errors.shape[1] for part in levels.values()}
-        same = len(rows) == 1 and (not self.parts or set(self.parts) == set(levels))
-        require(same, "captured", f"layers {sorted(levels)} with {sorted(rows)} rows",
-                "the same layers in every sequence, all with the same rows")  # fmt: skip
-        for layer, part in levels.items():
-            self.parts.setdefault(layer, []).append(part)
-        self.owner += [sequence] * rows.pop()
-
-    def joined(self) -> dict[int, Levels]:
-        """By layer."""
-        return {layer: Levels.joined(parts) for layer, parts in self.parts.items()}
 
 
 def calibrate_fallback(
@@ -84,8 +61,8 @@ def calibrate_fallbacks(
     """{tolerance: Fallback} of a method and the budget that its lists begin with.
 
     captured: the layers of one sequence after the other (`hashing.capture`, with values), at rows
-    like those that will be decoded; only one sequence is held at a time. The first `fitting` of
-    them fit predictions, all others calibrate. levels: how often a list may double before it is
+    like those that will be decoded; each process holds one sequence at a time. The first `fitting`
+    of them fit predictions, all others calibrate. levels: how often a list may double before it is
     dense. begin: a list begins at the highest level that at least this share of its steps needs;
     towards 1 fewer tokens are read, in more passes.
 
@@ -106,28 +83,31 @@ def calibrate_fallbacks(
         require(valid, name, value, "a number between 0 and 1")
     if hasattr(captured, "__len__"):
         _require_enough(len(captured) - fitting, risk, fitting)
-    fitted, calibrated = Rows(), {tolerance: Rows() for tolerance in tolerances}
-    rules: dict[float, Fallback] = {}
     lengths: list[int] = []
-    for number, sequence in enumerate(captured):
-        layers = list(sequence)
-        require(bool(layers), "captured", "a sequence without layers", "one with captured layers")
-        lengths.append(max(layer.keys.shape[1] for layer in layers))
-        if number < fitting:
-            fitted.add(sequence_levels(layers, selector, budget, levels, None), number)
-            continue
-        if not rules:
-            fingerprint = fallback_fingerprint(model, selector, budget)
-            rules = _fitted(fitted, tolerances, risk, begin, fingerprint)
-        for tolerance, rule in rules.items():
-            read = sequence_levels(layers, selector, budget, levels, rule)
-            calibrated[tolerance].add(read, number - fitting)
+    sequences = _with_lengths(captured, lengths)
+    (fitted,) = read_sequences(islice(sequences, fitting), selector, budget, levels)
+    if len(lengths) < fitting:
+        _require_enough(0, risk, fitting)
+    fingerprint = fallback_fingerprint(model, selector, budget)
+    rules = _fitted(fitted, tolerances, risk, begin, fingerprint)
+    calibrated = read_sequences(sequences, selector, budget, levels, tuple(rules.values()))
     count = len(lengths) - fitting
     _require_enough(count, risk, fitting)
     return {
-        tolerance: _controlled(rule, calibrated[tolerance], count, lengths, fitting)
-        for tolerance, rule in rules.items()
+        tolerance: _controlled(rule, rows, count, lengths, fitting)
+        for (tolerance, rule), rows in zip(rules.items(), calibrated, strict=True)
     }
+
+
+def _with_lengths(
+    captured: Iterable[Iterable[CapturedLayer]], lengths: list[int]
+) -> Iterator[list[CapturedLayer]]:
+    """The sequences as lists; adds the tokens of each to `lengths`."""
+    for sequence in captured:
+        layers = list(sequence)
+        require(bool(layers), "captured", "a sequence without layers", "one with captured layers")
+        lengths.append(max(layer.keys.shape[1] for layer in layers))
+        yield layers
 
 
 def _require_enough(count: int, risk: float, fitting: int) -> None:
@@ -137,18 +117,6 @@ def _require_enough(count: int, risk: float, fitting: int) -> None:
             f"risk = {risk}: needs at least {needed} calibration sequences beside the {fitting} "
             f"that fit predictions, got {max(count, 0)}: capture more, or accept a larger risk"
         )
-
-
-def sequence_levels(
-    layers: list[CapturedLayer], selector: Selector, budget: Budget, top: int, rule: Fallback | None
-) -> dict[int, Levels]:
-    """Levels of each layer of a sequence, from where `rule` begins, all of them without one."""
-    found = {}
-    for layer in layers:
-        lists = selector.lists(len(layer.queries), len(layer.keys))
-        start = torch.zeros(lists).long() if rule is None else rule.start[layer.layer]
-        found[layer.layer] = levels_of(layer, selector, budget, top, start)
-    return found
 
 
 def _fitted(

@@ -12,8 +12,11 @@ import torch
 from hashattn_kernels import (
     Coins,
     Grades,
+    HotSet,
     Maps,
+    RowFormat,
     attend,
+    attend_rows,
     decode_step,
     dense_decode,
     encode,
@@ -21,6 +24,7 @@ from hashattn_kernels import (
     encode_pair,
     grade_bits,
     layout_for,
+    quantise,
     sample,
     sample_by_codes,
     select,
@@ -37,7 +41,7 @@ def main() -> None:
     for each kind: the compiler uses one core."""
     start = time.perf_counter()
     kinds = ((EMBEDDED, torch.float32), (LLAMA, torch.float32), (LLAMA, torch.bfloat16))
-    calls = [partial(_attention, *kind) for kind in kinds] + [_codes]
+    calls = [partial(_attention, *kind) for kind in kinds] + [_codes, _rows]
     processes = min(len(calls), os.cpu_count() or 1)
     with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
         for call in [pool.submit(_without_gradients, call) for call in calls]:
@@ -74,6 +78,18 @@ def _attention(dim: int, dtype: torch.dtype) -> None:
         )  # fmt: skip
     read(pairs)
     gather(pairs, torch.zeros(2, dtype=torch.int64).numpy(), 256)
+
+
+def _rows() -> None:
+    pairs, queries = torch.randn(2, 1, 2, 64, EMBEDDED), torch.randn(1, 4, 1, EMBEDDED)
+    for bits in (8, 4):
+        quantise(*pairs.bfloat16(), bits)
+        rows = quantise(*pairs, bits)
+        row_format = RowFormat(bits, EMBEDDED, EMBEDDED, torch.float32)
+        for lists in (2, 4):
+            indices = torch.arange(8, dtype=torch.int32).expand(1, lists, 1, 8)
+            attend_rows(queries, rows, row_format, indices, 1.0)
+    HotSet(2, 4).place(torch.zeros(2, 4, dtype=torch.int32))
 
 
 def _codes() -> None:

@@ -317,7 +317,7 @@ def test_captures_are_kept_while_they_fit(profile, loaded, monkeypatch):
     first = again(1)
     assert again(1)[0] is first[0] and len(calls) == 1
     assert again(2)[0] is not first[0] and again(1)[0] is first[0] and len(calls) == 2
-    monkeypatch.setattr(experiments, "_KEPT_BYTES", 1)
+    monkeypatch.setattr(experiments, "KEPT_BYTES", 1)
     again(3)
     assert len(experiments._kept) == 1
     assert (again(1)[0].keys == first[0].keys).all() and len(calls) == 4

@@ -44,11 +44,12 @@ def made_rows(documents=6):
 def test_documents_of_every_kind_are_read_at_every_length(tmp_path, monkeypatch):
     monkeypatch.setenv("HASHATTN_RESULTS", str(tmp_path))
     profile = replace(load_profile("tiny"), texts=("code", "minutes_ja"), documents=1,
-                      densities=(1 / 8,))  # fmt: skip
+                      document_lengths=(512, 1024), densities=(1 / 8,))  # fmt: skip
     loaded = load_model(profile)
     selectors = {"oracle": make_selector("oracle"), "window": make_selector("window")}
     methods = common.methods(profile, selectors)
-    rows = divergence.fidelity(profile, *loaded, methods, (512, 1024), progress=False)
+    rows = divergence.fidelity(profile, *loaded, methods, progress=False)
+    assert set(rows.tokens) == {512, 1024}
     assert set(rows.dataset) == {"code", "minutes_ja"} and set(rows.setup) == {"B"}
     room = rows.tokens - 64 - 32  # read and generated; cutting the middle may cost a few more
     assert ((rows.context_tokens >= room) & (rows.context_tokens <= room + 8)).all()
@@ -59,12 +60,30 @@ def test_documents_of_every_kind_are_read_at_every_length(tmp_path, monkeypatch)
     assert divergence.by_kind(rows, "8x").columns.tolist() == ["code", "minutes_ja"]
 
 
+def test_budgets_side_by_side():
+    table = divergence.by_length(made_rows())
+    wide = divergence.by_budget(table)
+    assert wide.columns.tolist() == [(m, b) for m in ("kl", "agreement") for b in ("8x", "16x")]
+    assert wide.index.tolist() == [(n, m) for n in (1024, 2048) for m in BITS if m != "dense"]
+    for tokens, method in wide.index:
+        for budget in ("8x", "16x"):
+            line = table.loc[(tokens, method, budget)]
+            assert wide.loc[(tokens, method), ("kl", budget)] == line["kl"]
+            assert wide.loc[(tokens, method), ("agreement", budget)] == line["agreement"]
+
+
 def test_kinds_of_text_side_by_side():
     rows = made_rows()
+    rows.loc[rows.tokens == 2048, "kl"] *= 3
     table = divergence.by_kind(rows, "16x")
-    expected = rows[(rows.method == "lsh") & (rows.budget == "16x") & (rows.dataset == "prose")]
-    assert table.loc["lsh", "prose"] == pytest.approx(expected.kl.mean())
-    assert list(table.columns) == ["code", "prose"] and "dense" not in table.index
+    for tokens in (1024, 2048):
+        expected = rows[
+            (rows.tokens == tokens) & (rows.method == "lsh") & (rows.budget == "16x")
+            & (rows.dataset == "prose")
+        ]  # fmt: skip
+        assert table.loc[(tokens, "lsh"), "prose"] == pytest.approx(expected.kl.mean())
+    assert list(table.columns) == ["code", "prose"]
+    assert "dense" not in table.index.get_level_values("method")
 
 
 def test_verdicts_compare_documents_pairwise_with_methods_of_others_alone():

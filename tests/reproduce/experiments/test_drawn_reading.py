@@ -45,13 +45,14 @@ def read(tmp_path_factory):
     """A document of two kinds by rank and drawn, of the tiny profile's model."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HASHATTN_RESULTS", str(tmp_path_factory.mktemp("results")))
-        profile = replace(load_profile("tiny"), texts=("code", "prose"), documents=1)
+        profile = replace(load_profile("tiny"), texts=("code", "prose"), documents=1,
+                          document_lengths=(1024,))  # fmt: skip
         loaded = load_model(profile)
         ranked = {"oracle": make_selector("oracle")}
         own = {"residual of oracle": make_selector("residual", base=ranked["oracle"])}
         methods = drawing.drawn_methods(profile, ranked, own, [1 / 8], seeds=2)
         check_methods(methods, common.protocol(profile, 1024))
-        return methods, divergence.fidelity(profile, *loaded, methods, (1024,), progress=False)
+        return methods, divergence.fidelity(profile, *loaded, methods, progress=False)
 
 
 def test_every_density_is_read_by_rank_and_drawn_with_seeds_of_its_own(read):
@@ -97,10 +98,16 @@ def test_errors_of_a_sequence_are_told_with_bias_and_spread_apart():
 def test_claims_hold_drawn_codes_against_exact_top_k():
     index = [("oracle", "8x"), ("oracle", "16x"), ("hash_64 drawn", "8x"), ("hash_64 drawn", "16x")]
     measured = {"kl": [0.1, 0.2, 0.009, 0.1], "agreement": [95, 94, 99, 96]}
-    table = pd.DataFrame(measured, index=pd.MultiIndex.from_tuples(index))
+    names = ["method", "budget"]
+    short = pd.DataFrame(measured, index=pd.MultiIndex.from_tuples(index, names=names))
+    table = pd.concat(
+        {1024: short, 2048: short.assign(kl=[0.1, 0.2, 0.02, 0.03])}, names=["tokens"]
+    )
     claims = Claims("test")
     drawing.drawn_claims(claims, table, "made")
-    assert claims.table()["verdict"].tolist() == ["met", "not met", "not met"]
+    found = claims.table()
+    assert found["verdict"].tolist() == ["met", "not met", "not met", "not met", "met", "not met"]
+    assert found["claim"].str.contains("made, 2048 tokens").sum() == 3
 
 
 def test_lines_of_both_readings_share_a_colour(read):

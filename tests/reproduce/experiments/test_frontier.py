@@ -6,10 +6,12 @@ import pandas as pd
 import pytest
 import torch
 
+from hashattn.base.engines.processes import Processes
 from hashattn.hashing import HashWeights
 from hashattn.reproduce.access import load_model
 from hashattn.reproduce.experiments import common as experiments
 from hashattn.reproduce.experiments import contenders
+from hashattn.reproduce.experiments import frontier as frontiers
 from hashattn.reproduce.experiments.contenders import product_codes, quest_pages
 from hashattn.reproduce.experiments.frontier import (
     at_memory,
@@ -79,6 +81,22 @@ def test_budgets_are_densities_and_the_oracle_is_best(rows):
     errors = table.droplevel("bits")["1/8"]
     assert errors["oracle"] < errors["hash 128 bits"] < errors["hash 32 bits"]
     assert errors["hash 32 bits"] < errors["lsh 32 bits"] and errors.max() < 1.5
+
+
+def test_processes_measure_the_same(profile, loaded, monkeypatch):
+    chosen, started = contenders.oracles(), []
+
+    def two(jobs, job_bytes, device):
+        started.append(jobs)
+        return Processes(2)
+
+    arguments = (profile, *loaded, chosen, [512, 1024], [1 / 4])
+    here = frontier(*arguments)
+    monkeypatch.setattr(frontiers, "spread", two)
+    monkeypatch.setattr(frontiers, "_WORTH_PROCESSES", 1536 * profile.sequences * len(chosen))
+    there = frontier(*arguments)
+    assert started == [2 * profile.sequences]
+    pd.testing.assert_frame_equal(here, there, atol=1e-5)
 
 
 def test_every_trick_pays_where_it_should(profile, loaded, codes):
