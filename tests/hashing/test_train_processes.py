@@ -156,7 +156,7 @@ def test_processes_are_used_where_they_are_worth_their_start(
         used.append(None)
         raise Killed
 
-    monkeypatch.setattr(training, "Processes", Stops)
+    monkeypatch.setattr(processes, "Processes", Stops)
     monkeypatch.setattr(InProcess, "run", here)
     monkeypatch.setattr(processes, "_free_bytes", lambda: None)
     torch.set_num_threads(threads)
