@@ -71,7 +71,7 @@ def test_a_batch_shares_the_pages_of_its_prefix(model, tmp_path, loaded):
     assert torch.equal(sums, sums[:, :1].expand(-1, batch))
     assert kilobytes(rooms, "Rss") >= 4096 * batch  # all is mapped
     dirty = kilobytes(rooms, "Private_Dirty")
-    assert dirty < 64  # the system counts pages of a neighbour along
+    assert dirty < 4096  # no row is a copy; the system counts pages, also huge ones, of a neighbour
     for number in range(2):
         cache.update(*torch.ones(2, batch, 2, 1, 16), number)
     added = kilobytes(rooms, "Private_Dirty") - dirty
