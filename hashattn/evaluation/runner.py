@@ -105,10 +105,8 @@ def _engine(model: Any, contexts: int, answers: int) -> Engine:
     sizes = [(each.numel(), each.element_size()) for each in model.parameters()]
     if answers * sum(count for count, _ in sizes) < _WORTH_PROCESSES:
         return chosen_engine()
-    copies = 3 * sum(
-        count * size for count, size in sizes
-    )  # the model's, its pickle's, the cache's
-    return spread(contexts, copies, model.device)
+    model_bytes = sum(count * size for count, size in sizes)
+    return spread(contexts, 3 * model_bytes, model.device)  # its pickle and cached keys beside it
 
 
 def _runner(protocol: Protocol) -> type[ContextRunner]:

@@ -10,8 +10,7 @@ from functools import cache
 import pandas as pd
 
 from hashattn.base.checks import require_one_of
-from hashattn.base.engines import require_engine
-from hashattn.base.engines.processes import PROCESS_BYTES, Processes, processes_that_fit
+from hashattn.base.engines.processes import PROCESS_BYTES, Processes, spread
 from hashattn.base.layout import LAYOUTS
 from hashattn.evaluation.measures.selection import selection_metrics
 from hashattn.hashing.capture import CapturedLayer, capture
@@ -124,11 +123,10 @@ def _train_and_measure(
     trainer = VariantTrainer(profile, layer)
     first, *others = variants.items()
     trained = {first[0]: trainer.train(model, tokenizer, *first)}
-    processes = 1  # each trains on one thread, so that as many train at once as there are cores
-    if others and model.device.type == "cpu" and require_engine() == "in_process":
-        processes = processes_that_fit(len(others), PROCESS_BYTES)
-    if processes > 1:
-        trained |= dict(Processes(processes).run(trainer, ([item] for item in others)))
+    # each trains on one thread, so that as many train at once as there are cores
+    engine = spread(len(others), PROCESS_BYTES, model.device)
+    if isinstance(engine, Processes):
+        trained |= dict(engine.run(trainer, ([item] for item in others)))
     else:
         trained |= {item[0]: trainer.train(model, tokenizer, *item) for item in others}
     selectors = {name: HashSelector.as_trained(trained[name]) for name in variants}

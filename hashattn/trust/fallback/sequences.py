@@ -18,7 +18,6 @@ from hashattn.selectors.base import Selector
 from hashattn.trust.fallback.levels import Levels, levels_of
 
 _WORTH_PROCESSES = 0.5  # seconds a sequence; shorter ones are read before processes have started
-_MANY = 1000  # sequences: more than there are cores
 
 
 @dataclass
@@ -66,7 +65,7 @@ def read_sequences(
         found |= dict(read(sequences))
     else:
         device = first[1][0].keys.device
-        engine = spread(_MANY, PROCESS_BYTES, device)
+        engine = spread(torch.get_num_threads(), PROCESS_BYTES, device)
         with thread_count(1 if device.type == "cpu" else torch.get_num_threads()):
             found |= dict(engine.run(read, ([sequence] for sequence in sequences)))
     tables = [Rows() for _ in rules]
