@@ -31,8 +31,9 @@ def stored_table(name: str, index: list[str], profile: str = PRETRAINED) -> pd.D
     if folder == kept:
         about = read_json(kept / _ABOUT)
         packages = ", ".join(f"{name} {number}" for name, number in about["packages"].items())
+        day = about.get("dates", {}).get(name, about["date"])  # tables measured after the rest
         table.attrs["source"] = (
-            f"{profile}: not run here, the committed record of {about['date']} "
+            f"{profile}: not run here, the committed record of {day} "
             f"({about['machine']['processor']}, {about['machine']['cores']} cores, {packages})"
         )
     return table

@@ -38,6 +38,21 @@ def test_a_run_is_stored_and_then_read_where_nothing_ran(folders, capsys):
     assert f"torch {about['packages']['torch']}" in record.attrs["source"]
 
 
+def test_a_table_measured_after_the_rest_has_a_day_of_its_own(folders):
+    tables, kept = folders
+    (tables / "02_output_error.csv").write_text(TABLE)
+    (tables / "03_fidelity.csv").write_text(TABLE)
+    stored.store_tables(load_profile(stored.PRETRAINED))
+    about = json.loads((kept / "about.json").read_text())
+    about |= {"date": "2026-01-01", "dates": {"03_fidelity": "2026-02-02"}}
+    (kept / "about.json").write_text(json.dumps(about))
+    for table in tables.glob("*.csv"):
+        table.unlink()
+    for name, day in (("02_output_error", "2026-01-01"), ("03_fidelity", "2026-02-02")):
+        source = stored.stored_table(name, ["method"]).attrs["source"]
+        assert f"the committed record of {day} (" in source
+
+
 def test_without_a_run_there_is_nothing_to_store(folders):
     with pytest.raises(ValueError, match="profile = 'smollm2': must be one that ran"):
         stored.store_tables(load_profile(stored.PRETRAINED))
