@@ -5,7 +5,7 @@ with attach(model, selector, Budget(density=1/16)) as run:
 print(run.receipt.summary())
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -23,6 +23,7 @@ from hashattn.attention.fallback import Fallback
 from hashattn.attention.hooks import install_hooks, previous_of_copy, remove_copied_hooks
 from hashattn.attention.memory import LayerMemory, Memory
 from hashattn.attention.observer import Observer
+from hashattn.attention.passages import Passages
 from hashattn.attention.receipt import Receipt
 from hashattn.attention.run import NAME, SparseRun
 from hashattn.attention.stored import row_format
@@ -96,6 +97,27 @@ class Attachment:
             yield observer
         finally:
             run.observers = tuple(other for other in run.observers if other is not observer)
+
+    @contextmanager
+    def keep(self, tokens: Sequence[int] | Sequence[Sequence[int]]) -> Iterator[None]:
+        """In a `with` block: every sparse step reads these tokens whatever the selector says,
+        beside its budget (attention.passages).
+
+        tokens: numbers of tokens of the prompt, 0 the first that is no padding, or a list for each
+        prompt of a batch; `trust.audit.source.Source.tokens_of` has those of passages of its text.
+        One block at a time, which holds for all threads; the receipt says how many were kept. Steps
+        over a static cache then leave a compiled graph. ValueError for what is no token number, and
+        in a step for a batch of other prompts; AttachmentError inside of another block.
+        """
+        run, passages = self._state.run, Passages(tokens)
+        if run.kept is not None:
+            raise AttachmentError("tokens are kept already: name all of them in one keep(...)")
+        run.kept = passages
+        run.receipt.keeps(passages.most)
+        try:
+            yield
+        finally:
+            run.kept = None
 
     def swap(self, selector: Selector, fallback: Fallback | None = None) -> Receipt:
         """Go on with another selector, such as one with newer hash weights, and a new receipt;

@@ -134,6 +134,8 @@ def _read(call: LayerCall, inputs: Inputs, n: int, clock: Any) -> tuple[LayerSte
         indices, log_weights = call.run.selector.sample(
             call.layer, inputs.query, view, inputs.scaling, plan
         )
+        if call.run.kept is not None:
+            indices, log_weights = call.run.kept.merge(indices, log_weights, plan)
     clock.lap("select")
     logits = inputs.logits()
     out = _attend(call, inputs, indices, log_weights=log_weights, **logits)
@@ -155,6 +157,7 @@ def _in_one_call(call: LayerCall, inputs: Inputs, plan: SelectionPlan, n: int) -
     return (
         inputs.query.shape[2] == 1
         and not call.stored
+        and call.run.kept is None
         and selector.reads_at_once(call.layer, plan)
         and layer.written
         and layer.index_owner == selector.identity
@@ -196,7 +199,8 @@ def _read_verified(call: LayerCall, inputs: Inputs, n: int, clock: Any) -> tuple
     step = _step(call, inputs, plan, view, inputs.logits())
 
     def select(plan: SelectionPlan) -> Tensor:
-        return run.selector.select(call.layer, inputs.query, view, inputs.scaling, plan)
+        chosen = run.selector.select(call.layer, inputs.query, view, inputs.scaling, plan)
+        return chosen if run.kept is None else run.kept.merge(chosen, None, plan)[0]
 
     reading = Reading(
         select, partial(_attend, call, inputs), inputs.query, step.plan, step.logits,

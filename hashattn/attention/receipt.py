@@ -43,6 +43,7 @@ _NO_STEPS = ("prefill", "no_cache")  # calls that begin a context: counted, but 
 _SEVERAL_ROWS, _SHORT = "several_rows", "short_context"
 # reasons that leave nothing to the selector in any context, however long
 _NEVER_SPARSE = (*_NO_STEPS, "sliding_window", "dense_layer")
+_KEPT = "kept_tokens"  # of the settings
 _ADDING = threading.Lock()  # threads may share a receipt
 
 
@@ -183,10 +184,10 @@ class Receipt:
         )
 
     def fresh(self) -> "Receipt":
-        """An empty receipt of the same run."""
+        """An empty receipt of the same run, in which nothing was kept yet."""
         return Receipt(
             self.method,
-            self.settings,
+            {name: value for name, value in self.settings.items() if name != _KEPT},
             self.model,
             self.environment,
             self.sparse_method,
@@ -224,6 +225,11 @@ class Receipt:
         place = count.layer, count.reason
         own = counts.setdefault(place, Count(*place, count.lists))
         own.add(count.rows, count.most, count.longest, count.cached, count.read, calls=count.calls)
+
+    def keeps(self, tokens: int) -> None:
+        """Note that steps read up to so many tokens of a prompt whatever the selector says."""
+        most = max(tokens, self.settings.get(_KEPT, 0))
+        self.settings = self.settings | {_KEPT: most}
 
     def saw(self, step: "LayerStep") -> None:
         """Count a call of a layer (hashattn.attention.observer)."""
@@ -443,6 +449,7 @@ class Receipt:
                 f"auxiliary bits   {aux} per token per KV head{nominal}",
                 f"dense calls      {reasons}",
                 *self._policy_lines(longest),
+                *self._kept_line(),
                 *self._fallback_lines(),
                 *self._memory_lines(),
                 *self._rows_line(),
@@ -483,6 +490,13 @@ class Receipt:
             f"                 several_rows: steps of up to {most} rows were read dense; "
             f"attach(..., sparse_rows={most}) reads them sparse"
         ]
+
+    def _kept_line(self) -> list[str]:
+        """How many tokens were read because they were named."""
+        kept = self.settings.get(_KEPT)
+        if kept is None:
+            return []
+        return [f"kept             up to {kept} named tokens of a prompt, read beside the budget"]
 
     def _fallback_lines(self) -> list[str]:
         """What the fallback keeps, and where the lists ended."""

@@ -19,6 +19,7 @@ from hashattn.attention.finite import FiniteWatch
 from hashattn.attention.masks import make_plan
 from hashattn.attention.memory import LayerMemory
 from hashattn.attention.observer import NO_CLOCK, Clock, LayerStep, Observer
+from hashattn.attention.passages import Passages
 from hashattn.attention.receipt import Receipt
 from hashattn.attention.stored import StoredLayer
 from hashattn.models.families import adds_position_bias
@@ -36,7 +37,8 @@ class SparseRun:
 
     heads: those that this process holds, None for all; selector and fallback: for these.
     dense_below: cached tokens under which a call is dense; break_even: what was measured for that.
-    storage: where the rows of layers that can be sparse lie, None for fast memory.
+    storage: where the rows of layers that can be sparse lie, None for fast memory. kept: what every
+    step reads beside what is selected.
     observers: listeners beside the receipt. counts: what kernels count, for the receipt. static: by
     layer, an attention.static.LayerSteps; memory: what their launches share.
     Threads may share a run: the plan of a step is kept per thread.
@@ -54,6 +56,7 @@ class SparseRun:
     dense_below: float = 0
     break_even: BreakEven | None = None
     storage: LayerMemory | None = None
+    kept: Passages | None = None
     observers: tuple[Observer, ...] = ()
     finite: FiniteWatch = field(default_factory=FiniteWatch)
     counts: DeviceCounts = field(default_factory=DeviceCounts)
@@ -96,6 +99,8 @@ class SparseRun:
     def begin_receipt(self, receipt: Receipt) -> None:
         """Let another receipt count from now on."""
         receipt.follow(self.counts, self.receipt)
+        if self.kept is not None:
+            receipt.keeps(self.kept.most)
         self.receipt = receipt
 
     def tell(self, step: LayerStep) -> None:

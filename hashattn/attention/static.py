@@ -124,6 +124,7 @@ def ready(call: LayerCall, query: Tensor, mask: Tensor | None, kwargs: dict[str,
         and layer.steps is run.static.get(call.layer)
         and layer.steps.selector is run.selector
         and run.fallback is None
+        and run.kept is None
         and (mask is None or (mask.dtype == torch.bool and mask.shape[1] == 1))
         and not adds_position_bias(kwargs)
         and not (torch.is_grad_enabled() and query.requires_grad)

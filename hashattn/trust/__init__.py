@@ -32,6 +32,7 @@ _EXPORTS = {
     "ReservoirSettings": "hashattn.trust.retraining.reservoir",
     "run_rows": "hashattn.trust.drift.study",
     "save_page": "hashattn.trust.audit.page",
+    "Source": "hashattn.trust.audit.source",
     "text_sequences": "hashattn.trust.retraining.captures",
     "Versions": "hashattn.trust.retraining.versions",
 }

@@ -204,6 +204,21 @@ def test_rows_outside_fast_memory_change_nothing(tmp_path):
     assert made[0][2] == made[1][2] and made[0][2][-1] > 0 < made[0][2][1]
 
 
+def test_kept_tokens_are_in_lists_of_every_level():
+    model, selector, kept = tiny_model("llama"), OracleSelector("per_query_head"), {20, 21, 40}
+    for begin in (0, 1, LEVELS):
+        fallback = rule(model, selector, begin=begin)
+        heard = Listener()
+        with attach(model, selector, SMALL, fallback=fallback, allow_dense=True) as run:
+            with run.listen(heard), run.keep(sorted(kept)):
+                generate(model, prompt(length=60), max_new_tokens=3)
+        read = [set(row) for step in heard.steps for row in step.indices.flatten(0, 2).tolist()]
+        assert read and all(kept <= row for row in read)
+        if begin == LEVELS:
+            assert all(len(row) == len(set(row)) for step in heard.steps
+                       for row in step.indices.flatten(0, 2).tolist())  # fmt: skip
+
+
 def test_learned_sinks_count_once():
     from hashattn.attention.fallback_reading import Reading
     from hashattn.attention.masks import make_plan

@@ -6,14 +6,14 @@ All positions are characters (Unicode code points, as Python counts them), half-
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from hashattn.base.checks import require
+from hashattn.base.checks import is_count, require
 from hashattn.base.errors import HashAttnError
 
 PROMPT = "prompt"  # the source of text that is in no document
@@ -114,6 +114,20 @@ class Source:
         empty = [a == b for a, b in self.offsets][:n]
         numbers[: len(empty)][empty] = special
         return numbers
+
+    def tokens_of(self, spans: Iterable[tuple[int, int]]) -> list[int]:
+        """The tokens that share a character with one of the `spans` [start, end) of the text, in
+        order: what `Attachment.keep` takes. ValueError for a span without text."""
+        wanted = np.zeros(len(self.text) + 1, dtype=np.int64)  # +1 where a span begins, -1 ends
+        for start, end in spans:
+            valid = is_count(start, 0) and is_count(end, 0) and start < end <= len(self.text)
+            allowed = f"characters [start, end) of the text, which has {len(self.text)}"
+            require(valid, "spans", (start, end), allowed)
+            wanted[start] += 1
+            wanted[end] -= 1
+        before = np.append(0, (wanted.cumsum()[:-1] > 0).cumsum())  # wanted characters before each
+        ends = np.array(self.offsets, dtype=np.int64)
+        return np.flatnonzero(before[ends[:, 1]] > before[ends[:, 0]]).tolist()
 
     def place_of_token(self, token: int) -> Place | None:
         """Where a token of the prompt stands; None if it stands for no text."""

@@ -105,6 +105,23 @@ def test_hostile_characters_keep_their_positions(bpe):
     assert Source.from_dict(source.to_dict()) == source
 
 
+def test_tokens_of_a_passage_are_those_that_share_a_character_with_it(bpe):
+    source = Source.of(bpe, MIXED)
+    for spans in ([(0, 3)], [(14, 19)], [(20, 21), (5, 9)], [(0, len(MIXED))], [(4, 9), (6, 30)]):
+        wanted = {c for start, end in spans for c in range(start, end)}
+        expected = [t for t, (a, b) in enumerate(source.offsets) if wanted & set(range(a, b))]
+        assert source.tokens_of(iter(spans)) == expected
+    kept = source.tokens_of([(MIXED.index("日"), MIXED.index("日") + 1)])
+    assert kept and 0 not in kept  # the first token has no text
+    assert source.tokens_of([]) == []
+
+
+@pytest.mark.parametrize("span", [(3, 3), (5, 2), (-1, 4), (0, 10_000), (0.0, 3)])
+def test_a_passage_is_a_part_of_the_text(span):
+    with pytest.raises(ValueError, match="spans = .*characters"):
+        Source.of(characters(), MIXED).tokens_of([span])
+
+
 @pytest.mark.parametrize(
     "documents",
     [
