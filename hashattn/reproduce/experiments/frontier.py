@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 VARIANTS, LINES = "os^vDPX", ("-", "--", ":", "-.")  # markers and lines of a method's variants
 _FAMILY_SEED = 4000  # seed of sequences that no other measurement of the notebooks uses
 _PAIRED = ["sequence", "layer", "head"]
+_CLUSTERS = 8  # sequences from which on a bootstrap draws whole ones
 # tokens times selectors: fewer are measured before processes have started
 _WORTH_PROCESSES = 500_000
 BOUNDS = ("oracle", "dense")
@@ -172,8 +173,10 @@ def verdicts(rows: pd.DataFrame, ours: str) -> pd.DataFrame:
 
     A line each: the other method, its bits, whether these are as many as ours or more, both mean
     output errors, their difference (ours minus theirs, below 0: ours is better) with the ends of a
-    paired bootstrap interval over sequences, layers and KV heads, taken as independent, and the
-    verdict: "better", "worse" or "not distinguishable". Oracles and dense are left out.
+    paired bootstrap interval, and the verdict: "better", "worse" or "not distinguishable". Whole
+    sequences are drawn for it where there are _CLUSTERS or more; fewer say too little of their
+    own spread, so sequences, layers and KV heads are drawn as independent, which is too narrow.
+    Oracles and dense are left out.
     """
     our_rows = rows[rows["method"] == ours]
     our_bits = our_rows["bits"].iloc[0]
@@ -184,9 +187,11 @@ def verdicts(rows: pd.DataFrame, ours: str) -> pd.DataFrame:
             continue
         our_part = our_rows[(our_rows["context"] == context) & (our_rows["budget"] == budget)]
         pairs = our_part.merge(part, on=_PAIRED, suffixes=("", " theirs"))
+        clustered = pairs["sequence"].nunique() >= _CLUSTERS
         difference = paired_bootstrap(
-            pairs["output_error"].tolist(), pairs["output_error theirs"].tolist()
-        )
+            pairs["output_error"].tolist(), pairs["output_error theirs"].tolist(),
+            groups=pairs["sequence"].tolist() if clustered else None,
+        )  # fmt: skip
         bits = part["bits"].iloc[0]
         lines.append({
             "method": method, "bits": bits, "as_many_bits": bits >= our_bits, "context": context,

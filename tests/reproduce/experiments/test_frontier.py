@@ -180,6 +180,22 @@ def test_verdicts_by_hand():
     assert found.loc[(64, "lsh")].tolist() == [0, 0, 1]
 
 
+@pytest.mark.parametrize(("sequences", "verdict"), [(7, "better"), (8, "not distinguishable")])
+def test_with_enough_sequences_verdicts_are_over_whole_ones(sequences, verdict):
+    """All heads of a sequence are worse by as much: how many heads there are proves nothing."""
+    differences = [0.3, *[-0.01] * (sequences - 1)]  # of the mean: all of it from one sequence
+    lines = [
+        line(method, 32, 0.5 + gap, sequence=sequence, layer=layer, head=head, context=1024,
+             budget=1 / 8)
+        for sequence, difference in enumerate(differences)
+        for layer in range(30)
+        for head in range(8)
+        for method, gap in (("hash 32 bits", 0.0), ("lsh", difference))
+    ]  # fmt: skip
+    table = verdicts(pd.DataFrame(lines), "hash 32 bits")
+    assert table.verdict.tolist() == [verdict]
+
+
 def test_error_by_bits_has_its_interval_over_sequences():
     table = by_bits(planted(), 1 / 8)
     ours = table.loc[(1024, "hash 32 bits", 32)]
