@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -52,6 +53,11 @@ class AuditedAnswer:
     receipt: Receipt
     page: Path
 
+    @property
+    def right(self) -> bool:
+        """Whether an expected answer is in what was answered."""
+        return any(expected in self.answer for expected in self.record.answers)
+
     def passages(self, most: int = 5) -> pd.DataFrame:
         """Those with the most dense attention when the answer's first token was chosen: text, place
         in the document, and their read, dense and missed shares, mean over layers and heads."""
@@ -73,24 +79,30 @@ class AuditedAnswer:
 
 def audited_answer(
     profile: Profile, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
-    selector: Selector, density: float, number: int, length: int, fallback: Fallback | None = None,
+    selector: Selector, density: float, number: int, length: int, *,
+    fallback: Fallback | None = None, keep: Sequence[tuple[int, int]] | None = None,
 ) -> AuditedAnswer:  # fmt: skip
     """Question `number` about a context of `length` tokens, its first answer token sparse too.
 
-    Evidence, page and CSV lie in <results>/audit, anew; in audit_fallback with a `fallback`.
+    keep: characters [start, end) of the context that every step reads. Evidence, page and CSV lie
+    in <results>/audit, anew; in audit_fallback with a `fallback`, in audit_kept with `keep`.
     """
     record = common.records(profile, tokenizer, length, samples=2)[number]
     protocol = common.protocol(profile, length).of(record.dataset)
     prompt = protocol.template.format(context=record.context, input=record.input)
     inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
-    folder = profile.results / ("audit" if fallback is None else "audit_fallback")
+    name = "audit_fallback" if fallback else "audit" if keep is None else "audit_kept"
+    folder = profile.results / name
     shutil.rmtree(folder, ignore_errors=True)
     documents = find_documents(prompt, {_CONTEXT: record.context})
     audit = Audit(tokenizer, prompt, documents=documents, file=folder / "answer.audit")
     budget = Budget(profile.sink, profile.local, density=density)
     with attach(model, selector, budget, fallback=fallback) as run:
         cache = model(inputs.input_ids[:, :-1], logits_to_keep=1).past_key_values
-        with run.listen(audit):
+        first = documents[0].start
+        spans = [(first + int(start), first + int(end)) for start, end in keep or ()]
+        kept = run.keep(audit.source.tokens_of(spans)) if keep else nullcontext()
+        with run.listen(audit), kept:
             ids = model.generate(
                 **inputs, past_key_values=cache, streamer=audit, max_new_tokens=12,
                 tokenizer=tokenizer, stop_strings="\n", do_sample=False,

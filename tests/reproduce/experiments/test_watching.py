@@ -1,5 +1,7 @@
 """Notebook 05's experiments: one audited answer, watched traffic, and what is claimed of them."""
 
+from functools import partial
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,7 +11,7 @@ from hashattn.reproduce.experiments import common, watching
 from hashattn.reproduce.experiments.watching import DriftScale
 from hashattn.reproduce.notebooks.claims import Claims
 from hashattn.reproduce.profiles import load_profile
-from hashattn.selectors import HashSelector
+from hashattn.selectors import HashSelector, make_selector
 from hashattn.trust.drift.reference import DriftReference
 
 
@@ -39,6 +41,19 @@ def test_an_answer_is_sparse_from_its_first_token_and_its_passages_are_counted(e
             and (place.start, place.end) == (start, end)
         )  # fmt: skip
         assert row.tolist() == pytest.approx(sums[:, number].tolist(), abs=1e-3)
+
+
+def test_the_recent_tokens_and_the_named_passage_are_all_that_an_answer_needs(embedded, results):
+    ask = partial(watching.audited_answer, load_profile("tiny"), *embedded[1:3])
+    (start, end, _), *_ = ask(embedded[3], 1 / 16, 4, 1024).passages(1).index
+    blind = ask(make_selector("window"), 1 / 16, 4, 1024, keep=[])
+    told = ask(make_selector("window"), 1 / 16, 4, 1024, keep=[(start, end)])
+    assert told.right and not blind.right
+    kept = told.receipt.settings["kept_tokens"]
+    for answer, read in ((blind, 32), (told, 32 + kept)):
+        assert answer.receipt.tokens_read == read * answer.receipt.decode_calls
+    read = told.passages(100)["read"].droplevel("passage")
+    assert read.idxmax() == (start, end) and (read > 0).sum() < 5
 
 
 def test_traffic_is_calibrated_on_watched_and_studied(embedded, results):
