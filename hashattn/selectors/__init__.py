@@ -12,7 +12,7 @@ grids           uniform grids per channel, for methods that quantise keys or bou
 logits          exact or estimated logits as scores, per query head or for a group
 codes           selectors by the Hamming distance of codes: hash, transform, rabitq, hata, lsh
 observed        selectors by the attention they saw: h2o, snapkv, infllm
-wrapper         selectors on top of another one: rerank, residual
+wrapper         selectors on top of another one: rerank, residual, certified
 slopes          scores as attention logits, for drawing tokens by them
 variants        names of the hash selector with other weights
 
@@ -55,6 +55,7 @@ METHODS = {
     "magicpig": ("hashattn.selectors.magicpig", "MagicPIGSelector"),
     "rerank": ("hashattn.selectors.rerank", "RerankSelector"),
     "residual": ("hashattn.selectors.residual", "ResidualSelector"),
+    "certified": ("hashattn.selectors.certified", "CertifiedSelector"),
     "sparq": ("hashattn.selectors.sparq", "SparQSelector"),
     "loki": ("hashattn.selectors.loki", "LokiSelector"),
     "pqcache": ("hashattn.selectors.pqcache", "PQCacheSelector"),

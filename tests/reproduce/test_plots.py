@@ -79,6 +79,7 @@ def test_colours_stay_what_readers_know():
         "magicpig": ("#661100", "d"),
         "rerank": ("#004488", "H"),
         "residual": ("#6699cc", "8"),
+        "certified": ("#004d40", (4, 1, 45)),
     }
 
 

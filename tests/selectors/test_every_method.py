@@ -54,6 +54,7 @@ def settings(name: str) -> dict:
         "pqcache": lambda: {"parts": 2, "bits": 2, "sink": 1},
         "rerank": lambda: {"base": make_selector("lsh"), "factor": 2, "value_norms": True},
         "residual": lambda: {"base": make_selector("snapkv", window=4, kernel=3)},
+        "certified": lambda: {"base": make_selector("lsh"), "bits": 4, "tolerance": 0.3},
     }  # fmt: skip
     return every.get(name, dict)()
 

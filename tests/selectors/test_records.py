@@ -340,6 +340,24 @@ RECORDS = [
         },
     ),
     (
+        "certified",
+        {"base": make_selector("quest"), "softcap": 50.0},
+        {
+            "name": "certified",
+            "parameters": {
+                "bits": 8,
+                "tolerance": 0.1,
+                "softcap": 50.0,
+                "base": {
+                    "name": "quest",
+                    "parameters": {"page": 16, "bits": 16, "layout": "per_query_head"},
+                    "weights_sha256": None,
+                },
+            },
+            "weights_sha256": None,
+        },
+    ),
+    (
         "residual",
         {"base": make_selector("snapkv")},
         {

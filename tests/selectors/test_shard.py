@@ -75,6 +75,7 @@ CASES = {
         {"base": make_selector("lsh")},
         {"base": make_selector("lsh"), "value_norms": True},
     ],
+    "certified": [{"base": make_selector("lsh")}],
     "residual": [
         {"base": make_selector("double_sparsity", channels=CHANNELS)},
         {"base": make_selector("oracle"), "epsilon": 0.3, "delta": 0.3},
