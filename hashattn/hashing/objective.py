@@ -97,18 +97,18 @@ def _ranking_loss(logits: Tensor, batch: Batch, recipe: TrainRecipe) -> Tensor:
 
 def _sampling_loss(logits: Tensor, batch: Batch, recipe: TrainRecipe) -> Tensor:
     """The "sampling" loss (see TrainRecipe) of logits (maps or Hq, r, n), a scalar."""
+    # not -inf: a row without candidates has weight 0, and 0 does not silence NaN in a gradient
+    barred, lowest = ~batch.allowed, torch.finfo(logits.dtype).min
     true = attention_logits(batch.queries, batch.keys, batch.scaling, batch.softcap)
-    true = true.masked_fill(~batch.allowed, -torch.inf).log_softmax(-1)
+    true = true.masked_fill_(barred, lowest).softmax(-1)
     # of a score for a group: it stands for the sum of its heads' weights
-    true = true.unflatten(0, (len(logits), -1)).logsumexp(1)
-    some = batch.allowed.any(-1)
-    true = torch.where(some[:, None], true, 0.0)  # not NaN, which 0 does not silence in a gradient
-    lowest = torch.finfo(logits.dtype).min
-    estimated = logits.masked_fill(~batch.allowed, lowest).log_softmax(-1)
-    least = (FLOOR / batch.allowed.sum(-1, keepdim=True).clamp_min(1)).log()
-    cost = (2 * true - torch.logaddexp(estimated, least)).logsumexp(-1)
+    true = true.unflatten(0, (len(logits), -1)).sum(1)
+    estimated = logits.masked_fill(barred, lowest).softmax(-1)
+    counts = batch.allowed.sum(-1)
+    least = FLOOR / counts.clamp_min(1)[:, None]
+    cost = (true.square() / (estimated + least)).sum(-1).log()
     mass = batch.labels.weight.clamp_min(0).sum(-1)  # rows that attend to candidates count
-    weight = mass.unflatten(0, (len(logits), -1)).sum(1) * some
+    weight = mass.unflatten(0, (len(logits), -1)).sum(1) * (counts > 0)
     return (weight * cost).sum() / weight.sum().clamp_min(1e-6)
 
 
