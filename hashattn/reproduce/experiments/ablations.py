@@ -173,7 +173,8 @@ def transfer(
     """Selection quality at n/32 on questions of one task or text of one kind, with and without it
     in training. held_out None: the third of common.learnable.
 
-    Both hashes train on half as many sequences as the profile says, so that only the tasks differ.
+    Both hashes train on half as many sequences as the profile says, so that only the tasks differ,
+    for the layers that the profile measures.
     """
     count = max(2, profile.training.sequences // 2)
     every = learnable(profile)
@@ -183,14 +184,18 @@ def transfer(
     selectors = {}
     for name, tasks in (("all_tasks", every), (f"without_{held_out}", others)):
         weights = train_hashes(profile, model, tokenizer, f"transfer/{name}", tasks=tasks,
-                               count=count)  # fmt: skip
+                               layers=profile.layers, count=count)  # fmt: skip
         selectors[f"hash {name.replace('_', ' ')}"] = make_selector("hash", weights=weights)
     selectors["lsh"] = make_selector("lsh", bits=profile.training.bits, seed=profile.seed)
     tables = {}
     for task in (held_out, others[0]):
         questions = sequences(profile, tokenizer, 2, length=length, split="eval", tasks=(task,),
                               seed=_HELD_OUT_SEED)  # fmt: skip
-        captured = [c for ids, rows in questions for c in capture(model, ids, rows=rows).values()]
+        captured = [
+            layer
+            for ids, rows in questions
+            for layer in capture(model, ids, rows=rows, layers=profile.layers).values()
+        ]
         rows = selection_metrics(captured, selectors, [length // 32], profile.sink, profile.local)
         tables[f"on {task}"] = pd.DataFrame(rows).groupby("method", sort=False)[MEASURES].mean()
     return pd.concat(tables)

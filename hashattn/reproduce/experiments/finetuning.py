@@ -232,7 +232,8 @@ def selection(
     length: int, fraction: int = 128,
 ) -> pd.DataFrame:  # fmt: skip
     """MEASURES at a heavy budget of length / fraction by (what is asked, weights): held-out samples
-    of the task, of other tasks, and text. The oracle bounds them all."""
+    of the task, of other tasks, and text, in the layers that the profile measures. The oracle
+    bounds them all."""
     sequences = {
         samples.task: fine_tuning_sequences(
             samples.scored[:_MEASURED], samples.protocol, tokenizer
@@ -246,7 +247,8 @@ def selection(
         if not part:
             continue
         captured = (c for ids, rows in part
-                    for c in capture(model, ids, rows=rows, values=True).values())  # fmt: skip
+                    for c in capture(model, ids, rows=rows, values=True,
+                                     layers=profile.layers).values())  # fmt: skip
         heavy = [length // fraction]
         metrics = selection_metrics(captured, selectors, heavy, profile.sink, profile.local)
         tables[name] = pd.DataFrame(metrics).groupby("method", sort=False)[MEASURES].mean()

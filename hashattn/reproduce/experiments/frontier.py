@@ -121,6 +121,12 @@ def summary(rows: pd.DataFrame, measure: str = "output_error") -> pd.DataFrame:
     return table.rename(columns=label)
 
 
+def by_length(rows: pd.DataFrame) -> pd.DataFrame:
+    """`summary` of each context, by context, method and bits."""
+    tables = {context: summary(part) for context, part in rows.groupby("context")}
+    return pd.concat(tables, names=["context"])
+
+
 def by_bits(rows: pd.DataFrame, budget: float) -> pd.DataFrame:
     """Output error at one budget by context, method and bits: mean, and the ends of its 95 %
     bootstrap interval over sequences."""

@@ -19,6 +19,7 @@ from hashattn.reproduce.experiments.frontier import (
     budget_shares,
     by_bits,
     by_head,
+    by_length,
     counts,
     error_lines,
     first_layer_dense,
@@ -194,6 +195,14 @@ def test_with_enough_sequences_verdicts_are_over_whole_ones(sequences, verdict):
     ]  # fmt: skip
     table = verdicts(pd.DataFrame(lines), "hash 32 bits")
     assert table.verdict.tolist() == [verdict]
+
+
+def test_means_of_each_length_stand_alone():
+    both = pd.concat([planted(), planted().assign(context=2048, output_error=0.5)])
+    table = by_length(both)
+    assert table.loc[(1024, "hash 32 bits", 32), "1/8"] == pytest.approx(0.15)
+    assert (table.loc[2048, "1/8"] == 0.5).all()
+    assert summary(both).loc[("hash 32 bits", 32), "1/8"] == pytest.approx((0.15 + 0.5) / 2)
 
 
 def test_error_by_bits_has_its_interval_over_sequences():
