@@ -26,7 +26,7 @@ from hashattn.hashing.layer import TrainedLayer
 from hashattn.hashing.maps import HashConfig, LayerMaps
 from hashattn.hashing.recipe import TrainRecipe
 
-_CODE_VERSION = 3  # raise when training changes, so that old layers are not reused
+_CODE_VERSION = 4  # raise when training changes, so that old layers are not reused
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

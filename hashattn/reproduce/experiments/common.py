@@ -175,7 +175,8 @@ def hash_weights(profile: Profile, model, tokenizer, variant: str) -> HashWeight
     if folder is not None:
         return HashWeights.load(folder, model)
     settings = _variant_settings(profile, variant)
-    return train_hashes(profile, model, tokenizer, f"variants/{variant}", **settings)
+    return train_hashes(profile, model, tokenizer, f"variants/{variant}",
+                        shared_captures="variants/captured", **settings)  # fmt: skip
 
 
 def _variant_settings(profile: Profile, variant: str) -> dict:
