@@ -244,6 +244,27 @@ def counts(table: pd.DataFrame) -> pd.DataFrame:
     return table.reindex(columns=["better", "not distinguishable", "worse"], fill_value=0)
 
 
+def exceptions(table: pd.DataFrame) -> pd.DataFrame:
+    """Where our codes are not better than methods of as many bits or more, from `verdicts` with a
+    column "codes": a line by codes, method and bits, and in columns "worse" and SAME the contexts
+    (K tokens) and budgets of each, such as "4K 1/8 1/16, 8K 1/64"."""
+    rest = table[table["as_many_bits"] & (table["verdict"] != "better")]
+    rest = rest.sort_values("budget", key=lambda column: column.str[2:].astype(int))
+
+    def places(part: pd.DataFrame) -> str:
+        return ", ".join(
+            f"{context // 1024}K {' '.join(own['budget'])}"
+            for context, own in part.groupby("context")
+        )
+
+    keys, lines = ["codes", "method", "bits"], []
+    for _, own in rest.groupby("codes"):
+        for key, part in own.sort_values("bits", kind="stable").groupby(keys, sort=False):
+            where = {name: places(part[part["verdict"] == name]) for name in ("worse", SAME)}
+            lines.append(dict(zip(keys, key, strict=True)) | where)
+    return pd.DataFrame(lines, columns=[*keys, "worse", SAME]).set_index(keys)
+
+
 def losses(rows: pd.DataFrame, tables: Mapping[str, pd.DataFrame], method: str) -> str:
     """Where `method` loses, as Markdown; rows: of `frontier`; tables: verdicts by our method."""
     lines = []

@@ -22,6 +22,7 @@ from hashattn.reproduce.experiments.frontier import (
     by_length,
     counts,
     error_lines,
+    exceptions,
     first_layer_dense,
     frontier,
     losses,
@@ -223,6 +224,20 @@ def test_lines_over_bits_are_of_the_best_of_each_family_and_size():
     assert drawn["HashAttention"] == [32, 64] and drawn["LSH"] == [64]
     assert len(drawn) == 5 and "oracle (exact q.k)" in drawn  # random stores nothing
     plt.close(figure)
+
+
+def test_exceptions_name_every_place_once():
+    rows = pd.concat([planted(), planted().assign(context=8192, budget=1 / 64)])
+    table = pd.concat({"ours": verdicts(rows, "hash 32 bits")}, names=["codes"]).reset_index(
+        "codes"
+    )
+    found = exceptions(table)
+    assert found.loc[("ours", "lsh", 64)].tolist() == ["1K 1/8, 8K 1/64", ""]
+    assert found.loc[("ours", "magicpig", 32)].tolist() == ["", "1K 1/8, 8K 1/64"]
+    assert len(found) == 2  # quest is beaten, random stores less
+    again = table.assign(context=1024)
+    assert exceptions(again).loc[("ours", "lsh", 64), "worse"] == "1K 1/8 1/64"
+    assert exceptions(table[table.method == "quest"]).empty
 
 
 def test_losses_are_stated_from_the_records():
