@@ -134,8 +134,7 @@ def _read(call: LayerCall, inputs: Inputs, n: int, clock: Any) -> tuple[LayerSte
         indices, log_weights = call.run.selector.sample(
             call.layer, inputs.query, view, inputs.scaling, plan
         )
-        if call.run.kept is not None:
-            indices, log_weights = call.run.kept.merge(indices, log_weights, plan)
+        indices, log_weights = call.run.with_kept(indices, log_weights, plan)
     clock.lap("select")
     logits = inputs.logits()
     out = _attend(call, inputs, indices, log_weights=log_weights, **logits)
@@ -200,7 +199,7 @@ def _read_verified(call: LayerCall, inputs: Inputs, n: int, clock: Any) -> tuple
 
     def select(plan: SelectionPlan) -> Tensor:
         chosen = run.selector.select(call.layer, inputs.query, view, inputs.scaling, plan)
-        return chosen if run.kept is None else run.kept.merge(chosen, None, plan)[0]
+        return run.with_kept(chosen, None, plan)[0]
 
     reading = Reading(
         select, partial(_attend, call, inputs), inputs.query, step.plan, step.logits,

@@ -31,7 +31,7 @@ class Passages:
         longest = max(map(len, rows), default=0)
         allowed = "one token number or more of a prompt, or a list for each prompt of a batch"
         require(longest > 0, "tokens", tokens, allowed)
-        padded = [sorted(row) + [_NOWHERE] * (longest - len(row)) for row in rows]
+        padded = [row + [_NOWHERE] * (longest - len(row)) for row in rows]
         self.most = longest
         self._tokens = torch.tensor(padded, dtype=torch.int64)
 
@@ -73,7 +73,7 @@ class Passages:
 
 
 def _rows(tokens: Sequence[int] | Sequence[Sequence[int]]) -> list[list[int]]:
-    """Distinct token numbers by prompt; ValueError for what is none."""
+    """Distinct token numbers by prompt, ascending; ValueError for what is none."""
     several = isinstance(tokens, list | tuple) and any(isinstance(t, list | tuple) for t in tokens)
     rows = []
     for row in tokens if several else [tokens]:

@@ -86,6 +86,15 @@ class SparseRun:
         self._thread.made = mask, layer, made
         return made
 
+    def with_kept(
+        self, indices: Tensor, log_weights: Tensor | None, plan: SelectionPlan
+    ) -> tuple[Tensor, Tensor | None]:
+        """Selected tokens and their log weights with the kept tokens, if there are any
+        (Passages.merge)."""
+        if self.kept is None:
+            return indices, log_weights
+        return self.kept.merge(indices, log_weights, plan)
+
     def stores(self, layer: int) -> bool:
         """Whether `storage` says where a layer's rows lie: one that can be sparse, as every step of
         another reads all of them."""

@@ -100,16 +100,13 @@ class CertifiedSelector(WrapperSelector):
         """Indices (B, lists, q, m) int32, -1 padded: the base's, and those that the tolerance needs
         of every query head of the list."""
         chosen = self.base.select(layer, queries, view, scaling, plan)
-        read = indices_to_mask(chosen, plan.n)
-        group = queries.shape[1] // read.shape[1]
+        read = _read_by_heads(chosen, plan.n, queries.shape[1])
         least, most = self._bounds(queries, view, scaling, plan.seen)
-        of_heads = read.repeat_interleave(group, dim=1)
-        lacking = self._missed(least, most, of_heads) > self.tolerance  # (B, heads, q)
+        lacking = self._missed(least, most, read) > self.tolerance  # (B, heads, q)
         if not lacking.any():
             return chosen
-        added = torch.zeros_like(of_heads)
-        added[lacking] = self._needed(least[lacking], most[lacking], of_heads[lacking])
-        return mask_to_indices(read | added.unflatten(1, (-1, group)).any(dim=2))
+        read[lacking] |= self._needed(least[lacking], most[lacking], read[lacking])
+        return mask_to_indices(read.unflatten(1, (chosen.shape[1], -1)).any(dim=2))
 
     def missed_at_most(
         self, queries: Tensor, view: KeyView, scaling: float, indices: Tensor, seen: Tensor
@@ -120,8 +117,7 @@ class CertifiedSelector(WrapperSelector):
         Of a step that an observer sees: `step.query`, `step.view`, `step.logits["scaling"]`,
         `step.indices` and `step.plan.seen`.
         """
-        read = indices_to_mask(indices, seen.shape[-1])
-        read = read.repeat_interleave(queries.shape[1] // read.shape[1], dim=1)
+        read = _read_by_heads(indices, seen.shape[-1], queries.shape[1])
         return self._missed(*self._bounds(queries, view, scaling, seen), read)
 
     def _bounds(
@@ -162,6 +158,12 @@ class CertifiedSelector(WrapperSelector):
         count = (missed > self.tolerance).sum(dim=-1, keepdim=True) + 1
         wanted = torch.arange(most.shape[-1], device=most.device) < count
         return torch.zeros_like(read).scatter_(-1, order, wanted & (ranked > 0))
+
+
+def _read_by_heads(indices: Tensor, n: int, heads: int) -> Tensor:
+    """Which of n tokens each query head reads, bool (B, heads, q, n), of lists (B, lists, q, m)."""
+    lists = indices_to_mask(indices, n)
+    return lists.repeat_interleave(heads // lists.shape[1], dim=1)
 
 
 def _packed(codes: Tensor) -> Tensor:
