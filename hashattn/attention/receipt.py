@@ -44,6 +44,7 @@ _SEVERAL_ROWS, _SHORT = "several_rows", "short_context"
 # reasons that leave nothing to the selector in any context, however long
 _NEVER_SPARSE = (*_NO_STEPS, "sliding_window", "dense_layer")
 _KEPT = "kept_tokens"  # of the settings
+_LEARNED = "learned_length"
 _ADDING = threading.Lock()  # threads may share a receipt
 
 
@@ -165,6 +166,8 @@ class Receipt:
         settings = asdict(budget) | {"sparse_rows": sparse_rows, "dense_layers": layers}
         if budget.sampled and selector.slopes is not None:
             settings["slopes_sha256"] = tensors_sha256(selector.slopes)
+        if selector.learned_length is not None:
+            settings[_LEARNED] = selector.learned_length
         if fallback is not None:
             settings["fallback"] = fallback.record()
         if dense_below:  # None where no length is enough
@@ -443,6 +446,7 @@ class Receipt:
                 *self._heads_line(),
                 *self._forced_line(),
                 f"tokens cached    up to {longest}",
+                *self._learned_line(longest),
                 f"sparse calls     {self.sparse_calls} of {self.decode_calls} that followed cached "
                 "tokens, all layers",
                 f"density          {self.density:.4f} (all decode calls {self.decode_density:.4f})",
@@ -455,6 +459,17 @@ class Receipt:
                 *self._rows_line(),
             ]
         )
+
+    def _learned_line(self, longest: int) -> list[str]:
+        """Whether contexts were longer than any that the method learned from."""
+        learned = self.settings.get(_LEARNED)
+        if learned is None or longest <= learned:
+            return []
+        return [
+            f"learned from     contexts of up to {learned} tokens: queries and keys further apart"
+            " are new",
+            "                 to the codes, which may fail there: train on contexts of this length",
+        ]
 
     def _policy_lines(self, longest: int) -> list[str]:
         """Up to which length steps were to be dense, by which times, and whether all were."""

@@ -258,7 +258,7 @@ class _Streamed:
         heads, _, dim = first.keys.shape
         self.cq, self.ck = (torch.zeros(heads, dim, dim, dtype=torch.float64) for _ in range(2))
         self.mean = torch.zeros(heads, dim, dtype=torch.float64)
-        self.queries = self.keys = 0
+        self.queries = self.keys = self.longest = 0
         self.samples: list[Tensor] = []
         self.query_heads, self.scaling = len(first.queries), first.scaling
 
@@ -269,6 +269,7 @@ class _Streamed:
         self.ck += keys.mT @ keys
         self.mean += keys.sum(1)
         self.queries, self.keys = self.queries + own.shape[1], self.keys + keys.shape[1]
+        self.longest = max(self.longest, keys.shape[1])
         self.samples.append(keys[:, :: max(1, keys.shape[1] // _A_SEQUENCE)].float())
         kept = torch.cat(self.samples, 1)
         if kept.shape[1] > SAMPLE:  # every other one: early and late sequences alike
@@ -362,7 +363,7 @@ def _calibrated(
     made = {
         "trained": True,
         "recipe": {"init": init, "query": "weights", "group": "each", "steps": 0},
-        "data": {"keys": first.keys, "queries": first.queries},
+        "data": {"keys": first.keys, "queries": first.queries, "longest": first.longest},
     }
     maps = {layer: layers[layer].maps(config, code) for layer in config.layers}
     # a level is the mean of the keys that it stands for, so that q.k is estimated as it is

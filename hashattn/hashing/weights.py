@@ -77,6 +77,12 @@ class HashWeights:
         heads = (self.config.query_heads, self.config.key_maps)
         return kept_slopes(self.card, heads)
 
+    @property
+    def learned_length(self) -> int | None:
+        """Tokens of the longest context that trained or calibrated them; None if no card says."""
+        data = self.card.get("data") or {}
+        return (data.get("train") or data).get("longest")
+
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor by its name in the file."""
         return {

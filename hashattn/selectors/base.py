@@ -401,6 +401,12 @@ class Selector(Traits, ABC):
         """SHA-256 (hex) of the weights or the calibration, None for a method without."""
         return None
 
+    @property
+    def learned_length(self) -> int | None:
+        """Tokens of the longest context that the method learned from; None where it learns nothing,
+        or nobody noted it. Queries and keys further apart than that are new to it."""
+        return None
+
     def lists(self, heads: int, kv_heads: int) -> int:
         """Number of token lists for a layer with these head counts."""
         return kv_heads if self.layout == "per_kv_head" else heads

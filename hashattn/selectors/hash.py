@@ -105,6 +105,11 @@ class HashSelector(CodeSelector):
         return self.weights.trained
 
     @property
+    def learned_length(self) -> int | None:
+        """The weights' own."""
+        return self.weights.learned_length
+
+    @property
     def reads_keys(self) -> bool:
         """False, but for a subclass whose stages may look at them."""
         return not self._unchanged

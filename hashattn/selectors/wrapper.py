@@ -73,6 +73,11 @@ class WrapperSelector(Selector):
         """The wrapper's settings and the base's record."""
         return super().parameters() | {"base": self.base.record()}
 
+    @property
+    def learned_length(self) -> int | None:
+        """The base's."""
+        return self.base.learned_length
+
     def weights_sha256(self) -> str | None:
         """The base's."""
         return self.base.record()["weights_sha256"]

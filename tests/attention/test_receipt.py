@@ -9,11 +9,12 @@ import pytest
 import torch
 import transformers
 
-from hashattn import Budget, Receipt, SparsePathError, attach
+from hashattn import Budget, HashSelector, HashWeights, Receipt, SparsePathError, attach
 from hashattn.attention.observer import LayerStep
 from hashattn.base.errors import ReceiptError
 from hashattn.models.heads import HeadSlice
 from hashattn.selectors.random import RandomSelector
+from hashattn.selectors.rerank import RerankSelector
 from helpers import generate, left_padded, prompt, tiny_model
 
 SMALL = Budget(sink=1, local=3, heavy=6)
@@ -59,6 +60,20 @@ def test_describes_the_run(receipt):
     assert receipt.environment["dtype"] == "float32" and receipt.auxiliary_bits == 0.0
     for text in ("random", "density", "sliding_window 4", "4 of 8 that followed cached tokens"):
         assert text in receipt.summary()
+
+
+@pytest.mark.parametrize("wrap", [lambda base: base, RerankSelector])
+@pytest.mark.parametrize("learned, beyond", [(44, False), (43, True), (None, False)])
+def test_says_when_contexts_are_longer_than_any_that_the_codes_learned_from(wrap, learned, beyond):
+    model = tiny_model("llama")
+    untrained = HashWeights.for_model(model)
+    card = untrained.card | ({} if learned is None else {"data": {"train": {"longest": learned}}})
+    selector = wrap(HashSelector(HashWeights(untrained.config, untrained.maps, card)))
+    with attach(model, selector, SMALL, allow_untrained=True) as run:
+        generate(model, prompt(length=40), max_new_tokens=5)  # the last step has 44 cached
+    assert run.receipt.settings.get("learned_length") == learned
+    line = f"learned from     contexts of up to {learned} tokens"
+    assert (line in run.receipt.summary()) == beyond
 
 
 def test_a_part_of_the_heads_is_named_everywhere(receipt, tmp_path):

@@ -117,7 +117,10 @@ def test_sequences_may_come_one_by_one_and_only_some_keys_are_kept():
     together = calibrate_transform(many, bits=64)
     streamed = calibrate_transform((sequence(s, n=5000) for s in range(0, 40, 2)), bits=64)
     assert together.sha256 == streamed.sha256
-    assert together.card["data"] == {"keys": 100_000, "queries": 20 * 40 * HEADS // KV_HEADS}
+    assert together.card["data"] == {
+        "keys": 100_000, "queries": 20 * 40 * HEADS // KV_HEADS, "longest": 5000,
+    }  # fmt: skip
+    assert calibrate_transform([sequence(0, n=64), sequence(1, n=9)], bits=64).learned_length == 64
     from hashattn.hashing.transform import _Streamed
 
     kept = _Streamed(many[0])
