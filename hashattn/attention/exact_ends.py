@@ -111,3 +111,25 @@ class ExactEnds:
         out, lse = merge(torch.stack((near, far)), torch.stack((near_lse, far_lse)))
         out = out.to(query.dtype)
         return (out, lse) if return_lse else out
+
+
+class NoEnds:
+    """An ExactEnds of no token: all of them are read outside."""
+
+    def append(self, keys: Tensor, values: Tensor) -> None:
+        """Nothing: none is kept."""
+
+    def crop(self, length: int) -> None:
+        """Nothing."""
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Nothing."""
+
+    def restore(self, keys: Tensor, values: Tensor) -> None:
+        """Nothing."""
+
+    def attend(
+        self, query: Tensor, indices: Tensor, outside: Callable[..., Any], **logits: Any
+    ) -> Any:
+        """What `outside` gives."""
+        return outside(query, indices, **logits)

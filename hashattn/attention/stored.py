@@ -17,7 +17,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from hashattn import kernels
 from hashattn.attention.cache import IndexedLayer
-from hashattn.attention.exact_ends import ExactEnds
+from hashattn.attention.exact_ends import ExactEnds, NoEnds
 from hashattn.attention.memory import LayerMemory, Traffic
 from hashattn.attention.offload import OffloadedRows
 from hashattn.base.errors import UnsupportedModelError
@@ -120,7 +120,7 @@ class StoredLayer(IndexedLayer, DynamicLayer):
     lends = False
     rows: ResidentRows | OffloadedRows | None = None
     format: RowFormat | None = None
-    ends: ExactEnds | None = None
+    ends: ExactEnds | NoEnds = NoEnds()
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Append keys and values (B, KV heads, new, D); returns them, or all, see `lends`."""
@@ -134,8 +134,7 @@ class StoredLayer(IndexedLayer, DynamicLayer):
         if self.rows is None:
             self._begin(keys, values)
         self.rows.append(self.format.pack(keys.detach(), values.detach()))
-        if self.ends is not None:
-            self.ends.append(keys.detach(), values.detach())
+        self.ends.append(keys.detach(), values.detach())
 
     def _begin(self, keys: Tensor, values: Tensor) -> None:
         if keys.shape != values.shape or keys.dtype != values.dtype:
@@ -145,7 +144,7 @@ class StoredLayer(IndexedLayer, DynamicLayer):
             )
         self.format = row_format(self.memory.memory.bits, keys.shape[3], keys.dtype)
         exact = self.memory.memory.kept_exact
-        self.ends = ExactEnds(exact) if exact else None
+        self.ends = ExactEnds(exact) if exact else NoEnds()
         self._make_rows(keys.shape[1], keys.dtype, keys.device)
 
     def _make_rows(self, kv_heads: int, dtype: torch.dtype, device: torch.device) -> None:
@@ -159,8 +158,6 @@ class StoredLayer(IndexedLayer, DynamicLayer):
 
     def attend(self, query: Tensor, indices: Tensor, **logits: Any) -> Any:
         """`kernels.attend` of query (B, heads, q, D) over tokens, indices (B, lists, q, m)."""
-        if self.ends is None:
-            return self._attend_rows(query, indices, **logits)
         return self.ends.attend(query, indices, self._attend_rows, **logits)
 
     def _attend_rows(self, query: Tensor, indices: Tensor, **logits: Any) -> Any:
@@ -172,8 +169,7 @@ class StoredLayer(IndexedLayer, DynamicLayer):
         """All keys and values (B, KV heads, n, D), made for the caller."""
         parts = [self.format.unpack(rows) for rows in self.rows.blocks()]
         keys, values = (torch.cat(states, dim=2) for states in zip(*parts, strict=True))
-        if self.ends is not None:
-            self.ends.restore(keys, values)
+        self.ends.restore(keys, values)
         return keys, values
 
     def some_keys(self) -> Tensor:
@@ -215,8 +211,7 @@ class StoredLayer(IndexedLayer, DynamicLayer):
         kept = tokens_to_remove if tokens_to_remove > 0 else before + tokens_to_remove
         if 0 <= kept < before:
             self.rows.crop(kept)
-            if self.ends is not None:
-                self.ends.crop(kept)
+            self.ends.crop(kept)
             self._crop_index(kept)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
@@ -234,13 +229,12 @@ class StoredLayer(IndexedLayer, DynamicLayer):
     def _change(self, change: Callable[[Tensor], Tensor]) -> None:
         if self.get_seq_length():
             self.rows.map(change)
-            if self.ends is not None:
-                self.ends.map(change)
+            self.ends.map(change)
             self._map_index(change)
 
     def reset(self) -> None:
         """Empty the layer."""
-        self.rows, self.ends, self.is_initialized = None, None, False
+        self.rows, self.ends, self.is_initialized = None, NoEnds(), False
         self.drop_index()
 
     def __deepcopy__(self, memo: dict) -> StoredLayer:
