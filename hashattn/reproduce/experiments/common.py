@@ -188,7 +188,8 @@ def _variant_settings(profile: Profile, variant: str) -> dict:
 
 def shipped(profile: Profile) -> dict[str, tuple[Path, dict]]:
     """What is shipped with the profile's model, "default" and names of VARIANTS: the folder, and
-    the arguments of train_hashes. ProfileError for a profile that ships no weights."""
+    the arguments of train_hashes. Not those that notebook 01 trains for some layers, to compare.
+    ProfileError for a profile that ships no weights."""
     default = profile.hash_weights_path
     require(default is not None, "hash_weights", None, "the folder to ship in", ProfileError)
     variants = {
@@ -197,7 +198,11 @@ def shipped(profile: Profile) -> dict[str, tuple[Path, dict]]:
         if settings.get("bits") in (None, *profile.memory) or shipped_variant(profile, name)
     }
     own = f"{profile.training.bits}_bits"
-    return {"default": (default, {})} | {n: run for n, run in variants.items() if n != own}
+    return {"default": (default, {})} | {
+        name: (folder, settings)
+        for name, (folder, settings) in variants.items()
+        if name != own and "layers" not in settings
+    }
 
 
 def shipped_variant(profile: Profile, variant: str) -> Path | None:
