@@ -118,6 +118,15 @@ def _runner(protocol: Protocol) -> type[ContextRunner]:
     return FidelityRunner
 
 
+def _by_selector(methods: Sequence[Method]) -> list[int]:
+    """Numbers of methods, those of one selector in turn: what it encoded of a context serves all of
+    them."""
+    first: dict[int, int] = {}
+    for number, method in enumerate(methods):
+        first.setdefault(id(method.selector), number)
+    return sorted(range(len(methods)), key=lambda number: first[id(methods[number].selector)])
+
+
 class _Grid:
     """Setups by methods by records, each cell with the key of its result."""
 
@@ -132,6 +141,7 @@ class _Grid:
     ) -> None:
         self.tokenizer, self.methods = tokenizer, list(methods)
         check_methods(self.methods, protocol)
+        self._turns = _by_selector(self.methods)
         self.records = [r if isinstance(r, Record) else record_from_dict(r) for r in records]
         self.samples = [record_sha256(record) for record in self.records]
         self.contexts = [context_sha256(record) for record in self.records]
@@ -205,10 +215,10 @@ class _Grid:
             require_positions(config, self.tokenizer, protocol, record)
 
     def _missing(self, group: Sequence[int], log: ResultLog) -> list[Place]:
-        """A group's places without a result, one for each key, ordered by method."""
+        """A group's places without a result, one for each key, a selector's methods together."""
         places = [
             (number, index, setup)
-            for number in range(len(self.methods))
+            for number in self._turns
             for setup in self.setups
             for index in group
         ]

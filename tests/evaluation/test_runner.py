@@ -172,6 +172,29 @@ def test_one_prefill_a_context_and_every_question_sparse(model, tokenizer, tmp_p
     assert (sparse["density"] < 0.4).all() and (sparse["density"] > 0.1).all()
 
 
+def test_a_context_is_encoded_once_for_all_budgets_of_a_selector(model, tokenizer, tmp_path):
+    class Counting(type(make_selector("lsh"))):
+        encoded = 0
+
+        def encode_keys(self, layer, keys):
+            type(self).encoded += keys.shape[2]
+            return super().encode_keys(layer, keys)
+
+    ours, other = Counting(bits=32), make_selector("oracle")
+    mixed = [
+        Method(f"{name} {heavy}", selector, PROTOCOL.budget(heavy=heavy))
+        for heavy in (20, 10)
+        for name, selector in (("ours", ours), ("other", other))
+    ]
+    one = records(("who",))[:1]
+    frame = evaluate(model, tokenizer, one, mixed, PROTOCOL, tmp_path / "mixed.jsonl", setups="B",
+                     progress=False)  # fmt: skip
+    assert list(frame["method"]) == ["ours 20", "other 20", "ours 10", "other 10"]
+    layers, context = model.config.num_hidden_layers, len(tokenizer(CONTEXTS[0])["input_ids"])
+    answers = 2 * (len("who") + 20)  # the question and what is generated, each time, at most
+    assert layers * context <= Counting.encoded <= layers * (context + answers)
+
+
 def test_receipts_count_what_the_budget_allows(model, tokenizer, tmp_path):
     path = tmp_path / "r.jsonl"
     frame = run(model, tokenizer, path)
