@@ -182,17 +182,48 @@ def _read_at_once(
         )
     except FloatingPointError as error:
         raise non_finite(call.layer) from error
-    layer.index_length, layer.behind = n, False
     clock.lap("step")
-    visible = None if inputs.mask is None else plan.seen[:, 0, -1]
-    view = KeyView(keys=_first(inputs.key, n), index=layer.index(), visible=visible)
+    view = _view_after(call, inputs, plan)
     step = _step(call, inputs, plan, view, logits, indices, log_weights, counters is not None)
     return step, out
+
+
+@torch.no_grad()
+def _read_verified_at_once(
+    call: LayerCall, inputs: Inputs, plan: SelectionPlan, clock: Any
+) -> tuple[LayerStep, Tensor] | None:
+    """`_read_verified` in one call of a kernel; None where none takes it."""
+    run, query, logits = call.run, inputs.query, inputs.logits()
+    rule = run.fallback.rule(call.layer, query.device)
+    try:
+        made = run.selector.read_verified(
+            call.layer, query, inputs.key, inputs.value, call.cache_layer.stores, plan, logits, rule
+        )
+    except FloatingPointError as error:
+        raise non_finite(call.layer) from error
+    if made is None:
+        return None
+    out, indices, levels = made
+    clock.lap("step")
+    step = _step(call, inputs, plan, _view_after(call, inputs, plan), logits, indices)
+    return replace(step, levels=levels), out
+
+
+def _view_after(call: LayerCall, inputs: Inputs, plan: SelectionPlan) -> KeyView:
+    """The keys and the index after a kernel that has encoded the newest token."""
+    layer = call.cache_layer
+    layer.index_length, layer.behind = plan.n, False
+    visible = None if inputs.mask is None else plan.seen[:, 0, -1]
+    return KeyView(keys=_first(inputs.key, plan.n), index=layer.index(), visible=visible)
 
 
 def _read_verified(call: LayerCall, inputs: Inputs, n: int, clock: Any) -> tuple[LayerStep, Tensor]:
     """The same, with lists that grow until the fallback accepts them."""
     plan, run = _plan(call, inputs, n), call.run
+    if _in_one_call(call, inputs, plan, n):
+        made = _read_verified_at_once(call, inputs, plan, clock)
+        if made is not None:
+            return made
     view = _planned_view(call, inputs, plan, n)
     clock.lap("encode")
     step = _step(call, inputs, plan, view, inputs.logits())

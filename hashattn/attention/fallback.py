@@ -26,6 +26,7 @@ from hashattn.base.files import read_json, write_json
 from hashattn.base.fingerprints import require_same
 from hashattn.base.hashes import sha256_text
 from hashattn.base.tensors import read_tensors, write_tensors
+from hashattn.kernels import Rule
 from hashattn.models.identity import config_sha256
 from hashattn.selectors.calibration import tensors_sha256
 
@@ -152,6 +153,11 @@ class Fallback:
         heads = torch.arange(len(weights), device=weights.device)[:, None]
         weights = weights[heads, levels.clamp(max=self.levels - 1)]  # (batch, heads, q, 3)
         return weights[..., 0] + (weights[..., 1:] * statistics).sum(-1)
+
+    def rule(self, layer: int, device: torch.device) -> Rule:
+        """A layer's part for `kernels.verified_step`: what `exceeds` decides."""
+        limit = math.log(self.tolerance) - math.log(self.factor)
+        return Rule(self._on("coefficients", layer, device), self.begin(layer, device), limit)
 
     def begin(self, layer: int, device: torch.device) -> Tensor:
         """`start` of a layer on a device."""

@@ -20,14 +20,11 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from hashattn.attention.observer import NO_CLOCK
-from hashattn.kernels import mask_to_indices
+from hashattn.kernels import LEAST_HEAVY, LOG_LIMIT, mask_to_indices
 
 if TYPE_CHECKING:
     from hashattn.attention.fallback import Fallback
     from hashattn.selectors.plan import SelectionPlan
-
-_LEAST = 2  # heavy tokens to begin with, so that both halves have one
-_LOG_LIMIT = 13.8  # statistics count from 1e-6 to 1e6
 
 
 class Reading:
@@ -53,7 +50,7 @@ class Reading:
         candidates = (plan.visible - plan.sink - plan.local).clamp(min=0)
         self._candidates = candidates[:, None].expand(shape)
         self._visible = plan.visible[:, None].expand(shape)
-        self._first = plan.heavy.clamp(min=_LEAST).expand(shape)
+        self._first = plan.heavy.clamp(min=LEAST_HEAVY).expand(shape)
         self._everything = None
         self.new = torch.ones(shape, dtype=torch.bool, device=query.device)
         self.levels = start[:, None].expand(shape)
@@ -131,7 +128,7 @@ class Reading:
             counts = unread.to(total.dtype).log() - added.to(total.dtype).log()
             edge = counts.repeat_interleave(group, dim=1) + more_lse - total
             change = ((out - self._out).norm(dim=-1) / out.norm(dim=-1)).log()
-            self.statistics = torch.stack((edge, change), -1).clamp(-_LOG_LIMIT, _LOG_LIMIT)
+            self.statistics = torch.stack((edge, change), -1).clamp(-LOG_LIMIT, LOG_LIMIT)
         self._out, self._lse = out, total
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from hashattn.base.layout import Layout
-from hashattn.kernels import NAT, GrowableBuffer, StaticStep, sample, select
+from hashattn.kernels import NAT, GrowableBuffer, Rule, StaticStep, sample, select
 from hashattn.selectors.plan import SelectionPlan
 
 if TYPE_CHECKING:
@@ -262,6 +262,15 @@ class Selector(Traits, ABC):
         and `attend`, bit for bit.
         """
         raise NotImplementedError(f"selector {self.name!r} reads step by step")
+
+    def read_verified(
+        self, layer: int, query: Tensor, keys: Tensor, values: Tensor,
+        stores: Mapping[str, IndexStore], plan: SelectionPlan, logits: Mapping[str, Any],
+        rule: Rule,
+    ) -> tuple[Tensor, Tensor, Tensor] | None:  # fmt: skip
+        """`read_at_once` with lists that grow by a rule: output, indices and levels as of
+        `kernels.verified_step`; None, with nothing appended, where that is no one call."""
+        return None
 
     def static_step(
         self, layer: int, query: Tensor, kv_heads: int, plan: SelectionPlan, width: int,

@@ -17,6 +17,7 @@ from hashattn.kernels import (
     Codes,
     Drawing,
     Grades,
+    Rule,
     StaticStep,
     decode_step,
     encode_graded,
@@ -25,6 +26,7 @@ from hashattn.kernels import (
     tokens_of,
     units_of,
     unpack_bits,
+    verified_step,
 )
 from hashattn.models.heads import HeadSlice
 from hashattn.selectors.base import KeyView
@@ -196,6 +198,19 @@ class HashSelector(CodeSelector):
             spans=plan.spans, sink=plan.sink, local=plan.local, width=plan.width,
             lists=self.lists(query.shape[1], keys.shape[1]),
             grades=self._grades, drawing=drawing, counters=counters, **logits,
+        )  # fmt: skip
+
+    def read_verified(
+        self, layer: int, query: Tensor, keys: Tensor, values: Tensor,
+        stores: Mapping[str, Codes], plan: SelectionPlan, logits: Mapping[str, Any], rule: Rule,
+    ) -> tuple[Tensor, Tensor, Tensor] | None:  # fmt: skip
+        """Output, indices and levels, by `kernels.verified_step`."""
+        self.weights.check_queries(query)
+        maps = self.weights.layer(layer, query.device)
+        return verified_step(
+            query, keys, values, stores["codes"], maps.query, maps.key, rule=rule,
+            heavy=plan.heavy, spans=plan.spans, sink=plan.sink, local=plan.local,
+            lists=self.lists(query.shape[1], keys.shape[1]), grades=self._grades, **logits,
         )  # fmt: skip
 
     def static_step(

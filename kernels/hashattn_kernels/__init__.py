@@ -36,12 +36,15 @@ from .maps import ACTIVATIONS, Maps
 from .memory import GrowableBuffer
 from .quantised import RowFormat, dequantise
 from .reference import gather_tokens, indices_to_mask, mask_to_indices, merge
+from .rule import LEAST_HEAVY, LOG_LIMIT, Rule
 from .static import StaticStep, register_step, reserve_step, static_step
-from .step import Drawing, Grades, decode_step, units_of
+from .step import Drawing, Grades, decode_step, units_of, verified_step
 
 __all__ = [
     "ACTIVATIONS",
     "COUNTED",
+    "LEAST_HEAVY",
+    "LOG_LIMIT",
     "NAT",
     "NOT_FINITE",
     "SEVERAL",
@@ -54,6 +57,7 @@ __all__ = [
     "Maps",
     "Placement",
     "RowFormat",
+    "Rule",
     "StaticStep",
     "attend",
     "attend_rows",
@@ -91,4 +95,5 @@ __all__ = [
     "union",
     "units_of",
     "unpack_bits",
+    "verified_step",
 ]

@@ -17,6 +17,7 @@ from .coins import NAT, Coins
 from .counters import count_step
 from .maps import Maps
 from .reference import NON_FINITE
+from .rule import TERMS, Rule
 
 
 class Grades(NamedTuple):
@@ -82,11 +83,7 @@ def decode_step(
     several rows, a drawing without grades, and as of these; FloatingPointError where, in main
     memory, the newest token's key or value is not finite.
     """
-    if q.shape[2] != 1:
-        raise ValueError(
-            f"q has {q.shape[2]} rows: a step has one; encode_graded, select_by_codes and attend "
-            "take several"
-        )
+    _check_rows(q)
     if drawing is not None and grades is None:
         raise ValueError("drawing needs graded queries: pass grades")
     if drawing is not None and drawing.slopes.dtype != torch.float32:
@@ -112,6 +109,48 @@ def decode_step(
         n = codes.length
         count_step(counters, spans, result[1], n, k[:, :, n - 1 : n], v[:, :, n - 1 : n])
     return result
+
+
+def verified_step(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    codes: Codes,
+    query_maps: Maps,
+    key_maps: Maps,
+    *,
+    rule: Rule,
+    heavy: Tensor,
+    spans: Tensor,
+    sink: int,
+    local: int,
+    lists: int,
+    scaling: float,
+    grades: Grades | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """`decode_step` with lists that double their heavy tokens (at least LEAST_HEAVY) by a rule.
+
+    The tokens that a list read last are the lower half of its heavy ones by score. They give the
+    rule's statistics, within LOG_LIMIT: edge, tokens not read x mean weight of that half / weight
+    of all that was read; and change, |o - o'| / |o| of the output o' without it.
+
+    Returns the output (B, Hq, 1, Dv), the tokens read (B, lists, 1, m) int32, -1 for padding, and
+    the levels that lists ended at (B, lists, 1) int64; None, with nothing appended, where no
+    backend runs it in one call. Errors as of `decode_step`.
+    """
+    _check_rows(q)
+    _check(q, k, codes, heavy, spans, lists)
+    _check_rule(rule, q.shape[1], lists)
+    fused = getattr(backend_for(q, backend, "decode_step", q, k, v), "verified_step", None)
+    if fused is None:
+        return None
+    return fused(
+        q, k, v, codes, query_maps, key_maps, rule=rule, heavy=heavy, spans=spans, sink=sink,
+        local=local, lists=lists, scaling=scaling, grades=grades, softcap=softcap, sinks=sinks,
+    )  # fmt: skip
 
 
 @torch.no_grad()
@@ -148,6 +187,27 @@ def composed(
         q, k, v, indices, scaling, softcap, sinks, log_weights=log_weights, backend=backend
     )
     return out, indices, log_weights
+
+
+def _check_rows(q: Tensor) -> None:
+    if q.shape[2] != 1:
+        raise ValueError(
+            f"q has {q.shape[2]} rows: a step has one; encode_graded, select_by_codes and attend "
+            "take several"
+        )
+
+
+def _check_rule(rule: Rule, heads: int, lists: int) -> None:
+    for name, numbers, dtype, wanted, fits in (
+        ("coefficients", rule.coefficients, torch.float32, f"({heads}, levels, {TERMS})",
+         rule.coefficients.dim() == 3 and rule.coefficients.shape[::2] == (heads, TERMS)),
+        ("start", rule.start, torch.int64, f"({lists},)", rule.start.shape == (lists,)),
+    ):  # fmt: skip
+        if not fits or numbers.dtype != dtype or not numbers.is_contiguous():
+            raise ValueError(
+                f"rule.{name}: expected contiguous {dtype} {wanted}, got {numbers.dtype} "
+                f"{tuple(numbers.shape)}"
+            )
 
 
 def _check(

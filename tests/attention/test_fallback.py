@@ -13,7 +13,9 @@ from hashattn import Budget, HashSelector, HashWeights, Memory, Receipt, attach,
 from hashattn.attention.fallback import Fallback, FallbackError, fallback_fingerprint
 from hashattn.attention.observer import LayerStep
 from hashattn.base.errors import SparsePathError
+from hashattn.kernels import available
 from hashattn.models.heads import HeadSlice
+from hashattn.selectors import hash as hash_module
 from hashattn.selectors.oracle import OracleSelector
 from hashattn.selectors.random import RandomSelector
 from helpers import generate, left_padded, prompt, tiny_model
@@ -169,6 +171,32 @@ def test_padding_inside_a_row_and_hash_codes():
                             allow_untrained=True)  # fmt: skip
         occurred |= check(steps, fallback, selector)
     assert len(occurred) > 1
+
+
+@pytest.mark.skipif(not available("numba"), reason="numba is not installed")
+@pytest.mark.parametrize("layout", ["per_query_head", "per_kv_head"])
+def test_codes_are_read_and_verified_in_one_call(layout, monkeypatch):
+    """As by the parts, which every other method has, batches with padding too."""
+    model = tiny_model("llama")
+    weights = HashWeights.for_model(model, seed=3, layout="per_kv_head", hidden=16)
+    selector = HashSelector(weights, layout=layout)
+    fallback = rule(model, selector, tolerance=0.9)
+    given = (model, selector, fallback, *left_padded((60, 44)))
+    made, calls, kernel = [], [], hash_module.verified_step
+    for once in (lambda *_, **__: None, kernel):
+
+        def counted(*arguments, once=once, **keywords):
+            calls.append(once(*arguments, **keywords))
+            return calls[-1]
+
+        monkeypatch.setattr(hash_module, "verified_step", counted)
+        made.append(run_with(*given, new=6, allow_untrained=True)[0])
+    assert sum(call is not None for call in calls) == len(made[1]) == len(calls) / 2
+    assert len({int(level) for step in made[1] for level in step.levels.flatten()}) > 1
+    for parts, once in zip(*made, strict=True):
+        assert torch.equal(parts.indices, once.indices) and torch.equal(parts.levels, once.levels)
+        torch.testing.assert_close(parts.query, once.query)
+        assert set(parts.view.index) == set(once.view.index) and parts.seen == once.seen
 
 
 def test_what_is_said_to_be_read_is_attended():

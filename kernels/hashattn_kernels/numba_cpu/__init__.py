@@ -1,10 +1,11 @@
 """The CPU backend in numba: compiled at first use for this machine's processor, then kept on disk.
 
 `backend` is what `api` calls. `attention` (with `passes`), `encoding`, `selection`, `sampling` and
-`quantising` are the kernels, `step` is a decode step in one call, `rows` the hot set's places and
-reads, `regions` runs them on all cores, `compiled` keeps their code, `static` is what is compiled
-in, `simd` and `bits` are vectors and words. Hamming scores as such and unions of lists are numpy's
-and torch's. `roofline` reads memory as fast as this machine can.
+`quantising` are the kernels, `step` is a decode step in one call, `verified` its lists that grow by
+a rule, `rows` the hot set's places and reads, `regions` runs them on all cores, `compiled` keeps
+their code, `static` is what is compiled in, `simd` and `bits` are vectors and words. Hamming scores
+as such and unions of lists are numpy's and torch's. `roofline` reads memory as fast as this machine
+can.
 """
 
 from ..numpy_cpu import hamming_scores, union
@@ -23,6 +24,7 @@ from .backend import (
     select,
     select_by_codes,
     supports,
+    verified_step,
 )
 
 __all__ = [
@@ -42,4 +44,5 @@ __all__ = [
     "select_by_codes",
     "supports",
     "union",
+    "verified_step",
 ]

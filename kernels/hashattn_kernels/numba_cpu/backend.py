@@ -10,7 +10,7 @@ import math
 import threading
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -23,18 +23,31 @@ from ..codes import ByteMajor, Codes, tokens_of
 from ..coins import CHANCES, Coins, parts_of
 from ..maps import ACTIVATIONS, Maps
 from ..quantised import NOT_NUMBERS, RowFormat, signs_of
-from . import attention, encoding, lookup, passes, quantising, ranking, sampling, selection, step
+from . import (
+    attention,
+    encoding,
+    lookup,
+    passes,
+    quantising,
+    ranking,
+    sampling,
+    selection,
+    step,
+    verified,
+)
 from .regions import Region, real
 from .selection import WORD
 from .simd import HARDWARE_HALVES
 from .static import STORAGE
 
 if TYPE_CHECKING:
+    from ..rule import Rule
     from ..step import Drawing, Grades
 
 FEW = 8  # vectors of a map, up to which reading its weights takes most of the time
 WORTH_A_THREAD = 2**20  # bytes of weights that pay for another thread
 DIMS = 16  # head dims of K and V must be multiples of it
+_UNDRAWN, _UNVERIFIED = (0,) * 9, (0,) * 5  # fields of step.CALL
 _SCRATCH = threading.local()
 _LIMITS = {
     dtype: torch.tensor([torch.iinfo(dtype).max, torch.iinfo(dtype).min], dtype=dtype).numpy()
@@ -475,10 +488,51 @@ def dense_decode(
 
 def decode_step(
     q: Tensor, k: Tensor, v: Tensor, codes: Codes, query_maps: Maps, key_maps: Maps, *,
-    heavy: Tensor, spans: Tensor, sink: int, local: int, width: int, lists: int, scaling: float,
-    grades: Grades | None, drawing: Drawing | None, softcap: float | None, sinks: Tensor | None,
+    width: int, lists: int, drawing: Drawing | None, **arguments: Any,
 ) -> tuple[Tensor, Tensor, Tensor | None] | None:  # fmt: skip
     """One region for the whole step. None where it cannot: the parts can."""
+    log_weights, draws = None, _UNDRAWN
+    if drawing is not None:
+        drawn, coins = drawing.drawn, drawing.coins
+        log_weights = torch.empty((q.shape[0], lists, 1, width))
+        draws = (
+            log_weights.data_ptr(), drawing.slopes.data_ptr(), drawn.data_ptr(), *_steps(drawn),
+            parts_of(drawing.trust), coins.state, coins.first_list, int(coins.fresh),
+        )  # fmt: skip
+    made = _run_step(q, k, v, codes, query_maps, key_maps, lists, width, draws=draws, **arguments)
+    return None if made is None else (*made, log_weights)
+
+
+def verified_step(
+    q: Tensor, k: Tensor, v: Tensor, codes: Codes, query_maps: Maps, key_maps: Maps, *,
+    rule: Rule, lists: int, **arguments: Any,
+) -> tuple[Tensor, Tensor, Tensor] | None:  # fmt: skip
+    """The same region, in which each list reads until the rule is content."""
+    levels = torch.empty((q.shape[0], lists, 1), dtype=torch.int64)
+    lengths = torch.empty_like(levels)
+    verifies = (
+        rule.coefficients.data_ptr(), rule.coefficients.shape[1], rule.start.data_ptr(),
+        levels.data_ptr(), lengths.data_ptr(),
+    )  # fmt: skip
+    made = _run_step(
+        q, k, v, codes, query_maps, key_maps, lists, codes.length + 1, verifies=verifies,
+        limit=rule.limit, **arguments,
+    )  # fmt: skip
+    if made is None:
+        return None
+    out, indices = made
+    width = int(lengths.max())
+    beyond = torch.arange(width) >= lengths[..., None]
+    return out, indices[..., :width].masked_fill(beyond, -1), levels
+
+
+def _run_step(
+    q: Tensor, k: Tensor, v: Tensor, codes: Codes, query_maps: Maps, key_maps: Maps, lists: int,
+    width: int, *, heavy: Tensor, spans: Tensor, sink: int, local: int, scaling: float,
+    grades: Grades | None, softcap: float | None, sinks: Tensor | None,
+    draws: tuple[int, ...] = _UNDRAWN, verifies: tuple[int, ...] = _UNVERIFIED, limit: float = 0.0,
+) -> tuple[Tensor, Tensor] | None:  # fmt: skip
+    """Output and room for indices (B, lists, 1, width), as the fields of step.CALL ask for."""
     batch, heads, _, dim = q.shape
     tokens, threads = codes.length + 1, torch.get_num_threads()
     room = batch <= FEW and batch * lists >= threads and isinstance(codes, ByteMajor)
@@ -501,27 +555,24 @@ def decode_step(
     lines = codes.extend(batch, layer.words)
     indices = torch.empty((batch, lists, 1, width), dtype=torch.int32)
     out = torch.empty((batch, heads, 1, v.shape[3]), dtype=q.dtype)
-    log_weights, draws = None, (0,) * 9
-    if drawing is not None:
-        log_weights, drawn, coins = torch.empty(indices.shape), drawing.drawn, drawing.coins
-        draws = (
-            log_weights.data_ptr(), drawing.slopes.data_ptr(), drawn.data_ptr(), *_steps(drawn),
-            parts_of(drawing.trust), coins.state, coins.first_list, int(coins.fresh),
-        )  # fmt: skip
-    size = layer.size + sampling.drawing_bytes(tokens, layer.most, 2)
+    drawing = sampling.drawing_bytes(tokens, layer.most, 2)
+    drawing = -(-drawing // 64) * 64
+    size = layer.size + drawing
+    if verifies is not _UNVERIFIED:
+        size += verified.verifying_bytes(tokens, heads // lists, v.shape[3])
     flaws = layer.region.run(
         batch * lists,
         *layer.fields,
-        *_memory(size, threads), width, tokens, sink, local, q.data_ptr(), *q_strides[:2],
+        *_memory(size, threads), drawing, width, tokens, sink, local, q.data_ptr(), *q_strides[:2],
         key, *k_strides[:3], value, offset, *v_strides[:3],
         lines.data_ptr(), *lines.stride()[:3], heavy.data_ptr(), *_steps(heavy), spans.data_ptr(),
-        indices.data_ptr(), out.data_ptr(), *draws,
-        real(scaling), real(softcap or 0.0),
+        indices.data_ptr(), out.data_ptr(), *draws, *verifies,
+        real(scaling), real(softcap or 0.0), real(limit),
     )  # fmt: skip
     if flaws:
         codes.crop(tokens - 1)
         raise FloatingPointError(reference.NON_FINITE)
-    return out, indices, log_weights
+    return out, indices
 
 
 def _steps(counts: Tensor) -> tuple[int, int]:

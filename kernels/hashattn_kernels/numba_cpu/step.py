@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ..coins import BLOCK, DEAREST, LARGEST, NAT, SIZE
+from ..rule import TERMS
 from .attention import attend_tokens, begin, finish
 from .encoding import grading_room, pack, run_map, sum_group
 from .lookup import TABLES
@@ -20,6 +21,7 @@ from .sampling import drawing_room, sample_list
 from .selection import BYTES, WORD, grade, select_list, weigh_bits
 from .simd import LANES, at_address, fma, kernel, load, queries_at, splat, states_at, store
 from .static import STORAGE, block_of, static_of
+from .verified import read_verified, verifying_room
 
 ANY = 1 << 60  # elements of an array whose size nobody asks for
 CALL = call_type(
@@ -28,12 +30,13 @@ CALL = call_type(
     "biases", "key_stages", "key_widths", "key_activation", "key_folds", "key_map_weights",
     "key_map_biases", "key_weights", "key_biases", "grades", "most", "words", "coins", "chances",
     "logarithms", "grading_size", "work_size",
-    "memory", "memory_size", "width", "tokens", "sink", "local", "q", "q_batch", "q_head",
-    "k", "k_batch", "k_head", "k_token", "v", "v_start", "v_batch", "v_head", "v_token",
+    "memory", "memory_size", "verifying", "width", "tokens", "sink", "local",
+    "q", "q_batch", "q_head", "k", "k_batch", "k_head", "k_token",
+    "v", "v_start", "v_batch", "v_head", "v_token",
     "codes", "codes_batch", "codes_head", "key_byte", "heavy", "heavy_batch", "heavy_list", "spans",
     "indices", "out", "log_weights", "slopes", "drawn", "drawn_batch", "drawn_list", "trust",
-    "state", "first_list", "fresh",
-    real=("scale", "softcap"),
+    "state", "first_list", "fresh", "rule", "rule_levels", "start", "reached", "lengths",
+    real=("scale", "softcap", "limit"),
 )  # fmt: skip
 
 
@@ -142,6 +145,13 @@ def step_share(static, data, weight_type, kind, highest):
     lse = at_address(memory, batch * heads, np.float32)  # of no use
     memory += (4 * batch * heads + 63) // 64 * 64
     begins, counts, of_level, levels = drawing_room(memory, call.tokens, call.most, kind)
+    verifies = call.rule != 0
+    memory += call.verifying
+    before, order, taken = verifying_room(memory, call.tokens, group, static.value_dim)
+    rule = at_address(call.rule, heads * call.rule_levels * TERMS, np.float32)
+    starts = at_address(call.start, lists, np.int64)
+    reached = at_address(call.reached, batch * lists, np.int64)
+    lengths = at_address(call.lengths, batch * lists, np.int64)
     scale, softcap = np.float32(call.scale), np.float32(call.softcap)
     flaws = 0
     for unit in range(start, stop):
@@ -163,7 +173,18 @@ def step_share(static, data, weight_type, kind, highest):
                         graded)  # fmt: skip
         at, base = unit * width, item * call.codes_batch + code_head * call.codes_head
         chosen = heavy[item * call.heavy_batch + line * call.heavy_list]
-        if draws:
+        kv_head = line // call.lists_per_kv_head
+        key = item * call.k_batch + kv_head * call.k_head
+        value = call.v_start + item * call.v_batch + kv_head * call.v_head
+        begin(static, call, queries, q, scale, work)
+        if verifies:
+            length, reached[unit] = read_verified(
+                static, call, signs, graded, first, last, chosen, starts[line], head, codes, base,
+                tables, levels, rule, before, order, taken, indices, log_weights, at, work, keys,
+                key, values, value, softcap, scratch,
+            )  # fmt: skip
+            lengths[unit] = length
+        elif draws:
             by_coin = drawn[item * call.drawn_batch + line * call.drawn_list]
             length = sample_list(
                 call, signs, graded, line, first, last, chosen - by_coin, by_coin,
@@ -173,11 +194,7 @@ def step_share(static, data, weight_type, kind, highest):
         else:
             length = select_list(call, signs, graded, first, last, chosen, codes, base,
                                  tables, levels, indices, at)  # fmt: skip
-        begin(static, call, queries, q, scale, work)
-        if length > 0:
-            kv_head = line // call.lists_per_kv_head
-            key = item * call.k_batch + kv_head * call.k_head
-            value = call.v_start + item * call.v_batch + kv_head * call.v_head
+        if length > 0 and not verifies:
             attend_tokens(static, call, indices, log_weights, at, 0, length, work, keys, key,
                           values, value, softcap, scratch)  # fmt: skip
         unweighted = np.float32(math.nan) if length > 0 else np.float32(0)
