@@ -327,22 +327,30 @@ def score_list(call, signs, weights, keys, base, size, tables, levels):
 
 
 @kernel
+def write_list(levels, k, most, first, low, high, last, out, to):
+    """Write tokens first to low, those of low to high with the k smallest levels, and high to last,
+    ascending, to out[to:]; returns the end."""
+    for token in range(first, low):
+        out[to] = token
+        to += 1
+    to = take_smallest(levels, high - low, k, most, low, out, to)
+    for token in range(high, last):
+        out[to] = token
+        to += 1
+    return to
+
+
+@kernel
 def select_list(call, signs, weights, first, last, heavy, keys, base, tables, levels, out, at):
     """Write a list to out[at : at + width]: the first `sink` and last `local` of the tokens first
     to last and the `heavy` best of the others, ascending, padded with -1; returns its length."""
     low = min(first + call.sink, last)
     high = max(last - call.local, low)
-    size, end = high - low, at
+    size = high - low
     k = min(heavy, size)
     if 0 < k < size:
         score_list(call, signs, weights, keys, base + low, size, tables, levels)
-    for token in range(first, low):
-        out[end] = token
-        end += 1
-    end = take_smallest(levels, size, k, call.most, low, out, end)
-    for token in range(high, last):
-        out[end] = token
-        end += 1
+    end = write_list(levels, k, call.most, first, low, high, last, out, at)
     for i in range(end, at + call.width):
         out[i] = -1
     return end - at

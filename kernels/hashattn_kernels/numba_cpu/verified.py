@@ -10,7 +10,7 @@ import numpy as np
 
 from ..rule import LEAST_HEAVY, LOG_LIMIT, TERMS
 from .attention import attend_tokens, total_of, workspace
-from .selection import score_list, take_smallest
+from .selection import score_list, take_smallest, write_list
 from .simd import LANES, at_address, kernel, load, store
 
 
@@ -53,10 +53,8 @@ def remember(static, call, work, before):
         at = member * (dim + 2)
         for d in range(dim):
             before[at + d] = work[o + member * dim + d]
-        before[at + dim], before[at + dim + 1] = (
-            work[state + 16 * number + lane],
-            before[lanes + lane],
-        )
+        before[at + dim] = work[state + 16 * number + lane]
+        before[at + dim + 1] = before[lanes + lane]
 
 
 @kernel
@@ -147,12 +145,4 @@ def read_verified(static, call, signs, weights, first, last, heavy, level, head,
             attend_tokens(static, call, order, none, 0, read, end, work, keys, key, values, value,
                           softcap, scratch)  # fmt: skip
         k = size
-    to = at
-    for token in range(first, low):
-        indices[to] = token
-        to += 1
-    to = take_smallest(levels, size, k, call.most, low, indices, to)
-    for token in range(high, last):
-        indices[to] = token
-        to += 1
-    return to - at, level
+    return write_list(levels, k, call.most, first, low, high, last, indices, at) - at, level
