@@ -164,10 +164,10 @@ class Fallback:
         return self._on("start", layer, device)
 
     def _on(self, part: str, layer: int, device: torch.device) -> Tensor:
-        """Copied once: a step waits for a copy to a GPU."""
+        """Copied once, as a step waits for a copy to a GPU, and as kernels read it."""
         place = part, layer, device
         if place not in self._placed:
-            self._placed[place] = getattr(self, part)[layer].to(device)
+            self._placed[place] = getattr(self, part)[layer].to(device).contiguous()
         return self._placed[place]
 
     def shard(self, part: HeadSlice | None) -> Fallback:

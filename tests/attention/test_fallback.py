@@ -199,6 +199,24 @@ def test_codes_are_read_and_verified_in_one_call(layout, monkeypatch):
         assert set(parts.view.index) == set(once.view.index) and parts.seen == once.seen
 
 
+def test_a_rule_may_be_columns_of_larger_tensors():
+    """Starts are quantiles, columns of a table, before a rule is saved and loaded."""
+    model = tiny_model("llama")
+    selector = HashSelector(HashWeights.for_model(model, seed=3, layout="per_kv_head", hidden=16))
+    whole = rule(model, selector, tolerance=0.9)
+    parts = {
+        name: {layer: torch.stack((part, part), -1)[..., 0] for layer, part in parts.items()}
+        for name, parts in (("start", whole.start), ("coefficients", whole.coefficients))
+    }
+    assert not any(part.is_contiguous() for each in parts.values() for part in each.values())
+    made = [
+        run_with(model, selector, fallback, allow_untrained=True)[0]
+        for fallback in (whole, replace(whole, **parts))
+    ]
+    for one, other in zip(*made, strict=True):
+        assert torch.equal(one.indices, other.indices) and torch.equal(one.levels, other.levels)
+
+
 def test_what_is_said_to_be_read_is_attended():
     """Logits with a fallback equal those of lists that a plain step reads: of the tightest rule,
     dense ones; of the loosest, the budget's."""
