@@ -12,7 +12,7 @@ import torch
 
 import hashattn_kernels
 from hashattn.kernels import attend, dense_decode, encode, select_by_codes
-from hashattn_kernels.numba_cpu import compiled, regions, simd
+from hashattn_kernels.numba_cpu import compiled, regions, selection, simd
 from hashattn_kernels.numba_cpu.backend import smallest
 from kernel_inputs import attention_states, token_lists
 
@@ -129,6 +129,17 @@ def widened(source, target):
 def exponentials(x):
     for i in range(0, len(x), 8):
         simd.store(x, i, simd.exp(simd.load(x, i)))
+
+
+@pytest.mark.parametrize("room", [0, 1, 3, 4, 5, 8, 100])
+@pytest.mark.parametrize("positions", [(), (0,), (63,), (2, 3, 40, 63), (5, 6, 7, 8, 9), range(64)])
+def test_positions_of_a_words_ones_stay_within_their_room(positions, room):
+    word = np.uint64(sum(1 << i for i in positions))
+    out = np.full(110, -7, dtype=np.int32)
+    end = selection.write_bits(word, 1000, out, 2, 2 + room)
+    assert end == 2 + min(room, len(positions))
+    assert out[2:end].tolist() == [1000 + i for i in positions][:room]
+    assert (out[:2] == -7).all() and (out[2 + room :] == -7).all()
 
 
 def test_every_float16_is_widened_exactly():

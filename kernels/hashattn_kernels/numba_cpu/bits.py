@@ -22,10 +22,10 @@ def popcount(typing, word):
 
 @intrinsic
 def trailing_zeros(typing, word):
-    """Position of the lowest one of a uint64 that is not 0."""
+    """Position of the lowest one of a uint64; 64 of 0."""
 
     def code(context, builder, signature, arguments):
-        return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
+        return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 0))
 
     return types.int64(types.uint64), code
 

@@ -10,7 +10,7 @@ from functools import cache
 import numpy as np
 
 from ..coins import BLOCK, CHANCES, LARGEST, LOG_WEIGHTS, MASK, SIZE, SURVEYED, TABLE
-from .bits import below, equal, popcount, reached, trailing_zeros
+from .bits import below, equal, popcount, reached
 from .lookup import TABLES
 from .regions import Region, address_of, call_type, report, share_of
 from .selection import (
@@ -21,6 +21,7 @@ from .selection import (
     query_bytes,
     score_list,
     weigh_query,
+    write_bits,
 )
 from .simd import at_address, kernel
 
@@ -184,11 +185,9 @@ def take(levels, highest, size, above, room, drawn, coins, begins, place, unit, 
             else:
                 tied = np.uint64(0)
             begin = to
-            while taken and to < end:
-                token = i + trailing_zeros(taken)
-                out[to], weights[to] = first + token, of_level[levels[token]]
-                to += 1
-                taken &= taken - np.uint64(1)
+            to = write_bits(taken, first + i, out, to, end)
+            for j in range(begin, to):
+                weights[j] = of_level[levels[out[j] - first]]
             if tied:  # few blocks have ties that are certain
                 for j in range(begin, to):
                     if tied >> np.uint64(out[j] - first - i) & np.uint64(1):

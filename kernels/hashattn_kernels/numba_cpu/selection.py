@@ -142,9 +142,13 @@ def count_at_most(levels, size, threshold):
 
 
 @kernel
-def kth_smallest(levels, size, k, most):
-    """The k-th smallest of levels[:size] (k from 1; values up to `most`), and how many are less."""
-    low, high, smaller = 0, most, 0
+def kth_smallest(levels, size, k, most, low, smaller):
+    """The k-th smallest of levels[:size] (k from 1; values up to `most`), and how many are less.
+
+    low, smaller: what it is at least, and how many are less than that: 0 and 0, or what a smaller
+    k had.
+    """
+    high = most
     while low < high:
         middle = (low + high) // 2
         count = count_at_most(levels, size, middle)
@@ -168,35 +172,71 @@ def lowest_bits(word, count):
 
 
 @kernel
-def take_smallest(levels, size, k, most, first, out, to):
-    """Write first + position of the k smallest levels, ascending, to out[to:]; returns the end."""
-    if k <= 0:
-        return to
-    if k >= size:
-        for i in range(size):
-            out[to + i] = first + i
-        return to + size
-    threshold, smaller = kth_smallest(levels, size, k, most)
-    room, whole = k - smaller, size // 64 * 64
-    for i in range(0, whole, 64):
-        taken = below(levels, i, threshold)
+def smallest_bits(levels, at, size, threshold, room):
+    """Bit i says whether levels[at + i], before `size`, is less than the threshold or one of the
+    first `room` that equal it; also returns how much room is left."""
+    if at + 64 <= size:
+        bits = below(levels, at, threshold)
         if room > 0:
-            tied = equal(levels, i, threshold)
+            tied = equal(levels, at, threshold)
             ties = np.int64(popcount(tied))
             if ties > room:
                 tied, ties = lowest_bits(tied, room), room
-            taken |= tied
+            bits |= tied
             room -= ties
-        while taken:
-            out[to] = first + i + trailing_zeros(taken)
-            to += 1
-            taken &= taken - np.uint64(1)
-    for i in range(whole, size):
+        return bits, room
+    bits = np.uint64(0)
+    for i in range(at, size):
         level = levels[i]
         if level < threshold or (level == threshold and room > 0):
             room -= level == threshold
-            out[to] = first + i
+            bits |= np.uint64(1) << np.uint64(i - at)
+    return bits, room
+
+
+@kernel
+def write_bits(bits, first, out, to, stop):
+    """Write first + i of each bit i, ascending, to out[to:stop] as far as there is room; returns
+    the end. What lies behind it may be overwritten.
+
+    Always four at a time where they fit: how many ones a word has, no processor predicts.
+    """
+    end = min(to + np.int64(popcount(bits)), stop)
+    while to < end:
+        if to + 4 <= stop:
+            for i in range(4):
+                out[to + i] = first + trailing_zeros(bits)
+                bits &= bits - np.uint64(1)
+            to += 4
+        else:
+            out[to] = first + trailing_zeros(bits)
+            bits &= bits - np.uint64(1)
             to += 1
+    return end
+
+
+@kernel
+def write_range(first, last, out, to):
+    """Write first to last to out[to:]; returns the end."""
+    for i in range(first, last):
+        out[to] = i
+        to += 1
+    return to
+
+
+@kernel
+def take_smallest(levels, size, k, most, first, out, to, stop):
+    """Write first + position of the k smallest levels, ascending, to out[to:]; returns the end.
+    Up to `stop`, what lies behind it may be overwritten."""
+    if k <= 0:
+        return to
+    if k >= size:
+        return write_range(first, first + size, out, to)
+    threshold, smaller = kth_smallest(levels, size, k, most, 0, 0)
+    room = k - smaller
+    for at in range(0, size, 64):
+        bits, room = smallest_bits(levels, at, size, threshold, room)
+        to = write_bits(bits, first + at, out, to, stop)
     return to
 
 
@@ -293,7 +333,7 @@ def choose_units(numbers, scores_at, limits, candidates_at, mandatory_at, k, sur
         most = high - low + 2 if free else 1
         to_levels(scores[unit * n : (unit + 1) * n], allowed, fixed, high, most, levels)
         total = always + min(k[unit], free)
-        end = take_smallest(levels, n, total, most, 0, out[unit], 0)
+        end = take_smallest(levels, n, total, most, 0, out[unit], 0, out.shape[1])
         for i in range(end, out.shape[1]):
             out[unit, i] = -1
 
@@ -302,7 +342,7 @@ def choose_units(numbers, scores_at, limits, candidates_at, mandatory_at, k, sur
 def smallest_units(levels, k, out):
     """out[i] = positions of the k smallest of levels[i], bytes, ascending."""
     for i in range(len(levels)):
-        take_smallest(levels[i], levels.shape[1], k, 255, 0, out[i], 0)
+        take_smallest(levels[i], levels.shape[1], k, 255, 0, out[i], 0, out.shape[1])
 
 
 @kernel
@@ -327,20 +367,6 @@ def score_list(call, signs, weights, keys, base, size, tables, levels):
 
 
 @kernel
-def write_list(levels, k, most, first, low, high, last, out, to):
-    """Write tokens first to low, those of low to high with the k smallest levels, and high to last,
-    ascending, to out[to:]; returns the end."""
-    for token in range(first, low):
-        out[to] = token
-        to += 1
-    to = take_smallest(levels, high - low, k, most, low, out, to)
-    for token in range(high, last):
-        out[to] = token
-        to += 1
-    return to
-
-
-@kernel
 def select_list(call, signs, weights, first, last, heavy, keys, base, tables, levels, out, at):
     """Write a list to out[at : at + width]: the first `sink` and last `local` of the tokens first
     to last and the `heavy` best of the others, ascending, padded with -1; returns its length."""
@@ -350,7 +376,9 @@ def select_list(call, signs, weights, first, last, heavy, keys, base, tables, le
     k = min(heavy, size)
     if 0 < k < size:
         score_list(call, signs, weights, keys, base + low, size, tables, levels)
-    end = write_list(levels, k, call.most, first, low, high, last, out, at)
+    end = write_range(first, low, out, at)
+    end = take_smallest(levels, size, k, call.most, low, out, end, at + call.width)
+    end = write_range(high, last, out, end)
     for i in range(end, at + call.width):
         out[i] = -1
     return end - at

@@ -147,7 +147,7 @@ def step_share(static, data, weight_type, kind, highest):
     begins, counts, of_level, levels = drawing_room(memory, call.tokens, call.most, kind)
     verifies = call.rule != 0
     memory += call.verifying
-    before, order, taken = verifying_room(memory, call.tokens, group, static.value_dim)
+    marks, before, order = verifying_room(memory, call.tokens, group, static.value_dim)
     rule = at_address(call.rule, heads * call.rule_levels * TERMS, np.float32)
     starts = at_address(call.start, lists, np.int64)
     reached = at_address(call.reached, batch * lists, np.int64)
@@ -180,7 +180,7 @@ def step_share(static, data, weight_type, kind, highest):
         if verifies:
             length, reached[unit] = read_verified(
                 static, call, signs, graded, first, last, chosen, starts[line], head, codes, base,
-                tables, levels, rule, before, order, taken, indices, log_weights, at, work, keys,
+                tables, levels, rule, marks, before, order, indices, log_weights, at, work, keys,
                 key, values, value, softcap, scratch,
             )  # fmt: skip
             lengths[unit] = length

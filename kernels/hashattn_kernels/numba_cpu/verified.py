@@ -1,7 +1,8 @@
 """A list that doubles until a rule predicts no error above its tolerance (rule.Rule).
 
-The tokens' distances are found once. What a list adds is read into the softmax that it has come to,
-and how far that moves the output, and how much weight it brought, is what the rule looks at.
+The tokens' distances are found once, and a longer list's threshold is searched from a shorter one's
+on. What a list adds is read into the softmax that it has come to, and how far that moves the
+output, and how much weight it brought, is what the rule looks at.
 """
 
 import math
@@ -10,51 +11,86 @@ import numpy as np
 
 from ..rule import LEAST_HEAVY, LOG_LIMIT, TERMS
 from .attention import attend_tokens, total_of, workspace
-from .selection import score_list, take_smallest, write_list
-from .simd import LANES, at_address, kernel, load, store
+from .selection import kth_smallest, score_list, smallest_bits, write_bits, write_range
+from .simd import LANES, at_address, fma, kernel, load, multiply, splat, store, subtract
+
+TOGETHER = 64  # tokens of a word of marks
 
 
 @kernel
 def verifying_room(memory, tokens, group, value_dim):
-    """A thread's arrays for `read_verified`: what was read before (of each head its sums, its top
-    and its total), the tokens in the order in which they are read, and whether each one was."""
-    size = group * (value_dim + 2) + LANES
-    before = at_address(memory, size, np.float32)
-    order = at_address(memory + 4 * size, tokens, np.int32)
-    return before, order, at_address(memory + 4 * (size + tokens), tokens, np.uint8)
+    """A thread's arrays for `read_verified`: a bit of each token that is read, what was read before
+    (of each head its output, its top and its total), and the tokens in the order in which they are
+    read."""
+    words = (tokens + TOGETHER - 1) // TOGETHER
+    marks = at_address(memory, words, np.uint64)
+    size = group * (value_dim + 2) + 2 * LANES
+    before = at_address(memory + 8 * words, size, np.float32)
+    return marks, before, at_address(memory + 8 * words + 4 * size, tokens, np.int32)
 
 
 def verifying_bytes(tokens: int, group: int, value_dim: int) -> int:
     """Bytes of `verifying_room`."""
-    return 4 * (group * (value_dim + 2) + LANES) + 5 * tokens
+    return 8 * -(-tokens // TOGETHER) + 4 * (group * (value_dim + 2) + 2 * LANES + tokens)
 
 
 @kernel
-def add_best(levels, size, k, most, low, taken, order, end, found, at):
-    """Append low + position of those of the k smallest levels that were not taken to order[end:];
-    returns the new end. found[at:]: room for k."""
-    for i in range(at, take_smallest(levels, size, k, most, 0, found, at)):
-        position = found[i]
-        if taken[position] == 0:
-            taken[position] = 1
-            order[end] = low + position
-            end += 1
-    return end
+def add_best(levels, size, k, most, threshold, smaller, marks, low, order, end):
+    """Mark the k smallest levels, and append low + position of those that were not marked to
+    order[end:]; returns the threshold, how many are below it (both as of the marked ones before),
+    and the new end."""
+    threshold, smaller = kth_smallest(levels, size, k, most, threshold, smaller)
+    room = k - smaller
+    for at in range(0, size, TOGETHER):
+        bits, room = smallest_bits(levels, at, size, threshold, room)
+        new = bits & ~marks[at // TOGETHER]
+        marks[at // TOGETHER] = bits
+        end = write_bits(new, low + at, order, end, len(order))
+    return threshold, smaller, end
+
+
+@kernel
+def begin_best(levels, size, k, most, marks, low, order, end):
+    """`add_best` of k // 2 and of k, to unmarked tokens; also returns where the first half ends.
+
+    Both at once, before attention to the first drives the levels from the caches.
+    """
+    threshold, smaller = kth_smallest(levels, size, k // 2, most, 0, 0)
+    further, before = kth_smallest(levels, size, k, most, threshold, smaller)
+    better_room, room = k // 2 - smaller, k - before
+    half, last = end + k // 2, end + k
+    to = half
+    for at in range(0, size, TOGETHER):
+        better, better_room = smallest_bits(levels, at, size, threshold, better_room)
+        bits, room = smallest_bits(levels, at, size, further, room)
+        marks[at // TOGETHER] = bits
+        end = write_bits(better, low + at, order, end, half)
+        to = write_bits(bits & ~better, low + at, order, to, last)
+    return further, before, half, last
+
+
+@kernel
+def standing(static, work, state, member, room):
+    """Top and total of a unit's head. room: for eight numbers."""
+    lane = member % static.heads
+    at = state + 16 * (member // static.heads)
+    store(room, 0, total_of(static, load(work, at + 8)))
+    return work[at + lane], room[lane]
 
 
 @kernel
 def remember(static, call, work, before):
-    """Copy the sums, tops and totals of a unit's heads to `before`."""
+    """Keep the outputs, tops and totals of a unit's heads."""
     _, _, state, o = workspace(static, call)
-    lanes, dim = call.group * (static.value_dim + 2), static.value_dim
+    dim = static.value_dim
+    room = before[call.group * (dim + 2) :]
     for member in range(call.group):
-        number, lane = member // static.heads, member % static.heads
-        store(before, lanes, total_of(static, load(work, state + 16 * number + 8)))
-        at = member * (dim + 2)
-        for d in range(dim):
-            before[at + d] = work[o + member * dim + d]
-        before[at + dim] = work[state + 16 * number + lane]
-        before[at + dim + 1] = before[lanes + lane]
+        top, total = standing(static, work, state, member, room)
+        inverse = splat(np.float32(1) / total)
+        at, source = member * (dim + 2), o + member * dim
+        for d in range(0, dim, LANES):
+            store(before, at + d, multiply(load(work, source + d), inverse))
+        before[at + dim], before[at + dim + 1] = top, total
 
 
 @kernel
@@ -72,22 +108,28 @@ def exceeds(static, call, work, before, rule, head, level, unread, added):
     unread, added: tokens that are not read, and those that came since `remember`.
     """
     _, _, state, o = workspace(static, call)
-    lanes, dim = call.group * (static.value_dim + 2), static.value_dim
+    dim = static.value_dim
+    room = before[call.group * (dim + 2) :]
+    per_token = math.log(np.float64(unread) / np.float64(added))
     for member in range(call.group):
-        number, lane = member // static.heads, member % static.heads
-        store(before, lanes, total_of(static, load(work, state + 16 * number + 8)))
-        top, total = np.float64(work[state + 16 * number + lane]), np.float64(before[lanes + lane])
-        at = member * (dim + 2)
-        top_before, total_before = np.float64(before[at + dim]), np.float64(before[at + dim + 1])
-        share = total_before * math.exp(top_before - top) / total
+        top, total = standing(static, work, state, member, room)
+        inverse = splat(np.float32(1) / total)
+        at, source = member * (dim + 2), o + member * dim
+        ways = lengths = splat(np.float32(0))
+        for d in range(0, dim, LANES):
+            now = multiply(load(work, source + d), inverse)
+            way = subtract(now, load(before, at + d))
+            ways, lengths = fma(way, way, ways), fma(now, now, lengths)
+        store(room, 0, ways)
+        store(room, LANES, lengths)
         moved = length = np.float64(0)
-        for d in range(dim):
-            now = np.float64(work[o + member * dim + d]) / total
-            way = now - np.float64(before[at + d]) / total_before
-            moved += way * way
-            length += now * now
-        edge = math.log(np.float64(unread) / np.float64(added)) + math.log(max(1 - share, 0.0))
-        change = (math.log(moved) - math.log(length)) / 2
+        for lane in range(LANES):
+            moved += np.float64(room[lane])
+            length += np.float64(room[LANES + lane])
+        top_before, total_before = np.float64(before[at + dim]), np.float64(before[at + dim + 1])
+        share = total_before * math.exp(top_before - np.float64(top)) / np.float64(total)
+        edge = per_token + math.log(max(1 - share, 0.0))
+        change = math.log(moved / length) / 2
         of = ((head + member) * call.rule_levels + min(level, call.rule_levels - 1)) * TERMS
         predicted = rule[of] + rule[of + 1] * limited(edge) + rule[of + 2] * limited(change)
         if not predicted <= call.limit:  # NaN is not
@@ -97,7 +139,7 @@ def exceeds(static, call, work, before, rule, head, level, unread, added):
 
 @kernel
 def read_verified(static, call, signs, weights, first, last, heavy, level, head, codes, base,
-                  tables, levels, rule, before, order, taken, indices, none, at, work, keys, key,
+                  tables, levels, rule, marks, before, order, indices, none, at, work, keys, key,
                   values, value, softcap, scratch):  # fmt: skip
     """Read a list of `heavy` tokens, twice as many at each `level`, until the rule is content or
     all is read; into the unit's softmax, that `begin` has made. none: no log weights.
@@ -106,27 +148,23 @@ def read_verified(static, call, signs, weights, first, last, heavy, level, head,
     """
     low = min(first + call.sink, last)
     high = max(last - call.local, low)
-    size, dense, end, read = high - low, call.rule_levels, 0, 0
+    size, dense, read, threshold, smaller = high - low, call.rule_levels, 0, 0, 0
     least = max(heavy, LEAST_HEAVY)
     k = min(least << level, size)
     if k >= size:
         level = dense
-    for token in range(first, low):
-        order[end] = token
-        end += 1
-    for token in range(high, last):
-        order[end] = token
-        end += 1
-    taken[:size] = 0
+    end = write_range(first, low, order, 0)
+    end = write_range(high, last, order, end)
     if level < dense:
         score_list(call, signs, weights, codes, base + low, size, tables, levels)
-        end = add_best(levels, size, k // 2, call.most, low, taken, order, end, indices, at)
-        attend_tokens(static, call, order, none, 0, 0, end, work, keys, key, values, value, softcap,
-                      scratch)  # fmt: skip
-        read = end
+        threshold, smaller, read, end = begin_best(levels, size, k, call.most, marks, low, order,
+                                                   end)  # fmt: skip
+        attend_tokens(static, call, order, none, 0, 0, read, work, keys, key, values, value,
+                      softcap, scratch)  # fmt: skip
+    else:
+        marks[: (size + TOGETHER - 1) // TOGETHER] = 0
     while level < dense:
         remember(static, call, work, before)
-        end = add_best(levels, size, k, call.most, low, taken, order, end, indices, at)
         attend_tokens(static, call, order, none, 0, read, end, work, keys, key, values, value,
                       softcap, scratch)  # fmt: skip
         added, read = end - read, end
@@ -136,13 +174,20 @@ def read_verified(static, call, signs, weights, first, last, heavy, level, head,
         k = min(least << level, size)
         if k >= size:
             level = dense
+        if level < dense:
+            threshold, smaller, end = add_best(levels, size, k, call.most, threshold, smaller,
+                                               marks, low, order, end)  # fmt: skip
     if level == dense:
-        for position in range(size):
-            if taken[position] == 0:
-                order[end] = low + position
-                end += 1
+        for start in range(0, size, TOGETHER):
+            unread = ~marks[start // TOGETHER]
+            if start + TOGETHER > size:
+                unread &= (np.uint64(1) << np.uint64(size - start)) - np.uint64(1)
+            end = write_bits(unread, low + start, order, end, len(order))
         if read < end:
             attend_tokens(static, call, order, none, 0, read, end, work, keys, key, values, value,
                           softcap, scratch)  # fmt: skip
-        k = size
-    return write_list(levels, k, call.most, first, low, high, last, indices, at) - at, level
+        return write_range(first, last, indices, at) - at, level
+    to = write_range(first, low, indices, at)
+    for start in range(0, size, TOGETHER):
+        to = write_bits(marks[start // TOGETHER], low + start, indices, to, at + call.width)
+    return write_range(high, last, indices, to) - at, level
