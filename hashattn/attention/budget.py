@@ -142,7 +142,7 @@ class Budget:
         first = 0 if part is None else part.rank * lists
         coins = Coins(self.seed, layer, first, self.fresh)
         width = min(plan.n, room_for(0, plan.width))  # more may be drawn than is expected
-        return replace(plan, draw=Draw(tokens, coins, self.trust), width=width)
+        return replace(plan, draw=Draw(tokens, coins, self.trust, share), width=width)
 
     def _shared(
         self, plan: SelectionPlan, layer: int, kv_heads: int, lists: int,

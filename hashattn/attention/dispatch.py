@@ -17,7 +17,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from hashattn.attention import refusals, static
 from hashattn.attention.device_counts import counted_there
-from hashattn.attention.fallback_reading import Reading, read_verified
+from hashattn.attention.fallback_reading import read_verified, reading_of
 from hashattn.attention.finite import non_finite
 from hashattn.attention.inputs import Inputs
 from hashattn.attention.masks import tokens_seen, visible_tokens
@@ -220,7 +220,9 @@ def _view_after(call: LayerCall, inputs: Inputs, plan: SelectionPlan) -> KeyView
 def _read_verified(call: LayerCall, inputs: Inputs, n: int, clock: Any) -> tuple[LayerStep, Tensor]:
     """The same, with lists that grow until the fallback accepts them."""
     plan, run = _plan(call, inputs, n), call.run
-    if _in_one_call(call, inputs, plan, n):
+    if plan.draw is not None and call.stored:
+        refusals.refuse_drawn_fallback(call.layer)
+    if plan.draw is None and _in_one_call(call, inputs, plan, n):
         made = _read_verified_at_once(call, inputs, plan, clock)
         if made is not None:
             return made
@@ -228,16 +230,18 @@ def _read_verified(call: LayerCall, inputs: Inputs, n: int, clock: Any) -> tuple
     clock.lap("encode")
     step = _step(call, inputs, plan, view, inputs.logits())
 
-    def select(plan: SelectionPlan) -> Tensor:
-        chosen = run.selector.select(call.layer, inputs.query, view, inputs.scaling, plan)
-        return run.with_kept(chosen, None, plan)[0]
+    def sample(plan: SelectionPlan) -> tuple[Tensor, Tensor | None]:
+        chosen = run.selector.sample(call.layer, inputs.query, view, inputs.scaling, plan)
+        return run.with_kept(*chosen, plan)
 
-    reading = Reading(
-        select, partial(_attend, call, inputs), inputs.query, step.plan, step.logits,
-        run.fallback.levels, run.fallback.begin(call.layer, inputs.query.device), clock,
+    reading = reading_of(
+        sample, partial(_attend, call, inputs), inputs.query, (inputs.key, inputs.value),
+        step.plan, step.logits, run.fallback.levels,
+        run.fallback.begin(call.layer, inputs.query.device), clock,
     )  # fmt: skip
     read_verified(reading, run.fallback, call.layer, clock)
-    return replace(step, indices=reading.indices, levels=reading.levels), reading.out
+    step = replace(step, indices=reading.indices, log_weights=reading.log_weights)
+    return replace(step, levels=reading.levels), reading.out
 
 
 def _plan(call: LayerCall, inputs: Inputs, n: int) -> SelectionPlan:

@@ -32,18 +32,34 @@ def sampling_error(step: LayerStep) -> Tensor | None:
     """
     if step.log_weights is None or step.indices is None or step.view is None:
         return None
-    scaling, softcap, sinks = (step.logits[name] for name in ("scaling", "softcap", "sinks"))
-    logits = listed_logits(step.query, step.view.keys, step.indices)  # (B, L, q, r, m)
+    return sample_statistics(
+        step.query, step.view.keys, step.values, step.indices, step.log_weights, **step.logits
+    )[0]
+
+
+@torch.no_grad()
+def sample_statistics(
+    query: Tensor, keys: Tensor, values: Tensor, indices: Tensor, log_weights: Tensor, *,
+    scaling: float, softcap: float | None, sinks: Tensor | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Of lists that were drawn, float32 (batch, heads, q) each: expected |o - o_dense|, estimated,
+    and which part of the weight the tokens have that were drawn.
+
+    query (B, heads, q, D), keys and values (B, kv_heads, n, D), indices and log_weights (B, lists,
+    q, m), the rest as of `kernels.attend`.
+    """
+    logits = listed_logits(query, keys, indices)  # (B, L, q, r, m)
     logits = capped(logits * scaling, softcap)
-    added = step.log_weights[:, :, :, None]
-    logits = (logits + added).masked_fill((step.indices < 0)[:, :, :, None], -torch.inf)
+    added = log_weights[:, :, :, None]
+    logits = (logits + added).masked_fill((indices < 0)[:, :, :, None], -torch.inf)
     shares = logits.softmax(-1)
     if sinks is not None:  # they take weight and have no value
         extra = sinks.float().view(1, logits.shape[1], 1, -1, 1)
         shares = (logits - torch.logaddexp(logits.logsumexp(-1, keepdim=True), extra)).exp()
-    values = gather_tokens(step.values, step.indices).float()  # (B, L, q, m, Dv)
-    out = shares @ values
-    squares = (values * values).sum(-1)[:, :, :, None] - 2 * out @ values.mT
+    rows = gather_tokens(values, indices).float()  # (B, L, q, m, Dv)
+    out = shares @ rows
+    squares = (rows * rows).sum(-1)[:, :, :, None] - 2 * out @ rows.mT
     squares = (squares + (out * out).sum(-1, keepdim=True)).clamp(min=0)
     variance = (-torch.expm1(-added) * shares.square() * squares).sum(-1)  # (B, L, q, r)
-    return variance.sqrt().transpose(2, 3).flatten(1, 2)
+    drawn = (shares * (added > 0)).sum(-1)
+    return tuple(part.transpose(2, 3).flatten(1, 2) for part in (variance.sqrt(), drawn))

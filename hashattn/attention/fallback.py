@@ -37,7 +37,10 @@ if TYPE_CHECKING:
     from hashattn.models.heads import HeadSlice
     from hashattn.selectors.base import Selector
 
-TERMS = ("constant", "edge", "change")  # of the regression, see Fallback
+# of the regression: what the readings of hashattn.attention.fallback_reading find
+RANKED_TERMS = ("constant", "edge", "change")
+DRAWN_TERMS = ("constant", "bar", "drawn")
+TERMS = len(RANKED_TERMS)
 _FORMAT = 1
 _RECORD, _TENSORS = "fallback.json", "fallback.safetensors"
 _CALIBRATE = "calibrate one with hashattn.trust.fallback.calibrate_fallback"
@@ -60,13 +63,16 @@ def fallback_fingerprint(
     return json.loads(json.dumps(parts))
 
 
-def check_ranked(selector: Selector, budget: Budget) -> None:
-    """ValueError for a method or a budget whose lists cannot be doubled: the best tokens of a
-    larger budget have to contain those of a smaller one."""
+def check_grows(selector: Selector, budget: Budget) -> None:
+    """ValueError for a method or a budget whose lists cannot be doubled: by rank, the best tokens
+    of a larger budget have to contain those of a smaller one; drawn, every list must be."""
     ranked = selector.ranks and not selector.observes and not selector.evicts and selector.sparse
     allowed = "a method that reads the best of its scores, to be used with a fallback"
     require(ranked, "selector", selector.name, allowed)
-    require(not budget.sampled, "budget.sampled", budget.sampled, "0 to be used with a fallback")
+    if isinstance(budget.sampled, tuple):
+        drawn = all(all(layer) for layer in budget.sampled)
+        allowed = "above 0 for every layer and head, or 0 for all, to be used with a fallback"
+        require(drawn, "budget.sampled", budget.sampled, allowed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,9 +84,10 @@ class Fallback:
     with those of the calibration; nothing is promised for other traffic, or for one head. Captured
     queries and keys are those of a dense run; a sparse run's, from the second layer on, come from
     outputs with an error within the tolerance, and for these the risk is measured, not promised.
-    coefficients: layer -> float32 (query heads, levels, 3): log error = constant + edge * log(edge
-    statistic) + change * log(change statistic) with a list at a level; level j has 2^j times the
-    budget's heavy tokens (at least 2), and the level after the last is dense. start: layer -> int64
+    coefficients: layer -> float32 (query heads, levels, 3): log error = constant + first * log of
+    the first statistic + second * log of the second (`terms`) with a list at a level; level j has
+    2^j times the budget's heavy tokens (at least 2), and the level after the last is dense. Where
+    the budget draws tokens, its coins are those of the calibration. start: layer -> int64
     (lists,): the level that each list begins with. factor: what predictions are multiplied by,
     found by conformal risk control. fingerprint: what it is valid for. calibrated: what it was
     calibrated on, counts and lengths. Raises ValueError for parts that do not fit each other.
@@ -104,7 +111,7 @@ class Fallback:
         positive = is_number(self.factor) and self.factor > 0
         require(positive, "factor", self.factor, "a number above 0")
         shapes = {layer: tuple(tensor.shape) for layer, tensor in self.coefficients.items()}
-        fits = bool(shapes) and all(len(s) == 3 and s[2] == len(TERMS) for s in shapes.values())
+        fits = bool(shapes) and all(len(s) == 3 and s[2] == TERMS for s in shapes.values())
         fits = fits and len({s[1] for s in shapes.values()}) == 1
         allowed = "(query heads, levels, 3), the same levels in each layer"
         require(fits, "coefficients", shapes, allowed)
@@ -123,6 +130,11 @@ class Fallback:
         return next(iter(self.coefficients.values())).shape[1]
 
     @property
+    def terms(self) -> tuple[str, ...]:
+        """What coefficients are of: those of a budget that ranks, or that draws."""
+        return DRAWN_TERMS if self.fingerprint.get("budget", {}).get("sampled") else RANKED_TERMS
+
+    @property
     def sha256(self) -> str:
         """Hash of all that decides."""
         numbers = json.dumps([self.tolerance, self.risk, self.factor])
@@ -137,8 +149,8 @@ class Fallback:
         """Whether a list has to read more, bool (batch, lists, q): for some of its heads the
         predicted error is above the tolerance, or no number.
 
-        statistics (batch, heads, q, 2): logs of edge and change; levels (batch, lists, q), those of
-        a list that is dense do not matter.
+        statistics (batch, heads, q, 2): logs, as of `Reading`; levels (batch, lists, q), those of a
+        list that is dense do not matter.
         """
         lists = levels.shape[1]
         group = statistics.shape[1] // lists
@@ -155,7 +167,7 @@ class Fallback:
         return weights[..., 0] + (weights[..., 1:] * statistics).sum(-1)
 
     def rule(self, layer: int, device: torch.device) -> Rule:
-        """A layer's part for `kernels.verified_step`: what `exceeds` decides."""
+        """A layer's part for `kernels.verified_step`: what `exceeds` decides of ranked lists."""
         limit = math.log(self.tolerance) - math.log(self.factor)
         return Rule(self._on("coefficients", layer, device), self.begin(layer, device), limit)
 
@@ -183,7 +195,7 @@ class Fallback:
     ) -> None:
         """FallbackError unless it is of this model, method and budget, and knows these layers;
         ValueError for a method or budget that no fallback can have."""
-        check_ranked(selector, budget)
+        check_grows(selector, budget)
         now = fallback_fingerprint(model, selector, budget)
         remedy = f"{_CALIBRATE} for this one"
         require_same("fallback", self.fingerprint, now, FallbackError, remedy)
@@ -199,7 +211,7 @@ class Fallback:
         folder = Path(folder)
         write_tensors(folder / _TENSORS, {k: t.clone() for k, t in self._tensors().items()})
         record = {name: getattr(self, name) for name in _PLAIN}
-        record |= {"format": _FORMAT, "terms": list(TERMS), "sha256": self.sha256}
+        record |= {"format": _FORMAT, "terms": list(self.terms), "sha256": self.sha256}
         write_json(folder / _RECORD, record)  # last: a record has its tensors
         return folder
 
@@ -211,7 +223,8 @@ class Fallback:
         damaged = FallbackError(f"{path} is not a fallback: copy both files again, or {_CALIBRATE}")
         if not isinstance(record, dict) or not {"format", "sha256", *_PLAIN} <= set(record):
             raise damaged
-        if record["format"] != _FORMAT or record.get("terms") != list(TERMS):
+        known = [list(terms) for terms in (RANKED_TERMS, DRAWN_TERMS)]
+        if record["format"] != _FORMAT or record.get("terms") not in known:
             raise FallbackError(f"{path} was written by another version of hashattn: {_CALIBRATE}")
         tensors = read_tensors(path.with_name(_TENSORS), FallbackError, _CALIBRATE)
         parts: dict[str, dict[int, Tensor]] = {"coefficients": {}, "start": {}}

@@ -1,24 +1,31 @@
-"""Reading that grows: the token lists of one call, doubled one by one, each token read once.
+"""Reading that grows: the token lists of one call, doubled one by one.
 
-The best h tokens contain the best h / 2, so a list that doubles reads only those that it adds, and
-outputs over disjoint tokens are merged by their softmax sums. The tokens added last are the lower
-half of a list by score, which gives two statistics for nothing:
+Two statistics say how far a list's output may be from dense attention, and cost no further token.
 
+Of a list that is ranked. The best h tokens contain the best h / 2, so a list that doubles reads
+only those that it adds, and outputs over disjoint tokens are merged by their softmax sums. The
+tokens added last are the lower half of a list by score:
 edge: tokens not read x mean weight of the lower half / weight of all that was read, the weight that
 is missed if the next tokens weigh what the last ones did;
 change: |o - o'| / |o|, o' the output before the lower half was read.
+
+Of a list of which a part is drawn. Inclusion probabilities, and with them the weights of what was
+read, change as it grows, so it is read anew:
+bar: the error that the sample itself estimates (hashattn.attention.error_bars) / |o|;
+drawn: the part of the weight that drawn tokens have.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from hashattn.attention.error_bars import sample_statistics
 from hashattn.attention.observer import NO_CLOCK
 from hashattn.kernels import LEAST_HEAVY, LOG_LIMIT, mask_to_indices
 
@@ -26,26 +33,29 @@ if TYPE_CHECKING:
     from hashattn.attention.fallback import Fallback
     from hashattn.selectors.plan import SelectionPlan
 
+Sample = Callable[["SelectionPlan"], tuple[Tensor, Tensor | None]]
+States = tuple[Tensor, Tensor]
 
-class Reading:
-    """The lists of one call of one layer.
 
-    select: plan -> indices (batch, lists, q, m) int32 of the best tokens (`Selector.select`).
-    attend: `kernels.attend` but for the query, keys and values. query (batch, heads, q, D); logits:
-    keywords of `attend`. top: the level that is dense. start (lists,) int64: levels to begin with.
+class Reading(ABC):
+    """The lists of one call of one layer; `reading_of` makes them.
 
     levels (batch, lists, q) int64: how far each list has come, `top` where it reads all that its
-    row sees. indices (batch, lists, q, m): all that was read. out (batch, heads, q, Dv): the
-    output. new (batch, lists, q): lists that the last read made longer. statistics (batch, heads,
-    q, 2): logs of edge and change, meaningful for lists that are new and not dense.
+    row sees. indices (batch, lists, q, m): all that was read. log_weights, like indices: what is
+    added to their logits, or None. out (batch, heads, q, Dv): the output. new (batch, lists, q):
+    lists that the last read made longer. statistics (batch, heads, q, 2): logs, meaningful for
+    lists that are new and not dense.
     """
 
+    indices: Tensor
+    log_weights: Tensor | None
+    statistics: Tensor
+
     def __init__(
-        self, select: Callable[[SelectionPlan], Tensor], attend: Callable[..., Any], query: Tensor,
-        plan: SelectionPlan, logits: dict[str, Any], top: int, start: Tensor, clock: Any = NO_CLOCK,
+        self, sample: Sample, query: Tensor, plan: SelectionPlan, top: int, start: Tensor,
+        clock: Any,
     ) -> None:  # fmt: skip
-        self._select, self._plan, self._top, self._clock = select, plan, top, clock
-        self._attend, self._dtype, self._logits = attend, query.dtype, logits
+        self._sample, self._plan, self._top, self._clock = sample, plan, top, clock
         shape = query.shape[0], len(start), query.shape[2]
         candidates = (plan.visible - plan.sink - plan.local).clamp(min=0)
         self._candidates = candidates[:, None].expand(shape)
@@ -54,19 +64,11 @@ class Reading:
         self._everything = None
         self.new = torch.ones(shape, dtype=torch.bool, device=query.device)
         self.levels = start[:, None].expand(shape)
-        heavy = self._heavy()
-        upper = self._best(heavy // 2)
-        self._list(heavy)
-        self._clock.lap("select")
-        out, self._lse = attend(upper, **logits, return_lse=True)
-        self._out = out.to(self._lse.dtype)
-        self._logits = logits | {"sinks": None}  # they are in the first sum, and count once
-        self._read(upper)
 
     @property
+    @abstractmethod
     def out(self) -> Tensor:
         """Attention over `indices`, in the query's dtype."""
-        return self._out.to(self._dtype)
 
     @property
     def dense(self) -> Tensor:
@@ -75,11 +77,15 @@ class Reading:
 
     def double(self, which: Tensor) -> None:
         """Double the heavy tokens of lists, bool (batch, lists, q); those that are dense stay."""
-        before, self.new = self.indices, which & ~self.dense
+        self.new = which & ~self.dense
         self.levels = self.levels + self.new.long()
         self._list(self._heavy())
         self._clock.lap("select")
-        self._read(before)
+        self._read()
+
+    @abstractmethod
+    def _read(self) -> None:
+        """Read what `indices` list, and find the statistics."""
 
     @torch.no_grad()
     def _heavy(self) -> Tensor:
@@ -91,31 +97,62 @@ class Reading:
 
     @torch.no_grad()
     def _list(self, heavy: Tensor) -> None:
-        """Set `indices`: the best `heavy` tokens of each list, or everything."""
+        """Set `indices` and `log_weights`: `heavy` tokens of each list, or everything."""
         dense = self.dense
         if not dense.any():
-            self.indices = self._best(heavy)
+            self.indices, self.log_weights = self._chosen(heavy)
             return
         if self._everything is None:
             self._everything = mask_to_indices(self._plan.seen)
         width = self._everything.shape[-1]
         if dense.all():
             self.indices = self._everything.expand(*dense.shape, width).contiguous()
+            if self._plan.draw is not None:
+                self.log_weights = torch.zeros(self.indices.shape, device=dense.device)
             return
-        best = self._best(heavy.masked_fill(dense, 0))
-        best = pad(best, (0, width - best.shape[-1]), value=-1)
-        self.indices = torch.where(dense[..., None], self._everything, best)
+        indices, log_weights = self._chosen(heavy.masked_fill(dense, 0))
+        room = 0, width - indices.shape[-1]
+        whole = dense[..., None]
+        self.indices = torch.where(whole, self._everything, pad(indices, room, value=-1))
+        if log_weights is not None:
+            log_weights = pad(log_weights, room).masked_fill(whole, 0)
+        self.log_weights = log_weights
 
     @torch.no_grad()
-    def _best(self, heavy: Tensor) -> Tensor:
-        plan = self._plan
-        most = int(heavy.max()) if heavy.numel() else 0
-        width = min(plan.n, plan.sink + plan.local + most)
-        return _trimmed(self._select(replace(plan, heavy=heavy.contiguous(), width=width)))
+    def _chosen(self, heavy: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What a plan of so many heavy tokens reads, without columns that are all padding."""
+        indices, log_weights = self._sample(self._plan.with_heavy(heavy))
+        indices = _trimmed(indices)
+        if log_weights is not None:
+            log_weights = log_weights[..., : indices.shape[-1]].contiguous()
+        return indices, log_weights
 
-    def _read(self, before: Tensor) -> None:
-        """Read the tokens of `indices` that are not in `before`, and find the statistics."""
-        lower = _added(self.indices, before, self._plan.n)
+
+class RankedReading(Reading):
+    """Lists of the best tokens; each token is read once."""
+
+    def __init__(
+        self, sample: Sample, attend: Callable[..., Any], query: Tensor, plan: SelectionPlan,
+        logits: dict[str, Any], top: int, start: Tensor, clock: Any = NO_CLOCK,
+    ) -> None:  # fmt: skip
+        super().__init__(sample, query, plan, top, start, clock)
+        self.log_weights = None
+        self._attend, self._dtype, self._logits = attend, query.dtype, logits
+        heavy = self._heavy()
+        upper, _ = self._chosen(heavy // 2)
+        self._list(heavy)
+        self._clock.lap("select")
+        out, self._lse = attend(upper, **logits, return_lse=True)
+        self._out, self._known = out.to(self._lse.dtype), upper
+        self._logits = logits | {"sinks": None}  # they are in the first sum, and count once
+        self._read()
+
+    @property
+    def out(self) -> Tensor:
+        return self._out.to(self._dtype)
+
+    def _read(self) -> None:
+        lower = _added(self.indices, self._known, self._plan.n)
         more, more_lse = self._attend(lower, **self._logits, return_lse=True)
         total = torch.logaddexp(self._lse, more_lse)
         shares = [(lse - total).exp().nan_to_num(0)[..., None] for lse in (self._lse, more_lse)]
@@ -129,7 +166,58 @@ class Reading:
             edge = counts.repeat_interleave(group, dim=1) + more_lse - total
             change = ((out - self._out).norm(dim=-1) / out.norm(dim=-1)).log()
             self.statistics = torch.stack((edge, change), -1).clamp(-LOG_LIMIT, LOG_LIMIT)
-        self._out, self._lse = out, total
+        self._out, self._lse, self._known = out, total, self.indices
+
+
+class DrawnReading(Reading):
+    """Lists of which a part is drawn."""
+
+    def __init__(
+        self, sample: Sample, attend: Callable[..., Any], query: Tensor, states: States,
+        plan: SelectionPlan, logits: dict[str, Any], top: int, start: Tensor,
+        clock: Any = NO_CLOCK,
+    ) -> None:  # fmt: skip
+        super().__init__(sample, query, plan, top, start, clock)
+        self._attend, self._query, self._states, self._logits = attend, query, states, logits
+        self._out = query.new_zeros(())
+        self._list(self._heavy())
+        self._clock.lap("select")
+        self._read()
+
+    @property
+    def out(self) -> Tensor:
+        return self._out
+
+    def _read(self) -> None:
+        new = self.indices.masked_fill(~self.new[..., None], -1)  # the others' outputs stand
+        out = self._attend(new, log_weights=self.log_weights, **self._logits)
+        group = out.shape[1] // new.shape[1]
+        self._out = torch.where(self.new.repeat_interleave(group, dim=1)[..., None], out, self._out)
+        self._clock.lap("attend")
+        with torch.no_grad():
+            looked_at = _trimmed(new.masked_fill(self.dense[..., None], -1))
+            log_weights = self.log_weights[..., : looked_at.shape[-1]]
+            found = sample_statistics(
+                self._query, *self._states, looked_at, log_weights, **self._logits
+            )
+            bar = found[0] / self._out.float().norm(dim=-1)
+            self.statistics = torch.stack((bar, found[1]), -1).log().clamp(-LOG_LIMIT, LOG_LIMIT)
+
+
+def reading_of(
+    sample: Sample, attend: Callable[..., Any], query: Tensor, states: States,
+    plan: SelectionPlan, logits: dict[str, Any], top: int, start: Tensor, clock: Any = NO_CLOCK,
+) -> Reading:  # fmt: skip
+    """The lists of one call, at the levels that they begin with.
+
+    sample: plan -> indices (batch, lists, q, m) int32 and log weights like them, or None, of what
+    is read (`Selector.sample`). attend: `kernels.attend` but for the query, keys and values. query
+    (batch, heads, q, D); states: keys and values (batch, kv_heads, n, D); logits: keywords of
+    `attend`. top: the level that is dense. start (lists,) int64: levels to begin with.
+    """
+    if plan.draw is None:
+        return RankedReading(sample, attend, query, plan, logits, top, start, clock)
+    return DrawnReading(sample, attend, query, states, plan, logits, top, start, clock)
 
 
 def read_verified(reading: Reading, fallback: Fallback, layer: int, clock: Any = NO_CLOCK) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from hashattn.kernels import Coins
+from hashattn.kernels import Coins, room_for
 
 
 @dataclass(frozen=True)
@@ -17,12 +17,14 @@ class Draw:
 
     tokens (batch, 1 or lists, q) int64: how many of `heavy` are drawn, on average. coins: which
     random numbers decide. trust: a drawn token counts for at most 1 / trust times what it would in
-    a uniform sample, whatever its score.
+    a uniform sample, whatever its score. share: the part of `heavy` that `tokens` are, a number or
+    float64 (lists, 1).
     """
 
     tokens: Tensor
     coins: Coins
     trust: float
+    share: float | Tensor
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,15 @@ class SelectionPlan:
         if share not in self._parts:
             self._parts[share] = (self.heavy * share).round().long()
         return self._parts[share]
+
+    def with_heavy(self, heavy: Tensor) -> SelectionPlan:
+        """The plan with other numbers of heavy tokens (batch, 1 or lists, q), of which the same
+        share is drawn."""
+        width, draw = self.sink + self.local + (int(heavy.max()) if heavy.numel() else 0), self.draw
+        if draw is not None:
+            draw = replace(draw, tokens=(heavy * draw.share).round().long())
+            width = room_for(0, width)
+        return replace(self, heavy=heavy.contiguous(), width=min(self.n, width), draw=draw)
 
     @cached_property
     def visible_total(self) -> int | Tensor:

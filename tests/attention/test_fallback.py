@@ -11,8 +11,9 @@ import torch
 
 from hashattn import Budget, HashSelector, HashWeights, Memory, Receipt, attach, make_selector
 from hashattn.attention.fallback import Fallback, FallbackError, fallback_fingerprint
+from hashattn.attention.masks import spans_plan
 from hashattn.attention.observer import LayerStep
-from hashattn.base.errors import SparsePathError
+from hashattn.base.errors import AttachmentError, SparsePathError
 from hashattn.kernels import available
 from hashattn.models.heads import HeadSlice
 from hashattn.selectors import hash as hash_module
@@ -265,8 +266,103 @@ def test_kept_tokens_are_in_lists_of_every_level():
                        for row in step.indices.flatten(0, 2).tolist())  # fmt: skip
 
 
+DRAWS = replace(SMALL, heavy=6, sampled=0.5)
+
+
+def drawn_policy(step, fallback, selector, entry):
+    """(level, tokens, log weights) of one list of a drawn step of one row, each level drawn by a
+    budget of its own; the error bar token by token."""
+    heads, lists = step.query.shape[1], step.levels.shape[1]
+    group, share = heads // lists, heads // step.view.keys.shape[1]
+    level, candidates = int(fallback.start[step.layer][entry]), step.n - SMALL.sink - SMALL.local
+    spans = torch.tensor([[[0, step.n]]])
+    while True:
+        heavy = DRAWS.heavy * 2**level
+        if level >= LEVELS or heavy >= candidates:
+            return LEVELS, list(range(step.n)), [0.0] * step.n
+        budget = replace(DRAWS, heavy=heavy)
+        plan = budget.of_layer(spans_plan(spans, step.n, budget), step.layer, 2, lists)
+        indices, added = selector.sample(
+            step.layer, step.query, step.view, step.logits["scaling"], plan
+        )
+        real = indices[0, entry, 0] >= 0
+        tokens, added = (part[0, entry, 0][real].tolist() for part in (indices, added))
+        fine = True
+        for head in range(entry * group, (entry + 1) * group):
+            query = step.query[0, head, 0].double()
+            keys, values = (x[0, head // share].double() for x in (step.view.keys, step.values))
+            weights = [
+                math.exp(float(query @ keys[t]) * step.logits["scaling"] + more)
+                for t, more in zip(tokens, added, strict=True)
+            ]
+            total, out = sum(weights), torch.zeros_like(values[0])
+            for token, weight in zip(tokens, weights, strict=True):
+                out += weight / total * values[token]
+            variance = part = 0.0
+            for token, weight, more in zip(tokens, weights, added, strict=True):
+                away = float((values[token] - out).square().sum())
+                variance += (1 - math.exp(-more)) * (weight / total) ** 2 * away
+                part += weight / total if more > 0 else 0.0
+            bar = math.sqrt(variance) / float(out.norm())
+            a, b, c = fallback.coefficients[step.layer][head, level].double().tolist()
+            terms = [math.log(x) if x > 0 else -13.8 for x in (bar, part)]
+            error = a + b * terms[0] + c * terms[1] + math.log(fallback.factor)
+            fine = fine and error <= math.log(fallback.tolerance)
+        if fine:
+            return level, tokens, added
+        level += 1
+
+
+@pytest.mark.parametrize("layout", ["per_query_head", "per_kv_head"])
+def test_drawn_lists_grow_by_their_error_bar(layout):
+    model = tiny_model("llama")
+    selector, occurred = OracleSelector(layout), set()
+    for tolerance in (0.02, 0.06, 0.2):
+        fallback = rule(model, selector, DRAWS, tolerance)
+        steps, receipt = run_with(model, selector, fallback, budget=DRAWS)
+        assert steps and sum(receipt.levels)
+        for step in steps:
+            for entry in range(step.levels.shape[1]):
+                level, tokens, added = drawn_policy(step, fallback, selector, entry)
+                assert int(step.levels[0, entry, 0]) == level
+                read = step.indices[0, entry, 0] >= 0
+                assert step.indices[0, entry, 0][read].tolist() == tokens
+                found = step.log_weights[0, entry, 0][read]
+                torch.testing.assert_close(found, torch.tensor(added), rtol=1e-6, atol=1e-6)
+                occurred.add(level)
+    assert occurred == set(range(LEVELS + 1))
+
+
+def test_drawn_lists_are_attended_with_their_weights():
+    """The loosest rule reads what a plain drawn step does, the tightest what dense attention does;
+    in batches and padded."""
+    model = tiny_model("llama")
+    selector, (ids, mask) = OracleSelector(), left_padded((50, 33))
+
+    def logits(fallback, budget=DRAWS):
+        with attach(model, selector, budget, fallback=fallback, allow_dense=True):
+            return generate(model, ids, mask, max_new_tokens=5)[1]
+
+    tight = rule(model, selector, DRAWS, tolerance=1e-6, begin=0)
+    torch.testing.assert_close(logits(tight), generate(model, ids, mask, max_new_tokens=5)[1])
+    loose = {n: torch.tensor([-20.0, 0, 0]).expand(4, LEVELS, 3).contiguous() for n in range(2)}
+    for level in range(2):
+        fallback = rule(model, selector, DRAWS, begin=level, coefficients=loose)
+        plain = logits(None, replace(DRAWS, heavy=DRAWS.heavy * 2**level))
+        torch.testing.assert_close(logits(fallback), plain)
+
+
+def test_rows_in_a_store_are_not_drawn_with_a_fallback(tmp_path):
+    model, selector = tiny_model("llama"), OracleSelector("per_kv_head")
+    memory = Memory(fast_bytes=30 * 2 * 2 * 128, folder=tmp_path)
+    fallback = rule(model, selector, DRAWS)
+    with attach(model, selector, DRAWS, fallback=fallback, memory=memory, allow_dense=True):
+        with pytest.raises(AttachmentError, match=r"rank them \(Budget\(sampled=0\)"):
+            generate(model, prompt(length=60))
+
+
 def test_learned_sinks_count_once():
-    from hashattn.attention.fallback_reading import Reading
+    from hashattn.attention.fallback_reading import reading_of
     from hashattn.attention.masks import make_plan
     from hashattn.kernels import attend, dense_decode
 
@@ -276,14 +372,15 @@ def test_learned_sinks_count_once():
     logits = {"scaling": 0.4, "softcap": None, "sinks": torch.randn(4)}
     selector = RandomSelector()
 
-    def select(plan):
+    def sample(plan):
         from hashattn.selectors.base import KeyView
 
-        return selector.select(0, query, KeyView(key), 0.4, plan)
+        return selector.sample(0, query, KeyView(key), 0.4, plan)
 
     lists = selector.lists(4, 2)
     read = partial(attend, query, key, value)
-    reading = Reading(select, read, query, plan, logits, 4, torch.zeros(lists).long())
+    start = torch.zeros(lists).long()
+    reading = reading_of(sample, read, query, (key, value), plan, logits, 4, start)
     while not reading.dense.all():
         reading.double(torch.ones_like(reading.levels, dtype=torch.bool))
     torch.testing.assert_close(reading.out, dense_decode(query, key, value, **logits))
@@ -382,7 +479,7 @@ def test_of_something_else_is_refused():
 def test_methods_and_budgets_that_cannot_double_are_refused():
     model = tiny_model("llama")
     for selector, budget, match in [
-        (OracleSelector(), Budget(heavy=8, sampled=0.5), "budget.sampled = 0.5"),
+        (OracleSelector(), Budget(heavy=8, sampled=((0.5,), (0.0,))), r"budget.sampled = \(\(0.5,"),
         (make_selector("snapkv"), SMALL, "selector = 'snapkv'"),
         (make_selector("oracle_top_p"), SMALL, "selector = 'oracle_top_p'"),
         (make_selector("dense"), SMALL, "selector = 'dense'"),

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hashattn import Budget, attach
-from hashattn.attention.fallback import FallbackError
+from hashattn.attention.fallback import Fallback, FallbackError
 from hashattn.attention.fallback_reading import read_verified
 from hashattn.base.engines.processes import Processes
 from hashattn.hashing.capture import capture
@@ -26,6 +26,7 @@ from hashattn.trust.fallback.sequences import Rows, read_sequences
 from helpers import prompt, tiny_model
 
 BUDGET = Budget(sink=2, local=3, heavy=4)
+DRAWN = replace(BUDGET, heavy=8, sampled=0.5)
 ROWS = torch.arange(90, 120, 5)
 
 
@@ -82,27 +83,29 @@ def test_levels_are_those_of_a_loop(model, layout):
             assert float(found.density[entry, row, 3]) == 1
 
 
-def test_what_is_calibrated_is_what_runs(model):
+@pytest.mark.parametrize(("budget", "tolerance"), [(BUDGET, 0.6), (DRAWN, 0.8)],
+                         ids=["ranked", "half drawn"])  # fmt: skip
+def test_what_is_calibrated_is_what_runs(model, budget, tolerance):
     """Levels that the calibration's tables predict, of a replay of captured rows, and of attach."""
     selector = OracleSelector("per_kv_head")
-    rule = calibrate_fallback(sequences(model, 34), selector, BUDGET, model=model, tolerance=0.6,
-                              risk=0.1, fitting=12, levels=4, begin=0.7)  # fmt: skip
+    rule = calibrate_fallback(sequences(model, 34), selector, budget, model=model, risk=0.1,
+                              tolerance=tolerance, fitting=12, levels=4, begin=0.7)  # fmt: skip
     assert max(int(start.max()) for start in rule.start.values()) > 0
     ended = []
     for ids in (prompt(length=120, seed=77), prompt(length=120, seed=78)):
         captured = capture(model, ids, rows=torch.arange(110, 120), values=True).values()
         for layer in captured:
             start = rule.start[layer.layer]
-            table = levels_of(layer, selector, BUDGET, rule.levels, start)
-            for reading in captured_readings(layer, selector, BUDGET, rule.levels, start):
+            table = levels_of(layer, selector, budget, rule.levels, start)
+            for reading in captured_readings(layer, selector, budget, rule.levels, start):
                 read_verified(reading, rule, layer.layer)
                 assert torch.equal(reading.levels[0], table.ended(rule, layer.layer))
                 ended.append(reading.levels[0])
                 errors, _ = table.at(reading.levels[0])
-                dense = list(captured_readings(layer, selector, BUDGET, 0, start * 0))[0].out
+                dense = list(captured_readings(layer, selector, budget, 0, start * 0))[0].out
                 true = (reading.out - dense).norm(dim=-1)[0] / dense.norm(dim=-1)[0]
                 torch.testing.assert_close(errors, true, rtol=1e-3, atol=1e-6)
-        with attach(model, selector, BUDGET, sparse_rows=10, fallback=rule) as run:
+        with attach(model, selector, budget, sparse_rows=10, fallback=rule) as run:
             with run.listen(_Levels()) as heard:
                 cache = model(ids[:, :110], use_cache=True).past_key_values
                 model(ids[:, 110:], past_key_values=cache)
@@ -119,6 +122,20 @@ class _Levels:
     def saw(self, step):
         if step.levels is not None:
             self.levels.append(step.levels[0])
+
+
+def test_a_rule_of_drawn_lists_says_so(model, tmp_path):
+    selector = OracleSelector()
+    rules = [
+        calibrate_fallback(sequences(model, 8), selector, budget, model=model, tolerance=0.6,
+                           risk=0.5, fitting=4, levels=2)
+        for budget in (BUDGET, DRAWN)
+    ]  # fmt: skip
+    ranked, drawn = (Fallback.load(rule.save(tmp_path / str(n))) for n, rule in enumerate(rules))
+    assert ranked.terms[1:] == ("edge", "change") and drawn.terms[1:] == ("bar", "drawn")
+    for rule, budget in ((ranked, DRAWN), (drawn, BUDGET)):
+        with pytest.raises(FallbackError, match="sampled"):
+            attach(model, selector, budget, fallback=rule)
 
 
 def test_the_factor_is_the_smallest_that_keeps_the_risk(model):
@@ -159,9 +176,10 @@ def test_the_factor_is_the_smallest_that_keeps_the_risk(model):
                                "shortest": 120, "longest": 120}  # fmt: skip
 
 
-def test_new_sequences_keep_the_risk(model):
+@pytest.mark.parametrize("budget", [BUDGET, DRAWN], ids=["ranked", "half drawn"])
+def test_new_sequences_keep_the_risk(model, budget):
     selector = OracleSelector("per_kv_head")
-    rules = calibrate_fallbacks(sequences(model, 34), selector, BUDGET, model=model, risk=0.1,
+    rules = calibrate_fallbacks(sequences(model, 34), selector, budget, model=model, risk=0.1,
                                 tolerances=[0.5, 0.7], fitting=12, levels=3)  # fmt: skip
     density = []
     for tolerance, rule in rules.items():
@@ -169,7 +187,7 @@ def test_new_sequences_keep_the_risk(model):
         rows = Rows()
         for number, captured in enumerate(sequences(model, 16, seed=1)):
             levels = {
-                c.layer: levels_of(c, selector, BUDGET, 3, rule.start[c.layer]) for c in captured
+                c.layer: levels_of(c, selector, budget, 3, rule.start[c.layer]) for c in captured
             }
             rows.add(levels, number)
         tables = rows.joined()
@@ -229,7 +247,7 @@ def test_bad_input(model):
         ({"fitting": 0}, "fitting = 0"),
         ({"levels": 0}, "levels = 0"),
         ({"begin": 2}, "begin = 2"),
-        ({"budget": Budget(heavy=4, sampled=0.5)}, "budget.sampled = 0.5"),
+        ({"budget": Budget(heavy=4, sampled=((0.5,), (0,)))}, r"budget.sampled = \(\(0.5,"),
         ({"captured": sequences(model, 4, values=False)}, "layers without values"),
         ({"captured": iter([[]])}, "a sequence without layers"),
         ({"captured": []}, "got 0"),

@@ -1,7 +1,8 @@
 """Conformal risk control of the verified fallback.
 
-Some sequences fit the predictions: ridge regression of log(error) on log(edge) and log(change), for
-each layer, query head and level, and the level each list begins with. The others calibrate: of n of
+Some sequences fit the predictions: ridge regression of log(error) on the logs of what a reading
+finds (hashattn.attention.fallback_reading), for each layer, query head and level, and the level
+each list begins with. The others calibrate: of n of
 them, with l_i(f) the share of sequence i's head-steps above the tolerance when predictions are
 multiplied by f, the smallest f with n / (n + 1) mean(l_i(f)) + 1 / (n + 1) <= risk keeps the
 expected share of a new sequence, exchangeable with these, at most at the risk (Angelopoulos, Bates,
@@ -21,7 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hashattn.attention.budget import Budget
-from hashattn.attention.fallback import TERMS, Fallback, check_ranked, fallback_fingerprint
+from hashattn.attention.fallback import TERMS, Fallback, check_grows, fallback_fingerprint
 from hashattn.base.checks import is_number, require, require_numbers
 from hashattn.hashing.capture import CapturedLayer
 from hashattn.models.structure import attention_modules
@@ -70,7 +71,7 @@ def calibrate_fallbacks(
     tolerance that no factor keeps, layers without values, models with learned softmax sinks, and
     methods and budgets without a fallback.
     """
-    check_ranked(selector, budget)
+    check_grows(selector, budget)
     if any(getattr(module, "sinks", None) is not None for module in attention_modules(model)):
         raise ValueError(
             "model: its softmax has learned sinks, which captures do not hold, so no fallback can "
@@ -140,7 +141,7 @@ def _fitted(
 def _regression(table: Levels) -> Tensor:
     """Coefficients float32 (heads, levels, 3)."""
     heads, _, levels = table.errors.shape
-    found = torch.zeros(heads, levels, len(TERMS))
+    found = torch.zeros(heads, levels, TERMS)
     for head in range(heads):
         for level in range(levels):
             terms, errors = table.statistics[head, :, level], table.errors[head, :, level]
@@ -148,7 +149,7 @@ def _regression(table: Levels) -> Tensor:
             terms, errors = terms[known].double(), errors[known].double()
             terms = torch.cat((torch.ones(len(terms), 1, dtype=torch.float64), terms), dim=1)
             target = errors.clamp(min=_LEAST_ERROR).log()
-            normal = terms.mT @ terms + _RIDGE * torch.eye(len(TERMS), dtype=torch.float64)
+            normal = terms.mT @ terms + _RIDGE * torch.eye(TERMS, dtype=torch.float64)
             found[head, level] = torch.linalg.solve(normal, terms.mT @ target).float()
     return found
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hashattn.attention.budget import Budget
 from hashattn.attention.fallback import Fallback
-from hashattn.attention.fallback_reading import Reading
+from hashattn.attention.fallback_reading import Reading, reading_of
 from hashattn.attention.masks import spans_plan
 from hashattn.base.checks import require
 from hashattn.hashing.capture import CapturedLayer
@@ -44,11 +44,12 @@ def captured_readings(
         )  # fmt: skip
         view = KeyView(keys, index, positions=positions)
 
-        def select(plan, query=query, view=view):
-            return selector.select(layer.layer, query, view, layer.scaling, plan)
+        def sample(plan, query=query, view=view):
+            return selector.sample(layer.layer, query, view, layer.scaling, plan)
 
         read = partial(attend, query, keys, values)
-        yield Reading(select, read, query, plan, logits, top, start.to(keys.device))
+        yield reading_of(sample, read, query, (keys, values), plan, logits, top,
+                         start.to(keys.device))  # fmt: skip
 
 
 @dataclass(frozen=True)
