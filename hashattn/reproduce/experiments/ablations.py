@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import pandas as pd
@@ -119,8 +119,10 @@ def ablation(profile: Profile, model, tokenizer, layer: int, length: int) -> pd.
 def _train_and_measure(
     profile: Profile, model, tokenizer, layer: int, length: int, variants: dict[str, dict]
 ) -> pd.DataFrame:
-    """One row per variant, all trained on half of the profile's sequences for as many steps."""
-    trainer = VariantTrainer(profile, layer)
+    """One row per variant, all trained on half of the profile's sequences for as many steps, cut to
+    the `length` that they are measured at."""
+    training = replace(profile.training, length=min(profile.training.length, length))
+    trainer = VariantTrainer(replace(profile, training=training), layer)
     first, *others = variants.items()
     trained = {first[0]: trainer.train(model, tokenizer, *first)}
     # each trains on one thread, so that as many train at once as there are cores
