@@ -64,7 +64,7 @@ _LEAST = AdaptScale(length=512, sequences=4, replay=2, rows=24, steps=2, alone=2
 
 def scale_of(profile: Profile) -> AdaptScale:
     """BRIEF, or as little as runs at all where a profile trains on few sequences."""
-    return BRIEF if profile.training.sequences >= 16 else _LEAST
+    return BRIEF if profile.training.sequences >= 8 else _LEAST
 
 
 def adaptations(

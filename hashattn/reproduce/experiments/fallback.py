@@ -55,7 +55,7 @@ _LEAST = FallbackScale(length=512, fitting=4, calibration=20, tested=2, rows=4)
 
 def scale_of(profile: Profile) -> FallbackScale:
     """BRIEF, or the fewest sequences that give a risk of 5 % where a profile trains on few."""
-    return BRIEF if profile.training.sequences >= 16 else _LEAST
+    return BRIEF if profile.training.sequences >= 8 else _LEAST
 
 
 @torch.no_grad()
