@@ -1,8 +1,13 @@
-"""Notebook 05: verified fallback beside the policy that knows the truth and a fixed budget."""
+"""Notebook 05: verified fallback beside the policy that knows the truth and a fixed budget.
+
+python -m hashattn.reproduce.experiments.fallback --profile smollm2 writes a profile's table of both
+ways of reading.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -14,6 +19,7 @@ from hashattn.attention.fallback import Fallback
 from hashattn.evaluation.statistics import wilson
 from hashattn.hashing.capture import CapturedLayer, capture
 from hashattn.reproduce.experiments.common import QUESTIONS_PER_CONTEXT, sequences
+from hashattn.reproduce.experiments.own_run import run
 from hashattn.reproduce.notebooks.claims import Claims
 from hashattn.reproduce.profiles import Profile
 from hashattn.selectors.base import Selector
@@ -24,6 +30,9 @@ from hashattn.trust.fallback.sequences import read_sequences
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+NAME = "05_fallback_readings"
+INDEX = ["tokens", "reading", "tolerance", "policy"]
+_READINGS = {"ranked": 0.0, "half drawn": 0.5}
 FALLBACK, TRUTH, FIXED = "fallback", "knows the truth", "fixed budget"
 _COLORS = {FALLBACK: "#0072b2", TRUTH: "#009e73", FIXED: "#999999"}
 _SEED = 5000  # of generated tasks, which no other experiment draws
@@ -34,7 +43,8 @@ class FallbackScale:
     """How much is calibrated and tested.
 
     length: tokens of every sequence. fitting, calibration, tested: numbers of sequences, disjoint;
-    rows: decode steps of each, from its second half. The rest as of `calibrate_fallbacks`.
+    rows: decode steps of each, from its second half. sampled: of the budget. The rest as of
+    `calibrate_fallbacks`.
     """
 
     length: int = 2048
@@ -43,6 +53,7 @@ class FallbackScale:
     tested: int = 60
     rows: int = 16
     density: float = 1 / 32
+    sampled: float = 0.0
     tolerances: tuple[float, ...] = (0.1, 0.2)
     risk: float = 0.05
     levels: int = 6
@@ -71,7 +82,7 @@ def fallbacks(
     lists that read everything; passes, reads of a list; error, mean output error.
     """
     scale = scale or FallbackScale()
-    budget = Budget(profile.sink, profile.local, density=scale.density)
+    budget = Budget(profile.sink, profile.local, density=scale.density, sampled=scale.sampled)
     count = scale.fitting + scale.calibration
     rules = calibrate_fallbacks(
         _captured(profile, model, tokenizer, scale, count, _SEED), selector, budget, model=model,
@@ -100,6 +111,22 @@ def fallbacks(
     best = frame[frame.policy == TRUTH].set_index("tolerance").density
     frame["ratio"] = frame.density / frame.tolerance.map(best)
     return rules, frame
+
+
+def readings(
+    profile: Profile, model, tokenizer, selector: Selector, lengths: Iterable[int] = (),
+    scale: FallbackScale | None = None,
+) -> pd.DataFrame:  # fmt: skip
+    """`fallbacks` of lists that are ranked and of lists of which half is drawn, a line by INDEX, at
+    the scale's length or at these."""
+    scale = scale or replace(BRIEF, rows=FallbackScale.rows)
+    parts = {}
+    for tokens in lengths or [scale.length]:
+        for reading, share in _READINGS.items():
+            own = replace(scale, length=tokens, sampled=share)
+            frame = fallbacks(profile, model, tokenizer, selector, own)[1]
+            parts[tokens, reading] = frame.set_index(INDEX[2:])
+    return pd.concat(parts, names=INDEX[:2])
 
 
 def _captured(
@@ -172,3 +199,7 @@ def draw_fallbacks(frame: pd.DataFrame, risk: float) -> Figure:
         axis.set_ylim(bottom=0)
         axis.legend()
     return figure
+
+
+if __name__ == "__main__":
+    sys.exit(run(NAME, __doc__, readings))

@@ -1,5 +1,7 @@
 """The fallback's experiment in small, and its figure."""
 
+from dataclasses import replace
+
 import pytest
 from matplotlib.figure import Figure
 
@@ -35,6 +37,18 @@ def test_policies_side_by_side():
     assert isinstance(figure, Figure)
     left, right = figure.axes
     assert len(left.containers) == 3 and len(right.lines) == 2
+
+
+def test_both_ways_of_reading():
+    profile = load_profile("embedded")
+    model, tokenizer = load_model(profile)
+    selector = HashSelector(shipped_or_trained(profile, model, tokenizer))
+    scale = replace(SMALL, tolerances=(0.4,), tested=2)
+    table = fallback.readings(profile, model, tokenizer, selector, scale=scale)
+    assert list(table.index.names) == fallback.INDEX
+    assert [label[1] for label in table.index] == ["ranked"] * 3 + ["half drawn"] * 3
+    by = table.xs(FALLBACK, level="policy").density.droplevel("tolerance")
+    assert by[512, "ranked"] != by[512, "half drawn"] and (by < 1).all()
 
 
 def test_the_notebook_tests_enough_head_steps():
