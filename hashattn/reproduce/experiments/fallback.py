@@ -1,7 +1,7 @@
 """Notebook 05: verified fallback beside the policy that knows the truth and a fixed budget.
 
-python -m hashattn.reproduce.experiments.fallback --profile smollm2 writes a profile's table of both
-ways of reading.
+python -m hashattn.reproduce.experiments.fallback --profile smollm2 --weights 64_bits writes a
+profile's table of both ways of reading.
 """
 
 from __future__ import annotations

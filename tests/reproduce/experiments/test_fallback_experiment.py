@@ -1,13 +1,15 @@
 """The fallback's experiment in small, and its figure."""
 
 from dataclasses import replace
+from pathlib import Path
 
+import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
 from hashattn import HashSelector
 from hashattn.reproduce.access import load_model
-from hashattn.reproduce.experiments import fallback
+from hashattn.reproduce.experiments import fallback, own_run
 from hashattn.reproduce.experiments.common import shipped_or_trained
 from hashattn.reproduce.experiments.fallback import FALLBACK, FIXED, TRUTH, FallbackScale
 from hashattn.reproduce.profiles import load_profile
@@ -54,3 +56,22 @@ def test_both_ways_of_reading():
 def test_the_notebook_tests_enough_head_steps():
     brief = fallback.BRIEF
     assert brief.tested * brief.rows * 32 >= 20_000  # 4 layers of 8 heads
+
+
+def test_the_command_writes_a_table_with_the_weights_asked_for(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("HASHATTN_RESULTS", str(tmp_path))
+    scale = replace(SMALL, tolerances=(0.4,), fitting=2, calibration=3, tested=1, rows=2)
+    read = []
+
+    def measure(profile, model, tokenizer, selector, lengths):
+        read.append(selector)
+        return fallback.readings(profile, model, tokenizer, selector, lengths, scale)
+
+    asked = ["--profile", "embedded", "--weights", "64_bits"]
+    assert own_run.run(fallback.NAME, "", measure, arguments=asked) == 0
+    assert read[0].weights.config.bits == 64
+    written = Path(capsys.readouterr().out.strip())
+    assert written.name == "05_fallback_readings.csv" and tmp_path in written.parents
+    assert len(pd.read_csv(written)) == 6
+    with pytest.raises(SystemExit):
+        own_run.run(fallback.NAME, "", measure, arguments=["--profile", "tiny", "--weights", "65"])
