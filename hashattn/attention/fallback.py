@@ -71,7 +71,7 @@ def check_grows(selector: Selector, budget: Budget) -> None:
     require(ranked, "selector", selector.name, allowed)
     if isinstance(budget.sampled, tuple):
         drawn = all(all(layer) for layer in budget.sampled)
-        allowed = "above 0 for every layer and head, or 0 for all, to be used with a fallback"
+        allowed = "above 0 for every layer and head, or the number 0, to be used with a fallback"
         require(drawn, "budget.sampled", budget.sampled, allowed)
 
 
