@@ -38,9 +38,9 @@ if TYPE_CHECKING:
     from hashattn.selectors.base import Selector
 
 # of the regression: what the readings of hashattn.attention.fallback_reading find
-RANKED_TERMS = ("constant", "edge", "change")
-DRAWN_TERMS = ("constant", "bar", "drawn")
-TERMS = len(RANKED_TERMS)
+_RANKED_TERMS = ("constant", "edge", "change")
+_DRAWN_TERMS = ("constant", "bar", "drawn")
+TERMS = len(_RANKED_TERMS)
 _FORMAT = 1
 _RECORD, _TENSORS = "fallback.json", "fallback.safetensors"
 _CALIBRATE = "calibrate one with hashattn.trust.fallback.calibrate_fallback"
@@ -132,7 +132,7 @@ class Fallback:
     @property
     def terms(self) -> tuple[str, ...]:
         """What coefficients are of: those of a budget that ranks, or that draws."""
-        return DRAWN_TERMS if self.fingerprint.get("budget", {}).get("sampled") else RANKED_TERMS
+        return _DRAWN_TERMS if self.fingerprint.get("budget", {}).get("sampled") else _RANKED_TERMS
 
     @property
     def sha256(self) -> str:
@@ -223,7 +223,7 @@ class Fallback:
         damaged = FallbackError(f"{path} is not a fallback: copy both files again, or {_CALIBRATE}")
         if not isinstance(record, dict) or not {"format", "sha256", *_PLAIN} <= set(record):
             raise damaged
-        known = [list(terms) for terms in (RANKED_TERMS, DRAWN_TERMS)]
+        known = [list(terms) for terms in (_RANKED_TERMS, _DRAWN_TERMS)]
         if record["format"] != _FORMAT or record.get("terms") not in known:
             raise FallbackError(f"{path} was written by another version of hashattn: {_CALIBRATE}")
         tensors = read_tensors(path.with_name(_TENSORS), FallbackError, _CALIBRATE)
