@@ -240,8 +240,10 @@ def _read_verified(call: LayerCall, inputs: Inputs, n: int, clock: Any) -> tuple
         run.fallback.begin(call.layer, inputs.query.device), clock,
     )  # fmt: skip
     read_verified(reading, run.fallback, call.layer, clock)
-    step = replace(step, indices=reading.indices, log_weights=reading.log_weights)
-    return replace(step, levels=reading.levels), reading.out
+    step = replace(
+        step, indices=reading.indices, log_weights=reading.log_weights, levels=reading.levels
+    )
+    return step, reading.out
 
 
 def _plan(call: LayerCall, inputs: Inputs, n: int) -> SelectionPlan:

@@ -9,7 +9,7 @@ from functools import cache
 import numpy as np
 
 from ..reference import PARTS, SHARE
-from .bits import at_most, below, equal, popcount, trailing_zeros
+from .bits import TOGETHER, at_most, below, equal, popcount, trailing_zeros
 from .lookup import TABLES, fill_tables, score
 from .regions import Region, address_of, call_type, report, share_of
 from .simd import at_address, kernel
@@ -175,7 +175,7 @@ def lowest_bits(word, count):
 def smallest_bits(levels, at, size, threshold, room):
     """Bit i says whether levels[at + i], before `size`, is less than the threshold or one of the
     first `room` that equal it; also returns how much room is left."""
-    if at + 64 <= size:
+    if at + TOGETHER <= size:
         bits = below(levels, at, threshold)
         if room > 0:
             tied = equal(levels, at, threshold)
@@ -234,7 +234,7 @@ def take_smallest(levels, size, k, most, first, out, to, stop):
         return write_range(first, first + size, out, to)
     threshold, smaller = kth_smallest(levels, size, k, most, 0, 0)
     room = k - smaller
-    for at in range(0, size, 64):
+    for at in range(0, size, TOGETHER):
         bits, room = smallest_bits(levels, at, size, threshold, room)
         to = write_bits(bits, first + at, out, to, stop)
     return to

@@ -11,10 +11,9 @@ import numpy as np
 
 from ..rule import LEAST_HEAVY, LOG_LIMIT, TERMS
 from .attention import attend_tokens, total_of, workspace
+from .bits import TOGETHER
 from .selection import kth_smallest, score_list, smallest_bits, write_bits, write_range
 from .simd import LANES, at_address, fma, kernel, load, multiply, splat, store, subtract
-
-TOGETHER = 64  # tokens of a word of marks
 
 
 @kernel
