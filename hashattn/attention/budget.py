@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hashattn.base.checks import INT32_MAX, is_count, is_number, require
 from hashattn.kernels import Coins, room_for
-from hashattn.selectors.plan import Draw, SelectionPlan
+from hashattn.selectors.plan import Draw, SelectionPlan, drawn_tokens
 
 if TYPE_CHECKING:
     from hashattn.models.heads import HeadSlice
@@ -136,7 +136,7 @@ class Budget:
             if layer < len(share) and not any(share[layer]):
                 return plan
             share = self._of_heads("sampled", layer, kv_heads, lists, part, plan.heavy.device)
-            tokens = (plan.heavy * share).round().long()
+            tokens = drawn_tokens(plan.heavy, share)
         else:
             tokens = plan.part(share)
         first = 0 if part is None else part.rank * lists

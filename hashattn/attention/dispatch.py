@@ -203,9 +203,10 @@ def _read_verified_at_once(
         raise non_finite(call.layer) from error
     if made is None:
         return None
-    out, indices, levels = made
+    out, indices, log_weights, levels = made
     clock.lap("step")
-    step = _step(call, inputs, plan, _view_after(call, inputs, plan), logits, indices)
+    view = _view_after(call, inputs, plan)
+    step = _step(call, inputs, plan, view, logits, indices, log_weights)
     return replace(step, levels=levels), out
 
 
@@ -222,7 +223,7 @@ def _read_verified(call: LayerCall, inputs: Inputs, n: int, clock: Any) -> tuple
     plan, run = _plan(call, inputs, n), call.run
     if plan.draw is not None and call.stored:
         refusals.refuse_drawn_fallback(call.layer)
-    if plan.draw is None and _in_one_call(call, inputs, plan, n):
+    if _in_one_call(call, inputs, plan, n):
         made = _read_verified_at_once(call, inputs, plan, clock)
         if made is not None:
             return made

@@ -167,7 +167,7 @@ class Fallback:
         return weights[..., 0] + (weights[..., 1:] * statistics).sum(-1)
 
     def rule(self, layer: int, device: torch.device) -> Rule:
-        """A layer's part for `kernels.verified_step`: what `exceeds` decides of ranked lists."""
+        """A layer's part for `kernels.verified_step`: what `exceeds` decides."""
         limit = math.log(self.tolerance) - math.log(self.factor)
         return Rule(self._on("coefficients", layer, device), self.begin(layer, device), limit)
 

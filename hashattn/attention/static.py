@@ -22,6 +22,7 @@ from hashattn.attention.masks import spans_of, spans_plan, static_spans, tokens_
 from hashattn.kernels import StaticStep, count_dense, register_step, reserve_step, static_step
 from hashattn.models.families import adds_position_bias
 from hashattn.selectors.base import Selector
+from hashattn.selectors.plan import drawn_tokens
 
 if TYPE_CHECKING:
     from hashattn.attention.run import LayerCall, SparseRun
@@ -167,7 +168,7 @@ def read(call: LayerCall, inputs: Inputs) -> Tensor:
     if own.step.slopes is None:
         drawn = None
     elif own.sampled is not None:
-        drawn = _unless_short(run, length, (heavy * own.sampled).round().long(), 0)
+        drawn = _unless_short(run, length, drawn_tokens(heavy, own.sampled), 0)
     run.receipt.auxiliary_bits, run.receipt.nominal_bits = own.bits
     layer.behind = False
     arguments = (
@@ -210,5 +211,5 @@ def _make_plan(
     heavy = _unless_short(run, length, run.budget.heavy_tokens(seen), seen)[:, None]
     drawn, share = None, run.budget.sampled
     if share and not isinstance(share, tuple):
-        drawn = _unless_short(run, length, (heavy * share).round().long(), 0)
+        drawn = _unless_short(run, length, drawn_tokens(heavy, share), 0)
     return spans, heavy, drawn

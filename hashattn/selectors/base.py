@@ -267,9 +267,9 @@ class Selector(Traits, ABC):
         self, layer: int, query: Tensor, keys: Tensor, values: Tensor,
         stores: Mapping[str, IndexStore], plan: SelectionPlan, logits: Mapping[str, Any],
         rule: Rule,
-    ) -> tuple[Tensor, Tensor, Tensor] | None:  # fmt: skip
-        """`read_at_once` with lists that grow by a rule: output, indices and levels as of
-        `kernels.verified_step`; None, with nothing appended, where that is no one call."""
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor] | None:  # fmt: skip
+        """`read_at_once` with lists that grow by a rule: output, indices, log weights and levels as
+        of `kernels.verified_step`; None, with nothing appended, where that is no one call."""
         return None
 
     def static_step(

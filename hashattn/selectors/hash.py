@@ -31,7 +31,7 @@ from hashattn.kernels import (
 from hashattn.models.heads import HeadSlice
 from hashattn.selectors.base import KeyView
 from hashattn.selectors.codes import CodeSelector
-from hashattn.selectors.plan import SelectionPlan
+from hashattn.selectors.plan import Draw, SelectionPlan
 from hashattn.selectors.usual import MethodStyle, UsualContext
 
 _SCORINGS = ("graded", "hamming", "asymmetric")
@@ -189,10 +189,8 @@ class HashSelector(CodeSelector):
     ) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
         """Output, indices and log weights, by `kernels.decode_step`."""
         self.weights.check_queries(query)
-        maps, draw, drawing = self.weights.layer(layer, query.device), plan.draw, None
-        if draw is not None:
-            slopes = self._slopes_on(layer, query.device)
-            drawing = Drawing(slopes, draw.tokens, draw.trust, draw.coins)
+        maps, draw = self.weights.layer(layer, query.device), plan.draw
+        drawing = None if draw is None else self._drawing(layer, draw, draw.tokens)
         return decode_step(
             query, keys, values, stores["codes"], maps.query, maps.key, heavy=plan.heavy,
             spans=plan.spans, sink=plan.sink, local=plan.local, width=plan.width,
@@ -203,14 +201,17 @@ class HashSelector(CodeSelector):
     def read_verified(
         self, layer: int, query: Tensor, keys: Tensor, values: Tensor,
         stores: Mapping[str, Codes], plan: SelectionPlan, logits: Mapping[str, Any], rule: Rule,
-    ) -> tuple[Tensor, Tensor, Tensor] | None:  # fmt: skip
-        """Output, indices and levels, by `kernels.verified_step`."""
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor] | None:  # fmt: skip
+        """Output, indices, log weights and levels, by `kernels.verified_step`."""
         self.weights.check_queries(query)
-        maps = self.weights.layer(layer, query.device)
+        maps, draw = self.weights.layer(layer, query.device), plan.draw
+        lists, drawing = self.lists(query.shape[1], keys.shape[1]), None
+        if draw is not None:
+            drawing = self._drawing(layer, draw, draw.shares(lists))
         return verified_step(
             query, keys, values, stores["codes"], maps.query, maps.key, rule=rule,
-            heavy=plan.heavy, spans=plan.spans, sink=plan.sink, local=plan.local,
-            lists=self.lists(query.shape[1], keys.shape[1]), grades=self._grades, **logits,
+            heavy=plan.heavy, spans=plan.spans, sink=plan.sink, local=plan.local, lists=lists,
+            grades=self._grades, drawing=drawing, **logits,
         )  # fmt: skip
 
     def static_step(
@@ -234,6 +235,9 @@ class HashSelector(CodeSelector):
     def _unchanged(self) -> bool:
         """Whether this class has its stages from here: one of a subclass's own must be called."""
         return all(getattr(type(self), name) is getattr(HashSelector, name) for name in _STAGES)
+
+    def _drawing(self, layer: int, draw: Draw, drawn: Tensor) -> Drawing:
+        return Drawing(self._slopes_on(layer, drawn.device), drawn, draw.trust, draw.coins)
 
     def _slopes_on(self, layer: int, device: torch.device) -> Tensor:
         """A layer's slopes on a device, copied once: a step waits for a copy to a GPU."""

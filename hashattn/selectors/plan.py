@@ -11,6 +11,12 @@ from torch import Tensor
 from hashattn.kernels import Coins, room_for
 
 
+def drawn_tokens(heavy: Tensor, share: float | Tensor) -> Tensor:
+    """How many of `heavy` tokens are drawn where a share of them is, int64 like them. Rounded in
+    float64, as the kernels do."""
+    return (heavy.double() * share).round().long()
+
+
 @dataclass(frozen=True)
 class Draw:
     """How a part of a row's heavy tokens is drawn instead of ranked (priority sampling).
@@ -25,6 +31,12 @@ class Draw:
     coins: Coins
     trust: float
     share: float | Tensor
+
+    def shares(self, lists: int) -> Tensor:
+        """`share` of each list, (lists,) float64."""
+        if isinstance(self.share, Tensor):
+            return self.share.flatten()
+        return torch.full((lists,), self.share, dtype=torch.float64, device=self.tokens.device)
 
 
 @dataclass(frozen=True)
@@ -55,7 +67,7 @@ class SelectionPlan:
     def part(self, share: float) -> Tensor:
         """A share of `heavy` in whole tokens, int64 like it; made once for all layers."""
         if share not in self._parts:
-            self._parts[share] = (self.heavy * share).round().long()
+            self._parts[share] = drawn_tokens(self.heavy, share)
         return self._parts[share]
 
     def with_heavy(self, heavy: Tensor) -> SelectionPlan:
@@ -63,7 +75,7 @@ class SelectionPlan:
         share is drawn."""
         width, draw = self.sink + self.local + (int(heavy.max()) if heavy.numel() else 0), self.draw
         if draw is not None:
-            draw = replace(draw, tokens=(heavy * draw.share).round().long())
+            draw = replace(draw, tokens=drawn_tokens(heavy, draw.share))
             width = room_for(0, width)
         return replace(self, heavy=heavy.contiguous(), width=min(self.n, width), draw=draw)
 

@@ -8,15 +8,15 @@ from torch import Tensor
 
 LEAST_HEAVY = 2  # heavy tokens that a list begins with, so that both halves have one
 LOG_LIMIT = 13.8  # statistics count from 1e-6 to 1e6
-TERMS = 3  # of the regression: constant, edge, change
+TERMS = 3  # of the regression: constant, and two statistics of a list
 
 
 class Rule(NamedTuple):
     """A list reads more while this predicts, for one of its heads, a log error above `limit`.
 
-    coefficients (query heads, levels, TERMS) float32: log error = constant + edge * log(edge) +
-    change * log(change) of a list at a level; start (lists,) int64: levels that lists begin with;
-    the level after the last is dense. What edge and change are: `verified_step`.
+    coefficients (query heads, levels, TERMS) float32: log error = constant + first * log(first
+    statistic) + second * log(second) of a list at a level; start (lists,) int64: levels that lists
+    begin with; the level after the last is dense. What the statistics are: `verified_step`.
     """
 
     coefficients: Tensor

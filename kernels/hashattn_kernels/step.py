@@ -29,7 +29,8 @@ class Grades(NamedTuple):
 
 class Drawing(NamedTuple):
     """How a step draws tokens: `sample_by_codes`, with slopes (lists,) float32, nats of attention
-    logit for a unit of graded score."""
+    logit for a unit of graded score. Of lists that grow (`verified_step`) drawn (lists,) float64 is
+    which part of the heavy tokens is drawn, from 0 to 1."""
 
     slopes: Tensor
     drawn: Tensor
@@ -84,10 +85,7 @@ def decode_step(
     memory, the newest token's key or value is not finite.
     """
     _check_rows(q)
-    if drawing is not None and grades is None:
-        raise ValueError("drawing needs graded queries: pass grades")
-    if drawing is not None and drawing.slopes.dtype != torch.float32:
-        raise ValueError(f"drawing.slopes are {drawing.slopes.dtype}: must be float32")
+    _check_drawing(grades, drawing, lists)
     _check(q, k, codes, heavy, spans, lists)
     arguments = {
         "heavy": heavy, "spans": spans, "sink": sink, "local": local, "width": width,
@@ -127,29 +125,42 @@ def verified_step(
     lists: int,
     scaling: float,
     grades: Grades | None = None,
+    drawing: Drawing | None = None,
     softcap: float | None = None,
     sinks: Tensor | None = None,
     backend: str | None = None,
-) -> tuple[Tensor, Tensor, Tensor] | None:
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor] | None:
     """`decode_step` with lists that double their heavy tokens (at least LEAST_HEAVY) by a rule.
 
-    The tokens that a list read last are the lower half of its heavy ones by score. They give the
-    rule's statistics, within LOG_LIMIT: edge, tokens not read x mean weight of that half / weight
-    of all that was read; and change, |o - o'| / |o| of the output o' without it.
+    The rule's statistics, within LOG_LIMIT, are of what a list has read. Ranked, the tokens that it
+    read last are the lower half of its heavy ones by score: edge, tokens not read x mean weight of
+    that half / weight of all that was read; and change, |o - o'| / |o| of the output o' without it.
+    With a part drawn: bar, the error that the sample itself estimates / |o| (Horvitz and Thompson's
+    estimate of the variance: hashattn.attention.error_bars); and the part of the weight that drawn
+    tokens have.
 
-    Returns the output (B, Hq, 1, Dv), the tokens read (B, lists, 1, m) int32, -1 for padding, and
-    the levels that lists ended at (B, lists, 1) int64; None, with nothing appended, where no
-    backend runs it in one call. Errors as of `decode_step`.
+    Returns the output (B, Hq, 1, Dv), the tokens read (B, lists, 1, m) int32, -1 for padding, their
+    log weights or None, and the levels that lists ended at (B, lists, 1) int64; None, with nothing
+    appended, where no backend runs it in one call. Errors as of `decode_step`.
     """
     _check_rows(q)
+    _check_drawing(grades, drawing, lists)
     _check(q, k, codes, heavy, spans, lists)
-    _check_rule(rule, q.shape[1], lists)
+    rule_of = [
+        ("rule.coefficients", rule.coefficients, torch.float32, (q.shape[1], None, TERMS)),
+        ("rule.start", rule.start, torch.int64, (lists,)),
+    ]
+    if drawing is not None:
+        rule_of.append(("drawing.drawn", drawing.drawn, torch.float64, (lists,)))
+    for name, numbers, dtype, shape in rule_of:
+        _check_numbers(name, numbers, dtype, shape)
     fused = getattr(backend_for(q, backend, "decode_step", q, k, v), "verified_step", None)
     if fused is None:
         return None
     return fused(
         q, k, v, codes, query_maps, key_maps, rule=rule, heavy=heavy, spans=spans, sink=sink,
-        local=local, lists=lists, scaling=scaling, grades=grades, softcap=softcap, sinks=sinks,
+        local=local, lists=lists, scaling=scaling, grades=grades, drawing=drawing, softcap=softcap,
+        sinks=sinks,
     )  # fmt: skip
 
 
@@ -197,17 +208,26 @@ def _check_rows(q: Tensor) -> None:
         )
 
 
-def _check_rule(rule: Rule, heads: int, lists: int) -> None:
-    for name, numbers, dtype, wanted, fits in (
-        ("coefficients", rule.coefficients, torch.float32, f"({heads}, levels, {TERMS})",
-         rule.coefficients.dim() == 3 and rule.coefficients.shape[::2] == (heads, TERMS)),
-        ("start", rule.start, torch.int64, f"({lists},)", rule.start.shape == (lists,)),
-    ):  # fmt: skip
-        if not fits or numbers.dtype != dtype or not numbers.is_contiguous():
-            raise ValueError(
-                f"rule.{name}: expected contiguous {dtype} {wanted}, got {numbers.dtype} "
-                f"{tuple(numbers.shape)}"
-            )
+def _check_drawing(grades: Grades | None, drawing: Drawing | None, lists: int) -> None:
+    if drawing is None:
+        return
+    if grades is None:
+        raise ValueError("drawing needs graded queries: pass grades")
+    _check_numbers("drawing.slopes", drawing.slopes, torch.float32, (lists,))
+
+
+def _check_numbers(
+    name: str, numbers: Tensor, dtype: torch.dtype, shape: tuple[int | None, ...]
+) -> None:
+    """ValueError unless they have a shape, in which None stands for any size, in one piece."""
+    fits = numbers.dim() == len(shape)
+    fits = fits and all(b in (None, a) for a, b in zip(numbers.shape, shape, strict=True))
+    if not fits or numbers.dtype != dtype or not numbers.is_contiguous():
+        wanted = ", ".join("any" if size is None else str(size) for size in shape)
+        raise ValueError(
+            f"{name}: expected contiguous {dtype} ({wanted}{',' * (len(shape) == 1)}), got "
+            f"{numbers.dtype} {tuple(numbers.shape)}"
+        )
 
 
 def _check(

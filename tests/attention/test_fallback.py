@@ -175,13 +175,17 @@ def test_padding_inside_a_row_and_hash_codes():
 
 
 @pytest.mark.skipif(not available("numba"), reason="numba is not installed")
+@pytest.mark.parametrize("sampled", [0.0, 0.5, ((0.5, 0.25),) * 2], ids=["ranked", "half", "own"])
 @pytest.mark.parametrize("layout", ["per_query_head", "per_kv_head"])
-def test_codes_are_read_and_verified_in_one_call(layout, monkeypatch):
+def test_codes_are_read_and_verified_in_one_call(layout, sampled, monkeypatch):
     """As by the parts, which every other method has, batches with padding too."""
     model = tiny_model("llama")
     weights = HashWeights.for_model(model, seed=3, layout="per_kv_head", hidden=16)
     selector = HashSelector(weights, layout=layout)
-    fallback = rule(model, selector, tolerance=0.9)
+    lists = selector.lists(4, 2)
+    selector = selector._with(slopes=dict.fromkeys(range(2), torch.full((lists,), 0.03)))
+    budget = replace(SMALL, sampled=sampled)
+    fallback = rule(model, selector, budget, tolerance=0.3 if sampled else 0.9)
     given = (model, selector, fallback, *left_padded((60, 44)))
     made, calls, kernel = [], [], hash_module.verified_step
     for once in (lambda *_, **__: None, kernel):
@@ -191,11 +195,12 @@ def test_codes_are_read_and_verified_in_one_call(layout, monkeypatch):
             return calls[-1]
 
         monkeypatch.setattr(hash_module, "verified_step", counted)
-        made.append(run_with(*given, new=6, allow_untrained=True)[0])
+        made.append(run_with(*given, new=6, budget=budget, allow_untrained=True)[0])
     assert sum(call is not None for call in calls) == len(made[1]) == len(calls) / 2
     assert len({int(level) for step in made[1] for level in step.levels.flatten()}) > 1
     for parts, once in zip(*made, strict=True):
         assert torch.equal(parts.indices, once.indices) and torch.equal(parts.levels, once.levels)
+        torch.testing.assert_close(parts.log_weights, once.log_weights, rtol=0, atol=0)
         torch.testing.assert_close(parts.query, once.query)
         assert set(parts.view.index) == set(once.view.index) and parts.seen == once.seen
 

@@ -250,7 +250,11 @@ def test_bad_input_is_refused():
     refused(step, "heavy", heavy=torch.ones(1, 1, 1))
     refused(step, "grades", grades=None, drawing=step.arguments(8, FINE, draw=True)["drawing"])
     drawing = step.arguments(8, FINE, draw=True)["drawing"]
-    refused(step, "must be float32", drawing=drawing._replace(slopes=drawing.slopes.double()))
+    refused(
+        step,
+        "slopes: expected .* torch.float32",
+        drawing=drawing._replace(slopes=drawing.slopes.double()),
+    )
     refused(step, "planes", grades=Grades(9, 255))
     step.q = step.q.expand(-1, -1, 2, -1)
     refused(step, "rows")

@@ -491,22 +491,30 @@ def decode_step(
     width: int, lists: int, drawing: Drawing | None, **arguments: Any,
 ) -> tuple[Tensor, Tensor, Tensor | None] | None:  # fmt: skip
     """One region for the whole step. None where it cannot: the parts can."""
-    log_weights, draws = None, _UNDRAWN
-    if drawing is not None:
-        drawn, coins = drawing.drawn, drawing.coins
-        log_weights = torch.empty((q.shape[0], lists, 1, width))
-        draws = (
-            log_weights.data_ptr(), drawing.slopes.data_ptr(), drawn.data_ptr(), *_steps(drawn),
-            parts_of(drawing.trust), coins.state, coins.first_list, int(coins.fresh),
-        )  # fmt: skip
+    log_weights, draws = _drawing_of(drawing, q.shape[0], lists, width)
     made = _run_step(q, k, v, codes, query_maps, key_maps, lists, width, draws=draws, **arguments)
     return None if made is None else (*made, log_weights)
 
 
+def _drawing_of(
+    drawing: Drawing | None, batch: int, lists: int, width: int
+) -> tuple[Tensor | None, tuple[int, ...]]:
+    """Room for log weights, and the fields of step.CALL about drawing."""
+    if drawing is None:
+        return None, _UNDRAWN
+    drawn, coins = drawing.drawn, drawing.coins
+    log_weights = torch.empty((batch, lists, 1, width))
+    steps = _steps(drawn) if drawn.dim() == 3 else (0, 1)
+    return log_weights, (
+        log_weights.data_ptr(), drawing.slopes.data_ptr(), drawn.data_ptr(), *steps,
+        parts_of(drawing.trust), coins.state, coins.first_list, int(coins.fresh),
+    )  # fmt: skip
+
+
 def verified_step(
     q: Tensor, k: Tensor, v: Tensor, codes: Codes, query_maps: Maps, key_maps: Maps, *,
-    rule: Rule, lists: int, **arguments: Any,
-) -> tuple[Tensor, Tensor, Tensor] | None:  # fmt: skip
+    rule: Rule, lists: int, drawing: Drawing | None, **arguments: Any,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor] | None:  # fmt: skip
     """The same region, in which each list reads until the rule is content."""
     levels = torch.empty((q.shape[0], lists, 1), dtype=torch.int64)
     lengths = torch.empty_like(levels)
@@ -514,8 +522,10 @@ def verified_step(
         rule.coefficients.data_ptr(), rule.coefficients.shape[1], rule.start.data_ptr(),
         levels.data_ptr(), lengths.data_ptr(),
     )  # fmt: skip
+    room = codes.length + 1
+    log_weights, draws = _drawing_of(drawing, q.shape[0], lists, room)
     made = _run_step(
-        q, k, v, codes, query_maps, key_maps, lists, codes.length + 1, verifies=verifies,
+        q, k, v, codes, query_maps, key_maps, lists, room, draws=draws, verifies=verifies,
         limit=rule.limit, **arguments,
     )  # fmt: skip
     if made is None:
@@ -523,7 +533,9 @@ def verified_step(
     out, indices = made
     width = int(lengths.max())
     beyond = torch.arange(width) >= lengths[..., None]
-    return out, indices[..., :width].masked_fill(beyond, -1), levels
+    if log_weights is not None:
+        log_weights = log_weights[..., :width].masked_fill(beyond, 0)
+    return out, indices[..., :width].masked_fill(beyond, -1), log_weights, levels
 
 
 def _run_step(
@@ -538,7 +550,8 @@ def _run_step(
     room = batch <= FEW and batch * lists >= threads and isinstance(codes, ByteMajor)
     if not room or sinks is not None:
         return None
-    kind = (batch, heads, dim, v.shape[3], k.shape[1], lists, q.dtype, k.dtype, grades)
+    grows = verifies is not _UNVERIFIED
+    kind = (batch, heads, dim, v.shape[3], k.shape[1], lists, q.dtype, k.dtype, grades, grows)
     made = _STEPS.setdefault(query_maps, WeakKeyDictionary()).setdefault(key_maps, {})
     if kind not in made:
         made[kind] = _prepare(query_maps, key_maps, *kind)
@@ -558,7 +571,7 @@ def _run_step(
     drawing = sampling.drawing_bytes(tokens, layer.most, 2)
     drawing = -(-drawing // 64) * 64
     size = layer.size + drawing
-    if verifies is not _UNVERIFIED:
+    if grows:
         size += verified.verifying_bytes(tokens, heads // lists, v.shape[3])
     flaws = layer.region.run(
         batch * lists,
@@ -599,6 +612,7 @@ class _LayerStep:
 def _prepare(
     query_maps: Maps, key_maps: Maps, batch: int, heads: int, dim: int, value_dim: int,
     kv_heads: int, lists: int, q_dtype: torch.dtype, k_dtype: torch.dtype, grades: Grades | None,
+    grows: bool,
 ) -> _LayerStep | None:  # fmt: skip
     """None where heads do not fit, distances not into tables, or the maps' weights differ in
     type."""
@@ -615,7 +629,9 @@ def _prepare(
         return None
     together = 4 if group > 1 else 1
     wide = most > np.iinfo(np.uint8).max
-    region, block = step.step_region(dim, value_dim, together, k_dtype, q_dtype, query.half, wide)
+    region, block = step.step_region(
+        dim, value_dim, together, k_dtype, q_dtype, query.half, wide, grows
+    )
     widest, padded = max(query.widest, key.widest), -(-group // together) * together
     floats = -(-(together * block + padded * (dim + value_dim + 16)) // 16) * 16
     grading = encoding.grading_bytes(widest, WORD * words)

@@ -237,46 +237,69 @@ def turn_up(call, line, step, begins):
 
 
 @kernel
-def sample_list(call, signs, weights, line, first, last, certain, drawn, unit, keys, base, tables,
-                levels, highest, begins, counts, of_level, coins, chances, log_weights, out,
-                out_weights, at):  # fmt: skip
-    """Write a list to out[at : at + width], and its log weights: `sample` of the tokens first to
-    last. unit: what a unit of distance costs; highest: the largest number of the levels' type.
-    Returns its length."""
+def write_certain(first, last, out, weights, to, end):
+    """Write first to last to out[to:end] as far as there is room, each with log weight 0; returns
+    where they end."""
+    for token in range(first, last):
+        if to < end:
+            out[to], weights[to] = token, np.float32(0)
+            to += 1
+    return to
+
+
+@kernel
+def prepare_draws(call, line, seen, levels, size, begins, counts):
+    """What the draws from levels[:size] for one row, which sees so many tokens, have in common:
+    their coins, and the survey, whose stride is returned."""
+    turn_up(call, line, seen, begins)
+    stride = (size + SURVEYED - 1) // SURVEYED
+    survey(levels, size, stride, counts)
+    return stride
+
+
+@kernel
+def write_sample(call, first, last, sure, drawn, unit, levels, stride, highest, begins, counts,
+                 of_level, coins, chances, log_weights, out, out_weights, at):  # fmt: skip
+    """Write a list to out[at : at + width], and its log weights: of the candidates, tokens first to
+    last without sink and local ones, the `sure` best by their levels, and of the others those whose
+    coins decide so. Where nothing is to be decided, all or none being sure, stride is 0 and nobody
+    asks the levels. Returns where the list ends."""
     low = min(first + call.sink, last)
     high = max(last - call.local, low)
-    size, to, end = high - low, at, at + call.width
-    for token in range(first, low):
-        if to < end:
-            out[to], out_weights[to] = token, np.float32(0)
-            to += 1
-    sure = min(certain, size)
-    if sure == size or sure + drawn == 0:
-        for token in range(low, low + sure):
-            if to < end:
-                out[to], out_weights[to] = token, np.float32(0)
-                to += 1
+    size, end = high - low, at + call.width
+    to = write_certain(first, low, out, out_weights, at, end)
+    if stride == 0:
+        to = write_certain(low, low + sure, out, out_weights, to, end)
     else:
-        score_list(call, signs, weights, keys, base + low, size, tables, levels)
-        stride = (size + SURVEYED - 1) // SURVEYED
-        survey(levels, size, stride, counts)
         above, room, tied = np.int64(-1), np.int64(0), np.int64(0)
         if sure > 0:
             above, smaller, upto = find_certain(levels, size, sure, stride, counts)
             room, tied = sure - smaller, upto - sure
         cap = cap_of(size - sure, drawn, call.trust, chances)
         tau = find_threshold(counts, above, stride, tied, unit, drawn, cap, chances)
-        turn_up(call, line, last - first, begins)
         weigh_levels(above, unit, tau, cap, log_weights, of_level)
-        to = take(
-            levels, highest, size, above, room, drawn > 0, coins, begins, low - first, unit, tau,
-            cap, of_level, low, out, out_weights, to, end,
-        )  # fmt: skip
-    for token in range(high, last):
-        if to < end:
-            out[to], out_weights[to] = token, np.float32(0)
-            to += 1
-    for i in range(to, end):
+        to = take(levels, highest, size, above, room, drawn > 0, coins, begins, low - first, unit,
+                  tau, cap, of_level, low, out, out_weights, to, end)  # fmt: skip
+    return write_certain(high, last, out, out_weights, to, end)
+
+
+@kernel
+def sample_list(call, signs, weights, line, first, last, certain, drawn, unit, keys, base, tables,
+                levels, highest, begins, counts, of_level, coins, chances, log_weights, out,
+                out_weights, at):  # fmt: skip
+    """`write_sample` by the distances of a query's codes, padded; returns the list's length. unit:
+    what a unit of distance costs; highest: the largest number of the levels' type."""
+    low = min(first + call.sink, last)
+    size = max(last - call.local, low) - low
+    sure, stride = min(certain, size), np.int64(0)
+    if sure < size and sure + drawn > 0:
+        score_list(call, signs, weights, keys, base + low, size, tables, levels)
+        stride = prepare_draws(call, line, last - first, levels, size, begins, counts)
+    to = write_sample(
+        call, first, last, sure, drawn, unit, levels, stride, highest, begins, counts, of_level,
+        coins, chances, log_weights, out, out_weights, at,
+    )  # fmt: skip
+    for i in range(to, at + call.width):
         out[i], out_weights[i] = -1, np.float32(0)
     return to - at
 
@@ -326,7 +349,7 @@ def sample_share(data, kind, highest):
 
 @kernel
 def drawing_room(memory, tokens, most, kind):
-    """A thread's arrays for `sample_list`: begins, counts, of_level and levels."""
+    """A thread's arrays for `write_sample`: begins, counts, of_level and levels."""
     blocks = (tokens + BLOCK - 1) // BLOCK
     begins = at_address(memory, blocks, np.int64)
     memory += 8 * blocks

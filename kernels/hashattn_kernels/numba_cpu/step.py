@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from ..coins import BLOCK, DEAREST, LARGEST, NAT, SIZE
-from ..rule import TERMS
 from .attention import attend_tokens, begin, finish
 from .encoding import grading_room, pack, run_map, sum_group
 from .lookup import TABLES
@@ -21,7 +20,7 @@ from .sampling import drawing_room, sample_list
 from .selection import BYTES, WORD, grade, select_list, weigh_bits
 from .simd import LANES, at_address, fma, kernel, load, queries_at, splat, states_at, store
 from .static import STORAGE, block_of, static_of
-from .verified import read_verified, verifying_room
+from .verified import read_growing
 
 ANY = 1 << 60  # elements of an array whose size nobody asks for
 CALL = call_type(
@@ -99,11 +98,40 @@ def unit_of(step, slope):
 
 
 @kernel
-def step_share(static, data, weight_type, kind, highest):
+def read_once(
+    static, call, unit, line, item, head, first, last, heavy, price, signs, weights, codes, base,
+    tables, levels, highest, begins, counts, of_level, coins, chances, logarithms, indices,
+    log_weights, memory, queries, q, scale, work, keys, key, values, value, softcap, scratch,
+):  # fmt: skip
+    """Choose a list's tokens and attend to them; returns how many they are. price: what a unit of
+    distance costs, where some are drawn."""
+    at = unit * call.width
+    if call.log_weights != 0:
+        by_coin = at_address(call.drawn, ANY, np.int64)[
+            item * call.drawn_batch + line * call.drawn_list
+        ]
+        length = sample_list(
+            call, signs, weights, line, first, last, heavy - by_coin, by_coin, price, codes, base,
+            tables, levels, highest, begins, counts, of_level, coins, chances, logarithms, indices,
+            log_weights, at,
+        )  # fmt: skip
+    else:
+        length = select_list(call, signs, weights, first, last, heavy, codes, base, tables, levels,
+                             indices, at)  # fmt: skip
+    begin(static, call, queries, q, scale, work)
+    if length > 0:
+        attend_tokens(static, call, indices, log_weights, at, 0, length, work, keys, key, values,
+                      value, softcap, scratch)  # fmt: skip
+    return length
+
+
+@kernel
+def step_share(static, data, weight_type, kind, highest, grows):
     """The step of this thread's units, (batch, list), the last fastest.
 
-    data: the address of a CALL, whose parts are those of the stages' calls. Reports how many newest
-    keys and values are not finite.
+    data: the address of a CALL, whose parts are those of the stages' calls. grows: None
+    unless lists grow by a rule, a type, so that what is not called is not compiled. Reports how
+    many newest keys and values are not finite.
     """
     call = at_address(address_of(data), 1, CALL)[0]
     number, start, stop = share_of(call.thread_number, call.number, call.threads, call.units)
@@ -126,7 +154,6 @@ def step_share(static, data, weight_type, kind, highest):
     weighted = batch * lists * width if draws else 0  # attention looks whether there are any
     log_weights = at_address(call.log_weights, weighted, np.float32)
     slopes = at_address(call.slopes, lists, np.float32)
-    drawn = at_address(call.drawn, ANY, np.int64)
     coins = at_address(call.coins, SIZE + BLOCK, np.int16)
     chances = at_address(call.chances, LARGEST + 1, np.int64)
     logarithms = at_address(call.logarithms, LARGEST + 1, np.float32)
@@ -145,13 +172,7 @@ def step_share(static, data, weight_type, kind, highest):
     lse = at_address(memory, batch * heads, np.float32)  # of no use
     memory += (4 * batch * heads + 63) // 64 * 64
     begins, counts, of_level, levels = drawing_room(memory, call.tokens, call.most, kind)
-    verifies = call.rule != 0
     memory += call.verifying
-    marks, before, order = verifying_room(memory, call.tokens, group, static.value_dim)
-    rule = at_address(call.rule, heads * call.rule_levels * TERMS, np.float32)
-    starts = at_address(call.start, lists, np.int64)
-    reached = at_address(call.reached, batch * lists, np.int64)
-    lengths = at_address(call.lengths, batch * lists, np.int64)
     scale, softcap = np.float32(call.scale), np.float32(call.softcap)
     flaws = 0
     for unit in range(start, stop):
@@ -171,32 +192,26 @@ def step_share(static, data, weight_type, kind, highest):
         else:
             count_query(call, widths, queries, q, head, weights, biases, here, there, word, signs,
                         graded)  # fmt: skip
-        at, base = unit * width, item * call.codes_batch + code_head * call.codes_head
+        base = item * call.codes_batch + code_head * call.codes_head
         chosen = heavy[item * call.heavy_batch + line * call.heavy_list]
         kv_head = line // call.lists_per_kv_head
         key = item * call.k_batch + kv_head * call.k_head
         value = call.v_start + item * call.v_batch + kv_head * call.v_head
-        begin(static, call, queries, q, scale, work)
-        if verifies:
-            length, reached[unit] = read_verified(
-                static, call, signs, graded, first, last, chosen, starts[line], head, codes, base,
-                tables, levels, rule, marks, before, order, indices, log_weights, at, work, keys,
-                key, values, value, softcap, scratch,
-            )  # fmt: skip
-            lengths[unit] = length
-        elif draws:
-            by_coin = drawn[item * call.drawn_batch + line * call.drawn_list]
-            length = sample_list(
-                call, signs, graded, line, first, last, chosen - by_coin, by_coin,
-                unit_of(step, slopes[line]), codes, base, tables, levels, highest, begins, counts,
-                of_level, coins, chances, logarithms, indices, log_weights, at,
+        price = unit_of(step, slopes[line]) if draws else np.int64(0)
+        if grows is None:
+            length = read_once(
+                static, call, unit, line, item, head, first, last, chosen, price, signs, graded,
+                codes, base, tables, levels, highest, begins, counts, of_level, coins, chances,
+                logarithms, indices, log_weights, memory, queries, q, scale, work, keys, key,
+                values, value, softcap, scratch,
             )  # fmt: skip
         else:
-            length = select_list(call, signs, graded, first, last, chosen, codes, base,
-                                 tables, levels, indices, at)  # fmt: skip
-        if length > 0 and not verifies:
-            attend_tokens(static, call, indices, log_weights, at, 0, length, work, keys, key,
-                          values, value, softcap, scratch)  # fmt: skip
+            length = read_growing(
+                static, call, unit, line, item, head, first, last, chosen, price, signs, graded,
+                codes, base, tables, levels, highest, begins, counts, of_level, coins, chances,
+                logarithms, indices, log_weights, memory, queries, q, scale, work, keys, key,
+                values, value, softcap, scratch,
+            )  # fmt: skip
         unweighted = np.float32(math.nan) if length > 0 else np.float32(0)
         to = item * heads + head
         finish(static, call, work, unweighted, out, to * static.value_dim, lse, to)
@@ -206,18 +221,22 @@ def step_share(static, data, weight_type, kind, highest):
 @cache
 def step_region(
     dim: int, value_dim: int, heads: int, states: torch.dtype, queries: torch.dtype, half: bool,
-    wide: bool,
+    wide: bool, grows: bool,
 ) -> tuple[Region, int]:  # fmt: skip
-    """The compiled region of these heads, dtypes, maps (half: weights in bfloat16) and distances
-    (wide: above 255), and the tokens of its block."""
+    """The compiled region of these heads, dtypes, maps (half: weights in bfloat16), distances
+    (wide: above 255) and lists (grows: by a rule), and the tokens of its block."""
     block = block_of(dim, value_dim, states.itemsize, contiguous=False)
     state_type, query_type = STORAGE[states], STORAGE[queries]
     weight_type = np.uint16 if half else np.float32
     kind = np.uint16 if wide else np.uint8
     highest = int(np.iinfo(kind).max)
 
-    def body(data):
+    def reading_once(data):
         static = static_of(dim, value_dim, block, heads, 0, state_type, query_type)
-        step_share(static, data, weight_type, kind, highest)
+        step_share(static, data, weight_type, kind, highest, None)
 
-    return Region(body), block
+    def growing(data):
+        static = static_of(dim, value_dim, block, heads, 0, state_type, query_type)
+        step_share(static, data, weight_type, kind, highest, True)
+
+    return Region(growing if grows else reading_once), block

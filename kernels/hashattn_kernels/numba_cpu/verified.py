@@ -1,8 +1,9 @@
 """A list that doubles until a rule predicts no error above its tolerance (rule.Rule).
 
-The tokens' distances are found once, and a longer list's threshold is searched from a shorter one's
-on. What a list adds is read into the softmax that it has come to, and how far that moves the
-output, and how much weight it brought, is what the rule looks at.
+The tokens' distances are found once. Of a list that is ranked, a longer one's threshold is searched
+from a shorter one's on, and what it adds is read into the softmax that it has come to: how far that
+moves the output, and how much weight it brought, is what the rule looks at. A list of which a part
+is drawn is read anew, with the sample's error bar (error_bars).
 """
 
 import math
@@ -10,8 +11,10 @@ import math
 import numpy as np
 
 from ..rule import LEAST_HEAVY, LOG_LIMIT, TERMS
-from .attention import attend_tokens, total_of, workspace
+from .attention import attend_tokens, begin, total_of, workspace
 from .bits import TOGETHER
+from .error_bars import bar_and_drawn, measure_sample, measuring_bytes, measuring_room, sum_of
+from .sampling import prepare_draws, write_sample
 from .selection import kth_smallest, score_list, smallest_bits, write_bits, write_range
 from .simd import LANES, at_address, fma, kernel, load, multiply, splat, store, subtract
 
@@ -29,8 +32,10 @@ def verifying_room(memory, tokens, group, value_dim):
 
 
 def verifying_bytes(tokens: int, group: int, value_dim: int) -> int:
-    """Bytes of `verifying_room`."""
-    return 8 * -(-tokens // TOGETHER) + 4 * (group * (value_dim + 2) + 2 * LANES + tokens)
+    """Bytes of `verifying_room`, and of `measuring_room`, which takes its place where lists are
+    drawn."""
+    ranked = 8 * -(-tokens // TOGETHER) + 4 * (group * (value_dim + 2) + 2 * LANES + tokens)
+    return max(ranked, measuring_bytes(tokens, group, value_dim))
 
 
 @kernel
@@ -101,6 +106,14 @@ def limited(value):
 
 
 @kernel
+def predicts_more(call, rule, head, level, first, second):
+    """Whether the rule predicts an error above its tolerance, or none, by two statistics' logs."""
+    of = (head * call.rule_levels + min(level, call.rule_levels - 1)) * TERMS
+    predicted = rule[of] + rule[of + 1] * limited(first) + rule[of + 2] * limited(second)
+    return not predicted <= call.limit  # NaN is not
+
+
+@kernel
 def exceeds(static, call, work, before, rule, head, level, unread, added):
     """Whether the rule predicts an error above its tolerance for one of a unit's heads, or none.
 
@@ -119,19 +132,22 @@ def exceeds(static, call, work, before, rule, head, level, unread, added):
             now = multiply(load(work, source + d), inverse)
             way = subtract(now, load(before, at + d))
             ways, lengths = fma(way, way, ways), fma(now, now, lengths)
-        store(room, 0, ways)
-        store(room, LANES, lengths)
-        moved = length = np.float64(0)
-        for lane in range(LANES):
-            moved += np.float64(room[lane])
-            length += np.float64(room[LANES + lane])
+        moved, length = sum_of(ways, room), sum_of(lengths, room)
         top_before, total_before = np.float64(before[at + dim]), np.float64(before[at + dim + 1])
         share = total_before * math.exp(top_before - np.float64(top)) / np.float64(total)
         edge = per_token + math.log(max(1 - share, 0.0))
         change = math.log(moved / length) / 2
-        of = ((head + member) * call.rule_levels + min(level, call.rule_levels - 1)) * TERMS
-        predicted = rule[of] + rule[of + 1] * limited(edge) + rule[of + 2] * limited(change)
-        if not predicted <= call.limit:  # NaN is not
+        if predicts_more(call, rule, head + member, level, edge, change):
+            return True
+    return False
+
+
+@kernel
+def sample_exceeds(static, call, work, rule, head, level, room):
+    """`exceeds` of a list that was drawn, after `measure_sample`."""
+    for member in range(call.group):
+        bar, drawn = bar_and_drawn(static, call, work, member, room)
+        if predicts_more(call, rule, head + member, level, bar, drawn):
             return True
     return False
 
@@ -190,3 +206,74 @@ def read_verified(static, call, signs, weights, first, last, heavy, level, head,
     for start in range(0, size, TOGETHER):
         to = write_bits(marks[start // TOGETHER], low + start, indices, to, at + call.width)
     return write_range(high, last, indices, to) - at, level
+
+
+@kernel
+def read_drawn_verified(
+    static, call, signs, weights, line, first, last, heavy, share, level, head, unit, codes, base,
+    tables, levels, highest, begins, counts, of_level, coins, chances, logarithms, rule, room,
+    indices, log_weights, at, queries, q, scale, work, keys, key, values, value, softcap, scratch,
+):  # fmt: skip
+    """`read_verified` with a share of the heavy tokens drawn; also writes the log weights.
+
+    unit: what a unit of distance costs. room: as of `measuring_room`.
+    """
+    low = min(first + call.sink, last)
+    size, dense = max(last - call.local, low) - low, call.rule_levels
+    stride = np.int64(0)
+    while True:
+        k = max(heavy, LEAST_HEAVY) << level
+        if level >= dense or k >= size:
+            level, k, drawn, asked = dense, size, np.int64(0), np.int64(0)
+        else:
+            if stride == 0:
+                score_list(call, signs, weights, codes, base + low, size, tables, levels)
+                stride = prepare_draws(call, line, last - first, levels, size, begins, counts)
+            drawn, asked = np.int64(np.rint(np.float64(k) * share)), stride
+        to = write_sample(
+            call, first, last, k - drawn, drawn, unit, levels, asked, highest, begins, counts,
+            of_level, coins, chances, logarithms, indices, log_weights, at,
+        )  # fmt: skip
+        begin(static, call, queries, q, scale, work)
+        attend_tokens(static, call, indices, log_weights, at, 0, to - at, work, keys, key, values,
+                      value, softcap, scratch)  # fmt: skip
+        if level == dense:
+            return to - at, level
+        measure_sample(static, call, work, indices, log_weights, at, to - at, keys, key, values,
+                       value, softcap, scratch, room)  # fmt: skip
+        if not sample_exceeds(static, call, work, rule, head, level, room):
+            return to - at, level
+        level += 1
+
+
+@kernel
+def read_growing(
+    static, call, unit, line, item, head, first, last, heavy, price, signs, weights, codes, base,
+    tables, levels, highest, begins, counts, of_level, coins, chances, logarithms, indices,
+    log_weights, memory, queries, q, scale, work, keys, key, values, value, softcap, scratch,
+):  # fmt: skip
+    """step.read_once of a list that grows; also notes its length and level. memory: `verifying_
+    bytes` of the thread's."""
+    rule = at_address(call.rule, call.lists * call.group * call.rule_levels * TERMS, np.float32)
+    level, at = at_address(call.start, call.lists, np.int64)[line], unit * call.width
+    if call.log_weights != 0:
+        share = at_address(call.drawn, call.lists, np.float64)[line]
+        room = measuring_room(memory, call.tokens, call.group, static.value_dim)
+        length, level = read_drawn_verified(
+            static, call, signs, weights, line, first, last, heavy, share, level, head, price,
+            codes, base, tables, levels, highest, begins, counts, of_level, coins, chances,
+            logarithms, rule, room, indices, log_weights, at, queries, q, scale, work, keys, key,
+            values, value, softcap, scratch,
+        )  # fmt: skip
+    else:
+        begin(static, call, queries, q, scale, work)
+        marks, before, order = verifying_room(memory, call.tokens, call.group, static.value_dim)
+        length, level = read_verified(
+            static, call, signs, weights, first, last, heavy, level, head, codes, base, tables,
+            levels, rule, marks, before, order, indices, log_weights, at, work, keys, key, values,
+            value, softcap, scratch,
+        )  # fmt: skip
+    units = call.batch * call.lists
+    at_address(call.reached, units, np.int64)[unit] = level
+    at_address(call.lengths, units, np.int64)[unit] = length
+    return length

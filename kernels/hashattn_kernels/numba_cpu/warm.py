@@ -15,6 +15,7 @@ from hashattn_kernels import (
     HotSet,
     Maps,
     RowFormat,
+    Rule,
     attend,
     attend_rows,
     decode_step,
@@ -29,8 +30,10 @@ from hashattn_kernels import (
     sample_by_codes,
     select,
     select_by_codes,
+    verified_step,
 )
 
+from ..rule import TERMS
 from .roofline import gather, read
 
 EMBEDDED, LLAMA = 64, 128  # head dims: of the embedded model, of the latency figures
@@ -70,12 +73,18 @@ def _attention(dim: int, dtype: torch.dtype) -> None:
         encode_graded(queries[:, :2], maps, 2)
     maps, key_maps = (Maps((torch.randn(h, dim, 32),), (torch.zeros(h, 32),)) for h in (4, 2))
     for lists in (2, 4):
-        codes = layout_for(keys.device).from_tokens(encode(keys[:, :, :-1], key_maps.rounded()))
-        decode_step(
-            queries, keys, values, codes, maps.rounded(), key_maps.rounded(),
-            heavy=torch.ones(1, 1, 1, dtype=torch.int64), spans=torch.tensor([[[0, 64]]]), sink=1,
-            local=1, width=3, lists=lists, scaling=1.0, grades=Grades(5, 255),
-        )  # fmt: skip
+        before = encode(keys[:, :, :-1], key_maps.rounded())
+        given = {
+            "heavy": torch.ones(1, 1, 1, dtype=torch.int64), "spans": torch.tensor([[[0, 64]]]),
+            "sink": 1, "local": 1, "lists": lists, "scaling": 1.0, "grades": Grades(5, 255),
+        }  # fmt: skip
+        layer = maps.rounded(), key_maps.rounded()
+        codes = layout_for(keys.device).from_tokens(before)
+        decode_step(queries, keys, values, codes, *layer, width=3, **given)
+        if dim == EMBEDDED:
+            rule = Rule(torch.zeros(4, 1, TERMS), torch.zeros(lists, dtype=torch.int64), 0.0)
+            codes = layout_for(keys.device).from_tokens(before)
+            verified_step(queries, keys, values, codes, *layer, rule=rule, **given)
     read(pairs)
     gather(pairs, torch.zeros(2, dtype=torch.int64).numpy(), 256)
 
