@@ -23,7 +23,7 @@ from hashattn.attention.inputs import Inputs
 from hashattn.attention.masks import tokens_seen, visible_tokens
 from hashattn.attention.observer import LayerStep
 from hashattn.attention.run import CALL, NAME, LayerCall
-from hashattn.kernels import attend, dense_decode
+from hashattn.kernels import Rule, attend, dense_decode, gather_tokens
 from hashattn.selectors.base import KeyView
 from hashattn.selectors.plan import SelectionPlan
 
@@ -149,6 +149,13 @@ def _attend(call: LayerCall, inputs: Inputs, indices: Tensor, **logits: Any) -> 
     return attend(inputs.query, inputs.key, inputs.value, indices, **logits)
 
 
+def _gather(call: LayerCall, inputs: Inputs, indices: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values (batch, lists, q, m, dim) of the tokens of indices, wherever they lie."""
+    if call.stored:
+        return call.cache_layer.gather(indices)
+    return gather_tokens(inputs.key, indices), gather_tokens(inputs.value, indices)
+
+
 def _in_one_call(call: LayerCall, inputs: Inputs, plan: SelectionPlan, n: int) -> bool:
     """Whether the selector reads this step in one call of a kernel: one row, whose token is the
     only one that the index lacks."""
@@ -166,48 +173,38 @@ def _in_one_call(call: LayerCall, inputs: Inputs, plan: SelectionPlan, n: int) -
 
 @torch.no_grad()
 def _read_at_once(
-    call: LayerCall, inputs: Inputs, plan: SelectionPlan, clock: Any
-) -> tuple[LayerStep, Tensor]:
-    """`_read` where encoding, selection and attention are one call of a kernel."""
-    run, layer, n = call.run, call.cache_layer, plan.n
-    query, logits, counters = inputs.query, inputs.logits(), None
-    if counted_there(query.device) and not run.receipt.keep_steps:
-        lists = run.selector.lists(query.shape[1], inputs.key.shape[1])
-        counters = run.counts.of(call.layer, query.device, lists)
-    elif not inputs.key.is_cpu:  # there the kernel looks, and here nothing waits for the device
-        run.finite.check(call.layer, inputs.key[:, :, :n], inputs.value[:, :, :n], n - 1)
-    try:
-        out, indices, log_weights = run.selector.read_at_once(
-            call.layer, query, inputs.key, inputs.value, layer.stores, plan, logits, counters
-        )
-    except FloatingPointError as error:
-        raise non_finite(call.layer) from error
-    clock.lap("step")
-    view = _view_after(call, inputs, plan)
-    step = _step(call, inputs, plan, view, logits, indices, log_weights, counters is not None)
-    return step, out
-
-
-@torch.no_grad()
-def _read_verified_at_once(
-    call: LayerCall, inputs: Inputs, plan: SelectionPlan, clock: Any
+    call: LayerCall, inputs: Inputs, plan: SelectionPlan, clock: Any, rule: Rule | None = None
 ) -> tuple[LayerStep, Tensor] | None:
-    """`_read_verified` in one call of a kernel; None where none takes it."""
-    run, query, logits = call.run, inputs.query, inputs.logits()
-    rule = run.fallback.rule(call.layer, query.device)
+    """`_read`, or with a rule `_read_verified`, where encoding, selection and attention are one
+    call of a kernel. None where none follows the rule, with nothing appended."""
+    selector, logits, stores = call.run.selector, inputs.logits(), call.cache_layer.stores
+    arguments = call.layer, inputs.query, inputs.key, inputs.value, stores, plan, logits
+    counters = _counters(call, inputs, plan.n) if rule is None else None
     try:
-        made = run.selector.read_verified(
-            call.layer, query, inputs.key, inputs.value, call.cache_layer.stores, plan, logits, rule
-        )
+        if rule is None:
+            made = *selector.read_at_once(*arguments, counters), None
+        else:
+            made = selector.read_verified(*arguments, rule)
     except FloatingPointError as error:
         raise non_finite(call.layer) from error
     if made is None:
         return None
     out, indices, log_weights, levels = made
     clock.lap("step")
-    view = _view_after(call, inputs, plan)
-    step = _step(call, inputs, plan, view, logits, indices, log_weights)
-    return replace(step, levels=levels), out
+    view, counted = _view_after(call, inputs, plan), counters is not None
+    step = _step(call, inputs, plan, view, logits, indices, log_weights, levels, counted)
+    return step, out
+
+
+def _counters(call: LayerCall, inputs: Inputs, n: int) -> Tensor | None:
+    """Where a kernel counts the step, if the receipt can leave that to it."""
+    run, device = call.run, inputs.query.device
+    if counted_there(device) and not run.receipt.keep_steps:
+        lists = run.selector.lists(inputs.query.shape[1], inputs.key.shape[1])
+        return run.counts.of(call.layer, device, lists)
+    if not inputs.key.is_cpu:  # there the kernel looks, and here nothing waits for the device
+        run.finite.check(call.layer, inputs.key[:, :, :n], inputs.value[:, :, :n], n - 1)
+    return None
 
 
 def _view_after(call: LayerCall, inputs: Inputs, plan: SelectionPlan) -> KeyView:
@@ -221,10 +218,9 @@ def _view_after(call: LayerCall, inputs: Inputs, plan: SelectionPlan) -> KeyView
 def _read_verified(call: LayerCall, inputs: Inputs, n: int, clock: Any) -> tuple[LayerStep, Tensor]:
     """The same, with lists that grow until the fallback accepts them."""
     plan, run = _plan(call, inputs, n), call.run
-    if plan.draw is not None and call.stored:
-        refusals.refuse_drawn_fallback(call.layer)
     if _in_one_call(call, inputs, plan, n):
-        made = _read_verified_at_once(call, inputs, plan, clock)
+        rule = run.fallback.rule(call.layer, inputs.query.device)
+        made = _read_at_once(call, inputs, plan, clock, rule)
         if made is not None:
             return made
     view = _planned_view(call, inputs, plan, n)
@@ -236,7 +232,7 @@ def _read_verified(call: LayerCall, inputs: Inputs, n: int, clock: Any) -> tuple
         return run.with_kept(*chosen, plan)
 
     reading = reading_of(
-        sample, partial(_attend, call, inputs), inputs.query, (inputs.key, inputs.value),
+        sample, partial(_attend, call, inputs), inputs.query, partial(_gather, call, inputs),
         step.plan, step.logits, run.fallback.levels,
         run.fallback.begin(call.layer, inputs.query.device), clock,
     )  # fmt: skip
@@ -263,7 +259,8 @@ def _planned_view(call: LayerCall, inputs: Inputs, plan: SelectionPlan, n: int) 
 
 def _step(
     call: LayerCall, inputs: Inputs, plan: SelectionPlan, view: KeyView, logits: dict[str, Any],
-    indices: Tensor | None = None, log_weights: Tensor | None = None, counted: bool = False,
+    indices: Tensor | None = None, log_weights: Tensor | None = None, levels: Tensor | None = None,
+    counted: bool = False,
 ) -> LayerStep:  # fmt: skip
     """A sparse call as listeners are told of it; if it is counted, the receipt need not be."""
     run, query = call.run, inputs.query
@@ -274,7 +271,8 @@ def _step(
     seen = 0 if counted and not run.observers else plan.visible_total
     return LayerStep(
         call.layer, query, plan.n, seen, indices=indices, log_weights=log_weights, plan=plan,
-        view=view, values=_first(inputs.value, plan.n), logits=logits, counted=counted,
+        view=view, values=_first(inputs.value, plan.n), logits=logits, levels=levels,
+        counted=counted,
     )  # fmt: skip
 
 

@@ -32,9 +32,8 @@ def sampling_error(step: LayerStep) -> Tensor | None:
     """
     if step.log_weights is None or step.indices is None or step.view is None:
         return None
-    return sample_statistics(
-        step.query, step.view.keys, step.values, step.indices, step.log_weights, **step.logits
-    )[0]
+    rows = [gather_tokens(states, step.indices) for states in (step.view.keys, step.values)]
+    return sample_statistics(step.query, *rows, step.indices, step.log_weights, **step.logits)[0]
 
 
 @torch.no_grad()
@@ -45,10 +44,10 @@ def sample_statistics(
     """Of lists that were drawn, float32 (batch, heads, q) each: expected |o - o_dense|, estimated,
     and which part of the weight the tokens have that were drawn.
 
-    query (B, heads, q, D), keys and values (B, kv_heads, n, D), indices and log_weights (B, lists,
-    q, m), the rest as of `kernels.attend`.
+    query (B, heads, q, D), indices and log_weights (B, lists, q, m), keys and values of these
+    tokens (B, lists, q, m, D), the rest as of `kernels.attend`.
     """
-    logits = listed_logits(query, keys, indices)  # (B, L, q, r, m)
+    logits = listed_logits(query, keys)  # (B, L, q, r, m)
     logits = capped(logits * scaling, softcap)
     added = log_weights[:, :, :, None]
     logits = (logits + added).masked_fill((indices < 0)[:, :, :, None], -torch.inf)
@@ -56,7 +55,7 @@ def sample_statistics(
     if sinks is not None:  # they take weight and have no value
         extra = sinks.float().view(1, logits.shape[1], 1, -1, 1)
         shares = (logits - torch.logaddexp(logits.logsumexp(-1, keepdim=True), extra)).exp()
-    rows = gather_tokens(values, indices).float()  # (B, L, q, m, Dv)
+    rows = values.float()
     out = shares @ rows
     squares = (rows * rows).sum(-1)[:, :, :, None] - 2 * out @ rows.mT
     squares = (squares + (out * out).sum(-1, keepdim=True)).clamp(min=0)

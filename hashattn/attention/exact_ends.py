@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hashattn.kernels import GrowableBuffer, attend, merge
+from hashattn.kernels import GrowableBuffer, attend, gather_tokens, merge
 
 _FIRST = 4  # tokens that nearly all heads weigh, whatever they are (attention sinks)
 
@@ -67,6 +67,19 @@ class ExactEnds:
         for at, pairs in ((0, rows[:, :, :first]), (begin, newest)):
             for whole, part in zip((keys, values), pairs.unbind(3), strict=True):
                 whole[:, :, at : at + part.shape[2]] = part
+
+    def replace(self, keys: Tensor, values: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, lists, q, m, D) of tokens (B, lists, q, m), with these in place of
+        those that are here."""
+        begin = self._begin
+        first = (indices >= 0) & (indices < min(_FIRST, begin))
+        here = first | (indices >= begin)
+        places = torch.where(first, indices, indices - self._start + self._ahead)
+        places, (near_keys, near_values) = places.masked_fill(~here, 0), self._kept.value.unbind(3)
+        return (
+            torch.where(here[..., None], gather_tokens(near_keys, places), keys),
+            torch.where(here[..., None], gather_tokens(near_values, places), values),
+        )
 
     @property
     def _begin(self) -> int:
@@ -127,6 +140,10 @@ class NoEnds:
 
     def restore(self, keys: Tensor, values: Tensor) -> None:
         """Nothing."""
+
+    def replace(self, keys: Tensor, values: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """They as they are."""
+        return keys, values
 
     def attend(
         self, query: Tensor, indices: Tensor, outside: Callable[..., Any], **logits: Any

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from hashattn.selectors.plan import SelectionPlan
 
 Sample = Callable[["SelectionPlan"], tuple[Tensor, Tensor | None]]
-States = tuple[Tensor, Tensor]
+Gather = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 class Reading(ABC):
@@ -173,12 +173,12 @@ class DrawnReading(Reading):
     """Lists of which a part is drawn."""
 
     def __init__(
-        self, sample: Sample, attend: Callable[..., Any], query: Tensor, states: States,
+        self, sample: Sample, attend: Callable[..., Any], query: Tensor, gather: Gather,
         plan: SelectionPlan, logits: dict[str, Any], top: int, start: Tensor,
         clock: Any = NO_CLOCK,
     ) -> None:  # fmt: skip
         super().__init__(sample, query, plan, top, start, clock)
-        self._attend, self._query, self._states, self._logits = attend, query, states, logits
+        self._attend, self._query, self._gather, self._logits = attend, query, gather, logits
         self._out = query.new_zeros(())
         self._list(self._heavy())
         self._clock.lap("select")
@@ -197,27 +197,27 @@ class DrawnReading(Reading):
         with torch.no_grad():
             looked_at = _trimmed(new.masked_fill(self.dense[..., None], -1))
             log_weights = self.log_weights[..., : looked_at.shape[-1]]
-            found = sample_statistics(
-                self._query, *self._states, looked_at, log_weights, **self._logits
-            )
+            rows = self._gather(looked_at)
+            found = sample_statistics(self._query, *rows, looked_at, log_weights, **self._logits)
             bar = found[0] / self._out.float().norm(dim=-1)
             self.statistics = torch.stack((bar, found[1]), -1).log().clamp(-LOG_LIMIT, LOG_LIMIT)
 
 
 def reading_of(
-    sample: Sample, attend: Callable[..., Any], query: Tensor, states: States,
+    sample: Sample, attend: Callable[..., Any], query: Tensor, gather: Gather,
     plan: SelectionPlan, logits: dict[str, Any], top: int, start: Tensor, clock: Any = NO_CLOCK,
 ) -> Reading:  # fmt: skip
     """The lists of one call, at the levels that they begin with.
 
     sample: plan -> indices (batch, lists, q, m) int32 and log weights like them, or None, of what
     is read (`Selector.sample`). attend: `kernels.attend` but for the query, keys and values. query
-    (batch, heads, q, D); states: keys and values (batch, kv_heads, n, D); logits: keywords of
-    `attend`. top: the level that is dense. start (lists,) int64: levels to begin with.
+    (batch, heads, q, D); gather: tokens (batch, lists, q, m) -> their keys and values, an axis more
+    each; logits: keywords of `attend`. top: the level that is dense. start (lists,) int64: levels
+    to begin with.
     """
     if plan.draw is None:
         return RankedReading(sample, attend, query, plan, logits, top, start, clock)
-    return DrawnReading(sample, attend, query, states, plan, logits, top, start, clock)
+    return DrawnReading(sample, attend, query, gather, plan, logits, top, start, clock)
 
 
 def read_verified(reading: Reading, fallback: Fallback, layer: int, clock: Any = NO_CLOCK) -> None:

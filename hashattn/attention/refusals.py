@@ -78,12 +78,3 @@ def refuse_unobserved(selector: Selector, seen: int, before: int) -> None:
             f"{before} tokens cached before this call it saw {seen}: attach it before the prompt "
             "is prefilled, and keep it attached"
         )
-
-
-def refuse_drawn_fallback(layer: int) -> None:
-    """AttachmentError: a drawn list's error bar looks at rows once more, which lie in a store."""
-    raise AttachmentError(
-        f"layer {layer}: keys and values lie in a store, where a fallback cannot look again at "
-        "rows that were drawn: rank them (Budget(sampled=0), and a fallback calibrated for that), "
-        "or keep them in memory"
-    )

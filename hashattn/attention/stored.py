@@ -165,6 +165,14 @@ class StoredLayer(IndexedLayer, DynamicLayer):
         return self.format.attend(query, rows, places, **logits)
 
     @torch.no_grad()
+    def gather(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, lists, q, m, D) of tokens (B, lists, q, m); of padding any."""
+        rows, places = self.rows.reach(indices, self.traffic)
+        listed = kernels.gather_tokens(rows, places).flatten(2, 3)
+        states = [part.unflatten(2, indices.shape[2:]) for part in self.format.unpack(listed)]
+        return self.ends.replace(*states, indices)
+
+    @torch.no_grad()
     def whole(self) -> tuple[Tensor, Tensor]:
         """All keys and values (B, KV heads, n, D), made for the caller."""
         parts = [self.format.unpack(rows) for rows in self.rows.blocks()]

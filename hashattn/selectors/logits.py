@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from hashattn.base.layout import Layout
-from hashattn.kernels import gather_tokens
 from hashattn.selectors.base import KeyView
 
 
@@ -17,16 +16,16 @@ def inner_products(queries: Tensor, keys: Tensor) -> Tensor:
     return (grouped @ keys.float().mT).reshape(batch, heads, q_len, -1)
 
 
-def listed_logits(queries: Tensor, keys: Tensor, indices: Tensor) -> Tensor:
+def listed_logits(queries: Tensor, keys: Tensor) -> Tensor:
     """q . k of listed tokens, float32 (B, lists, q, r, m), r query heads a list.
 
-    queries (B, heads, q, D), keys (B, KV heads, n, D), indices (B, lists, q, m) int32, whose -1
-    padding gives the product with token 0.
+    queries (B, heads, q, D); keys (B, lists, q, m, D) of the tokens, as `kernels.gather_tokens`
+    gives them.
     """
     batch, heads, q_len, dim = queries.shape
-    lists = indices.shape[1]
+    lists = keys.shape[1]
     grouped = queries.float().reshape(batch, lists, heads // lists, q_len, dim).transpose(2, 3)
-    return grouped @ gather_tokens(keys, indices).float().mT
+    return grouped @ keys.float().mT
 
 
 def value_norms(view: KeyView) -> Tensor:

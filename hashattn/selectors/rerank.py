@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hashattn.base.checks import is_count, require
-from hashattn.kernels import select
+from hashattn.kernels import gather_tokens, select
 from hashattn.selectors.base import KeyView
 from hashattn.selectors.logits import listed_logits, value_norms
 from hashattn.selectors.plan import SelectionPlan
@@ -68,7 +68,7 @@ class RerankSelector(WrapperSelector):
     def _weights(self, queries: Tensor, keys: Tensor, proposed: Tensor, scaling: float) -> Tensor:
         """Attention weights among the proposed tokens, both (B, lists, q, m), summed over a list's
         query heads."""
-        logits = listed_logits(queries, keys, proposed) * scaling
+        logits = listed_logits(queries, gather_tokens(keys, proposed)) * scaling
         # the lowest finite value, not -inf: a row of padding sees nothing and would become NaN
         unlisted = (proposed < 0)[:, :, :, None]
         logits = logits.masked_fill(unlisted, torch.finfo(logits.dtype).min)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hashattn.base.checks import require, require_one_of
-from hashattn.kernels import indices_to_mask, mask_to_indices
+from hashattn.kernels import gather_tokens, indices_to_mask, mask_to_indices
 from hashattn.selectors.base import KeyView
 from hashattn.selectors.logits import listed_logits
 from hashattn.selectors.plan import SelectionPlan
@@ -150,7 +150,7 @@ class ResidualSelector(WrapperSelector):
         of masks best and base_sample (B, lists, q, n) and n_s (B, lists, q)."""
         read = mask_to_indices(best | base_sample)
         at = read.clamp(min=0).long()
-        logits = listed_logits(queries, keys, read) * scaling
+        logits = listed_logits(queries, gather_tokens(keys, read)) * scaling
         logits = logits.masked_fill((read < 0)[:, :, :, None], -torch.inf)
         weights = (logits - logits.amax(dim=-1, keepdim=True)).exp()
         sampled = base_sample.gather(-1, at)[:, :, :, None] & (read >= 0)[:, :, :, None]

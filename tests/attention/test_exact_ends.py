@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hashattn.attention.exact_ends import ExactEnds
-from hashattn.kernels import attend
+from hashattn.kernels import attend, gather_tokens
 
 LOGITS = {"scaling": 0.3, "softcap": None, "sinks": None}
 
@@ -60,6 +60,20 @@ def test_the_ends_are_not_read_outside():
     ends.attend(torch.randn(1, 4, 1, 16), lists_of(60, 30), outside, **LOGITS)
     read = seen[0][seen[0] >= 0]
     assert len(read) and read.min() >= 4 and read.max() < 52
+
+
+@pytest.mark.parametrize("n", [1, 3, 5, 12, 25, 60])
+def test_the_ends_replace_what_was_gathered(n):
+    ends, (keys, values) = ExactEnds(8), states(n, batch=2)
+    for start in range(0, n, 7):
+        ends.append(keys[:, :, start : start + 7], values[:, :, start : start + 7])
+    lists = lists_of(n, min(n + 2, 20), 2)
+    tokens = lists.clamp(min=0)
+    here = (lists >= 0) & ((tokens < 4) | (tokens >= n - 8))
+    far = [gather_tokens(part, lists) + 1 for part in (keys, values)]
+    for found, part, other in zip(ends.replace(*far, lists), (keys, values), far, strict=True):
+        exact = gather_tokens(part, tokens)
+        assert torch.equal(found[here], exact[here]) and torch.equal(found[~here], other[~here])
 
 
 def test_changes_of_the_cache_are_followed():

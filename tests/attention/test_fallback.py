@@ -13,7 +13,7 @@ from hashattn import Budget, HashSelector, HashWeights, Memory, Receipt, attach,
 from hashattn.attention.fallback import Fallback, FallbackError, fallback_fingerprint
 from hashattn.attention.masks import spans_plan
 from hashattn.attention.observer import LayerStep
-from hashattn.base.errors import AttachmentError, SparsePathError
+from hashattn.base.errors import SparsePathError
 from hashattn.kernels import available
 from hashattn.models.heads import HeadSlice
 from hashattn.selectors import hash as hash_module
@@ -357,13 +357,24 @@ def test_drawn_lists_are_attended_with_their_weights():
         torch.testing.assert_close(logits(fallback), plain)
 
 
-def test_rows_in_a_store_are_not_drawn_with_a_fallback(tmp_path):
+@pytest.mark.parametrize("bits", [None, 8, 4])
+def test_drawn_rows_may_lie_in_a_store(tmp_path, bits):
+    """A hot set changes nothing: what is asked of rows is asked of those that were read."""
     model, selector = tiny_model("llama"), OracleSelector("per_kv_head")
-    memory = Memory(fast_bytes=30 * 2 * 2 * 128, folder=tmp_path)
-    fallback = rule(model, selector, DRAWS)
-    with attach(model, selector, DRAWS, fallback=fallback, memory=memory, allow_dense=True):
-        with pytest.raises(AttachmentError, match=r"rank them \(Budget\(sampled=0\)"):
-            generate(model, prompt(length=60))
+    if bits is not None:  # the oracle would need the keys of all tokens
+        weights = HashWeights.for_model(model, seed=3, layout="per_kv_head", hidden=16)
+        selector = HashSelector(weights, layout="per_kv_head")
+        selector = selector._with(slopes=dict.fromkeys(range(2), torch.full((2,), 0.03)))
+    fallback, made = rule(model, selector, DRAWS, tolerance=0.1), []
+    kept = {} if bits is None else {"bits": bits, "exact": 8}
+    for hot in ({}, {"fast_bytes": 30 * 2 * 2 * 128, "folder": tmp_path}):
+        memory = Memory(**kept, **hot) if kept or hot else None
+        with attach(
+            model, selector, DRAWS, fallback=fallback, memory=memory, allow_untrained=True
+        ) as run:  # fmt: skip
+            made.append((*generate(model, prompt(length=60)), run.receipt.levels))
+    assert all(torch.equal(*pair) for pair in zip(*(each[:2] for each in made), strict=True))
+    assert made[0][2] == made[1][2] and made[0][2][-1] < sum(made[0][2])
 
 
 def test_learned_sinks_count_once():
