@@ -121,8 +121,7 @@ def _train_and_measure(
 ) -> pd.DataFrame:
     """One row per variant, all trained on half of the profile's sequences for as many steps, cut to
     the `length` that they are measured at."""
-    training = replace(profile.training, length=min(profile.training.length, length))
-    trainer = VariantTrainer(replace(profile, training=training), layer)
+    trainer = VariantTrainer(_cut(profile, length), layer)
     first, *others = variants.items()
     trained = {first[0]: trainer.train(model, tokenizer, *first)}
     # each trains on one thread, so that as many train at once as there are cores
@@ -136,6 +135,12 @@ def _train_and_measure(
     captured = [capture(model, ids, rows=rows, layers=[layer])[layer] for ids, rows in held_out]
     table = selection_metrics(captured, selectors, [length // 32], profile.sink, profile.local)
     return pd.DataFrame(table).groupby("method", sort=False)[["bits", *MEASURES]].mean()
+
+
+def _cut(profile: Profile, length: int) -> Profile:
+    """The profile, training on sequences of at most `length` tokens."""
+    training = replace(profile.training, length=min(profile.training.length, length))
+    return replace(profile, training=training)
 
 
 @dataclass(frozen=True)
@@ -175,9 +180,10 @@ def transfer(
     """Selection quality at n/32 on questions of one task or text of one kind, with and without it
     in training. held_out None: the third of common.learnable.
 
-    Both hashes train on half as many sequences as the profile says, so that only the tasks differ,
-    for the layers that the profile measures.
+    Both hashes train on half as many sequences as the profile says, cut to the `length` that they
+    are measured at, so that only the tasks differ, for the layers that the profile measures.
     """
+    profile = _cut(profile, length)
     count = max(2, profile.training.sequences // 2)
     every = learnable(profile)
     held_out = held_out or every[2]

@@ -2,10 +2,10 @@
 
 `backend` is what `api` calls. `attention` (with `passes`), `encoding`, `selection`, `sampling` and
 `quantising` are the kernels, `step` is a decode step in one call, `verified` its lists that grow by
-a rule, `rows` the hot set's places and reads, `regions` runs them on all cores, `compiled` keeps
-their code, `static` is what is compiled in, `simd` and `bits` are vectors and words. Hamming scores
-as such and unions of lists are numpy's and torch's. `roofline` reads memory as fast as this machine
-can.
+a rule (with `error_bars`), `rows` the hot set's places and reads, `regions` runs them on all cores,
+`compiled` keeps their code, `static` is what is compiled in, `simd` and `bits` are vectors and
+words. Hamming scores as such and unions of lists are numpy's and torch's. `roofline` reads memory
+as fast as this machine can.
 """
 
 from ..numpy_cpu import hamming_scores, union
