@@ -168,6 +168,16 @@ def shipped_or_trained(profile: Profile, model, tokenizer) -> HashWeights:
     return train_hashes(profile, model, tokenizer, "default")
 
 
+def retrained(profile: Profile, model, tokenizer, name: str) -> HashWeights:
+    """Hash weights trained by the profile's recipe into the results, to compare with what it ships:
+    of the layers that it measures. Of every layer where it ships none, as all else then uses them.
+    """
+    folder = profile.hash_weights_path
+    ships = folder is not None and folder.is_dir()
+    layers = profile.layers if ships and profile.layers else None
+    return train_hashes(profile, model, tokenizer, name, layers=layers)
+
+
 def hash_weights(profile: Profile, model, tokenizer, variant: str) -> HashWeights:
     """Weights of a key of VARIANTS: those shipped beside the profile's own, else trained into the
     results like those."""

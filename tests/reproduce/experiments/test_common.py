@@ -303,6 +303,15 @@ def test_what_is_shipped_follows_the_profile():
         experiments.shipped(replace(pretrained, hash_weights=None))
 
 
+def test_layers_that_are_measured_train_again_where_all_are_shipped(profile, monkeypatch):
+    monkeypatch.setattr(experiments, "train_hashes", lambda *_, layers=None: layers)
+    some = replace(profile, layers=(1, 3))
+    assert experiments.retrained(some, None, None, "default") == (1, 3)
+    assert experiments.retrained(profile, None, None, "default") is None
+    for alone in (replace(some, hash_weights=None), replace(some, hash_weights="nowhere")):
+        assert experiments.retrained(alone, None, None, "default") is None
+
+
 def test_captures_are_kept_while_they_fit(profile, loaded, monkeypatch):
     calls = []
     original = experiments.capture
