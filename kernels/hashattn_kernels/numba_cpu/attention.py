@@ -15,6 +15,7 @@ from functools import cache
 import numpy as np
 import torch
 
+from .error_bars import add_block, look_at_block
 from .passes import (
     KEYS,
     LATER_KEYS,
@@ -172,10 +173,12 @@ def choose_later(static, scratch, interleaved):
 
 @kernel
 def attend_tokens(static, call, indices, log_weights, at, first, last, work, keys, key, values,
-                  value, softcap, scratch):  # fmt: skip
+                  value, softcap, scratch, sample):  # fmt: skip
     """Attention of a unit's passes to entries first to last of its list, or to these tokens.
 
-    work is laid out by `workspace`. Returns how many listed tokens are outside the cache.
+    work is laid out by `workspace`. sample: None, or the sums of error_bars, which are made along
+    the way (a type: what nobody asks for is not compiled). Returns how many listed tokens are
+    outside the cache.
     """
     passes, q, state, o = workspace(static, call)
     interleaved = value - key == static.dim and call.k_token == call.v_token
@@ -192,7 +195,11 @@ def attend_tokens(static, call, indices, log_weights, at, first, last, work, key
                              NEXT_KEYS, NEXT_VALUES)  # fmt: skip
         choose_later(static, scratch, interleaved)
         later_keys, later_values = LATER_KEYS, LATER_VALUES
+        if sample is not None:
+            look_at_block(static, values, scratch, VALUES, log_weights, here, valid, sample)
         for number in range(passes):
+            top = state + 16 * number
+            before = load(work, top)
             queries = q + number * static.heads * static.dim
             out = o + number * static.heads * static.value_dim
             if static.heads == 4:
@@ -201,8 +208,7 @@ def attend_tokens(static, call, indices, log_weights, at, first, last, work, key
                 seen = logits_of_one(static, work, queries, keys, scratch, later_keys, work, seen)
             if static.scaled:
                 scale_block(static, keys, scratch, static.codes, work)
-            weigh(static, work, softcap, log_weights, here, valid, work[state + 16 * number :],
-                  work, out)  # fmt: skip
+            weigh(static, work, softcap, log_weights, here, valid, work[top:], work, out)
             if static.scaled:
                 scale_block(static, keys, scratch, static.codes + 2, work)
             if static.heads == 4:
@@ -213,8 +219,15 @@ def attend_tokens(static, call, indices, log_weights, at, first, last, work, key
                 seen = add_values_of_one(
                     static, work, values, scratch, later_values, work, out, seen
                 )
-            # the block's other passes prefetch its own rows, which are in the caches already
+            # what else is done with the block finds its rows in the caches
             later_keys, later_values = KEYS, VALUES
+            if sample is not None:
+                add_block(static, work, number, before, load(work, top), sample)
+                sums, to = sample[1], out - o
+                if static.heads == 4:
+                    seen = add_values_of_four(static, work, values, scratch, VALUES, sums, to, seen)
+                else:
+                    seen = add_values_of_one(static, work, values, scratch, VALUES, sums, to, seen)
     store(work, 0, seen)
     return outside
 
@@ -325,7 +338,8 @@ def attend_share(static, data):
             key = batch * call.k_batch + kv_head * call.k_head
             value = call.v_start + batch * call.v_batch + kv_head * call.v_head
             outside += attend_tokens(static, call, indices, log_weights, at, first, last, work,
-                                     keys, key, values, value, softcap, scratch)  # fmt: skip
+                                     keys, key, values, value, softcap, scratch,
+                                     None)  # fmt: skip
         to = ((part * call.batch + batch) * heads + line * call.group) * rows + row
         finish(static, call, work, unweighted, out, to * static.value_dim, lse, to)
     report(call.results, call.threads, number, outside)

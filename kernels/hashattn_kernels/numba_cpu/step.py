@@ -121,7 +121,7 @@ def read_once(
     begin(static, call, queries, q, scale, work)
     if length > 0:
         attend_tokens(static, call, indices, log_weights, at, 0, length, work, keys, key, values,
-                      value, softcap, scratch)  # fmt: skip
+                      value, softcap, scratch, None)  # fmt: skip
     return length
 
 

@@ -3,7 +3,7 @@
 The tokens' distances are found once. Of a list that is ranked, a longer one's threshold is searched
 from a shorter one's on, and what it adds is read into the softmax that it has come to: how far that
 moves the output, and how much weight it brought, is what the rule looks at. A list of which a part
-is drawn is read anew, with the sample's error bar (error_bars).
+is drawn is read anew, and its error bar made with it (error_bars).
 """
 
 import math
@@ -13,7 +13,7 @@ import numpy as np
 from ..rule import LEAST_HEAVY, LOG_LIMIT, TERMS
 from .attention import attend_tokens, begin, total_of, workspace
 from .bits import TOGETHER
-from .error_bars import bar_and_drawn, measure_sample, measuring_bytes, measuring_room, sum_of
+from .error_bars import SUMS, bar_and_drawn, begin_sample, sample_bytes, sample_room, sum_of
 from .sampling import prepare_draws, write_sample
 from .selection import kth_smallest, score_list, smallest_bits, write_bits, write_range
 from .simd import LANES, at_address, fma, kernel, load, multiply, splat, store, subtract
@@ -32,10 +32,10 @@ def verifying_room(memory, tokens, group, value_dim):
 
 
 def verifying_bytes(tokens: int, group: int, value_dim: int) -> int:
-    """Bytes of `verifying_room`, and of `measuring_room`, which takes its place where lists are
+    """Bytes of `verifying_room`, and of `sample_room`, which takes its place where lists are
     drawn."""
     ranked = 8 * -(-tokens // TOGETHER) + 4 * (group * (value_dim + 2) + 2 * LANES + tokens)
-    return max(ranked, measuring_bytes(tokens, group, value_dim))
+    return max(ranked, sample_bytes(group, value_dim))
 
 
 @kernel
@@ -144,9 +144,16 @@ def exceeds(static, call, work, before, rule, head, level, unread, added):
 
 @kernel
 def sample_exceeds(static, call, work, rule, head, level, room):
-    """`exceeds` of a list that was drawn, after `measure_sample`."""
+    """`exceeds` of a list that was drawn, whose sums are in `room`."""
+    passes, _, state, o = workspace(static, call)
+    totals = room[0]
+    for number in range(passes):
+        at = SUMS * LANES * number
+        store(totals, at + 3 * LANES, load(work, state + 16 * number + 8))
+        for i in range(at, at + SUMS * LANES, LANES):
+            store(totals, i, total_of(static, load(totals, i)))
     for member in range(call.group):
-        bar, drawn = bar_and_drawn(static, call, work, member, room)
+        bar, drawn = bar_and_drawn(static, member, work, o, room)
         if predicts_more(call, rule, head + member, level, bar, drawn):
             return True
     return False
@@ -175,13 +182,13 @@ def read_verified(static, call, signs, weights, first, last, heavy, level, head,
         threshold, smaller, read, end = begin_best(levels, size, k, call.most, marks, low, order,
                                                    end)  # fmt: skip
         attend_tokens(static, call, order, none, 0, 0, read, work, keys, key, values, value,
-                      softcap, scratch)  # fmt: skip
+                      softcap, scratch, None)  # fmt: skip
     else:
         marks[: (size + TOGETHER - 1) // TOGETHER] = 0
     while level < dense:
         remember(static, call, work, before)
         attend_tokens(static, call, order, none, 0, read, end, work, keys, key, values, value,
-                      softcap, scratch)  # fmt: skip
+                      softcap, scratch, None)  # fmt: skip
         added, read = end - read, end
         if not exceeds(static, call, work, before, rule, head, level, last - first - end, added):
             break
@@ -200,7 +207,7 @@ def read_verified(static, call, signs, weights, first, last, heavy, level, head,
             end = write_bits(unread, low + start, order, end, len(order))
         if read < end:
             attend_tokens(static, call, order, none, 0, read, end, work, keys, key, values, value,
-                          softcap, scratch)  # fmt: skip
+                          softcap, scratch, None)  # fmt: skip
         return write_range(first, last, indices, at) - at, level
     to = write_range(first, low, indices, at)
     for start in range(0, size, TOGETHER):
@@ -216,11 +223,12 @@ def read_drawn_verified(
 ):  # fmt: skip
     """`read_verified` with a share of the heavy tokens drawn; also writes the log weights.
 
-    unit: what a unit of distance costs. room: as of `measuring_room`.
+    unit: what a unit of distance costs. room: as of `sample_room`.
     """
     low = min(first + call.sink, last)
     size, dense = max(last - call.local, low) - low, call.rule_levels
     stride = np.int64(0)
+    passes, _, _, _ = workspace(static, call)
     while True:
         k = max(heavy, LEAST_HEAVY) << level
         if level >= dense or k >= size:
@@ -235,12 +243,11 @@ def read_drawn_verified(
             of_level, coins, chances, logarithms, indices, log_weights, at,
         )  # fmt: skip
         begin(static, call, queries, q, scale, work)
+        begin_sample(static, passes, room)
         attend_tokens(static, call, indices, log_weights, at, 0, to - at, work, keys, key, values,
-                      value, softcap, scratch)  # fmt: skip
+                      value, softcap, scratch, room)  # fmt: skip
         if level == dense:
             return to - at, level
-        measure_sample(static, call, work, indices, log_weights, at, to - at, keys, key, values,
-                       value, softcap, scratch, room)  # fmt: skip
         if not sample_exceeds(static, call, work, rule, head, level, room):
             return to - at, level
         level += 1
@@ -258,7 +265,7 @@ def read_growing(
     level, at = at_address(call.start, call.lists, np.int64)[line], unit * call.width
     if call.log_weights != 0:
         share = at_address(call.drawn, call.lists, np.float64)[line]
-        room = measuring_room(memory, call.tokens, call.group, static.value_dim)
+        room = sample_room(memory, call.group, static.value_dim)
         length, level = read_drawn_verified(
             static, call, signs, weights, line, first, last, heavy, share, level, head, price,
             codes, base, tables, levels, highest, begins, counts, of_level, coins, chances,
