@@ -17,13 +17,13 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from hashattn.attention import refusals, static
 from hashattn.attention.device_counts import counted_there
-from hashattn.attention.fallback_reading import read_verified, reading_of
+from hashattn.attention.fallback_reading import gather_rows, read_verified, reading_of
 from hashattn.attention.finite import non_finite
 from hashattn.attention.inputs import Inputs
 from hashattn.attention.masks import tokens_seen, visible_tokens
 from hashattn.attention.observer import LayerStep
 from hashattn.attention.run import CALL, NAME, LayerCall
-from hashattn.kernels import Rule, attend, dense_decode, gather_tokens
+from hashattn.kernels import Rule, attend, dense_decode
 from hashattn.selectors.base import KeyView
 from hashattn.selectors.plan import SelectionPlan
 
@@ -149,13 +149,6 @@ def _attend(call: LayerCall, inputs: Inputs, indices: Tensor, **logits: Any) -> 
     return attend(inputs.query, inputs.key, inputs.value, indices, **logits)
 
 
-def _gather(call: LayerCall, inputs: Inputs, indices: Tensor) -> tuple[Tensor, Tensor]:
-    """Keys and values (batch, lists, q, m, dim) of the tokens of indices, wherever they lie."""
-    if call.stored:
-        return call.cache_layer.gather(indices)
-    return gather_tokens(inputs.key, indices), gather_tokens(inputs.value, indices)
-
-
 def _in_one_call(call: LayerCall, inputs: Inputs, plan: SelectionPlan, n: int) -> bool:
     """Whether the selector reads this step in one call of a kernel: one row, whose token is the
     only one that the index lacks."""
@@ -231,10 +224,12 @@ def _read_verified(call: LayerCall, inputs: Inputs, n: int, clock: Any) -> tuple
         chosen = run.selector.sample(call.layer, inputs.query, view, inputs.scaling, plan)
         return run.with_kept(*chosen, plan)
 
+    gather = partial(gather_rows, inputs.key, inputs.value)
+    if call.stored:
+        gather = call.cache_layer.gather
     reading = reading_of(
-        sample, partial(_attend, call, inputs), inputs.query, partial(_gather, call, inputs),
-        step.plan, step.logits, run.fallback.levels,
-        run.fallback.begin(call.layer, inputs.query.device), clock,
+        sample, partial(_attend, call, inputs), inputs.query, gather, step.plan, step.logits,
+        run.fallback.levels, run.fallback.begin(call.layer, inputs.query.device), clock,
     )  # fmt: skip
     read_verified(reading, run.fallback, call.layer, clock)
     step = replace(

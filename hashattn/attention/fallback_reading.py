@@ -27,7 +27,7 @@ from torch.nn.functional import pad
 
 from hashattn.attention.error_bars import sample_statistics
 from hashattn.attention.observer import NO_CLOCK
-from hashattn.kernels import LEAST_HEAVY, LOG_LIMIT, mask_to_indices
+from hashattn.kernels import LEAST_HEAVY, LOG_LIMIT, gather_tokens, mask_to_indices
 
 if TYPE_CHECKING:
     from hashattn.attention.fallback import Fallback
@@ -218,6 +218,12 @@ def reading_of(
     if plan.draw is None:
         return RankedReading(sample, attend, query, plan, logits, top, start, clock)
     return DrawnReading(sample, attend, query, gather, plan, logits, top, start, clock)
+
+
+def gather_rows(keys: Tensor, values: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values (batch, lists, q, m, dim) of tokens (batch, lists, q, m), from those of all
+    tokens (batch, kv_heads, n, dim)."""
+    return gather_tokens(keys, indices), gather_tokens(values, indices)
 
 
 def read_verified(reading: Reading, fallback: Fallback, layer: int, clock: Any = NO_CLOCK) -> None:

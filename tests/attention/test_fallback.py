@@ -378,7 +378,7 @@ def test_drawn_rows_may_lie_in_a_store(tmp_path, bits):
 
 
 def test_learned_sinks_count_once():
-    from hashattn.attention.fallback_reading import reading_of
+    from hashattn.attention.fallback_reading import gather_rows, reading_of
     from hashattn.attention.masks import make_plan
     from hashattn.kernels import attend, dense_decode
 
@@ -396,7 +396,9 @@ def test_learned_sinks_count_once():
     lists = selector.lists(4, 2)
     read = partial(attend, query, key, value)
     start = torch.zeros(lists).long()
-    reading = reading_of(sample, read, query, (key, value), plan, logits, 4, start)
+    reading = reading_of(
+        sample, read, query, partial(gather_rows, key, value), plan, logits, 4, start
+    )
     while not reading.dense.all():
         reading.double(torch.ones_like(reading.levels, dtype=torch.bool))
     torch.testing.assert_close(reading.out, dense_decode(query, key, value, **logits))

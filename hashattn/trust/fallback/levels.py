@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hashattn.attention.budget import Budget
 from hashattn.attention.fallback import Fallback
-from hashattn.attention.fallback_reading import Reading, reading_of
+from hashattn.attention.fallback_reading import Reading, gather_rows, reading_of
 from hashattn.attention.masks import spans_plan
 from hashattn.base.checks import require
 from hashattn.hashing.capture import CapturedLayer
@@ -48,8 +48,8 @@ def captured_readings(
             return selector.sample(layer.layer, query, view, layer.scaling, plan)
 
         read = partial(attend, query, keys, values)
-        yield reading_of(sample, read, query, (keys, values), plan, logits, top,
-                         start.to(keys.device))  # fmt: skip
+        rows = partial(gather_rows, keys, values)
+        yield reading_of(sample, read, query, rows, plan, logits, top, start.to(keys.device))
 
 
 @dataclass(frozen=True)
