@@ -30,15 +30,27 @@ def rule(heads: int, lists: int, limit: float, start: int = 0) -> Rule:
     return Rule(coefficients, torch.full((lists,), start), limit)
 
 
+def exact(step: Step, scaling: float, softcap: float | None):
+    """Logits (B, Hq, n) and values (B, Hq, n, Dv) of the step's row, in float64."""
+    heads = step.q.shape[1]
+    k, v = (x.double().repeat_interleave(heads // x.shape[1], 1) for x in (step.k, step.v))
+    logits = (step.q.double() @ k.mT)[:, :, 0] * scaling
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap), v
+
+
+def log_error(rule: Rule, head: int, level: int, *statistics) -> float:
+    """What the rule predicts."""
+    terms = [x.log().clamp(-LOG_LIMIT, LOG_LIMIT) for x in statistics]
+    weights = rule.coefficients[head, level].double()
+    return float(weights[0] + weights[1] * terms[0] + weights[2] * terms[1])
+
+
 def expected(step: Step, rule: Rule, lists: int, grades, heavy: int, scaling: float, softcap=None):
     """Output (B, Hq, Dv), token sets and levels by list, and how near a decision came to the
     limit; in float64."""
     heads, tokens = step.q.shape[1], step.k.shape[2]
     group = heads // lists
-    k, v = (x.double().repeat_interleave(heads // x.shape[1], 1) for x in (step.k, step.v))
-    logits = (step.q.double() @ k.mT)[:, :, 0] * scaling
-    if softcap is not None:
-        logits = softcap * torch.tanh(logits / softcap)
+    logits, v = exact(step, scaling, softcap)
 
     def best(item: int, line: int, count: int) -> set[int]:
         found = step.run(composed, heavy=torch.full((step.batch, 1, 1), count), spans=step.spans,
@@ -65,9 +77,7 @@ def expected(step: Step, rule: Rule, lists: int, grades, heavy: int, scaling: fl
                     (old, less), (new, total) = (attend(item, head, s) for s in (before, now))
                     edge = (end - first - len(now)) / (len(now) - len(before)) * (1 - less / total)
                     change = (new - old).norm() / new.norm()
-                    terms = [x.log().clamp(-LOG_LIMIT, LOG_LIMIT) for x in (edge, change)]
-                    weights = rule.coefficients[head, level].double()
-                    errors.append(float(weights[0] + weights[1] * terms[0] + weights[2] * terms[1]))
+                    errors.append(log_error(rule, head, level, edge, change))
                 nearest = min(nearest, abs(max(errors) - rule.limit))
                 if max(errors) <= rule.limit:
                     break
@@ -118,10 +128,7 @@ def expected_drawn(step: Step, rule: Rule, lists: int, grades, heavy: int, scali
     """As `expected`, of lists of which a part is drawn; sets are {token: log weight}."""
     heads, tokens = step.q.shape[1], step.k.shape[2]
     group = heads // lists
-    k, v = (x.double().repeat_interleave(heads // x.shape[1], 1) for x in (step.k, step.v))
-    logits = (step.q.double() @ k.mT)[:, :, 0] * scaling
-    if softcap is not None:
-        logits = softcap * torch.tanh(logits / softcap)
+    logits, v = exact(step, scaling, softcap)
 
     def sample(item: int, line: int, count: int) -> dict[int, float]:
         drawn = torch.full((step.batch, 1, 1), round(count * float(draws.drawn[line])))
@@ -156,13 +163,9 @@ def expected_drawn(step: Step, rule: Rule, lists: int, grades, heavy: int, scali
                     level = LEVELS
                     break
                 now = sample(item, line, size)
-                errors = []
-                for head in members:
-                    terms = [
-                        x.log().clamp(-LOG_LIMIT, LOG_LIMIT) for x in attend(item, head, now)[1:]
-                    ]
-                    weights = rule.coefficients[head, level].double()
-                    errors.append(float(weights[0] + weights[1] * terms[0] + weights[2] * terms[1]))
+                errors = [
+                    log_error(rule, head, level, *attend(item, head, now)[1:]) for head in members
+                ]
                 nearest = min(nearest, abs(max(errors) - rule.limit))
                 if max(errors) <= rule.limit:
                     break
